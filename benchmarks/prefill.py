@@ -1,0 +1,165 @@
+"""Prefill of one prompt: the NumPy reference against transformers' eager model, float32, on the CPU.
+
+Each participant runs in a process of its own, loads the same random weights from the same folder, and waits; the parent
+lets them run in turns, so that both meet the same machine and neither's idle threads disturb the other. Logits are
+compared before anything is timed.
+
+Example: python -m benchmarks.prefill --preset bloom_560m_multi --tokens 512 --output benchmarks/results/prefill.json
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import blas_info, command_line, describe_machine
+
+PARTICIPANTS = ("bloomref", "transformers")
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.serve:
+        serve(arguments.serve, Path(arguments.folder))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        report = measure(arguments, Path(folder))
+    print(json.dumps(report["results"], indent=2))
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="bloom_560m_multi", help="whose dimensions to use; the weights are random")
+    parser.add_argument("--tokens", type=int, default=512, help="length of the prompt")
+    parser.add_argument("--rounds", type=int, default=7, help="timed runs of each participant, in turns")
+    parser.add_argument("--output", help="write the report to this JSON file")
+    parser.add_argument("--serve", choices=PARTICIPANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    machine = describe_machine()
+    _write_model(arguments.preset, folder)
+    children = {name: Child(name, folder) for name in PARTICIPANTS}
+    try:
+        ids = np.random.default_rng(1).integers(0, 250_680, (1, arguments.tokens))
+        np.save(folder / "ids.npy", ids)
+        agreement = _check(children)
+        rounds = [
+            {name: child.ask("time")["seconds"] for name, child in children.items()} for _ in range(arguments.rounds)
+        ]
+        blas = {name: child.ask("blas")["blas"] for name, child in children.items()}
+    finally:
+        for child in children.values():
+            child.close()
+    return {
+        "command": command_line(),
+        "what": f"prefill of {arguments.tokens} tokens, all logits, {arguments.preset} dimensions, random weights, float32",
+        "machine": machine,
+        "threads": blas,
+        "largest_logit_difference": agreement,
+        "results": {name: _summary([r[name] for r in rounds], arguments.tokens) for name in PARTICIPANTS},
+        "seconds": rounds,
+    }
+
+
+def _write_model(preset: str, folder: Path) -> None:
+    from bloomref.formats import hf
+    from bloomref.params import init_params
+    from bloomref.presets.registry import PRESETS
+
+    config = PRESETS[preset].config
+    hf.save(folder / "model", config, init_params(config, seed=0))
+
+
+def _check(children: "dict[str, Child]") -> float:
+    """Run everybody once; the logits must agree to float32 accuracy before a time means anything."""
+    outputs = [np.load(child.ask("logits")["file"]) for child in children.values()]
+    difference = float(np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max())
+    if not difference < 1e-4:
+        raise SystemExit(f"the participants disagree by {difference:.2e} of the largest logit: nothing is timed")
+    return difference
+
+
+def _summary(seconds: list[float], tokens: int) -> dict[str, float]:
+    median = statistics.median(seconds)
+    return {
+        "median_seconds": round(median, 4),
+        "min_seconds": round(min(seconds), 4),
+        "max_seconds": round(max(seconds), 4),
+        "tokens_per_second": round(tokens / median, 1),
+    }
+
+
+class Child:
+    """A participant in its own process: one request a line, one JSON answer a line."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        command = [sys.executable, "-m", "benchmarks.prefill", "--serve", name, "--folder", str(folder)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, request: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(request + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def serve(name: str, folder: Path) -> None:
+    """The child's side: load, then answer `logits`, `time` and `blas` until the input ends."""
+    from time import perf_counter
+
+    run = _bloomref(folder) if name == "bloomref" else _transformers(folder)
+    for request in sys.stdin:
+        answer: dict[str, Any] = {}
+        if request.strip() == "blas":
+            answer["blas"] = blas_info()
+        else:
+            ids = np.load(folder / "ids.npy")
+            began = perf_counter()
+            logits = run(ids)
+            answer["seconds"] = perf_counter() - began
+            if request.strip() == "logits":
+                answer["file"] = str(folder / f"{name}.npy")
+                np.save(answer["file"], logits)
+        print(json.dumps(answer), flush=True)
+
+
+def _bloomref(folder: Path) -> Any:
+    import bloomref
+
+    model = bloomref.BloomBackbone.from_preset(str(folder / "model"), dtype="float32")
+    return lambda ids: model.engine.logits(model({"token_ids": ids}))
+
+
+def _transformers(folder: Path) -> Any:
+    import torch
+    from transformers import BloomForCausalLM
+
+    model = BloomForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+
+    def run(ids: Any) -> Any:
+        with torch.inference_mode():
+            return model(torch.from_numpy(ids), use_cache=False).logits.numpy()
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

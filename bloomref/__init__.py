@@ -1,0 +1,48 @@
+"""bloomref: a readable NumPy reference of the BLOOM language model that defines its specification."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bloomref.backbone import BloomBackbone
+    from bloomref.causal_lm import BloomCausalLM
+    from bloomref.config import BloomConfig
+    from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
+    from bloomref.tokenizer import BloomTokenizer
+
+__version__ = "0.1.0"
+
+# Imported on first use, so that `import bloomref` costs no more than the interpreter's own start.
+_HOMES = {
+    "BloomBackbone": "bloomref.backbone",
+    "BloomCausalLM": "bloomref.causal_lm",
+    "BloomConfig": "bloomref.config",
+    "BloomTokenizer": "bloomref.tokenizer",
+    "BadWeights": "bloomref.errors",
+    "BloomrefError": "bloomref.errors",
+    "InvalidInput": "bloomref.errors",
+    "Unsupported": "bloomref.errors",
+}
+
+__all__ = [
+    "BadWeights",
+    "BloomBackbone",
+    "BloomCausalLM",
+    "BloomConfig",
+    "BloomTokenizer",
+    "BloomrefError",
+    "InvalidInput",
+    "Unsupported",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bloomref' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,267 @@
+"""BloomBackbone: the model without a language-modelling head, with the interface of KerasHub's class of that name."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from bloomref.config import BloomConfig
+from bloomref.dtypes import DTypePolicy, dtype_policy
+from bloomref.errors import InvalidInput, invalid
+from bloomref.params import Params, count_params, init_params
+from bloomref.reference import trace
+from bloomref.runtime.engine import Engine
+from bloomref.runtime.inputs import check_token_ids, to_array, token_batch
+from bloomref.shapes import Array, Float
+
+_EXTRA_ARGUMENTS = (
+    "apply_residual_connection_post_layernorm",
+    "tie_word_embeddings",
+    "initializer_range",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+_ARGUMENTS = (
+    "vocabulary_size",
+    "num_layers",
+    "num_heads",
+    "hidden_dim",
+    "intermediate_dim",
+    "dropout",
+    "layer_norm_epsilon",
+    *_EXTRA_ARGUMENTS,
+)
+
+
+class _Presets:
+    """`BloomBackbone.presets`: read from the registry when it is asked for."""
+
+    def __get__(self, instance: object, owner: type) -> dict[str, dict[str, Any]]:
+        from bloomref.presets.registry import PRESETS
+
+        return {name: preset.summary() for name, preset in PRESETS.items()}
+
+
+class BloomBackbone:
+    """A BLOOM decoder (arXiv:2211.05100): token ids in, final hidden states out.
+
+    Args:
+        vocabulary_size: V, rows of the embedding.
+        num_layers: L, transformer blocks.
+        num_heads: H, attention heads of a block; divides hidden_dim.
+        hidden_dim: D, width of the hidden states.
+        intermediate_dim: F, width of the MLP between its two layers.
+        dropout: probability, used only in calls with `training=True`.
+        layer_norm_epsilon: added to the variance in every layer norm.
+        dtype: float64, float32 (the default), float16, bfloat16, mixed_float16 or mixed_bfloat16, by name or as a NumPy
+            dtype. The rounding rule is clause NUM-2.
+        **kwargs: `seed` (0) of the random initial weights; `apply_residual_connection_post_layernorm` (False);
+            `tie_word_embeddings` (True); `initializer_range` (0.02); `bos_token_id`, `eos_token_id`, `pad_token_id`
+            (1, 2, 3); `name`; `trainable`.
+
+    Raises:
+        InvalidInput: when an argument is unknown or outside its domain.
+
+    Example:
+        >>> model = BloomBackbone(vocabulary_size=10, num_layers=2, num_heads=2, hidden_dim=32, intermediate_dim=128)
+        >>> model({"token_ids": [[1, 2, 3]], "padding_mask": [[1, 1, 0]]}).shape
+        (1, 3, 32)
+    """
+
+    presets = _Presets()
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        dropout: float = 0.0,
+        layer_norm_epsilon: float = 1e-5,
+        dtype: object = None,
+        **kwargs: Any,
+    ) -> None:
+        name, trainable, seed = kwargs.pop("name", None), kwargs.pop("trainable", True), kwargs.pop("seed", 0)
+        _check_names(kwargs, (*_EXTRA_ARGUMENTS, "name", "trainable", "seed"))
+        config = BloomConfig(
+            vocabulary_size=vocabulary_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            hidden_dim=hidden_dim,
+            intermediate_dim=intermediate_dim,
+            attention_dropout=dropout,
+            hidden_dropout=dropout,
+            layer_norm_epsilon=layer_norm_epsilon,
+            **kwargs,
+        )
+        policy = dtype_policy(dtype)
+        self._assemble(config, init_params(config, seed, policy.variable_dtype), policy, name, trainable)
+
+    def _assemble(
+        self, config: BloomConfig, params: Params, policy: DTypePolicy, name: str | None = None, trainable: bool = True
+    ) -> None:
+        self.config = config
+        self.params = params
+        self.policy = policy
+        self.engine = Engine(params, config, policy)
+        self.name = name or "bloom_backbone"
+        self.trainable = trainable
+
+    # --- construction ----------------------------------------------------------------------------
+
+    @classmethod
+    def from_params(cls, config: BloomConfig, params: Params, dtype: object = None, **kwargs: Any) -> "BloomBackbone":
+        """A model of given weights; `dtype` None keeps theirs."""
+        policy = dtype_policy(params.word_embedding.dtype if dtype is None else dtype)
+        model = cls.__new__(cls)
+        model._assemble(config, params.astype(policy.variable_dtype), policy, **kwargs)
+        return model
+
+    @classmethod
+    def from_preset(cls, preset: str | Path, load_weights: bool = True, **kwargs: Any) -> "BloomBackbone":
+        """A model from a preset.
+
+        Args:
+            preset: a built-in name (`BloomBackbone.presets`), `hf://user/repo`, `kaggle://user/model/keras/variation`,
+                or a local folder in Hugging Face or Keras layout.
+            load_weights: False gives random weights of the preset's sizes (nothing but the config is downloaded).
+            **kwargs: `dtype` (None is float32; "auto" is the dtype of the files); `revision` of a hub repository;
+                and any argument of the constructor, which then replaces the preset's.
+
+        Raises:
+            InvalidInput: no such preset; BadWeights: damaged or foreign files; Unsupported: an optional package or the
+            network is missing.
+        """
+        from bloomref.formats.checkpoint import open_checkpoint
+        from bloomref.presets.resolver import resolve
+
+        dtype, revision = kwargs.pop("dtype", None), kwargs.pop("revision", None)
+        name, trainable, seed = kwargs.pop("name", None), kwargs.pop("trainable", True), kwargs.pop("seed", 0)
+        _check_names(kwargs, (*_ARGUMENTS, "dtype", "revision", "name", "trainable", "seed"))
+        checkpoint = open_checkpoint(resolve(preset, weights=load_weights, revision=revision))
+        config = _override(checkpoint.config, kwargs)
+        policy = dtype_policy(checkpoint.dtype if dtype == "auto" else dtype)
+        if load_weights:
+            params = checkpoint.replace_config(config).params(policy.variable_dtype)
+        else:
+            params = init_params(config, seed, policy.variable_dtype)
+        return cls.from_params(config, params, policy, name=name, trainable=trainable)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "BloomBackbone":
+        """A model with fresh weights from what `get_config` returned."""
+        return cls(**config)
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments: `from_config` makes a model of the same sizes, dtype and names from them."""
+        values: dict[str, Any] = {"name": self.name, "trainable": self.trainable, "dtype": self.policy.name}
+        return values | {name: getattr(self, name) for name in _ARGUMENTS}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dropout":
+            return self.config.hidden_dropout
+        if name in _ARGUMENTS:
+            return getattr(self.config, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}={getattr(self, name)}" for name in _ARGUMENTS[:5])
+        return f"BloomBackbone({sizes}, dtype={self.policy.name!r}): {self.count_params():,} parameters"
+
+    # --- use -------------------------------------------------------------------------------------
+
+    def __call__(self, inputs: Any, training: bool = False, seed: int | None = None) -> Float[Array, "B T D"]:
+        """Final hidden states, in the compute dtype.
+
+        Args:
+            inputs: `{"token_ids": (B, T) integers, "padding_mask": (B, T) of 0 and 1}`; without a mask all are real.
+            training: apply dropout.
+            seed: of dropout; None draws a fresh one.
+
+        Raises:
+            InvalidInput: naming the key, what was expected and what came. Rows of padding are finite and mean nothing.
+        """
+        batch = token_batch(inputs, self.config.vocabulary_size)
+        return self.engine.hidden(batch, np.random.default_rng(seed) if training else None)
+
+    def trace(self, inputs: Any, names: str = "*") -> dict[str, Array]:
+        """Every named intermediate (clause MOD-8) whose name matches the pattern, in the order of computation.
+
+        Example:
+            >>> model = BloomBackbone(10, 2, 2, 32, 128)
+            >>> list(model.trace({"token_ids": [[1, 2]]}, "layers.1.attention.s*"))
+            ['layers.1.attention.scores']
+        """
+        batch = token_batch(inputs, self.config.vocabulary_size)
+        with trace.record(lambda name: fnmatchcase(name, names)) as seen:
+            self.engine.logits(self.engine.hidden(batch))
+        return seen
+
+    @property
+    def token_embedding(self) -> "TokenEmbedding":
+        """The embedding matrix, as a function in both directions."""
+        return TokenEmbedding(self.engine)
+
+    def count_params(self) -> int:
+        """Number of scalar weights; a tied head counts once."""
+        return count_params(self.config)
+
+    def save_to_preset(self, path: str | Path, format: Literal["hf", "keras"] = "hf") -> None:
+        """Write config and weights as a folder that transformers ("hf") or KerasHub ("keras") loads, in the variable dtype.
+
+        The folder is complete or not there: files are written under temporary names and renamed.
+
+        Raises:
+            InvalidInput: an unknown format, or a model that the layout cannot express.
+        """
+        if format not in ("hf", "keras"):
+            raise invalid("format", "'hf' or 'keras'", repr(format))
+        from bloomref.formats import hf, keras
+
+        (hf if format == "hf" else keras).save(Path(path), self.config, self.params)
+
+
+class TokenEmbedding:
+    """Rows of the embedding matrix for ids; with `reverse=True`, the product of hidden states with all its rows."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def embeddings(self) -> Float[Array, "V D"]:
+        """The matrix, in the compute dtype."""
+        return self._engine.params.word_embedding
+
+    def __call__(self, inputs: Any, reverse: bool = False) -> Array:
+        """ids (...) -> (..., D) in the compute dtype; reverse: (..., D) -> (..., V) in float32 (float64 for float64)."""
+        if reverse:
+            return self._reverse(to_array("hidden", inputs))
+        ids = to_array("token_ids", inputs)
+        checked = check_token_ids(ids.reshape(1, -1), self._engine.config.vocabulary_size)
+        return self.embeddings[checked.reshape(ids.shape)]
+
+    def _reverse(self, hidden: Array) -> Array:
+        width = self._engine.config.hidden_dim
+        if hidden.ndim == 0 or hidden.shape[-1] != width or hidden.dtype.kind not in "fV":
+            raise invalid("hidden", f"floating numbers of shape (..., {width})", f"{hidden.dtype} {hidden.shape}")
+        return self._engine.project(hidden)
+
+
+def _override(config: BloomConfig, changes: dict[str, Any]) -> BloomConfig:
+    if "dropout" in changes:
+        rate = changes.pop("dropout")
+        changes |= {"attention_dropout": rate, "hidden_dropout": rate}
+    return config.replace(**changes)
+
+
+def _check_names(kwargs: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for name in kwargs:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            raise InvalidInput(f"{name}: expected an argument of BloomBackbone, got an unknown name; {hint}")

@@ -1,0 +1,67 @@
+"""Assembles the subcommands, and turns errors into sentences and exit codes."""
+
+import os
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+import bloomref
+from bloomref.cli import convert, download, generate, info, presets, score, trace
+from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
+
+EXIT_CODES: dict[type[BaseException], int] = {InvalidInput: 2, Unsupported: 3, BadWeights: 4, KeyboardInterrupt: 130}
+
+EPILOG = "Exit codes: 0 done, 2 wrong arguments or input, 3 not possible here, 4 bad weights, 130 interrupted."
+
+app = typer.Typer(
+    name="bloomref",
+    help="BLOOM, by the book: a NumPy reference implementation that defines the specification.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (generate, score, presets, info, trace, download, convert):
+    app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"bloomref {bloomref.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """BLOOM, by the book: a NumPy reference implementation that defines the specification."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except BloomrefError as error:
+        return _fail(str(error), EXIT_CODES[next(kind for kind in EXIT_CODES if isinstance(error, kind))])
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return _fail("interrupted", EXIT_CODES[KeyboardInterrupt])
+    except BrokenPipeError:  # the reader of our output has left: `bloomref presets | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"bloomref: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,76 @@
+"""Arguments and output forms that several subcommands share."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bloomref.errors import invalid
+
+if TYPE_CHECKING:
+    from bloomref.causal_lm import BloomCausalLM
+
+DEFAULT_PRESET = "bloom_tiny_udhr"
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A preset's name, hf://user/repo, kaggle://..., or a folder.", metavar="PRESET"),
+]
+DType = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="float64, float32, float16, bfloat16, mixed_*, or auto (as stored).  [default: float32]"
+    ),
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub repository.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def load(model: str, dtype: str | None, revision: str | None) -> "BloomCausalLM":
+    """The model that the arguments name, with a spinner on stderr while it loads."""
+    from bloomref.causal_lm import BloomCausalLM
+
+    with working(f"loading {model}"):
+        return BloomCausalLM.from_preset(model, dtype=dtype, revision=revision)
+
+
+@contextmanager
+def working(message: str) -> Iterator[None]:
+    """A spinner on stderr, if a person is looking."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(message):
+        yield
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def note(message: str) -> None:
+    """A remark for the person, kept out of the output."""
+    typer.echo(message, err=True)
+
+
+def text_or_stdin(text: str | None, name: str) -> str:
+    """The argument, or standard input when it is `-`."""
+    if text == "-":
+        return sys.stdin.read().removesuffix("\n")
+    if text is None:
+        raise invalid(name, "a text, or - to read standard input", "nothing")
+    return text
+
+
+def size(count: float) -> str:
+    """Bytes for a reader: 1.12 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

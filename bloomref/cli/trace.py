@@ -1,0 +1,40 @@
+"""`bloomref trace`: every named intermediate of one forward pass, as a safetensors file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bloomref.cli.shared import DEFAULT_PRESET, DType, Json, Model, Revision, load, print_json, size, text_or_stdin
+from bloomref.errors import invalid
+
+
+def command(
+    text: Annotated[str, typer.Argument(help="The input; - reads standard input.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The safetensors file to write.")],
+    names: Annotated[str, typer.Option(help="A pattern: only the intermediates it matches.")] = "*",
+    model: Model = DEFAULT_PRESET,
+    dtype: DType = None,
+    revision: Revision = None,
+    json: Json = False,
+) -> None:
+    """Write the named intermediates of one forward pass over TEXT.
+
+    Example: bloomref trace "Everyone has" -o trace.safetensors --names "layers.0.attention.*"
+    """
+    from bloomref.formats.safetensors_io import write_safetensors
+
+    language_model = load(model, dtype, revision)
+    ids = language_model.tokenizer.tokenize(text_or_stdin(text, "text"))
+    seen = language_model.backbone.trace({"token_ids": [ids]}, names)
+    if not seen:
+        raise invalid("names", "a pattern that matches an intermediate, such as 'layers.0.*'", names)
+    write_safetensors(output, seen, {"model": model, "token_ids": " ".join(map(str, ids))})
+    if json:
+        print_json(
+            {"output": str(output), "token_ids": ids, "shapes": {name: list(x.shape) for name, x in seen.items()}}
+        )
+        return
+    for name, array in seen.items():
+        typer.echo(f"{name:36} {array.dtype!s:9} {array.shape}")
+    typer.echo(f"{len(seen)} intermediates, {size(sum(x.nbytes for x in seen.values()))}, written to {output}")

@@ -1,0 +1,173 @@
+"""BloomConfig: every number that shapes a BLOOM, validated once, and its two spellings on disk."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
+from typing import Any
+
+from bloomref.errors import BadWeights, InvalidInput, invalid
+
+# canonical field <- the keys under which Hugging Face checkpoints store it; the first one present wins
+_HF_KEYS: dict[str, tuple[str, ...]] = {
+    "vocabulary_size": ("vocab_size",),
+    "hidden_dim": ("n_embed", "hidden_size"),
+    "num_layers": ("n_layer", "num_hidden_layers"),
+    "num_heads": ("n_head", "num_attention_heads"),
+    "intermediate_dim": ("intermediate_size",),
+    "attention_dropout": ("attention_dropout",),
+    "hidden_dropout": ("hidden_dropout",),
+    "layer_norm_epsilon": ("layer_norm_epsilon",),
+    "apply_residual_connection_post_layernorm": ("apply_residual_connection_post_layernorm",),
+    "tie_word_embeddings": ("tie_word_embeddings",),
+    "initializer_range": ("initializer_range",),
+    "bos_token_id": ("bos_token_id",),
+    "eos_token_id": ("eos_token_id",),
+    "pad_token_id": ("pad_token_id",),
+}
+_REQUIRED = ("vocabulary_size", "hidden_dim", "num_layers", "num_heads")
+_KERAS_KEYS = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "layer_norm_epsilon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BloomConfig:
+    """The numbers of one BLOOM. Clauses: CFG-1 ... CFG-11.
+
+    Raises:
+        InvalidInput: when a field is outside its domain.
+    """
+
+    vocabulary_size: int
+    num_layers: int
+    num_heads: int
+    hidden_dim: int
+    intermediate_dim: int
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    layer_norm_epsilon: float = 1e-5
+    apply_residual_connection_post_layernorm: bool = False
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    pad_token_id: int | None = 3
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Keys of a Hugging Face config.json without effect on the result (`pretraining_tp`, ...), kept for a round trip."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim"):
+            _check_integer(name, getattr(self, name), minimum=0 if name == "num_layers" else 1)
+        if self.hidden_dim % self.num_heads:
+            raise invalid("hidden_dim", f"a multiple of num_heads={self.num_heads}", self.hidden_dim)
+        for name in ("attention_dropout", "hidden_dropout"):
+            _check_real(name, getattr(self, name), "a probability in [0, 1)", 0.0, 1.0)
+        _check_real("layer_norm_epsilon", self.layer_norm_epsilon, "a number in [0, 1)", 0.0, 1.0)
+        _check_real("initializer_range", self.initializer_range, "a finite number >= 0", 0.0, float("inf"))
+        for name in ("apply_residual_connection_post_layernorm", "tie_word_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise invalid(name, "True or False", repr(getattr(self, name)))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), minimum=0)
+
+    @property
+    def head_dim(self) -> int:
+        """K, the width of one head."""
+        return self.hidden_dim // self.num_heads
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The letters of the dimension key that a config fixes."""
+        return {
+            "V": self.vocabulary_size,
+            "D": self.hidden_dim,
+            "F": self.intermediate_dim,
+            "H": self.num_heads,
+            "K": self.head_dim,
+            "C": 3,
+        }
+
+    def replace(self, **changes: Any) -> "BloomConfig":
+        return replace(self, **changes)
+
+    # --- Hugging Face spelling -------------------------------------------------------------------
+
+    @classmethod
+    def from_hf(cls, data: Mapping[str, Any]) -> "BloomConfig":
+        """Read a Hugging Face `config.json`, in the old or the new spelling of its keys.
+
+        Where both spellings are present the one that transformers honours wins (`n_embed` over `hidden_size`).
+
+        Raises:
+            BadWeights: when it is not a BLOOM or lacks a size; InvalidInput: when a value is out of its domain.
+        """
+        if data.get("model_type", "bloom") != "bloom":
+            raise BadWeights(f"config.json: expected model_type 'bloom', got {data['model_type']!r}")
+        found = {name: data[key] for name, keys in _HF_KEYS.items() for key in reversed(keys) if key in data}
+        missing = [" or ".join(_HF_KEYS[name]) for name in _REQUIRED if name not in found]
+        if missing:
+            raise BadWeights(f"config.json: expected the keys {', '.join(missing)}, got {sorted(data)}")
+        found.setdefault("intermediate_dim", 4 * found["hidden_dim"])
+        found["extra"] = {key: value for key, value in data.items() if key not in _KNOWN_HF}
+        return cls(**found)
+
+    def to_hf(self) -> dict[str, Any]:
+        """A `config.json` that transformers reads. An MLP width other than 4 D is stored as `intermediate_size`."""
+        data: dict[str, Any] = {"architectures": ["BloomForCausalLM"], "model_type": "bloom", **self.extra}
+        data |= {keys[-1]: getattr(self, name) for name, keys in _HF_KEYS.items()}
+        data["n_layer"], data["n_head"] = data.pop("num_hidden_layers"), data.pop("num_attention_heads")
+        if self.intermediate_dim == 4 * self.hidden_dim:
+            del data["intermediate_size"]
+        return data
+
+    # --- Keras spelling --------------------------------------------------------------------------
+
+    @classmethod
+    def from_keras(cls, data: Mapping[str, Any]) -> "BloomConfig":
+        """Read the `config` object of a KerasHub BloomBackbone.
+
+        Raises:
+            BadWeights: when a size is missing; InvalidInput: when a value is out of its domain.
+        """
+        missing = [key for key in _KERAS_KEYS[:5] if key not in data]
+        if missing:
+            raise BadWeights(f"config.json: expected the keys {', '.join(missing)}, got {sorted(data)}")
+        rate = data.get("dropout", 0.0)
+        known = {key: data[key] for key in _KERAS_KEYS if key in data}
+        return cls(**known, attention_dropout=rate, hidden_dropout=rate)
+
+    def to_keras(self) -> dict[str, Any]:
+        """The constructor arguments of KerasHub's BloomBackbone.
+
+        Raises:
+            InvalidInput: when it cannot be expressed there (untied head, the other residual form, two rates). Clause: CFG-9.
+        """
+        expressible = {
+            "apply_residual_connection_post_layernorm": False,
+            "tie_word_embeddings": True,
+            "attention_dropout": self.hidden_dropout,
+        }
+        for name, expected in expressible.items():
+            if getattr(self, name) != expected:
+                wanted = f"{expected} for the Keras layout, which cannot say otherwise"
+                raise invalid(name, wanted, getattr(self, name), "save with format='hf'")
+        return {key: getattr(self, key) for key in _KERAS_KEYS} | {"dropout": self.hidden_dropout}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as plain JSON-compatible values."""
+        return asdict(self)
+
+
+_KNOWN_HF = {key for keys in _HF_KEYS.values() for key in keys} | {"architectures", "model_type"}
+FIELDS = tuple(f.name for f in fields(BloomConfig))
+
+
+def _check_integer(name: str, value: object, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise invalid(name, "an integer", repr(value))
+    if value < minimum:
+        raise invalid(name, f"an integer >= {minimum}", value)
+
+
+def _check_real(name: str, value: object, expected: str, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
+        raise invalid(name, expected, repr(value))

@@ -1,0 +1,140 @@
+"""Files on disk: small JSON documents read with suspicion, folders written whole or not at all."""
+
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from bloomref.errors import BadWeights, InvalidInput, describe
+
+MAX_JSON_BYTES = 100_000_000  # a tokenizer.json of BLOOM has 15 MB, the index of its largest checkpoint 70 kB
+
+
+def regular_file(path: Path) -> Path:
+    """`path`, if it is a file that can be read to its end (a link to one is fine: the hub's cache is made of links).
+
+    Raises:
+        BadWeights: when it is missing, or a folder, a pipe or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise BadWeights(f"{path}: expected a file, got {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        raise BadWeights(f"{path}: expected a file, got a {'folder' if stat.S_ISDIR(mode) else 'special file'}")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        BadWeights: when the file is missing or oversized, or is not one JSON object without repeated keys.
+    """
+    size = regular_file(path).stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise BadWeights(describe(path.name, f"at most {MAX_JSON_BYTES} bytes", f"{size} bytes"))
+    return parse_json(path.read_bytes(), path.name)
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """The object that `data` spells; `name` is what messages call it.
+
+    Raises:
+        BadWeights: when it is not one JSON object, or repeats a key.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise BadWeights(f"{name}: expected a JSON object, got {error}") from error
+    if not isinstance(value, dict):
+        raise BadWeights(describe(name, "a JSON object", type(value).__name__))
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} twice")
+    return found
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def weight_map(path: Path) -> dict[str, Any]:
+    """The `weight_map` of an index of shards.
+
+    Raises:
+        BadWeights: when the index has none.
+    """
+    found = read_json(path).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise BadWeights(describe(f"{path.name}: weight_map", "an object that names a file for every weight", found))
+    return found
+
+
+def shard_path(folder: Path, name: object, index: str) -> Path:
+    """The file that an index calls `name`.
+
+    The *name* must stay inside the folder. Where a link of that name points is the file system's affair.
+
+    Raises:
+        BadWeights: for a name that is absolute, climbs out of the folder, or is none.
+    """
+    expected = "the name of a file inside the checkpoint's folder"
+    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
+        raise BadWeights(describe(f"{index}: weight_map", expected, name))
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in PurePosixPath(name).parts:
+        raise BadWeights(describe(f"{index}: weight_map", expected, name))
+    return folder / name
+
+
+@contextmanager
+def staged(target: Path, overwrite: bool, stale: tuple[str, ...] = ()) -> Iterator[Path]:
+    """A new folder to write into, whose files become those of `target` when the block ends without an error.
+
+    A target that does not exist appears complete, in one rename. In one that exists every file is replaced by a rename
+    of its own, config.json last, and then the files that match a pattern of `stale` and were not written are removed;
+    an interrupted block leaves it as it was.
+
+    Raises:
+        InvalidInput: when the target is a file, or exists and `overwrite` is False.
+    """
+    if target.exists() and not target.is_dir():
+        raise InvalidInput(describe("path", "a folder to write, or a new name", f"the file {target}"))
+    exists = target.is_dir() and any(target.iterdir())
+    if exists and not overwrite:
+        raise InvalidInput(describe("path", "a new or empty folder", str(target), "pass overwrite=True to replace it"))
+    parent = target if exists else target.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    stage = parent / f".bloomref-{secrets.token_hex(6)}.tmp"
+    stage.mkdir()
+    try:
+        yield stage
+        if exists:
+            _replace_files(stage, target, stale)
+        else:
+            os.replace(stage, target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace_files(stage: Path, target: Path, stale: tuple[str, ...]) -> None:
+    written = sorted((p for p in stage.rglob("*") if p.is_file()), key=lambda p: p.name == "config.json")
+    names = {path.relative_to(stage) for path in written}
+    for path in written:
+        destination = target / path.relative_to(stage)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, destination)
+    for pattern in stale:
+        for path in target.glob(pattern):
+            if path.relative_to(target) not in names:
+                path.unlink()

@@ -1,0 +1,177 @@
+"""The safetensors file format, read by memory map and written as a stream.
+
+A file is a little-endian u64, that many bytes of JSON header, and the tensors' bytes without overlap or hole. The header
+gives each tensor `dtype`, `shape` and `data_offsets` [start, stop) counted from the header's end. bfloat16 is decoded
+here: NumPy has no such dtype, and the reader of the safetensors package refuses it for NumPy.
+"""
+
+import json
+import math
+import mmap
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from bloomref.dtypes import DType
+from bloomref.errors import BadWeights, InvalidInput, describe
+from bloomref.formats.files import parse_json, regular_file
+from bloomref.shapes import Array
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
+DTYPES: dict[str, DType] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+FLOATS = ("F64", "F32", "F16", "BF16")
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a header; the offsets count from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class SafetensorsFile:
+    """One open file. Arrays are read-only views of its memory map and stay valid as long as they are referenced.
+
+    Raises:
+        BadWeights: when the header is damaged or hostile, naming the file and the tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with regular_file(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header, begin = _read_header(file.read(8), file, size, path.name)
+            self.entries = _entries(header, begin, size, path.name)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def view(self, name: str) -> Array:
+        """The tensor, read-only, not copied (but for one whose bytes do not start at a multiple of its item size)."""
+        entry = self.entries[name]
+        dtype = DTYPES[entry.dtype]
+        array = np.frombuffer(self._map, dtype, math.prod(entry.shape), entry.start).reshape(entry.shape)
+        return array if array.flags.aligned else _read_only(array.copy())
+
+    def release(self, name: str) -> None:
+        """Give back the memory of a tensor's pages; a later read fetches them again."""
+        entry = self.entries[name]
+        start = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = entry.stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if stop > start and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+def _read_only(array: Array) -> Array:
+    array.flags.writeable = False
+    return array
+
+
+def _read_header(prefix: bytes, file: Any, size: int, name: str) -> tuple[dict[str, Any], int]:
+    if len(prefix) < 8:
+        raise BadWeights(describe(name, "a safetensors file", f"{size} bytes"))
+    length = int.from_bytes(prefix, "little")
+    if length > MAX_HEADER_BYTES:
+        raise BadWeights(describe(f"{name}: header", f"at most {MAX_HEADER_BYTES} bytes", f"{length} bytes"))
+    if length > size - 8:
+        raise BadWeights(describe(f"{name}: header", f"at most the {size - 8} bytes of the file", f"{length} bytes"))
+    return parse_json(file.read(length), f"{name}: header"), 8 + length
+
+
+def _entries(header: dict[str, Any], begin: int, size: int, name: str) -> dict[str, Entry]:
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise BadWeights(describe(f"{name}: __metadata__", "an object of strings", metadata))
+    entries = {key: _entry(value, begin, size, f"{name}: {key}") for key, value in header.items()}
+    end = begin
+    for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end:
+            problem = "overlaps the tensor before it" if entry.start < end else "leaves a hole before it"
+            raise BadWeights(f"{name}: {key}: expected data from byte {end}, got {entry.start}: it {problem}")
+        end = entry.stop
+    if end != size:
+        raise BadWeights(describe(name, f"a file of {end} bytes, the end of its last tensor", f"{size} bytes"))
+    return entries
+
+
+def _entry(value: object, begin: int, size: int, name: str) -> Entry:
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise BadWeights(describe(name, "dtype, shape and data_offsets", value))
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise BadWeights(describe(f"{name}: dtype", f"one of {', '.join(FLOATS)}", dtype))
+    if not _natural_numbers(shape):
+        raise BadWeights(describe(f"{name}: shape", "a list of integers >= 0", shape))
+    if not _natural_numbers(offsets) or len(offsets) != 2:
+        raise BadWeights(describe(f"{name}: data_offsets", "two integers >= 0", offsets))
+    start, stop = begin + offsets[0], begin + offsets[1]
+    if not start <= stop <= size:
+        raise BadWeights(describe(f"{name}: data_offsets", f"a range within the file's {size - begin} bytes", offsets))
+    if math.prod(shape) * DTYPES[dtype].itemsize != stop - start:
+        needed = math.prod(shape) * DTYPES[dtype].itemsize
+        raise BadWeights(describe(name, f"{needed} bytes for {dtype} {shape}", f"{stop - start} bytes"))
+    return Entry(dtype, tuple(shape), start, stop)
+
+
+def _natural_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
+    """Write `arrays` to `path`, under a temporary name first; memory for one contiguous copy of the largest at most.
+
+    Raises:
+        InvalidInput: for an array whose dtype the format does not have.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(_header(arrays, {"format": "pt"} if metadata is None else metadata))
+            for array in arrays.values():
+                for piece in _bytes(array):
+                    file.write(piece)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _header(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    position = 0
+    for name, array in arrays.items():
+        if array.dtype not in _NAMES:
+            raise InvalidInput(describe(name, f"a dtype of safetensors ({', '.join(DTYPES)})", array.dtype))
+        stop = position + array.nbytes
+        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [position, stop]}
+        position = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that every tensor of a multiple of 8 bytes starts at one
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(array: Array) -> Iterable[memoryview]:
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    step = 1 << 26
+    return (flat[start : start + step].data for start in range(0, flat.size, step))

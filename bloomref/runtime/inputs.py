@@ -1,0 +1,85 @@
+"""What callers hand in, checked once and brought into one form."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bloomref.errors import InvalidInput, invalid
+from bloomref.shapes import Array, Bool, Int
+
+_KEYS = ("token_ids", "padding_mask")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Checked token ids, and which of them are real."""
+
+    token_ids: Int[Array, "B T"]
+    is_real: Bool[Array, "B T"]
+
+
+def token_batch(inputs: object, vocabulary_size: int) -> TokenBatch:
+    """Check the dictionary input of a model: `token_ids`, and optionally `padding_mask` (1 real, 0 padding).
+
+    Raises:
+        InvalidInput: naming the key, what was expected and what came. Clauses: EMB-1, EMB-2, ATT-11, ATT-12, MOD-1.
+    """
+    if not isinstance(inputs, Mapping):
+        raise invalid(
+            "inputs",
+            "a dictionary {'token_ids': ..., 'padding_mask': ...}",
+            type(inputs).__name__,
+            "wrap the ids: model({'token_ids': ids})",
+        )
+    unknown = [key for key in inputs if key not in _KEYS]
+    if unknown:
+        raise invalid("inputs", "the keys token_ids and padding_mask", f"also {unknown}")
+    if "token_ids" not in inputs:
+        raise invalid("inputs", "a key 'token_ids'", sorted(inputs))
+    token_ids = check_token_ids(inputs["token_ids"], vocabulary_size)
+    return TokenBatch(token_ids, check_padding_mask(inputs.get("padding_mask"), token_ids.shape))
+
+
+def check_token_ids(token_ids: object, vocabulary_size: int) -> Int[Array, "B T"]:
+    """Integers of any dtype, of shape (B, T), each in [0, vocabulary_size); as int64."""
+    array = to_array("token_ids", token_ids)
+    if array.size == 0 and array.ndim == 2:
+        return np.zeros(array.shape, np.int64)
+    if array.dtype.kind not in "iu":
+        raise invalid("token_ids", "integers", f"dtype {array.dtype}")
+    if array.ndim != 2:
+        hint = "put a single sequence in a list: [ids]" if array.ndim == 1 else ""
+        raise invalid("token_ids", "shape (batch, time)", f"shape {array.shape}", hint)
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= vocabulary_size:
+        offender = low if low < 0 else high
+        raise invalid("token_ids", f"ids in [0, {vocabulary_size}), the vocabulary of this model", str(offender))
+    return array.astype(np.int64)
+
+
+def check_padding_mask(mask: object, shape: tuple[int, ...]) -> Bool[Array, "B T"]:
+    """0 and 1 of any number type or bool, in the shape of the ids; all ones when None."""
+    if mask is None:
+        return np.ones(shape, bool)
+    array = to_array("padding_mask", mask)
+    if array.shape != shape:
+        raise invalid("padding_mask", f"the shape of token_ids, {shape}", f"shape {array.shape}")
+    if array.dtype.kind not in "biuf":
+        raise invalid("padding_mask", "numbers or bools", f"dtype {array.dtype}")
+    ones = array == 1
+    if not np.all(ones | (array == 0)):
+        offender = array[~(ones | (array == 0))].flat[0]
+        raise invalid("padding_mask", "only 0 (padding) and 1 (real)", str(offender))
+    return ones
+
+
+def to_array(name: str, value: object) -> np.ndarray[Any, np.dtype[Any]]:
+    """`value` as an array; ragged nestings are refused by name."""
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(
+            f"{name}: expected a rectangular array, got one that is not; pad the rows ({error})"
+        ) from None

@@ -1,0 +1,63 @@
+"""bloomref's side of a comparison, and how far apart two results are."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bloomref.config import BloomConfig
+from bloomref.dtypes import dtype_policy
+from bloomref.params import Params
+from bloomref.reference import trace
+from bloomref.runtime.engine import Engine
+
+from parity.cases import Case
+
+Arrays = dict[str, np.ndarray]
+
+
+def names(config: BloomConfig) -> list[str]:
+    """What is compared: the state after the embedding, after each half of each block, after the final norm, and logits."""
+    blocks = [f"layers.{i}.{half}" for i in range(config.num_layers) for half in ("attention_block", "mlp_block")]
+    return ["embedding_norm", *blocks, "final_norm", "logits"]
+
+
+def whole(case: Case, dtype: str = "float64", params: Params | None = None) -> Arrays:
+    """One forward pass over all positions."""
+    return pieces(case, ((0, case.token_ids.shape[1]),), dtype, params)
+
+
+def pieces(case: Case, intervals: object = None, dtype: str = "float64", params: Params | None = None) -> Arrays:
+    """The forward pass over a cache, piece by piece, put together again along time."""
+    engine = Engine(case.params if params is None else params, case.config, dtype_policy(dtype))
+    cache = engine.new_cache(*case.token_ids.shape)
+    kept, parts = names(case.config), []
+    for start, stop in case.intervals() if intervals is None else intervals:
+        with trace.record(lambda name: name in kept) as seen:
+            hidden = engine.extend(cache, start, case.token_ids[:, start:stop], case.is_real[:, start:stop])
+            engine.logits(hidden)
+        parts.append(seen)
+    return join(parts)
+
+
+def join(parts: list[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+
+def differences(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], is_real: np.ndarray) -> dict[str, float]:
+    """By name: the largest difference at a real position, relative to the largest magnitude there."""
+    assert list(ours) == list(theirs)
+    return {name: relative(ours[name][is_real], theirs[name][is_real]) for name in ours}
+
+
+def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    assert ours.shape == theirs.shape
+    assert np.isfinite(ours).all()
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def rms_error(values: np.ndarray, reference: np.ndarray) -> float:
+    """Root of the mean squared error, relative to the root of the mean square of the reference. NaN counts as infinite."""
+    assert values.shape == reference.shape
+    error = values.astype(np.float64) - reference
+    ratio = float(np.sqrt(np.square(error).mean() / np.square(reference).mean()))
+    return ratio if np.isfinite(ratio) else np.inf

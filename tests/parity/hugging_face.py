@@ -1,0 +1,103 @@
+"""transformers' BLOOM with bloomref's weights, and what it takes to make it a float64 model.
+
+In a model of dtype float64, transformers still computes two things in float32: the softmax of the attention scores and
+the ALiBi slopes. That costs 1e-9 to 1e-4 of accuracy, and under left padding it turns real positions into NaN: the mask
+adds the smallest float64, which overflows to minus infinity for a whole row in the float32 softmax. `in_float64` gives
+the module that defines the model a `torch` whose name `float32` means float64, for the time of one `with`; its code
+is run unchanged otherwise.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from transformers import BloomConfig as HuggingFaceConfig
+from transformers import BloomForCausalLM, DynamicCache
+from transformers.models.bloom import modeling_bloom
+
+from bloomref.config import BloomConfig
+from bloomref.params import Params
+
+from parity.cases import Case
+from parity.compare import Arrays, join
+
+torch.set_num_threads(1)
+
+
+class _WideTorch:
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Inside, transformers computes slopes and softmax in float64."""
+    with mock.patch.object(modeling_bloom, "torch", _WideTorch()):
+        yield
+
+
+def build(config: BloomConfig, params: Params, dtype: torch.dtype = torch.float64) -> BloomForCausalLM:
+    assert config.intermediate_dim == 4 * config.hidden_dim, "transformers has no other width"
+    model = BloomForCausalLM(HuggingFaceConfig.from_dict(config.to_hf())).to(dtype).eval()
+    prefixed = {
+        key if key == "lm_head.weight" else f"transformer.{key}": torch.from_numpy(array.reshape(weight.hf_shape(config)))
+        for key, weight, array in params.named()
+    }
+    missing, unknown = model.load_state_dict(prefixed, strict=False)
+    assert not unknown
+    assert missing == (["lm_head.weight"] if config.tie_word_embeddings else [])
+    return model
+
+
+def whole(model: BloomForCausalLM, case: Case) -> Arrays:
+    """The states that `parity.compare.names` lists, of one forward pass over all positions."""
+    return _call(model, case.token_ids, case.mask)
+
+
+def pieces(model: BloomForCausalLM, case: Case) -> Arrays:
+    """The same over a DynamicCache, piece by piece, each with the mask of all positions so far."""
+    cache = DynamicCache(config=model.config)
+    parts = []
+    for start, stop in case.intervals():
+        mask = None if case.mask is None else case.mask[:, :stop]
+        parts.append(_call(model, case.token_ids[:, start:stop], mask, past_key_values=cache, use_cache=True))
+    return join(parts)
+
+
+def _call(model: BloomForCausalLM, token_ids: np.ndarray, mask: np.ndarray | None, **cache: Any) -> Arrays:
+    mask_tensor = None if mask is None else torch.from_numpy(mask)
+    with torch.no_grad(), _observed(model) as seen:
+        output = model(torch.from_numpy(token_ids), attention_mask=mask_tensor, **cache)
+    return seen | {"logits": _array(output.logits)}
+
+
+@contextmanager
+def _observed(model: BloomForCausalLM) -> Iterator[Arrays]:
+    """A dictionary that fills with what leaves each module whose output has a name in bloomref."""
+    body, seen = model.transformer, {}
+    modules = {"embedding_norm": body.word_embeddings_layernorm}
+    for index, block in enumerate(body.h):
+        modules |= {f"layers.{index}.attention_block": block.self_attention, f"layers.{index}.mlp_block": block}
+    modules["final_norm"] = body.ln_f
+
+    def keep(name: str) -> Any:
+        def hook(_module: object, _inputs: object, output: Any) -> None:
+            seen[name] = _array(output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.double().numpy()
