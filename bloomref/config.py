@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-from bloomref.errors import BadWeights, InvalidInput, invalid
+from bloomref.errors import BadWeights, invalid
 
 # canonical field <- the keys under which Hugging Face checkpoints store it; the first one present wins
 _HF_KEYS: dict[str, tuple[str, ...]] = {
@@ -106,6 +106,7 @@ class BloomConfig:
         missing = [" or ".join(_HF_KEYS[name]) for name in _REQUIRED if name not in found]
         if missing:
             raise BadWeights(f"config.json: expected the keys {', '.join(missing)}, got {sorted(data)}")
+        _check_integer("hidden_dim", found["hidden_dim"], minimum=1)
         found.setdefault("intermediate_dim", 4 * found["hidden_dim"])
         found["extra"] = {key: value for key, value in data.items() if key not in _KNOWN_HF}
         return cls(**found)

@@ -7,14 +7,14 @@ ids in specs/*.md, and the ids in `@pytest.mark.clause(...)`.
 import ast
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, Weight
 from bloomref.presets.registry import PRESETS
 
 ROOT = Path(__file__).parents[1]
-CLAUSE = re.compile(r"^- \*\*([A-Z]{3}-\d+)\*\*(.*(?:\n(?:  .*|\s*(?=\n  )))*)", re.MULTILINE)
+CLAUSE_OR_HEADING = re.compile(r"^(?:- \*\*([A-Z]{3}-\d+)\*\*|#+ .*$)", re.MULTILINE)
 
 
 # --- the two ends of a link --------------------------------------------------------------------------------------
@@ -22,15 +22,18 @@ CLAUSE = re.compile(r"^- \*\*([A-Z]{3}-\d+)\*\*(.*(?:\n(?:  .*|\s*(?=\n  )))*)",
 
 def clauses(text: str) -> Iterator[tuple[str, str]]:
     """(id, text) of every clause that a specification file defines, in order."""
-    for match in CLAUSE.finditer(text):
-        yield match[1], match[2].strip()
+    _, *pieces = CLAUSE_OR_HEADING.split(text)
+    for name, body in zip(pieces[::2], pieces[1::2], strict=True):
+        if name is not None:
+            yield name, body.strip()
 
 
 def marked_clauses(source: str) -> set[str]:
     """The ids that a test file's `@pytest.mark.clause(...)` name; in `pytestmark` and in `pytest.param` too."""
     calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
     marks = (call for call in calls if ast.unparse(call.func).endswith("mark.clause"))
-    return {argument.value for call in marks for argument in call.args if isinstance(argument, ast.Constant)}
+    arguments = (argument for call in marks for argument in call.args)
+    return {str(argument.value) for argument in arguments if isinstance(argument, ast.Constant)}
 
 
 def specified(root: Path = ROOT) -> list[str]:
@@ -38,7 +41,7 @@ def specified(root: Path = ROOT) -> list[str]:
     return [name for path in sorted((root / "specs").glob("*.md")) for name, _ in clauses(path.read_text("utf-8"))]
 
 
-def tested(root: Path = ROOT) -> dict[str, list[str]]:
+def files_by_clause(root: Path = ROOT) -> dict[str, list[str]]:
     """Clause id -> test files that mark it."""
     found: dict[str, list[str]] = {}
     for path in sorted((root / "tests").rglob("test_*.py")):
@@ -73,12 +76,12 @@ def preset_table() -> str:
 
 
 def coverage_table(root: Path = ROOT) -> str:
-    files = tested(root)
+    files = files_by_clause(root)
     rows = [(name, ", ".join(f"`{file}`" for file in files.get(name, ["none"]))) for name in specified(root)]
     return _table(("clause", "test files"), rows)
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, ("---",) * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

@@ -4,7 +4,6 @@ import os
 import sys
 from typing import Annotated
 
-import click
 import typer
 
 import bloomref
@@ -45,21 +44,16 @@ def options(
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
-        code = app(arguments, standalone_mode=False)
-        sys.stdout.flush()
+        app(arguments)
+    except SystemExit as leave:  # typer has shown help, or a mistake in the options
+        return leave.code if isinstance(leave.code, int) else 1
     except BloomrefError as error:
         return _fail(str(error), EXIT_CODES[next(kind for kind in EXIT_CODES if isinstance(error, kind))])
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except KeyboardInterrupt:
         return _fail("interrupted", EXIT_CODES[KeyboardInterrupt])
     except BrokenPipeError:  # the reader of our output has left: `bloomref presets | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 def _fail(message: str, code: int) -> int:

@@ -5,7 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from bloomref.cli.shared import DEFAULT_PRESET, DType, Json, Model, Revision, load, note, print_json, text_or_stdin
+from bloomref.cli.shared import (
+    DEFAULT_PRESET,
+    DType,
+    Json,
+    Model,
+    Revision,
+    load,
+    note,
+    print_json,
+    text_or_stdin,
+    tokenizer_of,
+)
 
 
 def command(
@@ -45,17 +56,19 @@ def command(
     options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     text = text_or_stdin(prompt, "prompt")
     language_model = load(model, dtype, revision)
+    tokenizer = tokenizer_of(language_model)
+    stream = language_model.stream(text, max_new_tokens=max_new_tokens, **options)
     began = time.perf_counter()
     pieces = []
     if not json:
         typer.echo(text, nl=False)
-    for piece in language_model.stream(text, max_new_tokens=max_new_tokens, **options):
+    for piece in stream:
         pieces.append(piece)
         if not json:
             typer.echo(piece, nl=False)
     seconds = time.perf_counter() - began
     continuation = "".join(pieces)
-    count = len(language_model.tokenizer.tokenize(continuation)) if continuation else 0
+    count = len(tokenizer.tokenize(continuation)) if continuation else 0
     if json:
         report = {"model": model, "prompt": text, "continuation": continuation, "tokens": count, "seconds": seconds}
         print_json(report | {"dtype": language_model.backbone.policy.name, "options": options})

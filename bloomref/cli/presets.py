@@ -1,5 +1,7 @@
 """`bloomref presets`: what can be loaded by name."""
 
+import sys
+
 from bloomref.cli.shared import Json, print_json
 
 
@@ -16,12 +18,16 @@ def command(json: Json = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("preset", "parameters", "source", "description", box=None, header_style="bold", pad_edge=False)
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
-    table.columns[1].justify = "right"
+    table = Table(
+        "preset", "parameters", "layers", "width", "heads", "source", box=None, header_style="bold", pad_edge=False
+    )
+    for column in table.columns[1:5]:
+        column.justify = "right"
     for name, preset in PRESETS.items():
-        table.add_row(name, f"{preset.parameters:,}", preset.source, preset.description)
-    console = Console()
+        sizes = (preset.config.num_layers, preset.config.hidden_dim, preset.config.num_heads)
+        table.add_row(name, f"{preset.parameters:,}", *map(str, sizes), preset.source)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     licences = sorted({preset.licence for preset in PRESETS.values()})
-    console.print(f"\nLicences of the weights: {'; '.join(licences)}. Provided as is; the code is Apache-2.0.")
+    console.print(f"\nThe code is Apache-2.0; the weights, provided as is: {', '.join(licences)}.", highlight=False)
+    console.print("What each was trained on: bloomref presets --json", highlight=False)

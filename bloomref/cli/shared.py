@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bloomref.errors import invalid
+from bloomref.errors import Unsupported, invalid
 
 if TYPE_CHECKING:
     from bloomref.causal_lm import BloomCausalLM
+    from bloomref.tokenizer import BloomTokenizer
 
 DEFAULT_PRESET = "bloom_tiny_udhr"
 
@@ -35,6 +36,13 @@ def load(model: str, dtype: str | None, revision: str | None) -> "BloomCausalLM"
 
     with working(f"loading {model}"):
         return BloomCausalLM.from_preset(model, dtype=dtype, revision=revision)
+
+
+def tokenizer_of(language_model: "BloomCausalLM") -> "BloomTokenizer":
+    """Its tokenizer; every text command needs one."""
+    if language_model.tokenizer is None:
+        raise Unsupported("model: expected a folder with tokenizer files, got one without; add its tokenizer.json")
+    return language_model.tokenizer
 
 
 @contextmanager

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from bloomref.cli.shared import DEFAULT_PRESET, DType, Json, Model, Revision, load, print_json, size, text_or_stdin
+from bloomref.cli.shared import (
+    DEFAULT_PRESET,
+    DType,
+    Json,
+    Model,
+    Revision,
+    load,
+    print_json,
+    size,
+    text_or_stdin,
+    tokenizer_of,
+)
 from bloomref.errors import invalid
 
 
@@ -25,7 +36,7 @@ def command(
     from bloomref.formats.safetensors_io import write_safetensors
 
     language_model = load(model, dtype, revision)
-    ids = language_model.tokenizer.tokenize(text_or_stdin(text, "text"))
+    ids = tokenizer_of(language_model).tokenize(text_or_stdin(text, "text"))
     seen = language_model.backbone.trace({"token_ids": [ids]}, names)
     if not seen:
         raise invalid("names", "a pattern that matches an intermediate, such as 'layers.0.*'", names)

@@ -1,7 +1,9 @@
 """What both layouts do with stored numbers: check that they are finite, and round them to another dtype, in pieces."""
 
 from collections.abc import Iterable
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from bloomref.dtypes import DType
@@ -9,7 +11,7 @@ from bloomref.errors import BadWeights
 from bloomref.shapes import Array
 
 _PIECE = 1 << 18  # bytes: what is checked or converted at a time stays in the processor's cache
-_EXPONENT = {
+_EXPONENT: dict[str, Any] = {
     "float64": np.uint64(0x7FF0_0000_0000_0000),
     "float32": np.uint32(0x7F80_0000),
     "float16": np.uint16(0x7C00),
@@ -27,27 +29,43 @@ def check_finite(array: Array, name: str) -> None:
         piece = bits[start : start + step]
         exponents = np.bitwise_and(piece, mask, out=buffer[: piece.size])
         if exponents.max() == mask:
-            at = start + int(np.argmax(exponents == mask))
-            raise BadWeights(f"{name}: expected finite numbers, got {flat[at]} at flat index {at}")
+            first = flat[start + int(np.argmax(exponents == mask))]
+            raise BadWeights(f"{name}: expected finite numbers, got {first}")
 
 
-def convert(array: Array, dtype: DType, name: str) -> Array:
-    """A copy rounded to `dtype`, with no more memory than the copy itself.
+def convert(pieces: Iterable[Array], shape: tuple[int, ...], dtype: DType, name: str) -> Array:
+    """A new array of `shape` in `dtype`, from the consecutive flat pieces of the stored one; memory for itself alone.
 
     Raises:
-        BadWeights: where a number is not finite as stored; a number beyond the range of `dtype` becomes infinite, as it
-            does in every cast, and is refused too.
+        BadWeights: where a number is not finite, as stored or in `dtype`.
     """
-    check_finite(array, name)
-    out = np.empty(array.shape, dtype)
-    source, target = array.reshape(-1), out.reshape(-1)
-    step = _PIECE // dtype.itemsize
-    with np.errstate(over="ignore"):
-        for start in range(0, source.size, step):
-            target[start : start + step] = source[start : start + step]
-    if dtype.itemsize < array.dtype.itemsize or (dtype.name, array.dtype.name) == ("float16", "bfloat16"):
-        check_finite(out, f"{name} as {dtype.name}")
+    out = np.empty(shape, dtype)
+    target = out.reshape(-1)
+    start = 0
+    for piece in pieces:
+        check_finite(piece, name)
+        with np.errstate(over="ignore"):
+            filled = target[start : start + piece.size]
+            filled[...] = rounded(piece, dtype)
+        if is_narrower(dtype, piece.dtype):
+            check_finite(filled, f"{name} as {dtype.name}")
+        start += piece.size
     return out
+
+
+def rounded(array: Array, dtype: DType) -> Array:
+    """The numbers in `dtype`, each rounded once, to nearest, ties to even.
+
+    ml_dtypes rounds float64 to bfloat16 by way of float32, that is twice. What float32 drops is kept here in its last
+    bit ("rounding to odd"), which decides what would look like a tie.
+    """
+    if (array.dtype.name, dtype.name) != ("float64", "bfloat16"):
+        return array.astype(dtype, copy=False)
+    single = array.astype(np.float32)
+    bits = single.view(np.uint32)
+    bits -= np.abs(single) > np.abs(array)
+    bits |= single != array
+    return single.astype(dtype)
 
 
 def common_dtype(dtypes: Iterable[DType]) -> DType:
@@ -57,3 +75,22 @@ def common_dtype(dtypes: Iterable[DType]) -> DType:
         if name in found:
             return found[name]
     return next(iter(found.values())) if len(found) == 1 else np.dtype(np.float32)
+
+
+def is_narrower(dtype: DType, than: DType) -> bool:
+    """Whether finite numbers of the second dtype can overflow in the first."""
+    largest: Any = ml_dtypes.finfo
+    return float(largest(dtype).max) < float(largest(than).max)
+
+
+def into_shards(arrays: Iterable[tuple[str, Array]], max_bytes: int) -> list[dict[str, Array]]:
+    """The named arrays in their order, a new group wherever the next one would pass `max_bytes`."""
+    shards: list[dict[str, Array]] = [{}]
+    size = 0
+    for name, array in arrays:
+        if shards[-1] and size + array.nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    return shards

@@ -10,7 +10,7 @@ import math
 import mmap
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from bloomref.formats.files import parse_json, regular_file
 from bloomref.shapes import Array
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
+_PIECE = 1 << 18  # bytes: what is checked and converted at a time stays in the processor's cache
 DTYPES: dict[str, DType] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -67,6 +68,7 @@ class SafetensorsFile:
             header, begin = _read_header(file.read(8), file, size, path.name)
             self.entries = _entries(header, begin, size, path.name)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _second_opinion(path)
 
     def view(self, name: str) -> Array:
         """The tensor, read-only, not copied (but for one whose bytes do not start at a multiple of its item size)."""
@@ -75,13 +77,17 @@ class SafetensorsFile:
         array = np.frombuffer(self._map, dtype, math.prod(entry.shape), entry.start).reshape(entry.shape)
         return array if array.flags.aligned else _read_only(array.copy())
 
-    def release(self, name: str) -> None:
-        """Give back the memory of a tensor's pages; a later read fetches them again."""
-        entry = self.entries[name]
-        start = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
-        stop = entry.stop // mmap.PAGESIZE * mmap.PAGESIZE
-        if stop > start and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+    def pieces(self, name: str) -> Iterator[Array]:
+        """The tensor as flat consecutive views; the memory of what has been consumed is given back."""
+        flat, begin = self.view(name).reshape(-1), self.entries[name].start
+        kept = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        step = _PIECE // flat.itemsize
+        for start in range(0, flat.size, step):
+            yield flat[start : start + step]
+            stop = (begin + min(start + step, flat.size) * flat.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
+            if stop > kept and hasattr(mmap, "MADV_DONTNEED"):  # the pages stay in the file: a later read fetches them
+                self._map.madvise(mmap.MADV_DONTNEED, kept, stop - kept)
+                kept = stop
 
 
 def _read_only(array: Array) -> Array:
@@ -135,6 +141,17 @@ def _entry(value: object, begin: int, size: int, name: str) -> Entry:
     return Entry(dtype, tuple(shape), start, stop)
 
 
+def _second_opinion(path: Path) -> None:
+    """What the package that defines the format refuses is refused here, whatever the checks above have overlooked."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise BadWeights(f"{path.name}: expected a safetensors file, got {error}") from error
+
+
 def _natural_numbers(value: object) -> bool:
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
@@ -145,6 +162,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping
     Raises:
         InvalidInput: for an array whose dtype the format does not have.
     """
+    arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize))  # wide first: all stay aligned
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with temporary.open("xb") as file:

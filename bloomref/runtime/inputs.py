@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from bloomref.dtypes import floating_dtype
 from bloomref.errors import InvalidInput, invalid
 from bloomref.shapes import Array, Bool, Int
 
@@ -66,7 +67,7 @@ def check_padding_mask(mask: object, shape: tuple[int, ...]) -> Bool[Array, "B T
     array = to_array("padding_mask", mask)
     if array.shape != shape:
         raise invalid("padding_mask", f"the shape of token_ids, {shape}", f"shape {array.shape}")
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf" and array.dtype != floating_dtype("bfloat16"):
         raise invalid("padding_mask", "numbers or bools", f"dtype {array.dtype}")
     ones = array == 1
     if not np.all(ones | (array == 0)):

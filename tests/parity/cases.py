@@ -54,11 +54,11 @@ def case(seed: int) -> Case:
 
 
 def case_of(seed: int, config: BloomConfig, batch: int, time: int, padding: str) -> Case:
-    """A case of a given size."""
-    rng = np.random.default_rng([seed, 2212])
+    """A case of a given size. The weights depend on seed and config only."""
+    rng, weights = np.random.default_rng([seed, 2212]), np.random.default_rng([seed, 2214])
     token_ids = rng.integers(0, config.vocabulary_size, (batch, time))
     is_real = padding_mask(rng, batch, time, padding)
-    return Case(seed, config, _params(rng, config), token_ids, is_real, padding, _pieces(rng, time))
+    return Case(seed, config, _params(weights, config), token_ids, is_real, padding, _pieces(rng, time))
 
 
 def with_holes(case: Case) -> Case:

@@ -14,15 +14,14 @@ from unittest import mock
 
 import numpy as np
 import torch
+from parity.cases import Case
+from parity.compare import Arrays, join
 from transformers import BloomConfig as HuggingFaceConfig
 from transformers import BloomForCausalLM, DynamicCache
 from transformers.models.bloom import modeling_bloom
 
 from bloomref.config import BloomConfig
 from bloomref.params import Params
-
-from parity.cases import Case
-from parity.compare import Arrays, join
 
 torch.set_num_threads(1)
 
@@ -45,7 +44,9 @@ def build(config: BloomConfig, params: Params, dtype: torch.dtype = torch.float6
     assert config.intermediate_dim == 4 * config.hidden_dim, "transformers has no other width"
     model = BloomForCausalLM(HuggingFaceConfig.from_dict(config.to_hf())).to(dtype).eval()
     prefixed = {
-        key if key == "lm_head.weight" else f"transformer.{key}": torch.from_numpy(array.reshape(weight.hf_shape(config)))
+        key if key == "lm_head.weight" else f"transformer.{key}": torch.from_numpy(
+            array.reshape(weight.hf_shape(config))
+        )
         for key, weight, array in params.named()
     }
     missing, unknown = model.load_state_dict(prefixed, strict=False)

@@ -12,16 +12,41 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras_hub
 import numpy as np
+from parity.cases import Case
 
 from bloomref.config import BloomConfig
 from bloomref.params import Params, Weight
 
-from parity.cases import Case
+
+class Peer:
+    """KerasHub's BloomBackbone and BloomCausalLM in float32, on one set of weights."""
+
+    def __init__(self, config: BloomConfig, params: Params) -> None:
+        self.backbone = keras_hub.models.BloomBackbone(**config.to_keras(), dtype="float32")
+        _assign(self.backbone, params)
+        self.causal_lm = keras_hub.models.BloomCausalLM(backbone=self.backbone)
+
+    def hidden(self, case: Case) -> np.ndarray:
+        """The final hidden states."""
+        return np.asarray(self.backbone(_inputs(case)))
+
+    def logits(self, case: Case) -> np.ndarray:
+        return np.asarray(self.causal_lm(_inputs(case)))
+
+    def embed(self, token_ids: np.ndarray) -> np.ndarray:
+        return np.asarray(self.backbone.token_embedding(token_ids))
+
+    def unembed(self, hidden: np.ndarray) -> np.ndarray:
+        return np.asarray(self.backbone.token_embedding(hidden, reverse=True))
 
 
-def backbone(config: BloomConfig, params: Params) -> Any:
-    """A BloomBackbone in float32 whose every variable is set from bloomref's table of Keras paths and axes."""
-    model = keras_hub.models.BloomBackbone(**config.to_keras(), dtype="float32")
+def _inputs(case: Case) -> dict[str, np.ndarray]:
+    """KerasHub's model has no call without a mask; a full one stands for it."""
+    return {"token_ids": case.token_ids.astype(np.int32), "padding_mask": case.is_real.astype(np.int32)}
+
+
+def _assign(model: Any, params: Params) -> None:
+    """Set every variable, each once, by the paths and axes of bloomref's table of weights."""
     unset = {variable.path for variable in model.weights}
     for key, weight, array in params.named():
         for path, value in stored(weight, array):
@@ -29,7 +54,6 @@ def backbone(config: BloomConfig, params: Params) -> Any:
             variable.assign(value.astype(np.float32))
             unset.remove(variable.path)
     assert not unset
-    return model
 
 
 def stored(weight: Weight, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -63,22 +87,7 @@ def _variable(model: Any, key: str, path: str) -> Any:
         "layer_normalization": model.embeddings_layer_norm,
         "layer_normalization_1": model.layer_norm,
     }
-    if key.startswith("h."):
-        layer = model.transformer_layers[int(key.split(".")[1])]
-    else:
-        layer = first[names.pop(0)]
+    layer = model.transformer_layers[int(key.split(".")[1])] if key.startswith("h.") else first[names.pop(0)]
     for name in names:
         layer = getattr(layer, name)
     return layer.weights[int(index)]
-
-
-def hidden(model: Any, case: Case) -> np.ndarray:
-    """The final hidden states; the functional model has no call without a mask, so a full mask stands for none."""
-    inputs = {"token_ids": case.token_ids.astype(np.int32), "padding_mask": case.is_real.astype(np.int32)}
-    return np.asarray(model(inputs))
-
-
-def logits(model: Any, case: Case) -> np.ndarray:
-    """What BloomCausalLM answers."""
-    inputs = {"token_ids": case.token_ids.astype(np.int32), "padding_mask": case.is_real.astype(np.int32)}
-    return np.asarray(keras_hub.models.BloomCausalLM(backbone=model)(inputs))

@@ -16,10 +16,12 @@ if not (find_spec("torch") and find_spec("transformers")):
     pytest.skip("needs torch and transformers: pip install 'bloomref[peers]'", allow_module_level=True)
 
 import torch
+from parity import compare, hugging_face
+from parity.cases import HEADS, PADDINGS, Case, case, case_of, with_holes
 
 from bloomref.config import BloomConfig
-from parity import compare, hugging_face
-from parity.cases import HEADS, PADDINGS, Case, case, case_of, exact_in_16_bits, with_holes
+from bloomref.dtypes import floating_dtype
+from bloomref.params import Params
 
 LIMIT = 1e-11
 QUICK, ALL = range(40), range(240)
@@ -32,6 +34,7 @@ def small(num_heads: int, head_dim: int, **changes: object) -> BloomConfig:
     return BloomConfig(**sizes, intermediate_dim=4 * width, **changes)
 
 
+@pytest.mark.clause("MOD-3")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_state_and_the_logits(seed: int):
     drawn = case(seed)
@@ -52,7 +55,7 @@ def assert_close(differences: dict[str, float]) -> None:
     assert max(differences.values()) <= LIMIT, differences
 
 
-@pytest.mark.parametrize("seeds", [QUICK, ALL], ids=["quick", "all"])
+@pytest.mark.parametrize("seeds", [QUICK, pytest.param(ALL, marks=pytest.mark.slow)], ids=["quick", "all"])
 def test_what_is_drawn(seeds: range):
     cases = [case(seed) for seed in seeds]
     configs = [drawn.config for drawn in cases]
@@ -75,7 +78,7 @@ def is_long(drawn: Case) -> bool:
 def test_weights_are_exact_in_16_bits():
     drawn = case(11)
     for dtype in ("bfloat16", "float16", "float32"):
-        rounded = drawn.params.astype(compare.dtype_policy(dtype).compute_dtype)
+        rounded = drawn.params.astype(floating_dtype(dtype))
         for (key, _, exact), (_, _, narrow) in zip(drawn.params.named(), rounded.named(), strict=True):
             np.testing.assert_array_equal(exact, narrow.astype(np.float64), key)
 
@@ -102,15 +105,12 @@ def test_the_comparison_sees_a_change_of_one_millionth_in_any_weight():
     drawn = case_of(3, small(3, 4, tie_word_embeddings=False), batch=2, time=9, padding="mixed")
     truth = compare.whole(drawn)
     rng = np.random.default_rng(0)
-    for changed, _, array in list(drawn.params.named()):
-        noise = 1e-6 * rng.standard_normal(array.shape)
-        arrays = {
-            key: value.reshape(row.hf_shape(drawn.config)) + (noise.reshape(row.hf_shape(drawn.config)) if key == changed else 0)
-            for key, row, value in drawn.params.named()
-        }
-        params = type(drawn.params).from_named(drawn.config, arrays)
-        differences = compare.differences(compare.whole(drawn, params=params), truth, drawn.is_real)
-        assert max(differences.values()) > 1e3 * LIMIT, changed
+    arrays = {key: array.reshape(row.hf_shape(drawn.config)) for key, row, array in drawn.params.named()}
+    for key, array in arrays.items():
+        nearby = arrays | {key: array + 1e-6 * rng.standard_normal(array.shape)}
+        changed = compare.whole(drawn, params=Params.from_named(drawn.config, nearby))
+        differences = compare.differences(changed, truth, drawn.is_real)
+        assert max(differences.values()) > 1e3 * LIMIT, key
 
 
 # --- interior holes of the mask ------------------------------------------------------------------
@@ -140,8 +140,9 @@ def test_transformers_answers_the_text_without_the_masked_tokens(num_heads: int)
 
 # --- 16 bits -------------------------------------------------------------------------------------
 
-NARROW = [case(seed) for seed in range(0, 60, 3)]
-NARROW += [case_of(5, small(12, 4), 2, 300, "right"), case_of(6, small(16, 4), 1, 600, "none")]
+NARROW = [case_of(5, small(12, 4), 2, 300, "right"), case_of(6, small(16, 4), 1, 600, "none")]
+NARROW += [case(seed) for seed in range(0, 60, 3)]
+NARROW[8:] = [pytest.param(drawn, marks=pytest.mark.slow) for drawn in NARROW[8:]]
 
 
 @pytest.mark.clause("NUM-2")
@@ -154,10 +155,20 @@ def test_in_16_bits_bloomref_is_nearer_to_float64(drawn: Case, dtype: str):
         at = drawn.is_real
         our_error = compare.rms_error(ours[name][at], truth[name][at])
         assert our_error <= compare.rms_error(theirs[name][at], truth[name][at])
-        if is_long(drawn) and drawn.config.num_heads > 8:
-            assert 4 * our_error < compare.rms_error(theirs[name][at], truth[name][at]), "its scores are in 16 bits"
 
 
-def test_rounding_to_16_bits_keeps_small_values():
-    values = np.array([0.1, -2e-3, 3e-6, 65504.0])
-    np.testing.assert_allclose(exact_in_16_bits(values), values, rtol=2**-8, atol=2**-25)
+@pytest.mark.clause("NUM-2")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_scores_in_16_bits_are_what_costs_transformers_its_accuracy(dtype: str):
+    """The bias grows with the length, and with it the rounding of the scores: bloomref's error does not grow."""
+    errors = []
+    for time in (30, 600):
+        drawn = case_of(6, small(16, 4), batch=1, time=time, padding="none")
+        truth = compare.whole(drawn)["logits"]
+        theirs = hugging_face.whole(hugging_face.build(drawn.config, drawn.params, getattr(torch, dtype)), drawn)
+        errors.append(
+            [compare.rms_error(logits, truth) for logits in (compare.whole(drawn, dtype)["logits"], theirs["logits"])]
+        )
+    (ours_short, theirs_short), (ours_long, theirs_long) = errors
+    assert ours_long < 1.5 * ours_short
+    assert theirs_long > 4 * theirs_short

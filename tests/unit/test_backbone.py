@@ -24,12 +24,13 @@ def test_the_page_of_keras_hub(model: BloomBackbone) -> None:
     assert positional(EXAMPLE).dtype == np.float32
 
 
-@pytest.mark.clause("MOD-1")
+@pytest.mark.clause("ATT-12", "MOD-1")
 def test_without_a_mask_every_token_is_real(model: BloomBackbone) -> None:
     ids = [[1, 2, 3]]
     np.testing.assert_array_equal(model({"token_ids": ids}), model({"token_ids": ids, "padding_mask": [[1, 1, 1]]}))
 
 
+@pytest.mark.clause("EMB-1", "ATT-11")
 @pytest.mark.parametrize("integers", ["int8", "uint8", "int32", "uint64"])
 @pytest.mark.parametrize("numbers", ["bool", "int32", "float32", "float64"])
 def test_any_integer_ids_and_any_number_masks(model: BloomBackbone, integers: str, numbers: str) -> None:
@@ -54,6 +55,7 @@ def test_the_attributes_of_the_page(model: BloomBackbone) -> None:
     assert not hasattr(model, "no_such_attribute")
 
 
+@pytest.mark.clause("PRE-1")
 def test_presets_of_the_page_are_listed_on_the_class() -> None:
     page = [f"bloom{z}_{size}_multi" for z in ("", "z") for size in ("560m", "1.1b", "1.7b", "3b")]
     assert set(page) <= set(BloomBackbone.presets)
@@ -79,7 +81,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     assert not np.array_equal(one, other)
 
 
-@pytest.mark.clause("MOD-7")
+@pytest.mark.clause("MOD-7", "MOD-10", "MOD-12")
 def test_dropout_only_in_training_and_repeatable_by_seed() -> None:
     model = BloomBackbone(**SIZES, dropout=0.5, initializer_range=0.3)
     quiet = BloomBackbone(**SIZES, dropout=0.0, initializer_range=0.3)
@@ -105,6 +107,7 @@ def test_tied_logits_are_the_reversed_embedding(model: BloomBackbone) -> None:
     np.testing.assert_array_equal(model.engine.logits(hidden), model.token_embedding(hidden, reverse=True))
 
 
+@pytest.mark.clause("MOD-6")
 def test_an_untied_head_is_its_own_matrix() -> None:
     model = BloomBackbone(**SIZES, tie_word_embeddings=False, initializer_range=0.3)
     hidden = model(EXAMPLE)
@@ -112,7 +115,7 @@ def test_an_untied_head_is_its_own_matrix() -> None:
     assert not np.allclose(model.engine.logits(hidden), model.token_embedding(hidden, reverse=True))
 
 
-@pytest.mark.clause("MOD-8")
+@pytest.mark.clause("MOD-8", "MOD-11")
 def test_trace_selects_by_pattern_and_changes_nothing(model: BloomBackbone) -> None:
     seen = model.trace(EXAMPLE, "*final_norm")
     assert list(seen) == ["final_norm"]
@@ -135,6 +138,7 @@ def test_from_preset_takes_the_stored_dtype_only_when_asked() -> None:
     assert BloomBackbone.from_preset("bloom_tiny_udhr", dtype="auto").policy.name == "float16"
 
 
+@pytest.mark.clause("PRE-4", "PRE-6")
 @pytest.mark.parametrize("layout", ["hf", "keras"])
 def test_save_and_load(tmp_path: object, model: BloomBackbone, layout: str) -> None:
     if layout == "keras":
@@ -144,6 +148,7 @@ def test_save_and_load(tmp_path: object, model: BloomBackbone, layout: str) -> N
     np.testing.assert_array_equal(again(EXAMPLE), model(EXAMPLE))
 
 
+@pytest.mark.clause("EMB-6")
 def test_empty_batches_and_empty_sequences(model: BloomBackbone) -> None:
     assert model({"token_ids": np.zeros((0, 5), int)}).shape == (0, 5, 32)
     assert model({"token_ids": np.zeros((2, 0), int)}).shape == (2, 0, 32)

@@ -123,6 +123,11 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
         "start",
         ("capacity of 2", "[0, 3)"),
     ),
+    "a cache of another batch": (
+        lambda: MODEL.engine.extend(MODEL.engine.new_cache(2, 3), 0, np.array(IDS)),
+        "token_ids",
+        ("2 rows", "got 1 rows"),
+    ),
     "a negative position": (
         lambda: MODEL.engine.extend(MODEL.engine.new_cache(1, 4), -1, np.array(IDS)),
         "start",
@@ -131,7 +136,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.clause("EMB-1", "EMB-2", "ATT-7", "CFG-1")
+@pytest.mark.clause("EMB-1", "EMB-2", "ATT-11", "CFG-1")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistake(mistake: str) -> None:
     action, argument, parts = MISTAKES[mistake]

@@ -1,0 +1,26 @@
+"""Where compiled kernels are kept between runs.
+
+Numba's cache looks at the file of the function alone and misses a change in a kernel that another file inlined. So each state
+of this package's sources has a folder of its own, named by their hash, below the user's cache folder.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numba
+
+
+def cache_folder() -> Path:
+    """`$NUMBA_CACHE_DIR` or `~/.cache/bloomref/numba`, then the hash of this package's sources and Numba's version."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + source.read_bytes())
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    base = os.environ.get("NUMBA_CACHE_DIR") or str(Path(home) / "bloomref" / "numba")
+    return Path(base) / digest.hexdigest()[:16]
+
+
+def use_cache_folder() -> None:
+    """Make Numba keep what it compiles there; to be called before a kernel module is imported."""
+    numba.config.CACHE_DIR = str(cache_folder())

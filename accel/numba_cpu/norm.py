@@ -1,0 +1,69 @@
+"""Layer norm, and the embedding, whose rows are gathered from the packed head."""
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from accel.numba_cpu.cpu import PANEL, TILE_ROWS
+from accel.numba_cpu.elementwise import fma
+from accel.numba_cpu.linear import round_row
+from accel.numba_cpu.microkernel import widen_element
+from accel.numba_cpu.reduce import jit, jit_parallel, squares_of, total_of
+
+
+@jit
+def _centre(row: Any, mean: Any, out: Any) -> None:
+    for j in range(row.size):
+        out[j] = row[j] - mean
+
+
+@jit
+def _affine(row: Any, scale: Any, weight: Any, bias: Any) -> None:
+    for j in range(row.size):
+        row[j] = fma(row[j] * scale, weight[j], bias[j])
+
+
+@jit
+def norm_row(row: Any, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int, lanes: Any) -> None:
+    """EMB-3, EMB-4; rounded to `dtype`."""
+    width = np.float32(row.size)
+    _centre(row, total_of(row, lanes) / width, out)
+    variance = squares_of(out, lanes) / width
+    _affine(out, np.float32(1.0) / np.sqrt(variance + epsilon), weight, bias)
+    round_row(out, dtype)
+
+
+@jit
+def _norm_range(x: Any, first: int, stop: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int) -> None:
+    lanes = np.empty(PANEL, np.float32)
+    for i in range(first, stop):
+        norm_row(x[i, :width], weight, bias, epsilon, out[i, :width], dtype, lanes)
+
+
+@jit_parallel
+def _norm_parallel(x: Any, m: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int, threads: int) -> None:
+    for t in prange(threads):
+        _norm_range(x, m * t // threads, m * (t + 1) // threads, width, weight, bias, epsilon, out, dtype)
+
+
+@jit
+def norm_rows(x: Any, m: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int, threads: int) -> None:
+    """Layer norm of the first m rows; columns beyond `width` stay as they are."""
+    if m <= 2 * TILE_ROWS:  # less work than waking the threads
+        _norm_range(x, 0, m, width, weight, bias, epsilon, out, dtype)
+    else:
+        _norm_parallel(x, m, width, weight, bias, epsilon, out, dtype, threads)
+
+
+@jit
+def gather_rows(ids: Any, panels: Any, steps: int, paired: bool, width: int, out: Any) -> None:
+    """out[i, :width] = the embedding of ids[i], read back from the packed head."""
+    for i in range(ids.size):
+        panel, lane = ids[i] // PANEL, ids[i] % PANEL
+        for l in range(width):
+            if paired:
+                at = ((panel * steps + l // 2) * PANEL + lane) * 2 + l % 2
+            else:
+                at = (panel * steps + l) * PANEL + lane
+            out[i, l] = widen_element(panels[at])

@@ -1,0 +1,398 @@
+"""BloomCausalLM: a backbone with its tokenizer, that generates text and scores it."""
+
+from collections.abc import Generator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Unpack, overload
+
+import numpy as np
+
+from bloomref.backbone import BloomBackbone
+from bloomref.errors import InvalidInput, invalid
+from bloomref.runtime import generation, scoring
+from bloomref.runtime.inputs import token_batch
+from bloomref.runtime.options import GenerationArguments, GenerationOptions
+from bloomref.runtime.prompts import Prompt, right_pad, trim
+from bloomref.runtime.requests import Request, read_request
+from bloomref.runtime.scoring import Score, Scored
+from bloomref.runtime.stopping import Stopping
+from bloomref.runtime.streaming import pieces, whole_characters
+from bloomref.runtime.task import Task
+from bloomref.shapes import Array, Bool, Float
+from bloomref.tokenizer import BloomTokenizer
+
+StopTokens = Literal["auto"] | int | Sequence[int] | None
+
+
+class BloomCausalLM:
+    """A BLOOM that continues and scores text.
+
+    Args:
+        backbone: the model.
+        tokenizer: needed for text; without it prompts are token ids.
+
+    Raises:
+        InvalidInput: when the tokenizer has ids that the backbone has no embedding for.
+
+    Example:
+        >>> lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
+        >>> text = lm.generate("Everyone has", max_new_tokens=8)
+        >>> text.startswith("Everyone has")
+        True
+    """
+
+    presets = BloomBackbone.__dict__["presets"]
+
+    def __init__(self, backbone: BloomBackbone, tokenizer: BloomTokenizer | None = None) -> None:
+        if not isinstance(backbone, BloomBackbone):
+            raise invalid("backbone", "a BloomBackbone", type(backbone).__name__)
+        if tokenizer is not None and not isinstance(tokenizer, BloomTokenizer):
+            raise invalid("tokenizer", "a BloomTokenizer or None", type(tokenizer).__name__)
+        if tokenizer is not None and tokenizer.vocabulary_size() > backbone.config.vocabulary_size:
+            expected = f"at most the backbone's {backbone.config.vocabulary_size} ids"
+            raise invalid("tokenizer", expected, tokenizer.vocabulary_size())
+        self._backbone, self._tokenizer = backbone, tokenizer
+
+    @property
+    def backbone(self) -> BloomBackbone:
+        return self._backbone
+
+    @property
+    def tokenizer(self) -> BloomTokenizer | None:
+        return self._tokenizer
+
+    @classmethod
+    def from_preset(cls, preset: str | Path, load_weights: bool = True, **kwargs: Any) -> "BloomCausalLM":
+        """Backbone and tokenizer of a preset; the arguments are those of `BloomBackbone.from_preset`.
+
+        A folder without tokenizer files gives a model that takes and returns token ids.
+        """
+        from bloomref.presets.resolver import resolve
+
+        backbone = BloomBackbone.from_preset(preset, load_weights, **kwargs)
+        revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
+        return cls(backbone, BloomTokenizer.find(resolve(preset, weights=False, **revision)))
+
+    def save_to_preset(self, path: str | Path, format: Literal["hf", "keras"] = "hf") -> None:
+        """Write backbone and tokenizer as a folder that transformers ("hf") or KerasHub ("keras") loads.
+
+        The folder is complete or not there, as with `BloomBackbone.save_to_preset`.
+
+        Raises:
+            InvalidInput: an unknown format, or a model that the layout cannot express.
+        """
+        if format not in ("hf", "keras"):
+            raise invalid("format", "'hf' or 'keras'", repr(format))
+        from bloomref.formats import hf, keras
+
+        save = (hf if format == "hf" else keras).save
+        with TemporaryDirectory() as folder:
+            if self.tokenizer is not None:
+                self.tokenizer.save(Path(folder))
+            source = None if self.tokenizer is None else Path(folder)
+            save(Path(path), self.backbone.config, self.backbone.params, tokenizer_from=source)
+
+    # --- logits ----------------------------------------------------------------------------------
+
+    def logits(self, inputs: Any) -> Float[Array, "B T V"]:
+        """Scores of every vocabulary entry at every position, in float32 (float64 for a float64 model).
+
+        Args:
+            inputs: `{"token_ids": (B, T), "padding_mask": (B, T)}`, as for the backbone.
+
+        Raises:
+            InvalidInput: naming the key, what was expected and what came.
+        """
+        engine = self.backbone.engine
+        return engine.logits(engine.hidden(token_batch(inputs, engine.config.vocabulary_size)))
+
+    def __call__(self, inputs: Any) -> Float[Array, "B T V"]:
+        """As `logits`."""
+        return self.logits(inputs)
+
+    # --- generation ------------------------------------------------------------------------------
+
+    @overload
+    def generate(
+        self,
+        inputs: str,
+        max_length: int | None = None,
+        stop_token_ids: StopTokens = "auto",
+        strip_prompt: bool = False,
+        **options: Unpack[GenerationArguments],
+    ) -> str: ...
+    @overload
+    def generate(
+        self,
+        inputs: list[str],
+        max_length: int | None = None,
+        stop_token_ids: StopTokens = "auto",
+        strip_prompt: bool = False,
+        **options: Unpack[GenerationArguments],
+    ) -> list[str]: ...
+    @overload
+    def generate(
+        self,
+        inputs: list[int],
+        max_length: int | None = None,
+        stop_token_ids: StopTokens = "auto",
+        strip_prompt: bool = False,
+        **options: Unpack[GenerationArguments],
+    ) -> list[int]: ...
+    @overload
+    def generate(
+        self,
+        inputs: list[list[int]],
+        max_length: int | None = None,
+        stop_token_ids: StopTokens = "auto",
+        strip_prompt: bool = False,
+        **options: Unpack[GenerationArguments],
+    ) -> list[list[int]]: ...
+    @overload
+    def generate(
+        self,
+        inputs: Mapping[str, Any],
+        max_length: int | None = None,
+        stop_token_ids: StopTokens = "auto",
+        strip_prompt: bool = False,
+        **options: Unpack[GenerationArguments],
+    ) -> dict[str, Array]: ...
+    def generate(
+        self,
+        inputs: Any,
+        max_length: int | None = None,
+        stop_token_ids: StopTokens = "auto",
+        strip_prompt: bool = False,
+        **options: Unpack[GenerationArguments],
+    ) -> Any:
+        """Continue prompts. What comes back has the form of what went in.
+
+        Args:
+            inputs: a text, or a list of texts; the ids of a prompt, or a list of them (of any lengths); or
+                `{"token_ids": (B, T), "padding_mask": (B, T)}`, padded in any way, for which the result is such a
+                dictionary, padded on the right. An empty prompt starts from `<s>`.
+            max_length: most tokens of prompt and continuation together.
+            stop_token_ids: "auto" (the end token), None (never), an id or ids. The id that ends a text is kept.
+            strip_prompt: return the continuation alone.
+            **options: the fields of `bloomref.runtime.options.GenerationOptions`, in transformers' names:
+                `max_new_tokens` (128 without any length); sampling by `temperature` (0 is greedy), `top_k`, `top_p`,
+                `min_p`, `seed`, `do_sample`; beam search by `num_beams`, `length_penalty`; contrastive search by
+                `penalty_alpha` with `top_k`; `repetition_penalty`, `no_repeat_ngram_size`, `logit_bias`;
+                `stop_strings`. Greedy is the default.
+
+        A text ends behind the stop string that ended it, never within a character, and shows no special tokens in the
+        continuation. Each prompt of a batch is continued as if it were alone: the deterministic strategies give the
+        same tokens, and row i with `seed` draws as a single prompt with `seed + i`. Among equally good tokens the
+        lowest id is taken. Ids to which the tokenizer gives no token are never chosen. A row that may choose none ends.
+
+        Raises:
+            InvalidInput: naming the argument, what was expected and what came; BadWeights: when logits are not finite.
+        """
+        chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **options)
+        if not isinstance(strip_prompt, bool):
+            raise invalid("strip_prompt", "True or False", strip_prompt)
+        if isinstance(inputs, Mapping):
+            prompts = [prompt or self._start() for prompt in trim(token_batch(inputs, self._vocabulary_size))]
+            return self._as_dictionary(prompts, self._continue(prompts, chosen), strip_prompt)
+        request = read_request("inputs", inputs, self._vocabulary_size)
+        prompts = self._prompts("inputs", request)
+        new_ids = self._continue(prompts, chosen)
+        results: list[Any]
+        if request.kind == "text":
+            results = self._as_texts(request.rows, prompts, new_ids, chosen, strip_prompt)
+        else:
+            results = [([] if strip_prompt else p.real_ids) + new for p, new in zip(prompts, new_ids, strict=True)]
+        return results[0] if request.is_single else results
+
+    def stream(
+        self,
+        prompt: str,
+        max_length: int | None = None,
+        stop_token_ids: StopTokens = "auto",
+        **options: Unpack[GenerationArguments],
+    ) -> Generator[str, None, None]:
+        """The continuation of one text, piece by piece, as soon as each is certain.
+
+        A piece never holds half a character, and the pieces joined are `generate(..., strip_prompt=True)`. Beam search
+        is certain of nothing before its end. Closing the iterator ends the generation.
+
+        Raises:
+            InvalidInput: at once, as `generate`.
+
+        Example:
+            >>> lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
+            >>> "".join(lm.stream("Everyone has", max_new_tokens=8)) == lm.generate(
+            ...     "Everyone has", max_new_tokens=8, strip_prompt=True
+            ... )
+            True
+        """
+        if not isinstance(prompt, str):
+            raise invalid("prompt", "a text", type(prompt).__name__, "generate takes lists and ids")
+        chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **options)
+        return pieces(self._task(self._prompts("prompt", Request("text", [prompt], True)), chosen))
+
+    def _options(self, **arguments: Any) -> GenerationOptions:
+        options = GenerationOptions.create(**arguments)
+        options.check_ids(self._vocabulary_size)
+        if options.stop_bytes:
+            self._need_tokenizer("stop_strings")
+        return options
+
+    def _prompts(self, name: str, request: Request) -> list[Prompt]:
+        texts = request.kind == "text"
+        rows = self._need_tokenizer(name).tokenize(request.rows) if texts else request.rows
+        return [Prompt.of(ids) if ids else self._start() for ids in rows]
+
+    def _continue(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[list[int]]:
+        return generation.generate(self._task(prompts, options)) if prompts else []
+
+    def _task(self, prompts: Sequence[Prompt], options: GenerationOptions) -> Task:
+        budgets = [options.budget(len(prompt)) for prompt in prompts]
+        stopping = self._stopping(options)
+        return Task(self.backbone.engine, prompts, budgets, options, stopping, self._vocabulary.forbidden)
+
+    def _stopping(self, options: GenerationOptions) -> Stopping:
+        ids = options.stop_ids
+        if ids is None:
+            end = self._special_id("end_token_id", "eos_token_id")
+            ids = () if end is None else (end,)
+        return Stopping(frozenset(ids), options.stop_bytes, self._vocabulary.token_bytes)
+
+    def _as_texts(
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[Prompt],
+        new_ids: Sequence[list[int]],
+        options: GenerationOptions,
+        strip_prompt: bool,
+    ) -> list[str]:
+        stopping = self._stopping(options)
+        bodies = [stopping.text(prompt.real_ids, new) for prompt, new in zip(prompts, new_ids, strict=True)]
+        continuations = [whole_characters(body) for body in bodies]
+        return continuations if strip_prompt else [a + b for a, b in zip(texts, continuations, strict=True)]
+
+    def _as_dictionary(
+        self, prompts: Sequence[Prompt], new_ids: Sequence[list[int]], strip_prompt: bool
+    ) -> dict[str, Array]:
+        both = zip(prompts, new_ids, strict=True)
+        rows = [Prompt.of(new) if strip_prompt else prompt.followed_by(new) for prompt, new in both]
+        pad = self._special_id("pad_token_id", "pad_token_id") or 0
+        batch = right_pad(rows, pad)
+        return {"token_ids": batch.token_ids, "padding_mask": batch.is_real}
+
+    # --- score -----------------------------------------------------------------------------------
+
+    @overload
+    def score(self, text: str, context: str | None = None) -> Score: ...
+    @overload
+    def score(self, text: list[str], context: str | list[str] | None = None) -> list[Score]: ...
+    @overload
+    def score(self, text: list[int], context: list[int] | None = None) -> Score: ...
+    @overload
+    def score(self, text: list[list[int]], context: list[int] | list[list[int]] | None = None) -> list[Score]: ...
+    def score(self, text: Any, context: Any = None) -> Score | list[Score]:
+        """How likely a text is, or a continuation given a context: log-likelihood, perplexity, bits per byte.
+
+        Args:
+            text: a text, the ids of one, or a list of these.
+            context: what stands before it, of the same kind; for a list, one for all or one for each. With None the
+                first token is not scored, for nothing predicts it; with an empty context it is predicted from `<s>`.
+
+        As in lm-evaluation-harness, context and continuation are tokenized together (white space at the end of the
+        context first moves to the continuation) and the tokens behind those of the context alone are scored. So a
+        continuation begins with its own space: `score(" cat", context="The")`.
+
+        Raises:
+            InvalidInput: naming the argument, what was expected and what came; BadWeights: when logits are not finite.
+        """
+        request = read_request("text", text, self._vocabulary_size)
+        contexts = self._contexts(context, request)
+        make = self._scored_text if request.kind == "text" else self._scored_ids
+        items = [make(row, before) for row, before in zip(request.rows, contexts, strict=True)]
+        scores = scoring.score(self.backbone.engine, items, self._vocabulary.forbidden, self._vocabulary.count_bytes)
+        return scores[0] if request.is_single else scores
+
+    def _contexts(self, context: object, request: Request) -> list[Any]:
+        count = len(request.rows)
+        if context is None or count == 0:
+            return [None] * count
+        given = read_request("context", context, self._vocabulary_size)
+        if given.kind != request.kind:
+            raise invalid("context", f"{request.kind}, as in `text`", given.kind)
+        if given.is_single or not given.rows:
+            return (given.rows or [[]]) * count
+        if request.is_single or len(given.rows) != count:
+            raise invalid("context", f"one, or one for each of {count} in a list", f"{len(given.rows)}")
+        return given.rows
+
+    def _scored_text(self, text: str, context: str | None) -> Scored:
+        tokenizer = self._need_tokenizer("text")
+        if context is None:
+            return Scored(tokenizer.tokenize(text), 1)
+        start = len(tokenizer.tokenize(context.rstrip()))
+        whole = tokenizer.tokenize(context + text)
+        if start == 0:
+            return Scored([self._start_id(), *whole], 1)
+        if text and len(whole) <= start:
+            hint = "begin it with its own space, or score the whole as one text"
+            raise invalid("text", "a continuation that does not merge with the context's last token", text, hint)
+        return Scored(whole, start)
+
+    def _scored_ids(self, ids: list[int], context: list[int] | None) -> Scored:
+        if context is None:
+            return Scored(ids, 1)
+        before = context or [self._start_id()]
+        return Scored(before + ids, len(before))
+
+    # --- vocabulary ------------------------------------------------------------------------------
+
+    @property
+    def _vocabulary_size(self) -> int:
+        return self.backbone.config.vocabulary_size
+
+    @cached_property
+    def _vocabulary(self) -> "_Vocabulary":
+        return _Vocabulary(self.tokenizer, self._vocabulary_size)
+
+    def _need_tokenizer(self, name: str) -> BloomTokenizer:
+        if self.tokenizer is None:
+            hint = "pass token ids, or BloomCausalLM(backbone, BloomTokenizer.from_preset(...))"
+            raise invalid(name, "no text, for this model has no tokenizer", "text", hint)
+        return self.tokenizer
+
+    def _special_id(self, of_tokenizer: str, of_config: str) -> int | None:
+        found: int | None = None if self.tokenizer is None else getattr(self.tokenizer, of_tokenizer)
+        found = getattr(self.backbone.config, of_config) if found is None else found
+        return found if found is not None and found < self._vocabulary_size else None
+
+    def _start_id(self) -> int:
+        token_id = self._special_id("start_token_id", "bos_token_id")
+        if token_id is None:
+            raise InvalidInput("inputs: expected a prompt, got an empty one; this model has no <s> to start from")
+        return token_id
+
+    def _start(self) -> Prompt:
+        """The prompt that stands for an empty one."""
+        return Prompt.of([self._start_id()])
+
+
+class _Vocabulary:
+    """What the tokenizer says about the ids of the model; without one, every id may be chosen and none has text."""
+
+    def __init__(self, tokenizer: BloomTokenizer | None, size: int) -> None:
+        self._tokenizer = tokenizer
+        self.forbidden: Bool[Array, " V"] = np.zeros(size, bool)
+        if tokenizer is not None:
+            self.forbidden[:] = [not tokenizer.has_token(token_id) for token_id in range(size)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if self._tokenizer is None or self.forbidden[token_id]:
+            return b""
+        return self._tokenizer.token_bytes(token_id)
+
+    def count_bytes(self, token_ids: Sequence[int]) -> int | None:
+        """UTF-8 bytes of these tokens; None when one has no known text."""
+        if self._tokenizer is None or self.forbidden[list(token_ids)].any():
+            return None
+        return sum(map(len, map(self._tokenizer.token_bytes, token_ids)))

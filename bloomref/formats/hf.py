@@ -1,0 +1,233 @@
+"""The Hugging Face layout: config.json, model.safetensors or shards of it with an index, tokenizer files."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bloomref.config import BloomConfig
+from bloomref.dtypes import DType
+from bloomref.errors import BadWeights, Unsupported, describe
+from bloomref.formats.arrays import check_finite, common_dtype, convert, into_shards
+from bloomref.formats.files import regular_file, shard_path, staged, weight_map, write_json
+from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFile, write_safetensors
+from bloomref.formats.tokenizer_files import write_hf_tokenizer
+from bloomref.params import LM_HEAD, MODEL_WEIGHTS, Params, Weight, keys
+from bloomref.shapes import Array
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PREFIX = "transformer."
+_STALE = (WEIGHTS, INDEX, "model-*-of-*.safetensors", "model.weights.json", "*.weights.h5")
+# buffers that checkpoints of transformers before 4.21 may carry; they hold no weight
+_INERT = ("h.*.self_attention.scale_mask_softmax.causal_mask",)
+_HEADS = ("score.", "classifier.", "qa_outputs.")
+
+
+def exists(folder: Path) -> bool:
+    """Whether the folder has weights in this layout."""
+    return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
+
+
+@dataclass(frozen=True)
+class HfWeights:
+    """The open weights of one folder, under their canonical names (without `transformer.`)."""
+
+    files: Mapping[str, tuple[SafetensorsFile, str]]
+
+    @property
+    def dtype(self) -> DType:
+        return common_dtype(DTYPES[self.entry(key).dtype] for key in self.files)
+
+    def entry(self, key: str) -> Entry:
+        file, name = self.files[key]
+        return file.entries[name]
+
+    def params(self, config: BloomConfig, dtype: DType | None) -> Params:
+        """The weights: views of the memory map where the dtype is the stored one, else copies rounded one by one.
+
+        Raises:
+            BadWeights: naming the weight that is missing, unknown, of another shape or dtype, or not finite; or an
+                lm_head.weight that differs from the embedding it is tied to.
+        """
+        self._check(config)
+        target = self.dtype if dtype is None else dtype
+
+        def get(weight: Weight, key: str) -> Array:
+            return self._read(key, target).reshape(weight.shape(config))
+
+        params = Params.build(config.num_layers, config.tie_word_embeddings, get)
+        if config.tie_word_embeddings and LM_HEAD.hf_key in self.files:
+            self._check_tied()
+        return params
+
+    def _read(self, key: str, dtype: DType) -> Array:
+        file, name = self.files[key]
+        if DTYPES[self.entry(key).dtype] == dtype:
+            array = file.view(name)
+            check_finite(array, key)
+            return array
+        return convert(file.pieces(name), self.entry(key).shape, dtype, key)
+
+    def _check(self, config: BloomConfig) -> None:
+        if config.num_layers > len(self.files):  # before a hostile count is enumerated
+            raise BadWeights(describe("weights", f"{config.num_layers} layers", f"{len(self.files)} tensors"))
+        expected = dict(keys(config))
+        tied_copy = {LM_HEAD.hf_key: LM_HEAD} if config.tie_word_embeddings and LM_HEAD.hf_key in self.files else {}
+        _check_names(expected | tied_copy, self.files)
+        for key, weight in (expected | tied_copy).items():
+            entry = self.entry(key)
+            if entry.dtype not in FLOATS:
+                raise BadWeights(describe(f"{key}: dtype", f"one of {', '.join(FLOATS)}", entry.dtype))
+            if entry.shape != weight.hf_shape(config):
+                raise BadWeights(describe(f"{key}: shape", str(weight.hf_shape(config)), str(entry.shape)))
+
+    def _check_tied(self) -> None:
+        embedding, head = (self.files[key][0].view(self.files[key][1]) for key in _TIED)
+        same = embedding.dtype == head.dtype and all(
+            embedding[row : row + 256].tobytes() == head[row : row + 256].tobytes()
+            for row in range(0, len(embedding), 256)
+        )
+        if not same:
+            raise BadWeights(
+                f"{LM_HEAD.hf_key}: expected the bytes of {MODEL_WEIGHTS[0].hf_key}, to which config.json ties it, got "
+                "other ones; set tie_word_embeddings to false in config.json if the head is really separate"
+            )
+
+
+_TIED = (MODEL_WEIGHTS[0].hf_key, LM_HEAD.hf_key)
+
+
+def _check_names(expected: Mapping[str, Weight], found: Mapping[str, Any]) -> None:
+    missing = [key for key in expected if key not in found]
+    unknown = [key for key in found if key not in expected]
+    for key in unknown:
+        if key.startswith(_HEADS):
+            raise BadWeights(f"{key}: expected a language model, got the weight of a classification or question head")
+    if missing or unknown:
+        parts = [f"missing {_some(missing)}"] * bool(missing) + [f"unknown {_some(unknown)}"] * bool(unknown)
+        raise BadWeights(f"weights: expected the {len(expected)} tensors that config.json needs; {'; '.join(parts)}")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(islice(names, 3))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def open_weights(folder: Path) -> HfWeights:
+    """Open the weights of a folder: model.safetensors, else the files that the index names. Headers only are read.
+
+    Raises:
+        BadWeights: when files are missing, damaged, hostile, or disagree with the index.
+        Unsupported: when there are only weights that need unpickling.
+    """
+    if (folder / WEIGHTS).exists():
+        file = SafetensorsFile(folder / WEIGHTS)
+        return HfWeights(_canonical({name: (file, name) for name in file.entries}))
+    if (folder / INDEX).exists():
+        return HfWeights(_canonical(_open_shards(folder)))
+    raise _no_weights(folder)
+
+
+def _open_shards(folder: Path) -> dict[str, tuple[SafetensorsFile, str]]:
+    index = weight_map(folder / INDEX)
+    paths = {name: shard_path(folder, name, INDEX) for name in dict.fromkeys(map(_file_name, index.values()))}
+    shards = {name: SafetensorsFile(regular_file(path)) for name, path in paths.items()}
+    for name, file_name in index.items():
+        if name not in shards[file_name].entries:
+            raise BadWeights(f"{INDEX}: expected {name} in {file_name}, got a file without it")
+    for file_name, shard in shards.items():
+        for name in shard.entries:
+            if index.get(name) != file_name:
+                raise BadWeights(f"{file_name}: {name}: expected no tensor that {INDEX} does not place in this file")
+    return {name: (shards[file_name], name) for name, file_name in index.items()}
+
+
+def _file_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise BadWeights(describe(f"{INDEX}: weight_map", "the name of a file for every weight", value))
+    return value
+
+
+def _canonical(files: Mapping[str, tuple[SafetensorsFile, str]]) -> dict[str, tuple[SafetensorsFile, str]]:
+    prefixed = {name for name in files if name.startswith(PREFIX)}
+    plain = {name for name in files if name not in prefixed and name != LM_HEAD.hf_key and not name.startswith(_HEADS)}
+    if prefixed and plain:
+        raise BadWeights(
+            f"weights: expected every name with {PREFIX!r} or every name without, "
+            f"got {min(prefixed)} and {min(plain)} in one checkpoint"
+        )
+    named = {name.removeprefix(PREFIX): value for name, value in files.items()}
+    if len(named) < len(files):
+        raise BadWeights(f"weights: expected {LM_HEAD.hf_key} once, got it with and without {PREFIX!r}")
+    return {name: value for name, value in named.items() if not any(fnmatchcase(name, p) for p in _INERT)}
+
+
+def _no_weights(folder: Path) -> Exception:
+    found = sorted(path.name for path in folder.iterdir())
+    if any(name.endswith(PICKLED) for name in found):
+        return Unsupported(PICKLE_MESSAGE.format(where=folder))
+    return BadWeights(describe(f"{folder}", f"{WEIGHTS} or {INDEX}", ", ".join(found) or "an empty folder"))
+
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+PICKLE_MESSAGE = (
+    "{where}: expected safetensors weights, got only PyTorch files, which are pickles: opening one can run any code, so "
+    "bloomref never does. Where you trust the files, convert them once with transformers:\n"
+    "    from transformers import BloomForCausalLM\n"
+    "    BloomForCausalLM.from_pretrained('<folder or hub name>').save_pretrained('<new folder>')"
+)
+
+
+def save(
+    folder: Path | str,
+    config: BloomConfig,
+    params: Params,
+    *,
+    tokenizer_from: Path | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = True,
+) -> None:
+    """Write a folder that transformers' BloomForCausalLM loads, in the dtype of the weights, bit for bit.
+
+    Args:
+        folder: appears complete, or stays as it was.
+        config, params: the model.
+        tokenizer_from: a folder in either layout whose tokenizer is to be written too.
+        max_shard_bytes: above this many bytes of weights they are split, with an index.
+        overwrite: False refuses a folder that holds anything.
+
+    Raises:
+        InvalidInput: when the folder cannot be written; BadWeights: when `tokenizer_from` holds a damaged tokenizer.
+    """
+    dtype = params.word_embedding.dtype.name
+    data = config.to_hf()
+    data |= {"dtype": dtype, "torch_dtype": dtype} if "torch_dtype" in data else {"dtype": dtype}
+    with staged(Path(folder), overwrite, _STALE) as stage:
+        _write_weights(stage, _stored(params, config), max_shard_bytes)
+        if tokenizer_from is not None:
+            write_hf_tokenizer(Path(tokenizer_from), stage)
+        write_json(stage / CONFIG, dict(sorted(data.items())))
+
+
+def _stored(params: Params, config: BloomConfig) -> Iterator[tuple[str, Array]]:
+    for key, weight, array in params.named():
+        prefix = "" if key == LM_HEAD.hf_key else PREFIX
+        yield prefix + key, array.reshape(weight.hf_shape(config))
+
+
+def _write_weights(stage: Path, arrays: Iterator[tuple[str, Array]], max_shard_bytes: int) -> None:
+    shards = into_shards(arrays, max_shard_bytes)
+    if len(shards) == 1:
+        write_safetensors(stage / WEIGHTS, shards[0])
+        return
+    placed: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_safetensors(stage / name, shard)
+        placed |= dict.fromkeys(shard, name)
+    total = sum(array.nbytes for shard in shards for array in shard.values())
+    write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})

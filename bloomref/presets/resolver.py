@@ -1,0 +1,96 @@
+"""From the name of a preset to a local folder that holds it."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+from bloomref.errors import BloomrefError, InvalidInput, Unsupported, invalid
+from bloomref.formats.tokenizer_files import KERAS_ASSETS
+from bloomref.presets import hub
+from bloomref.presets.registry import PRESETS
+
+_KAGGLE_SMALL = ("config.json", "tokenizer.json", *(str(KERAS_ASSETS / n) for n in ("vocabulary.json", "merges.txt")))
+
+
+def resolve(preset: str | Path, *, weights: bool = True, revision: str | None = None) -> Path:
+    """The local folder of a preset, downloaded if it has to be.
+
+    Args:
+        preset: a built-in name; `hf://user/repo` or `hf://user/repo@revision`;
+            `kaggle://user/model/framework/variation`, with `/version` or without; or a folder, which a `Path` always is.
+        weights: False fetches the config and the tokenizer only.
+        revision: a branch, tag or commit of a hub repository; None is the preset's own, else "main".
+
+    Raises:
+        InvalidInput: nothing has this name, or the name and `revision` disagree.
+        Unsupported: the network, a permission or an optional package is missing.
+        BadWeights: what was downloaded is not what the hub announced, or holds no weights that can be read.
+    """
+    if not isinstance(preset, str | Path) or not str(preset):
+        raise invalid("preset", "a preset's name, hf://user/repo, kaggle://..., or a folder", preset)
+    name = str(preset)
+    if name.startswith("hf://"):
+        return _hugging_face(name, weights, revision)
+    built_in = None if isinstance(preset, Path) else PRESETS.get(name)
+    if revision is not None and (built_in is None or built_in.folder):
+        raise invalid("revision", "None for a preset that is not on the Hugging Face hub", revision)
+    if name.startswith("kaggle://"):
+        return _kaggle(name, weights)
+    if built_in:
+        return built_in.folder or hub.download(built_in.source, revision or built_in.revision, weights=weights)
+    return _folder(Path(preset).expanduser(), name)
+
+
+def _hugging_face(name: str, weights: bool, revision: str | None) -> Path:
+    repo, _, named = name.removeprefix("hf://").partition("@")
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise invalid("preset", "hf://user/repo or hf://user/repo@revision", name)
+    if named and revision not in (None, named):
+        raise invalid("revision", f"{named!r}, as the preset's name says, or None", revision)
+    return hub.download(repo, revision or named or "main", weights=weights)
+
+
+def _folder(path: Path, name: str) -> Path:
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise invalid("preset", "a folder with config.json and weights", f"the file {name}", f"pass {path.parent}")
+    if "://" in name:
+        raise invalid("preset", "a name that starts with hf:// or kaggle://, or a folder", name)
+    raise invalid("preset", "the name of a preset, or a folder that exists", name, _suggestion(name))
+
+
+def _suggestion(name: str) -> str:
+    close = get_close_matches(name.lower(), PRESETS, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    if not close and name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "~")):
+        hint = f"for the repository on the Hugging Face hub write hf://{name}. "
+    return f"{hint}The built-in presets are {', '.join(PRESETS)}"
+
+
+def _kaggle(name: str, weights: bool) -> Path:
+    handle = name.removeprefix("kaggle://")
+    if handle.count("/") not in (3, 4) or not all(handle.split("/")):
+        raise invalid("preset", "kaggle://user/model/framework/variation, with /version or without", name)
+    try:
+        import kagglehub
+    except ImportError as error:
+        raise Unsupported(f"{name}: expected the package kagglehub, got none; pip install bloomref[kaggle]") from error
+    return _from_kaggle(kagglehub.model_download, handle, weights)
+
+
+def _from_kaggle(fetch: Callable[..., str], handle: str, weights: bool) -> Path:
+    try:
+        if weights:
+            return Path(fetch(handle))
+        files = [Path(fetch(handle, path=name)) for name in _KAGGLE_SMALL]
+        return files[0].parent
+    except BloomrefError:
+        raise
+    except Exception as error:  # kagglehub documents no base class for its errors
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        kind = InvalidInput if status == 404 else Unsupported
+        hint = "if the model asks for consent, give it on its Kaggle page and log in with kagglehub.login()"
+        raise kind(
+            f"kaggle://{handle}: expected a download from Kaggle, got {hub.first_line(error)}; {hint}"
+        ) from error

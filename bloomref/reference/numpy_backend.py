@@ -1,0 +1,70 @@
+"""The reference behind the backend interface: a backend without privileges, held to `model.forward` bit for bit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bloomref.config import BloomConfig
+from bloomref.dtypes import DTypePolicy, accumulation_dtype
+from bloomref.params import Params
+from bloomref.reference import model
+from bloomref.reference.cache import Cache
+from bloomref.runtime.backend import API_VERSION, Step
+from bloomref.shapes import Array, Float, Int
+
+
+@dataclass(frozen=True, eq=False)
+class NumpyPrepared:
+    """The weights as they are, and the functions of `reference.model`."""
+
+    params: Params
+    config: BloomConfig
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return self.params.word_embedding.dtype
+
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        return Cache.empty(self.config, batch, capacity, self._dtype)
+
+    def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return model.embed(self.params, self.config, token_ids)
+
+    def attention_block(self, layer: int, x: Float[Array, "B T D"], cache: Cache, step: Step) -> Float[Array, "B T D"]:
+        if "view" not in step.derived:
+            dtype = accumulation_dtype(self._dtype)
+            step.derived["view"] = model.view(self.config, step.key_is_real, step.start, dtype)
+        seen: model.View = step.derived["view"]
+        return model.attention_block(self.params.layers[layer], self.config, x, cache.layers[layer], seen)
+
+    def mlp_block(self, layer: int, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return model.mlp_block(self.params.layers[layer], self.config, x)
+
+    def final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return model.final_norm(self.params, self.config, x)
+
+    def logits(self, x: Float[Array, "B T D"], last_only: bool) -> Float[Array, "B _ V"]:
+        return model.logits(self.params, x[:, -1:] if last_only else x)
+
+    def to_host(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x
+
+    def from_host(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x
+
+
+class NumpyBackend:
+    """Runs every model that BloomConfig accepts, in every policy."""
+
+    name = "numpy"
+    api_version = API_VERSION
+
+    def unsupported(self, config: BloomConfig, policy: DTypePolicy) -> str | None:  # noqa: ARG002
+        return None
+
+    def prepare(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> NumpyPrepared:
+        return NumpyPrepared(params.astype(policy.compute_dtype), config)
+
+
+def backend() -> NumpyBackend:
+    return NumpyBackend()

@@ -1,0 +1,97 @@
+"""The interface between bloomref and whatever runs its blocks. Types and prose, no logic: specs/95-backend.md is the contract.
+
+Weights are prepared once, into the backend's own layout on its own device; blocks run on opaque values; the wiring between
+the blocks exists once, in `runtime.engine`. Position is an argument: nothing remembers where it is (BKD-2).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from bloomref.config import BloomConfig
+from bloomref.dtypes import DTypePolicy
+from bloomref.params import Params
+from bloomref.shapes import Array, Bool, Float, Int
+
+API_VERSION = 1
+GROUP = "bloomref.backends"
+"""The entry-point group in which a package names its backends: `name = "package.module:factory"`."""
+
+Hidden = Any
+"""A backend's own hidden states (B, T, D), on its device; only the backend that made one can read it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Host-side facts of one call, the same for every layer.
+
+    Args:
+        start: first cache position that the call writes; ALiBi positions are column indices.
+        key_is_real: which of the S = start + T visible columns hold a token.
+        is_dense: all of them do: a backend may skip the mask.
+        derived: what a backend makes of these facts at its first layer and needs again at the others.
+    """
+
+    start: int
+    key_is_real: Bool[Array, "B S"]
+    is_dense: bool
+    derived: dict[str, Any] = field(default_factory=dict)
+
+
+class Cache(Protocol):
+    """Keys and values of `capacity` positions for every layer and row, on the device."""
+
+    def select(self, rows: Int[Array, " N"]) -> "Cache":
+        """A copy that holds these rows in this order; one may repeat."""
+        ...
+
+
+class Prepared(Protocol):
+    """One model's weights in a backend's layout. Immutable; two caches of one Prepared are independent (BKD-1)."""
+
+    def new_cache(self, batch: int, capacity: int) -> Cache: ...
+
+    def embed(self, token_ids: Int[Array, "B T"]) -> Hidden:
+        """Look-up and embedding norm."""
+        ...
+
+    def attention_block(self, layer: int, x: Hidden, cache: Any, step: Step) -> Hidden:
+        """Layer norm ... residual; `cache` is one that this Prepared made; writes positions [start, start + T) of the layer's cache."""
+        ...
+
+    def mlp_block(self, layer: int, x: Hidden) -> Hidden:
+        """Layer norm ... residual."""
+        ...
+
+    def final_norm(self, x: Hidden) -> Hidden: ...
+
+    def logits(self, x: Hidden, last_only: bool) -> Float[Array, "B _ V"]:
+        """Scores from the final hidden states, on the host, in the accumulation dtype; of the last position, or of all."""
+        ...
+
+    def to_host(self, x: Hidden) -> Float[Array, "B T D"]:
+        """In the compute dtype."""
+        ...
+
+    def from_host(self, x: Float[Array, "B T D"]) -> Hidden: ...
+
+
+class Backend(Protocol):
+    """Cheap to make; holds no weights and no device memory."""
+
+    name: str
+    api_version: int
+
+    def unsupported(self, config: BloomConfig, policy: DTypePolicy) -> str | None:
+        """Why this model cannot run here, in one sentence that says what to do; None when it can."""
+        ...
+
+    def prepare(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:
+        """Bring the weights, rounded to the compute dtype, into the backend's layout. The caller may drop `params` after."""
+        ...
+
+
+def step(start: int, key_is_real: Bool[Array, "B S"]) -> Step:
+    """The facts of a call that starts at `start`."""
+    return Step(start, key_is_real, bool(np.all(key_is_real)))

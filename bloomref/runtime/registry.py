@@ -1,0 +1,96 @@
+"""Which backends are installed: listed without importing one, loaded on first use."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+
+from bloomref.config import BloomConfig
+from bloomref.dtypes import DTypePolicy
+from bloomref.errors import Unsupported, invalid
+from bloomref.runtime.backend import API_VERSION, GROUP, Backend
+
+REFERENCE = "numpy"
+AUTO = "auto"
+PREFERENCE = ("cupy", "numba", REFERENCE)
+"""The order in which `auto` asks; other backends are taken by name only."""
+
+
+def available() -> dict[str, EntryPoint]:
+    """Name -> entry point of every installed backend but the reference. Imports none of them.
+
+    Raises:
+        Unsupported: when two packages claim one name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        first = found.setdefault(point.name, point)
+        if first.value != point.value or point.name == REFERENCE:
+            raise Unsupported(
+                f"backend {point.name!r}: expected one package to provide it, got {first.value} and {point.value}; "
+                "uninstall one of them"
+            )
+    return found
+
+
+def names() -> list[str]:
+    """The reference first, then the installed backends."""
+    return [REFERENCE, *available()]
+
+
+@cache
+def load(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        InvalidInput: no such backend; Unsupported: it cannot be imported, or speaks another version of the interface.
+    """
+    if name == REFERENCE:
+        from bloomref.reference.numpy_backend import backend
+
+        return backend()
+    points = available()
+    if name not in points:
+        close = get_close_matches(str(name), names(), 1)
+        raise invalid(
+            "backend", f"one of {', '.join(names())}", repr(name), f"did you mean {close[0]}?" if close else ""
+        )
+    found = _call(name, points[name])
+    version = getattr(found, "api_version", None)
+    if version != API_VERSION:
+        raise Unsupported(f"backend {name!r}: expected api_version {API_VERSION}, got {version!r}; update its package")
+    return found
+
+
+def _call(name: str, point: EntryPoint) -> Backend:
+    try:
+        factory: Callable[[], Backend] = point.load()
+        return factory()
+    except ImportError as error:
+        raise Unsupported(f"backend {name!r}: {error}; pip install 'bloomref[{name}]'") from error
+
+
+def choose(name: str, config: BloomConfig, policy: DTypePolicy) -> Backend:
+    """The backend for a model: the named one, or for `auto` the first of cupy, numba and numpy that can run it.
+
+    Raises:
+        Unsupported: when the named backend cannot run this model here, with its reason. Nothing falls back silently.
+    """
+    if name != AUTO:
+        backend = load(name)
+        reason = backend.unsupported(config, policy)
+        if reason is not None:
+            raise Unsupported(f"backend {name!r}: {reason}")
+        return backend
+    for candidate in PREFERENCE:
+        if candidate in names() and status(candidate, config, policy) is None:
+            return load(candidate)
+    raise AssertionError("the reference runs everything")
+
+
+def status(name: str, config: BloomConfig, policy: DTypePolicy) -> str | None:
+    """None when the backend can run the model here, else the reason."""
+    try:
+        return load(name).unsupported(config, policy)
+    except Unsupported as error:
+        return str(error)

@@ -1,0 +1,351 @@
+"""BloomTokenizer: BLOOM's byte-level BPE, over the `tokenizers` library, with the interface of KerasHub's class."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from bloomref.errors import BadWeights, InvalidInput, Unsupported, invalid
+from bloomref.formats.files import read_json, write_json
+from bloomref.formats.tokenizer_files import bloom_tokenizer_json, has_keras_tokenizer, vocabulary_and_merges
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+
+
+class BloomTokenizer:
+    """Text to token ids and back. Lossless: `detokenize(tokenize(text)) == text`. No begin token is ever added.
+
+    Args:
+        vocabulary: token -> id, or the path of a JSON file that holds it.
+        merges: "left right" pairs (or 2-tuples) in order of priority, or the path of a text file of them.
+
+    Text is split by BLOOM's own rule. The special tokens `<unk>`, `<s>`, `</s>` and `<pad>`, where the vocabulary has
+    them, are recognised in text.
+
+    Raises:
+        InvalidInput: when vocabulary and merges do not fit together.
+
+    Example:
+        >>> tokenizer = BloomTokenizer({"<s>": 0, "</s>": 1, "h": 2, "i": 3, "hi": 4}, ["h i"])
+        >>> tokenizer("hi</s>")
+        [4, 1]
+    """
+
+    def __init__(self, vocabulary: Mapping[str, int] | str | Path, merges: Sequence[Any] | str | Path) -> None:
+        self._backend = _build(_read_vocabulary(vocabulary), _read_merges(merges))
+        self._special = dict(SPECIAL_TOKENS)
+
+    @classmethod
+    def from_preset(cls, preset: str | Path, **kwargs: Any) -> "BloomTokenizer":
+        """The tokenizer of a preset: a built-in name, `hf://...`, `kaggle://...` or a local folder.
+
+        A folder holds Hugging Face's `tokenizer.json`, or KerasHub's `assets/tokenizer/{vocabulary.json,merges.txt}`.
+        `revision` names one of a hub repository.
+
+        Raises:
+            InvalidInput: no such preset, or no tokenizer in it; BadWeights: a damaged or foreign tokenizer file.
+        """
+        from bloomref.presets.resolver import resolve
+
+        folder = resolve(preset, weights=False, **kwargs)
+        tokenizer = cls.find(folder)
+        if tokenizer is None:
+            raise invalid("preset", "a folder with tokenizer.json or assets/tokenizer/vocabulary.json", str(folder))
+        return tokenizer
+
+    @classmethod
+    def find(cls, folder: Path) -> "BloomTokenizer | None":
+        """The tokenizer whose files lie in `folder`, or None when there are none."""
+        if has_keras_tokenizer(folder):
+            return cls._from_keras(folder)
+        if (folder / "tokenizer.json").is_file():
+            return cls._from_hugging_face(folder / "tokenizer.json")
+        return None
+
+    @classmethod
+    def _from_keras(cls, folder: Path) -> "BloomTokenizer":
+        vocabulary, merges = vocabulary_and_merges(folder)
+        try:
+            return cls(vocabulary, merges)
+        except InvalidInput as error:
+            raise BadWeights(f"{folder}: {error}") from None
+
+    @classmethod
+    def _from_hugging_face(cls, file: Path) -> "BloomTokenizer":
+        tokenizer = cls.__new__(cls)
+        tokenizer._backend = _load(file)
+        tokenizer._special = SPECIAL_TOKENS | _named_specials(file.parent)
+        return tokenizer
+
+    # --- text and ids ----------------------------------------------------------------------------
+
+    @overload
+    def tokenize(self, text: str) -> list[int]: ...
+    @overload
+    def tokenize(self, text: list[str]) -> list[list[int]]: ...
+    def tokenize(self, text: str | list[str]) -> list[int] | list[list[int]]:
+        """The ids of a text, or of each text of a list.
+
+        Raises:
+            InvalidInput: for anything but text, and for text with lone surrogates, which has no bytes.
+        """
+        if isinstance(text, str):
+            return self._tokenize([text])[0]
+        if isinstance(text, (list, tuple)) and all(isinstance(item, str) for item in text):
+            return self._tokenize(list(text))
+        raise invalid("text", "a string or a list of strings", text)
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise invalid("text", "valid Unicode", repr(text[error.start]), f"at {error.start}") from None
+        return [encoding.ids for encoding in self._backend.encode_batch(texts)]
+
+    @overload
+    def __call__(self, text: str) -> list[int]: ...
+    @overload
+    def __call__(self, text: list[str]) -> list[list[int]]: ...
+    def __call__(self, text: str | list[str]) -> list[int] | list[list[int]]:
+        """As `tokenize`."""
+        return self.tokenize(text)
+
+    @overload
+    def detokenize(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str: ...
+    @overload
+    def detokenize(self, ids: Sequence[Sequence[int]], skip_special_tokens: bool = False) -> list[str]: ...
+    def detokenize(
+        self, ids: Sequence[int] | Sequence[Sequence[int]], skip_special_tokens: bool = False
+    ) -> str | list[str]:
+        """The text of a sequence of ids, or of each sequence of a list. Bytes that form no character become U+FFFD.
+
+        Raises:
+            InvalidInput: for ids that are no integers or have no token.
+        """
+        rows = _rows(ids)
+        if rows is not None:
+            return [self._detokenize(row, skip_special_tokens) for row in rows]
+        return self._detokenize(ids, skip_special_tokens)
+
+    def _detokenize(self, ids: Sequence[Any], skip_special_tokens: bool) -> str:
+        checked = [self._check_id(token_id) for token_id in ids]
+        return self._backend.decode(checked, skip_special_tokens=skip_special_tokens)
+
+    encode = tokenize
+    decode = detokenize
+
+    # --- vocabulary ------------------------------------------------------------------------------
+
+    def vocabulary_size(self) -> int:
+        """The highest id plus one; BLOOM's own has 250680, fewer than the 250880 rows of its embedding."""
+        return len(self._tokens)
+
+    def get_vocabulary(self) -> list[str]:
+        """The tokens in the order of their ids, in the printable spelling of byte-level BPE ("Ġ" is a space)."""
+        return [token for token in self._tokens if token is not None]
+
+    def id_to_token(self, id: int) -> str:
+        """Raises: InvalidInput: when no token has this id."""
+        token = self._tokens[self._check_id(id)]
+        assert token is not None
+        return token
+
+    def token_to_id(self, token: str) -> int:
+        """Raises: InvalidInput: when it is not in the vocabulary."""
+        found = self._backend.token_to_id(token) if isinstance(token, str) else None
+        if found is None:
+            raise invalid("token", f"one of the {self.vocabulary_size()} tokens of the vocabulary", repr(token))
+        return found
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that a token adds to a text without special tokens: none for a special token."""
+        token_id = self._check_id(id)
+        return b"" if token_id in self._special_ids else _to_bytes(self.id_to_token(token_id))
+
+    def has_token(self, id: int) -> bool:
+        """Whether a token has this id."""
+        return 0 <= id < len(self._tokens) and self._tokens[id] is not None
+
+    @property
+    def start_token_id(self) -> int | None:
+        """`<s>`, or None when the vocabulary has no such token."""
+        return self._backend.token_to_id(self._special["bos_token"])
+
+    @property
+    def end_token_id(self) -> int | None:
+        """`</s>`, or None when the vocabulary has no such token."""
+        return self._backend.token_to_id(self._special["eos_token"])
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """`<pad>`, or None when the vocabulary has no such token."""
+        return self._backend.token_to_id(self._special["pad_token"])
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """`<unk>`, or None when the vocabulary has no such token. Byte-level BPE never needs it."""
+        return self._backend.token_to_id(self._special["unk_token"])
+
+    bos_token_id = start_token_id
+    eos_token_id = end_token_id
+
+    @cached_property
+    def _tokens(self) -> list[str | None]:
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        tokens: list[str | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
+        for token, token_id in vocabulary.items():
+            tokens[token_id] = token
+        return tokens
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    def _check_id(self, token_id: Any) -> int:
+        if not _is_integer(token_id):
+            raise invalid("ids", "integers", token_id)
+        if not self.has_token(int(token_id)):
+            raise invalid("ids", f"ids in [0, {self.vocabulary_size()}) that have a token", token_id)
+        return int(token_id)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and its side files, as transformers reads them, into a folder that exists."""
+        write_json(folder / "tokenizer.json", json.loads(self._backend.to_str()))
+        present = {name: token for name, token in self._special.items() if self._backend.token_to_id(token) is not None}
+        write_json(folder / "special_tokens_map.json", present)
+        facts = {"tokenizer_class": "BloomTokenizerFast", "padding_side": "left", "add_prefix_space": False}
+        write_json(folder / "tokenizer_config.json", facts | present)
+
+    def __repr__(self) -> str:
+        return f"BloomTokenizer: {self.vocabulary_size()} tokens"
+
+    def __reduce__(self) -> Any:
+        return _restore, (self._backend.to_str(), self._special)
+
+
+# --- building and loading ------------------------------------------------------------------------
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise Unsupported("tokenizers: expected it to be installed; pip install tokenizers") from None
+    return tokenizers
+
+
+def _build(vocabulary: dict[str, int], merges: list[str]) -> "Tokenizer":
+    for merge in merges:
+        left, right = merge.split(" ")
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise invalid("merges", "pairs whose halves and union are in the vocabulary", merge)
+    backend: Tokenizer = _library().Tokenizer.from_str(json.dumps(bloom_tokenizer_json(vocabulary, merges)))
+    return backend
+
+
+def _load(file: Path) -> "Tokenizer":
+    tk = _library()
+    try:
+        backend: Tokenizer = tk.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise BadWeights(f"{file}: expected a tokenizer.json of Hugging Face's tokenizers, got {error}") from None
+    kind = f"{type(backend.model).__name__} with decoder {type(backend.decoder).__name__}"
+    if kind != "BPE with decoder ByteLevel":
+        raise BadWeights(f"{file}: expected a byte-level BPE (BPE with decoder ByteLevel), got {kind}")
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def _restore(state: str, special: dict[str, str]) -> BloomTokenizer:
+    tokenizer = BloomTokenizer.__new__(BloomTokenizer)
+    tokenizer._backend, tokenizer._special = _library().Tokenizer.from_str(state), special
+    return tokenizer
+
+
+def _named_specials(folder: Path) -> dict[str, str]:
+    """The special tokens that Hugging Face's side files name, where they are named."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            data = read_json(folder / name)
+            for key in SPECIAL_TOKENS:
+                value = data.get(key)
+                token = value.get("content") if isinstance(value, dict) else value
+                if isinstance(token, str):
+                    found[key] = token
+    return found
+
+
+def _read_vocabulary(vocabulary: object) -> dict[str, int]:
+    if isinstance(vocabulary, (str, Path)):
+        try:
+            vocabulary = json.loads(Path(vocabulary).read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InvalidInput(f"vocabulary: expected the path of a JSON file, got {error}") from None
+    if not isinstance(vocabulary, Mapping):
+        raise invalid("vocabulary", "a dictionary {token: id} or the path of one", type(vocabulary).__name__)
+    for token, token_id in vocabulary.items():
+        if not isinstance(token, str) or not _is_integer(token_id) or not 0 <= token_id < 2**32:
+            raise invalid("vocabulary", "strings with ids in [0, 2**32)", {token: token_id})
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise invalid("vocabulary", "an id of its own for every token", "repeated ids")
+    return {token: int(token_id) for token, token_id in vocabulary.items()}
+
+
+def _read_merges(merges: object) -> list[str]:
+    if isinstance(merges, (str, Path)):
+        try:
+            lines = Path(merges).read_text("utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"merges: expected the path of a text file, got {error}") from None
+        merges = [line for line in lines if line and not line.startswith("#version")]
+    if not isinstance(merges, Sequence):
+        raise invalid("merges", "a list of pairs or the path of one", type(merges).__name__)
+    return [_pair(merge) for merge in merges]
+
+
+def _pair(merge: Any) -> str:
+    halves = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(halves, (list, tuple)) or len(halves) != 2 or not all(isinstance(h, str) and h for h in halves):
+        raise invalid("merges", "pairs: 'left right' or (left, right)", merge)
+    return " ".join(halves)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _rows(ids: Any) -> list[Any] | None:
+    """The sequences of a list of sequences, or None for a single sequence."""
+    if isinstance(ids, str) or not hasattr(ids, "__iter__"):
+        raise invalid("ids", "a list of ids, or a list of lists", ids)
+    rows = list(ids)
+    return rows if rows and hasattr(rows[0], "__iter__") else None
+
+
+# --- bytes of a token ----------------------------------------------------------------------------
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Byte-level BPE spells every byte as one printable character: itself, or the next free one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_of_character()
+
+
+def _to_bytes(token: str) -> bytes:
+    """The bytes of a token; one that is not in the byte spelling (an added token) stands for itself."""
+    if all(character in _BYTES for character in token):
+        return bytes(_BYTES[character] for character in token)
+    return token.encode()
