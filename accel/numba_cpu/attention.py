@@ -22,7 +22,7 @@ from numba.extending import overload
 from accel.numba_cpu.cpu import PANEL, TILE_ROWS
 from accel.numba_cpu.elementwise import bfloat_bits, exp, float_as_half, fma
 from accel.numba_cpu.linear import block_rows, tile
-from accel.numba_cpu.reduce import jit, jit_parallel, total_of
+from accel.numba_cpu.reduce import jit, jit_parallel
 
 BLOCK = 128  # keys of one step of the online softmax
 LOWEST = np.float32(-3.0e38)  # stands for the maximum of no scores: exp(-inf - LOWEST) is 0, not NaN
@@ -75,63 +75,69 @@ def append(qkv: Any, batch: int, time: int, heads: int, width: int, start: int, 
                     store(values, value, source[(3 * head + 2) * width + l])
 
 
-# Each of the next is one loop over a slice: the form that the compiler turns into vector instructions.
+# The next four run over scores as [row][panel][lane], the lane innermost: the form that becomes vector instructions.
 
 
 @jit
-def _bias(row: Any, offset: int, slope: Any, scale: Any, real: Any) -> None:
-    """Scores to biased scores; element j is the key `offset + j` columns after the query (ATT-4, ATT-5, ATT-7)."""
-    for j in range(row.size):
-        distance = offset + j
-        biased = fma(row[j], scale, slope * np.float32(distance))
-        row[j] = biased if distance <= 0 and real[j] else np.float32(-np.inf)
-
-
-@jit
-def _keep_larger(best: Any, row: Any) -> None:
-    for j in range(best.size):
-        best[j] = row[j] if row[j] > best[j] else best[j]
-
-
-@jit
-def _exp_from(row: Any, high: Any) -> None:
-    for j in range(row.size):
-        row[j] = exp(row[j] - high)
-
-
-@jit
-def _multiply(row: Any, factor: Any) -> None:
-    for j in range(row.size):
-        row[j] *= factor
-
-
-@jit
-def _highest(row: Any, lanes: Any, so_far: Any) -> Any:
-    """The largest of a row and of `so_far`, PANEL lanes at a time."""
-    lanes[:] = so_far
-    for panel in range(0, row.size, PANEL):
-        _keep_larger(lanes, row[panel : panel + PANEL])
-    high = so_far
-    for j in range(PANEL):
-        high = max(high, lanes[j])
-    return high
-
-
-@jit
-def _softmax_block(scores: Any, rows: int, block: int, count: int, query: int, slope: Any, scale: Any, real: Any,
-                   packed: Any, peak: Any, total: Any, sums: Any, lanes: Any) -> None:  # fmt: skip
-    """Turn a block of scores into weights, packed for the product with the values; rescale what was summed before."""
+def _bias(scores: Any, rows: int, panels: int, offset: int, slope: Any, scale: Any, real: Any) -> None:
+    """Biased scores; lane j of panel p is the key `offset + p PANEL + j` columns after row 0's query (ATT-4, ATT-5, ATT-7)."""
     for i in range(rows):
-        row = scores[i, :count]
-        _bias(row, block - (query + i), slope, scale, real[block : block + count])
-        high = _highest(row, lanes, peak[i])
-        shrink = exp(peak[i] - high)
-        _exp_from(row, high)
+        for p in range(panels):
+            first = offset + p * PANEL - i
+            for j in range(scores.shape[2]):
+                distance = first + j
+                biased = fma(scores[i, p, j], scale, slope * np.float32(distance))
+                scores[i, p, j] = biased if distance <= 0 and real[p, j] else np.float32(-np.inf)
+
+
+@jit
+def _raise_peaks(scores: Any, rows: int, panels: int, peak: Any, shrink: Any, lanes: Any) -> None:
+    """peak = the largest score so far; shrink = what the sums of the earlier blocks are to be multiplied with."""
+    for i in range(rows):
+        for j in range(lanes.size):
+            lanes[j] = peak[i]
+        for p in range(panels):
+            for j in range(lanes.size):
+                lanes[j] = scores[i, p, j] if scores[i, p, j] > lanes[j] else lanes[j]
+        high = peak[i]
+        for j in range(lanes.size):
+            high = max(high, lanes[j])
+        shrink[i] = exp(peak[i] - high)
         peak[i] = high
-        total[i] = fma(total[i], shrink, total_of(row, lanes))
-        _multiply(sums[i], shrink)
-        for j in range(count):
-            packed[j * rows + i] = row[j]
+
+
+@jit
+def _weigh(scores: Any, rows: int, panels: int, peak: Any, shrink: Any, total: Any, lanes: Any) -> None:
+    """Scores to weights; their sum, lane by lane, so that zeros at the end do not change a bit."""
+    for i in range(rows):
+        high = peak[i]
+        for j in range(lanes.size):
+            lanes[j] = np.float32(0.0)
+        for p in range(panels):
+            for j in range(lanes.size):
+                scores[i, p, j] = exp(scores[i, p, j] - high)
+            for j in range(lanes.size):
+                lanes[j] += scores[i, p, j]
+        added = np.float32(0.0)
+        for j in range(lanes.size):
+            added += lanes[j]
+        total[i] = fma(total[i], shrink[i], added)
+
+
+@jit
+def _rescale(sums: Any, rows: int, shrink: Any) -> None:
+    for i in range(rows):
+        for j in range(sums.shape[1]):
+            sums[i, j] *= shrink[i]
+
+
+@jit
+def _pack(scores: Any, rows: int, panels: int, packed: Any) -> None:
+    """[row][key] to [key][row], what a tile reads."""
+    for i in range(rows):
+        for p in range(panels):
+            for j in range(scores.shape[2]):
+                packed[(p * PANEL + j) * rows + i] = scores[i, p, j]
 
 
 @jit
@@ -144,8 +150,11 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
     flat_scores, at = work[at : at + TILE_ROWS * BLOCK], at + TILE_ROWS * BLOCK
     packed_p, at = work[at : at + TILE_ROWS * BLOCK], at + TILE_ROWS * BLOCK
     flat_sums, at = work[at : at + TILE_ROWS * padded], at + TILE_ROWS * padded
-    peak, total, lanes = work[at : at + TILE_ROWS], work[at + TILE_ROWS : at + 2 * TILE_ROWS], work[at + 2 * TILE_ROWS : at + 2 * TILE_ROWS + PANEL]
-    scores, sums = flat_scores.reshape(TILE_ROWS, BLOCK), flat_sums.reshape(TILE_ROWS, padded)
+    peak, at = work[at : at + TILE_ROWS], at + TILE_ROWS
+    total, at = work[at : at + TILE_ROWS], at + TILE_ROWS
+    shrink, at = work[at : at + TILE_ROWS], at + TILE_ROWS
+    lanes = work[at : at + PANEL]
+    scores, sums = flat_scores.reshape(TILE_ROWS, BLOCK // PANEL, PANEL), flat_sums.reshape(TILE_ROWS, padded)
     for i in range(rows):
         for l in range(width):
             packed_q[l * rows + i] = qkv[first + i, 3 * head * width + l]
@@ -155,16 +164,21 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
 
     stop = query + rows
     for block in range(0, stop, BLOCK):
-        count = min(BLOCK, (stop - block + PANEL - 1) // PANEL * PANEL)
-        for panel in range(0, count, PANEL):
-            tile(rows, packed_q, 0, keys, (item * capacity + block + panel) * width, flat_scores, panel, width, BLOCK, False)
-        _softmax_block(scores, rows, block, count, query, slope, scale, real, packed_p, peak, total, sums, lanes)
-        depth = min(count, stop - block)
+        depth = min(BLOCK, stop - block)
+        panels = (depth + PANEL - 1) // PANEL
+        for p in range(panels):
+            start = (item * capacity + block + p * PANEL) * width
+            tile(rows, packed_q, 0, keys, start, flat_scores, p * PANEL, width, BLOCK, False)
+        _bias(scores, rows, panels, block - query, slope, scale, real[block // PANEL :])
+        _raise_peaks(scores, rows, panels, peak, shrink, lanes)
+        _weigh(scores, rows, panels, peak, shrink, total, lanes)
+        _rescale(sums, rows, shrink)
+        _pack(scores, rows, panels, packed_p)
         for column in range(columns):
             start = ((item * columns + column) * capacity + block) * PANEL
             tile(rows, packed_p, 0, values, start, flat_sums, column * PANEL, depth, padded, True)
     for i in range(rows):
-        share = np.float32(1.0) / total[i] if total[i] > np.float32(0.0) and real[query + i] else np.float32(0.0)
+        share = np.float32(1.0) / total[i] if total[i] > np.float32(0.0) and real[(query + i) // PANEL, (query + i) % PANEL] else np.float32(0.0)
         for c in range(width):
             out[first + i, head * width + c] = sums[i, c] * share
 
@@ -172,13 +186,13 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
 def workspace(width: int) -> int:
     """float32 numbers that one thread of `attend` needs."""
     padded = (width + PANEL - 1) // PANEL * PANEL
-    return TILE_ROWS * (width + 2 * BLOCK + padded + 2) + PANEL
+    return TILE_ROWS * (width + 2 * BLOCK + padded + 3) + PANEL
 
 
 @jit_parallel
 def attend(qkv: Any, batch: int, time: int, heads: int, width: int, start: int, capacity: int, keys: Any, values: Any,
            real: Any, slopes: Any, scale: Any, out: Any, work: Any, threads: int) -> None:  # fmt: skip
-    """out (B T, H K): every query against the cache. `real` is (B, P rounded up to BLOCK): which columns are tokens."""
+    """out (B T, H K): every query against the cache. `real` is (B, P / PANEL, PANEL): which columns are tokens."""
     tiles = (time + TILE_ROWS - 1) // TILE_ROWS
     for t in prange(threads):
         # later queries see more keys: dealing the tiles out in turn evens the load

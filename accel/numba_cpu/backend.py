@@ -135,7 +135,7 @@ class NumbaPrepared:
         if "real" not in step.derived:
             real = np.zeros((x.batch, cache.capacity), np.bool_)
             real[:, : step.key_is_real.shape[1]] = step.key_is_real
-            step.derived["real"] = real
+            step.derived["real"] = real.reshape(x.batch, -1, PANEL)
         out = self._new_rows(m)
         attention_block(
             x.rows, x.batch, x.time, (config.num_heads, config.head_dim, self._form.steps(d)), weights.ln_attn,

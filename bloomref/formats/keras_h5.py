@@ -129,7 +129,7 @@ def _check_links(file: Any, name: str) -> None:
     file.visititems_links(lambda path, link: links.update({path: link}))  # an error raised in here would be lost
     for path, link in links.items():
         if not isinstance(link, h5py.HardLink):
-            raise BadWeights(f"{name}: {path}: expected data in this place, got a {type(link).__name__}")
+            raise BadWeights(f"{name}: {path}: expected data in this place, got the link {type(link).__name__}")
 
 
 def _variable(dataset: Any, name: str) -> Variable:

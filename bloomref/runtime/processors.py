@@ -37,9 +37,9 @@ def penalize_repetition(scores: Float[Array, " V"], history: Sequence[int], pena
 
 def forbid_repeated_ngrams(scores: Float[Array, " V"], history: Sequence[int], size: int) -> None:
     """In place: -inf for every token that would complete an n-gram that is in `history` already."""
-    if size == 0 or len(history) + 1 < size:
+    if size == 0 or len(history) < size:
         return
     ids = np.asarray(history, np.int64)
-    windows = np.lib.stride_tricks.sliding_window_view(ids, size) if len(ids) >= size else np.empty((0, size), np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(ids, size)
     prefix = ids[len(ids) - size + 1 :]
     scores[windows[(windows[:, :-1] == prefix).all(axis=1), -1]] = -np.inf

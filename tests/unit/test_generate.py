@@ -82,6 +82,18 @@ def test_limits_of_the_strategies_are_greedy(drawn: Drawn, length: int, k: int) 
     assert lm.generate([1, 2], max_new_tokens=length, penalty_alpha=1.0, top_k=1) == greedy
 
 
+@pytest.mark.parametrize("seed", range(24))
+def test_beams_end_at_likely_stop_tokens(seed: int) -> None:
+    """So likely that they fill the best places: enough others must be kept, and the search ends early."""
+    options: dict[str, Any] = {"num_beams": 2 + seed % 3, "length_penalty": (-1.0, 0.0, 1.0, 3.0)[seed % 4]}
+    options |= {"stop_token_ids": [4, 5, 6], "max_new_tokens": 8}
+    options["logit_bias"] = dict.fromkeys((4, 5, 6), (1.0, 3.0, 9.0)[seed // 8])
+    lm = make_lm(CONFIG, seed)
+    assert lm.generate([[1, 2], [3]], strip_prompt=True, **options) == [
+        slow_generate(lm, p, **options) for p in ([1, 2], [3])
+    ]
+
+
 def test_a_beam_search_as_wide_as_the_tree_finds_the_most_likely_text() -> None:
     config = BloomConfig(vocabulary_size=4, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=24)
     for seed in range(5):
@@ -102,6 +114,9 @@ def test_among_equals_the_lowest_id_is_taken() -> None:
     strategies: list[Any] = [{}, {"num_beams": 2}, {"penalty_alpha": 0.5, "top_k": 3}]
     for options in strategies:
         assert lm.generate([5], max_new_tokens=3, **options) == [5, 0, 0, 0]
+    # with alpha=1 the probabilities only say who is a candidate
+    options = {"penalty_alpha": 1.0, "top_k": 3, "logit_bias": {6: 2.0, 4: 1.0}}
+    assert lm.generate([5], max_new_tokens=2, **options) == [5, 0, 0]
 
 
 def test_a_row_that_may_choose_nothing_ends() -> None:
