@@ -6,11 +6,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bloomref.dtypes import DType
+from bloomref.dtypes import DType, floating_dtype
 from bloomref.errors import BadWeights
 from bloomref.shapes import Array
 
 _PIECE = 1 << 18  # bytes: what is checked or converted at a time stays in the processor's cache
+_HALVES = 1 << 15
 _EXPONENT: dict[str, Any] = {
     "float64": np.uint64(0x7FF0_0000_0000_0000),
     "float32": np.uint32(0x7F80_0000),
@@ -46,26 +47,58 @@ def convert(pieces: Iterable[Array], shape: tuple[int, ...], dtype: DType, name:
         check_finite(piece, name)
         with np.errstate(over="ignore"):
             filled = target[start : start + piece.size]
-            filled[...] = rounded(piece, dtype)
+            round_into(filled, piece)
         if is_narrower(dtype, piece.dtype):
             check_finite(filled, f"{name} as {dtype.name}")
         start += piece.size
     return out
 
 
-def rounded(array: Array, dtype: DType) -> Array:
-    """The numbers in `dtype`, each rounded once, to nearest, ties to even.
+def round_into(target: Array, array: Array) -> None:
+    """Fill `target` with the numbers of a flat array in its dtype, each rounded once, to nearest, ties to even."""
+    conversion = (array.dtype.name, target.dtype.name)
+    if conversion == ("float16", "float32"):
+        _widen_half(target, array)
+    elif conversion == ("float64", "bfloat16"):
+        target[...] = _double_to_bfloat(array)
+    else:
+        target[...] = array
 
-    ml_dtypes rounds float64 to bfloat16 by way of float32, that is twice. What float32 drops is kept here in its last
+
+def rounded(array: Array, dtype: DType) -> Array:
+    """A contiguous array in `dtype`; itself when it is in it already."""
+    if array.dtype == dtype:
+        return array
+    out = np.empty(array.shape, dtype)
+    round_into(out.reshape(-1), array.reshape(-1))
+    return out
+
+
+def _widen_half(target: Array, array: Array) -> None:
+    """Finite float16 to float32 by moving the bits: NumPy's cast goes number by number, at a third of the speed.
+
+    A float32 of the same exponent and fraction bits is 2^112 times too small, subnormal numbers included.
+    """
+    signs = np.empty(min(_HALVES, array.size), np.uint32)
+    for start in range(0, array.size, _HALVES):
+        values = target[start : start + _HALVES]
+        bits, sign = values.view(np.uint32), signs[: values.size]
+        np.copyto(bits, array[start : start + _HALVES].view(np.uint16))
+        np.left_shift(np.bitwise_and(bits, 0x8000, out=sign), 16, out=sign)
+        np.left_shift(np.bitwise_and(bits, 0x7FFF, out=bits), 13, out=bits)
+        np.multiply(values, np.float32(2.0**112), out=values)
+        np.bitwise_or(bits, sign, out=bits)
+
+
+def _double_to_bfloat(array: Array) -> Array:
+    """ml_dtypes rounds float64 to bfloat16 by way of float32, that is twice. What float32 drops is kept here in its last
     bit ("rounding to odd"), which decides what would look like a tie.
     """
-    if (array.dtype.name, dtype.name) != ("float64", "bfloat16"):
-        return array.astype(dtype, copy=False)
     single = array.astype(np.float32)
     bits = single.view(np.uint32)
     bits -= np.abs(single) > np.abs(array)
     bits |= single != array
-    return single.astype(dtype)
+    return single.astype(floating_dtype("bfloat16"))
 
 
 def common_dtype(dtypes: Iterable[DType]) -> DType:

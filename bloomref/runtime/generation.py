@@ -32,7 +32,8 @@ def tokens(task: Task) -> Iterator[tuple[int, int]]:
 def next_token_search(task: Task) -> Iterator[tuple[int, int]]:
     """Greedy search, or sampling. A row whose every token is forbidden ends."""
     rows, decoder, process = task.rows(), task.decoder(), task.processors()
-    rngs = generators(task.options.seed, len(rows)) if task.options.strategy == "sample" else None
+    seed = task.options.seed
+    rngs = generators(None if seed is None else int(seed), len(rows)) if task.options.strategy == "sample" else None
     while rows:
         logits = decoder.logits()
         kept: list[int] = []

@@ -26,8 +26,12 @@ from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput
 from bloomref.errors import BadWeights
 from bloomref.formats.tokenizer_files import bloom_tokenizer_json
 from bloomref.params import Params
+from bloomref.runtime.beam import Beam
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.options import GenerationArguments, GenerationOptions
+from bloomref.runtime.prompts import Prompt
+from bloomref.runtime.stopping import Stopping
+from bloomref.runtime.task import Row, Task
 
 CONFIG = BloomConfig(vocabulary_size=20, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=24)
 LM = make_lm(CONFIG)
@@ -92,6 +96,16 @@ def test_beams_end_at_likely_stop_tokens(seed: int) -> None:
     assert lm.generate([[1, 2], [3]], strip_prompt=True, **options) == [
         slow_generate(lm, p, **options) for p in ([1, 2], [3])
     ]
+
+
+def test_as_many_beams_go_on_even_when_stop_tokens_take_the_best_places() -> None:
+    options, stopping = GenerationOptions(num_beams=2), Stopping(frozenset({2, 3, 4}))
+    task = Task(LM.backbone.engine, [Prompt.of([9])], [7], options, stopping, np.zeros(5, bool))
+    beam = Beam(Row(0, [9], 7), task)
+    assert beam.step(np.log([[0.4, 0.3, 0.1, 0.1, 0.1]])) == [0, 0]
+    stops = np.array([[-1.0, -30.0, -2.0, -3.0, -4.0], [-31.0, -32.0, -5.0, -6.0, -7.0]])
+    assert beam.step(stops) == [0, 0]
+    assert [h.new_ids for h in beam.running] == [(0, 0), (0, 1)]
 
 
 def test_a_beam_search_as_wide_as_the_tree_finds_the_most_likely_text() -> None:
@@ -287,6 +301,13 @@ def test_a_text_ends_behind_its_first_stop_string(stops: list[str], seed: int, p
         at + len(s) for s in stops for at in range(len(free)) if free.startswith(s, at) and at + len(s) > len(prompt)
     ]
     assert TEXT_LM.generate(prompt, stop_strings=stops, **options) == free[: min(ends, default=len(free))]
+
+
+def test_the_first_stop_string_within_a_token_ends_the_text() -> None:
+    the = {TEXT_LM.tokenizer.token_to_id("the"): 100.0}
+    assert TEXT_LM.generate("a", stop_strings=["the", "th"], logit_bias=the) == "ath"
+    assert TEXT_LM.generate("a", stop_strings=["he", "t"], logit_bias=the) == "at"
+    assert TEXT_LM.generate("a", stop_strings=["at", "the"], logit_bias=the, strip_prompt=True) == "t"
 
 
 @pytest.mark.parametrize("strategy", [{}, {"num_beams": 3, "length_penalty": 0.0}, {"penalty_alpha": 0.9, "top_k": 5}])

@@ -134,6 +134,15 @@ def test_is_greedy_is_what_greedy_generation_says(drawn: Any, length: int) -> No
     assert not lm.score(other, context=[1, 2]).is_greedy
 
 
+def test_ids_that_are_never_chosen_do_not_count_against_greedy() -> None:
+    lm = text_lm(4)
+    lm.backbone.engine.params.word_embedding[TOKENS:] *= 50.0
+    new = lm.generate([5, 9], max_new_tokens=6, stop_token_ids=None, strip_prompt=True)
+    logits = lm.logits({"token_ids": [[5, 9, *new]]})[0]
+    assert logits.argmax(axis=-1).max() >= TOKENS
+    assert lm.score(new, context=[5, 9]).is_greedy
+
+
 def test_ids_without_a_token_are_scored_and_have_no_bytes() -> None:
     score = LM.score([5, TOKENS + 1, 6])
     assert len(score.log_probs) == 2
