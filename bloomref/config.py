@@ -1,7 +1,7 @@
 """BloomConfig: every number that shapes a BLOOM, validated once, and its two spellings on disk."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -89,8 +89,6 @@ class BloomConfig:
     def replace(self, **changes: Any) -> "BloomConfig":
         return replace(self, **changes)
 
-    # --- Hugging Face spelling -------------------------------------------------------------------
-
     @classmethod
     def from_hf(cls, data: Mapping[str, Any]) -> "BloomConfig":
         """Read a Hugging Face `config.json`, in the old or the new spelling of its keys.
@@ -119,8 +117,6 @@ class BloomConfig:
         if self.intermediate_dim == 4 * self.hidden_dim:
             del data["intermediate_size"]
         return data
-
-    # --- Keras spelling --------------------------------------------------------------------------
 
     @classmethod
     def from_keras(cls, data: Mapping[str, Any]) -> "BloomConfig":
@@ -159,7 +155,6 @@ class BloomConfig:
 
 
 _KNOWN_HF = {key for keys in _HF_KEYS.values() for key in keys} | {"architectures", "model_type"}
-FIELDS = tuple(f.name for f in fields(BloomConfig))
 
 
 def _check_integer(name: str, value: object, minimum: int) -> None:

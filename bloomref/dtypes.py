@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from bloomref.errors import invalid
+from bloomref.shapes import Array
 
 DType = np.dtype[Any]
 
@@ -51,8 +52,8 @@ def dtype_policy(dtype: object = None) -> DTypePolicy:
     if not isinstance(name, str):
         try:
             name = np.dtype(name).name  # type: ignore[call-overload]
-        except TypeError:
-            name = getattr(dtype, "name", repr(dtype))  # a Keras policy, a torch dtype
+        except TypeError:  # a Keras policy, a torch dtype
+            name = getattr(dtype, "name", "")
     if name not in POLICIES:
         raise invalid("dtype", f"one of {', '.join(POLICIES)}", repr(dtype))
     return POLICIES[name]
@@ -68,3 +69,14 @@ def floating_dtype(name: str) -> DType:
 def accumulation_dtype(dtype: DType) -> DType:
     """float64 for float64, float32 for every narrower type (NUM-2)."""
     return _FLOATS["float64"] if dtype == _FLOATS["float64"] else _FLOATS["float32"]
+
+
+def cast(array: Array, dtype: DType) -> Array:
+    """Every number rounded once, to nearest, ties to even; `array` itself when it has the dtype (NUM-1)."""
+    if (array.dtype.name, dtype.name) != ("float64", "bfloat16"):
+        return array.astype(dtype, copy=False)
+    single = array.astype(np.float32)  # ml_dtypes would round here and again: what is dropped here goes to the last bit
+    bits = single.view(np.uint32)
+    bits -= np.abs(single) > np.abs(array)
+    bits |= single != array
+    return single.astype(dtype)

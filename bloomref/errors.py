@@ -19,13 +19,9 @@ class BadWeights(BloomrefError, ValueError):
 
 def describe(name: str, expected: str, got: object, hint: str = "") -> str:
     """`name: expected ..., got ...; hint`: the form of every message. A string is shown bare: pass `repr(value)`."""
-    text = f"{name}: expected {expected}, got {_short(got)}"
-    return f"{text}; {hint}" if hint else text
-
-
-def _short(value: object, limit: int = 120) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    value = got if isinstance(got, str) else repr(got)
+    shown = value if len(value) <= 120 else value[:117] + "..."
+    return f"{name}: expected {expected}, got {shown}" + (f"; {hint}" if hint else "")
 
 
 def invalid(name: str, expected: str, got: object, hint: str = "") -> InvalidInput:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bloomref.config import BloomConfig
-from bloomref.dtypes import FLOAT32, DType
+from bloomref.dtypes import FLOAT32, DType, cast
 from bloomref.errors import BadWeights
 from bloomref.shapes import Array, Float
 
@@ -145,10 +145,8 @@ class Params:
         return Params.build(len(self.layers), self.lm_head is None, lambda _, key: arrays[key])
 
     def astype(self, dtype: DType) -> "Params":
-        """The weights rounded to `dtype`; self when they have it already."""
-        if all(array.dtype == dtype for _, _, array in self.named()):
-            return self
-        return self.map(lambda array: array.astype(dtype, copy=False))
+        """The weights rounded to `dtype`; arrays that have it already are shared."""
+        return self.map(lambda array: cast(array, dtype))
 
 
 def layer_key(index: int, weight: Weight) -> str:
@@ -168,10 +166,7 @@ def keys(config: BloomConfig) -> Iterator[tuple[str, Weight]]:
 
 def count_params(config: BloomConfig) -> int:
     """Number of scalar weights. With F = 4 D and a tied head: V D + 4 D + L (12 D^2 + 13 D)."""
-    per_layer = sum(prod(w.shape(config)) for w in LAYER_WEIGHTS)
-    model = sum(prod(w.shape(config)) for w in MODEL_WEIGHTS)
-    head = 0 if config.tie_word_embeddings else prod(LM_HEAD.shape(config))
-    return model + config.num_layers * per_layer + head
+    return sum(prod(weight.shape(config)) for _, weight in keys(config))
 
 
 def init_params(config: BloomConfig, seed: int, dtype: DType = FLOAT32) -> Params:
@@ -186,7 +181,7 @@ def init_params(config: BloomConfig, seed: int, dtype: DType = FLOAT32) -> Param
             return np.ones(shape, dtype)
         values = rng.standard_normal(shape, np.float64 if dtype == np.float64 else np.float32)
         values *= config.initializer_range
-        return values.astype(dtype, copy=False)
+        return cast(values, dtype)
 
     return Params.build(config.num_layers, config.tie_word_embeddings, draw)
 

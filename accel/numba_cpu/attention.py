@@ -52,7 +52,7 @@ def store(out: Any, at: int, value: Any) -> None:
 
 
 @overload(store)
-def _store(out, at, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ARG001
+def _store(out, at, value):  # type: ignore[no-untyped-def]  # noqa: ARG001
     chosen = _STORES[out.dtype]
     return lambda out, at, value: chosen(out, at, value)
 
@@ -178,7 +178,11 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
             start = ((item * columns + column) * capacity + block) * PANEL
             tile(rows, packed_p, 0, values, start, flat_sums, column * PANEL, depth, padded, True)
     for i in range(rows):
-        share = np.float32(1.0) / total[i] if total[i] > np.float32(0.0) and real[(query + i) // PANEL, (query + i) % PANEL] else np.float32(0.0)
+        share = (
+            np.float32(1.0) / total[i]
+            if total[i] > np.float32(0.0) and real[(query + i) // PANEL, (query + i) % PANEL]
+            else np.float32(0.0)
+        )
         for c in range(width):
             out[first + i, head * width + c] = sums[i, c] * share
 

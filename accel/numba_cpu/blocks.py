@@ -35,4 +35,6 @@ def mlp_block(x: Any, m: int, shape: Any, ln: Any, up: Any, down: Any, post_norm
     pack_rows(normed, m, d, steps, packed, threads)
     product(packed, m, up[0], f, steps, up[1], GELU, normed, dtype, inner, threads)
     pack_rows(inner, m, f, inner_steps, packed_inner, threads)
-    product(packed_inner, m, down[0], d, inner_steps, down[1], RESIDUAL, normed if post_norm else x, dtype, out, threads)
+    product(
+        packed_inner, m, down[0], d, inner_steps, down[1], RESIDUAL, normed if post_norm else x, dtype, out, threads
+    )

@@ -75,7 +75,7 @@ def bfloat_bits(x: Any) -> Any:
     """The bfloat16 nearest to x, ties to even, as 16 bits; NaN stays NaN."""
     bits = float_as_bits(x)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.uint16(np.uint32(0x7FC0) if x != x else rounded)  # noqa: PLR0124
+    return np.uint16(np.uint32(0x7FC0) if x != x else rounded)
 
 
 @njit(fastmath=FASTMATH, error_model="numpy", inline="always")

@@ -25,6 +25,7 @@ PLAIN, GELU, RESIDUAL = 0, 1, 2
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 ROW_CHUNK = 42 * 12  # rows that share one pass over the weights: their slice stays in the second-level cache
 
+
 @jit
 def block_rows(left: int) -> int:
     """How many of the `left` remaining rows the next tile takes."""
@@ -99,7 +100,7 @@ def pack_row(row: Any, k: int, out: Any, start: int, stride: int) -> None:
 
 
 @overload(pack_row)
-def _pack_row(row, k, out, start, stride):  # type: ignore[no-untyped-def]  # noqa: ANN001, ARG001
+def _pack_row(row, k, out, start, stride):  # type: ignore[no-untyped-def]  # noqa: ARG001
     chosen = _pack_row_pairs if out.dtype == types.uint32 else _pack_row_float
     return lambda row, k, out, start, stride: chosen(row, k, out, start, stride)
 
@@ -184,7 +185,18 @@ def _slice(a: Any, first: int, stop: int, m: int, b: Any, panel: int, steps: int
     row, ldc = first, out.shape[1]
     while row < stop:
         rows = block_rows(m - row)
-        tile(rows, a, row * steps + l * rows, b, (panel * steps + l) * width, flat, row * ldc + panel * PANEL, depth, ldc, l > 0)
+        tile(
+            rows,
+            a,
+            row * steps + l * rows,
+            b,
+            (panel * steps + l) * width,
+            flat,
+            row * ldc + panel * PANEL,
+            depth,
+            ldc,
+            l > 0,
+        )
         row += rows
 
 

@@ -148,7 +148,9 @@ def _emit_tile(rows: int, builder: ir.IRBuilder, form: Any, a: ir.Value, b: ir.V
     _emit_store(builder, totals, c, ldc, keep)
 
 
-def _emit_store(builder: ir.IRBuilder, totals: list[list[ir.Value]], c: ir.Value, ldc: ir.Value, keep: ir.Value) -> None:
+def _emit_store(
+    builder: ir.IRBuilder, totals: list[list[ir.Value]], c: ir.Value, ldc: ir.Value, keep: ir.Value
+) -> None:
     targets = [
         builder.bitcast(
             builder.gep(c, [builder.add(builder.mul(_constant(i), ldc), _constant(v * LANES))]), V16F.as_pointer()
@@ -167,7 +169,9 @@ def _emit_store(builder: ir.IRBuilder, totals: list[list[ir.Value]], c: ir.Value
 
 
 def _make_tile(rows: int) -> Any:
-    def tile(typing_context: Any, a: Any, ao: Any, b: Any, bo: Any, c: Any, co: Any, k: Any, ldc: Any, keep: Any) -> Any:
+    def tile(
+        typing_context: Any, a: Any, ao: Any, b: Any, bo: Any, c: Any, co: Any, k: Any, ldc: Any, keep: Any
+    ) -> Any:
         i64 = types.int64
         signature = types.void(a, i64, b, i64, c, i64, i64, i64, types.boolean)
 
@@ -224,7 +228,7 @@ def widen_element(element: Any) -> Any:
 
 
 @overload(widen_element)
-def _widen_element(element):  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _widen_element(element):  # type: ignore[no-untyped-def]
     if element == types.uint16:
         return lambda element: bits_as_float(np.uint32(element) << np.uint32(16))
     if element == types.int16:

@@ -35,20 +35,26 @@ def norm_row(row: Any, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: in
 
 
 @jit
-def _norm_range(x: Any, first: int, stop: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int) -> None:
+def _norm_range(
+    x: Any, first: int, stop: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int
+) -> None:
     lanes = np.empty(PANEL, np.float32)
     for i in range(first, stop):
         norm_row(x[i, :width], weight, bias, epsilon, out[i, :width], dtype, lanes)
 
 
 @jit_parallel
-def _norm_parallel(x: Any, m: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int, threads: int) -> None:
+def _norm_parallel(
+    x: Any, m: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int, threads: int
+) -> None:
     for t in prange(threads):
         _norm_range(x, m * t // threads, m * (t + 1) // threads, width, weight, bias, epsilon, out, dtype)
 
 
 @jit
-def norm_rows(x: Any, m: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int, threads: int) -> None:
+def norm_rows(
+    x: Any, m: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int, threads: int
+) -> None:
     """Layer norm of the first m rows; columns beyond `width` stay as they are."""
     if m <= 2 * TILE_ROWS:  # less work than waking the threads
         _norm_range(x, 0, m, width, weight, bias, epsilon, out, dtype)
@@ -61,9 +67,6 @@ def gather_rows(ids: Any, panels: Any, steps: int, paired: bool, width: int, out
     """out[i, :width] = the embedding of ids[i], read back from the packed head."""
     for i in range(ids.size):
         panel, lane = ids[i] // PANEL, ids[i] % PANEL
-        for l in range(width):
-            if paired:
-                at = ((panel * steps + l // 2) * PANEL + lane) * 2 + l % 2
-            else:
-                at = (panel * steps + l) * PANEL + lane
-            out[i, l] = widen_element(panels[at])
+        for c in range(width):
+            at = ((panel * steps + c // 2) * PANEL + lane) * 2 + c % 2 if paired else (panel * steps + c) * PANEL + lane
+            out[i, c] = widen_element(panels[at])

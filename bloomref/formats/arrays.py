@@ -6,7 +6,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bloomref.dtypes import DType, floating_dtype
+from bloomref.dtypes import DType, cast
 from bloomref.errors import BadWeights
 from bloomref.shapes import Array
 
@@ -56,13 +56,10 @@ def convert(pieces: Iterable[Array], shape: tuple[int, ...], dtype: DType, name:
 
 def round_into(target: Array, array: Array) -> None:
     """Fill `target` with the numbers of a flat array in its dtype, each rounded once, to nearest, ties to even."""
-    conversion = (array.dtype.name, target.dtype.name)
-    if conversion == ("float16", "float32"):
+    if (array.dtype.name, target.dtype.name) == ("float16", "float32"):
         _widen_half(target, array)
-    elif conversion == ("float64", "bfloat16"):
-        target[...] = _double_to_bfloat(array)
     else:
-        target[...] = array
+        target[...] = cast(array, target.dtype)
 
 
 def rounded(array: Array, dtype: DType) -> Array:
@@ -88,17 +85,6 @@ def _widen_half(target: Array, array: Array) -> None:
         np.left_shift(np.bitwise_and(bits, 0x7FFF, out=bits), 13, out=bits)
         np.multiply(values, np.float32(2.0**112), out=values)
         np.bitwise_or(bits, sign, out=bits)
-
-
-def _double_to_bfloat(array: Array) -> Array:
-    """ml_dtypes rounds float64 to bfloat16 by way of float32, that is twice. What float32 drops is kept here in its last
-    bit ("rounding to odd"), which decides what would look like a tie.
-    """
-    single = array.astype(np.float32)
-    bits = single.view(np.uint32)
-    bits -= np.abs(single) > np.abs(array)
-    bits |= single != array
-    return single.astype(floating_dtype("bfloat16"))
 
 
 def common_dtype(dtypes: Iterable[DType]) -> DType:

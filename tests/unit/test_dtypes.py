@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bloomref.dtypes import POLICIES, accumulation_dtype, dtype_policy, floating_dtype
+from bloomref.dtypes import POLICIES, accumulation_dtype, cast, dtype_policy, floating_dtype
 from bloomref.errors import InvalidInput
 
 TABLE = {
@@ -67,3 +67,14 @@ def test_storage_dtypes():
     assert floating_dtype("bfloat16") == np.dtype(ml_dtypes.bfloat16)
     with pytest.raises(InvalidInput, match="dtype: expected one of"):
         floating_dtype("mixed_float16")
+
+
+@pytest.mark.clause("NUM-1")
+def test_float64_becomes_bfloat16_in_one_rounding():
+    """1 + 2^-8 is a tie between two bfloat16 numbers; a little more is not, though float32 cannot tell."""
+    tie = 1 + 2.0**-8
+    values = np.array([tie, tie + 2.0**-40, tie - 2.0**-40, -tie - 2.0**-40, 3.0, 0.0, -0.0])
+    expected = [1.0, 1 + 2.0**-7, 1.0, -1 - 2.0**-7, 3.0, 0.0, -0.0]
+    rounded = cast(values, floating_dtype("bfloat16")).astype(np.float64)
+    np.testing.assert_array_equal(rounded, expected)
+    np.testing.assert_array_equal(np.signbit(rounded), np.signbit(expected))
