@@ -69,8 +69,7 @@ def attention(
     )
     keys, values = cache.write(seen.start, key, value)
 
-    scores = query @ widen(keys).swapaxes(-1, -2)
-    scores *= 1.0 / math.sqrt(config.head_dim)
+    scores = (query * (1.0 / math.sqrt(config.head_dim))) @ widen(keys).swapaxes(-1, -2)
     scores += seen.bias  # ATT-4: after the scaling
     probabilities = softmax(tap("attention.scores", scores), seen.visible)
     probabilities = dropout(tap("attention.probabilities", probabilities), config.attention_dropout, rng)
@@ -98,7 +97,7 @@ def _residual(
 ) -> Float[Array, "B T D"]:
     """Add the block's input, or its normalised input in the other residual form. Clause: MOD-3."""
     base = normed if config.apply_residual_connection_post_layernorm else x
-    return (base + dropout(y, config.hidden_dropout, rng)).astype(x.dtype)
+    return (base + dropout(y, config.hidden_dropout, rng)).astype(x.dtype, copy=False)
 
 
 def final_norm(params: Params, config: BloomConfig, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
