@@ -10,14 +10,13 @@ Example: python -m benchmarks.prefill --preset bloom_560m_multi --tokens 512 --o
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.children import Child, serve
 from benchmarks.machine import blas_info, command_line, describe_machine
 
 PARTICIPANTS = ("bloomref", "transformers")
@@ -26,7 +25,7 @@ PARTICIPANTS = ("bloomref", "transformers")
 def main() -> None:
     arguments = _arguments()
     if arguments.serve:
-        serve(arguments.serve, Path(arguments.folder))
+        answer_as(arguments.serve, Path(arguments.folder))
         return
     with tempfile.TemporaryDirectory() as folder:
         report = measure(arguments, Path(folder))
@@ -48,18 +47,19 @@ def _arguments() -> argparse.Namespace:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     machine = describe_machine()
-    _write_model(arguments.preset, folder)
-    children = {name: Child(name, folder) for name in PARTICIPANTS}
+    vocabulary = _write_model(arguments.preset, folder)
+    children = {name: Child("benchmarks.prefill", "--serve", name, "--folder", str(folder)) for name in PARTICIPANTS}
     try:
-        ids = np.random.default_rng(1).integers(0, 250_680, (1, arguments.tokens))
+        ids = np.random.default_rng(1).integers(0, vocabulary, (1, arguments.tokens))
         np.save(folder / "ids.npy", ids)
         agreement = _check(children)
         for child in children.values():
-            child.ask("time")  # the first runs touch memory for the first time
+            child.ask(what="time")  # the first runs touch memory for the first time
         rounds = [
-            {name: child.ask("time")["seconds"] for name, child in children.items()} for _ in range(arguments.rounds)
+            {name: child.ask(what="time")["seconds"] for name, child in children.items()}
+            for _ in range(arguments.rounds)
         ]
-        blas = {name: child.ask("blas")["blas"] for name, child in children.items()}
+        blas = {name: child.ask(what="blas")["blas"] for name, child in children.items()}
     finally:
         for child in children.values():
             child.close()
@@ -74,18 +74,20 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_model(preset: str, folder: Path) -> None:
+def _write_model(preset: str, folder: Path) -> int:
+    """Random weights at the preset's sizes; returns the size of its vocabulary."""
     from bloomref.formats import hf
     from bloomref.params import init_params
     from bloomref.presets.registry import PRESETS
 
     config = PRESETS[preset].config
     hf.save(folder / "model", config, init_params(config, seed=0))
+    return config.vocabulary_size
 
 
 def _check(children: "dict[str, Child]") -> float:
     """Run everybody once; the logits must agree to float32 accuracy before a time means anything."""
-    outputs = [np.load(child.ask("logits")["file"]) for child in children.values()]
+    outputs = [np.load(child.ask(what="logits")["file"]) for child in children.values()]
     difference = float(np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max())
     if not difference < 1e-4:
         raise SystemExit(f"the participants disagree by {difference:.2e} of the largest logit: nothing is timed")
@@ -102,45 +104,25 @@ def _summary(seconds: list[float], tokens: int) -> dict[str, float]:
     }
 
 
-class Child:
-    """A participant in its own process: one request a line, one JSON answer a line."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        command = [sys.executable, "-m", "benchmarks.prefill", "--serve", name, "--folder", str(folder)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, request: str) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(request + "\n")
-        self.process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(60)
-
-
-def serve(name: str, folder: Path) -> None:
-    """The child's side: load, then answer `logits`, `time` and `blas` until the input ends."""
+def answer_as(name: str, folder: Path) -> None:
+    """The child's side: load, then answer `logits`, `time` and `blas`."""
     from time import perf_counter
 
     run = _bloomref(folder) if name == "bloomref" else _transformers(folder)
-    for request in sys.stdin:
-        answer: dict[str, Any] = {}
-        if request.strip() == "blas":
-            answer["blas"] = blas_info()
-        else:
-            ids = np.load(folder / "ids.npy")
-            began = perf_counter()
-            logits = run(ids)
-            answer["seconds"] = perf_counter() - began
-            if request.strip() == "logits":
-                answer["file"] = str(folder / f"{name}.npy")
-                np.save(answer["file"], logits)
-        print(json.dumps(answer), flush=True)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if request["what"] == "blas":
+            return {"blas": blas_info()}
+        ids = np.load(folder / "ids.npy")
+        began = perf_counter()
+        logits = run(ids)
+        seconds = perf_counter() - began
+        if request["what"] == "time":
+            return {"seconds": seconds}
+        np.save(folder / f"{name}.npy", logits)
+        return {"file": str(folder / f"{name}.npy")}
+
+    serve(answer)
 
 
 def _bloomref(folder: Path) -> Any:

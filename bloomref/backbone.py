@@ -10,13 +10,14 @@ import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy, dtype_policy
-from bloomref.errors import InvalidInput, invalid
+from bloomref.errors import InvalidInput, Unsupported, invalid
 from bloomref.params import Params, count_params, init_params
 from bloomref.reference import trace
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import check_token_ids, to_array, token_batch
 from bloomref.shapes import Array, Float
 
+_RUN_ARGUMENTS = ("backend", "name", "trainable", "seed")
 _EXTRA_ARGUMENTS = (
     "apply_residual_connection_post_layernorm",
     "tie_word_embeddings",
@@ -61,7 +62,8 @@ class BloomBackbone:
             dtype. The rounding rule is clause NUM-2.
         **kwargs: `seed` (0) of the random initial weights; `apply_residual_connection_post_layernorm` (False);
             `tie_word_embeddings` (True); `initializer_range` (0.02); `bos_token_id`, `eos_token_id`, `pad_token_id`
-            (1, 2, 3); `name`; `trainable`.
+            (1, 2, 3); `backend` ("numpy", the reference; "numba", "cupy" or any installed one; "auto"); `name`;
+            `trainable`.
 
     Raises:
         InvalidInput: when an argument is unknown or outside its domain.
@@ -87,7 +89,8 @@ class BloomBackbone:
         **kwargs: Any,
     ) -> None:
         name, trainable, seed = kwargs.pop("name", None), kwargs.pop("trainable", True), kwargs.pop("seed", 0)
-        _check_names(kwargs, (*_EXTRA_ARGUMENTS, "name", "trainable", "seed"))
+        backend = kwargs.pop("backend", "numpy")
+        _check_names(kwargs, (*_EXTRA_ARGUMENTS, *_RUN_ARGUMENTS))
         config = BloomConfig(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,
@@ -100,15 +103,21 @@ class BloomBackbone:
             **kwargs,
         )
         policy = dtype_policy(dtype)
-        self._assemble(config, init_params(config, seed, policy.variable_dtype), policy, name, trainable)
+        self._assemble(config, init_params(config, seed, policy.variable_dtype), policy, backend, name, trainable)
 
     def _assemble(
-        self, config: BloomConfig, params: Params, policy: DTypePolicy, name: str | None = None, trainable: bool = True
+        self,
+        config: BloomConfig,
+        params: Params,
+        policy: DTypePolicy,
+        backend: str = "numpy",
+        name: str | None = None,
+        trainable: bool = True,
     ) -> None:
         self.config = config
         self.params = params
         self.policy = policy
-        self.engine = Engine(params, config, policy)
+        self.engine = Engine(params, config, policy, backend)
         self.name = name or "bloom_backbone"
         self.trainable = trainable
 
@@ -130,7 +139,7 @@ class BloomBackbone:
             preset: a built-in name (`BloomBackbone.presets`), `hf://user/repo`, `kaggle://user/model/keras/variation`,
                 or a local folder in Hugging Face or Keras layout.
             load_weights: False gives random weights of the preset's sizes (nothing but the config is downloaded).
-            **kwargs: `dtype` (None is float32; "auto" is the dtype of the files); `revision` of a hub repository;
+            **kwargs: `dtype` (None is float32; "auto" is the dtype of the files); `revision` of a hub repository; `backend`;
                 and any argument of the constructor, which then replaces the preset's.
 
         Raises:
@@ -142,7 +151,8 @@ class BloomBackbone:
 
         dtype, revision = kwargs.pop("dtype", None), kwargs.pop("revision", None)
         name, trainable, seed = kwargs.pop("name", None), kwargs.pop("trainable", True), kwargs.pop("seed", 0)
-        _check_names(kwargs, (*_ARGUMENTS, "dtype", "revision", "name", "trainable", "seed"))
+        backend = kwargs.pop("backend", "numpy")
+        _check_names(kwargs, (*_ARGUMENTS, *_RUN_ARGUMENTS, "dtype", "revision"))
         checkpoint = open_checkpoint(resolve(preset, weights=load_weights, revision=revision))
         config = _override(checkpoint.config, kwargs)
         policy = dtype_policy(checkpoint.dtype if dtype == "auto" else dtype)
@@ -150,7 +160,7 @@ class BloomBackbone:
             params = checkpoint.replace_config(config).params(policy.variable_dtype)
         else:
             params = init_params(config, seed, policy.variable_dtype)
-        return cls.from_params(config, params, policy, name=name, trainable=trainable)
+        return cls.from_params(config, params, policy, backend=backend, name=name, trainable=trainable)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "BloomBackbone":
@@ -197,6 +207,10 @@ class BloomBackbone:
             >>> list(model.trace({"token_ids": [[1, 2]]}, "layers.1.attention.s*"))
             ['layers.1.attention.scores']
         """
+        if self.engine.backend != "numpy":
+            raise Unsupported(
+                f"trace: expected backend 'numpy', whose intermediates have names, got {self.engine.backend!r}"
+            )
         batch = token_batch(inputs, self.config.vocabulary_size)
         with trace.record(lambda name: fnmatchcase(name, names)) as seen:
             self.engine.logits(self.engine.hidden(batch))
@@ -235,7 +249,7 @@ class TokenEmbedding:
     @property
     def embeddings(self) -> Float[Array, "V D"]:
         """The matrix, in the compute dtype."""
-        return self._engine.params.word_embedding
+        return self._engine.word_embedding
 
     def __call__(self, inputs: Any, reverse: bool = False) -> Array:
         """ids (...) -> (..., D) in the compute dtype; reverse: (..., D) -> (..., V) in float32 (float64 for float64)."""

@@ -1,4 +1,4 @@
-"""Executes the shape annotations of bloomref in every test, and adds `--network`."""
+"""Executes the shape annotations of bloomref in every test, and adds `--network` and `--require-backend`."""
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +15,9 @@ settings.load_profile("bloomref")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--network", action="store_true", help="also run the tests that load real checkpoints from the hub"
+    )
+    parser.addoption(
+        "--require-backend", action="append", default=[], help="fail where this backend is not available, do not skip"
     )
 
 

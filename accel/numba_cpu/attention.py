@@ -22,7 +22,7 @@ from numba.extending import overload
 from accel.numba_cpu.cpu import PANEL, TILE_ROWS
 from accel.numba_cpu.elementwise import bfloat_bits, exp, float_as_half, fma
 from accel.numba_cpu.linear import block_rows, tile
-from accel.numba_cpu.reduce import jit, jit_parallel
+from accel.numba_cpu.reduce import jit, jit_parallel, largest_of_lanes, sum_of_lanes
 
 BLOCK = 128  # keys of one step of the online softmax
 LOWEST = np.float32(-3.0e38)  # stands for the maximum of no scores: exp(-inf - LOWEST) is 0, not NaN
@@ -79,15 +79,18 @@ def append(qkv: Any, batch: int, time: int, heads: int, width: int, start: int, 
 
 
 @jit
-def _bias(scores: Any, rows: int, panels: int, offset: int, slope: Any, scale: Any, real: Any) -> None:
-    """Biased scores; lane j of panel p is the key `offset + p PANEL + j` columns after row 0's query (ATT-4, ATT-5, ATT-7)."""
+def _bias(scores: Any, rows: int, panels: int, offset: int, slope: Any, scale: Any, real: Any, count: Any) -> None:
+    """Biased scores; lane j of panel p is the key `offset + p PANEL + j` columns after row 0's query (ATT-4, ATT-5, ATT-7).
+
+    `count` is 0, 1, 2, ...: float32 throughout, where whole numbers would halve the lanes.
+    """
     for i in range(rows):
         for p in range(panels):
-            first = offset + p * PANEL - i
+            first = np.float32(offset + p * PANEL - i)
             for j in range(scores.shape[2]):
-                distance = first + j
-                biased = fma(scores[i, p, j], scale, slope * np.float32(distance))
-                scores[i, p, j] = biased if distance <= 0 and real[p, j] else np.float32(-np.inf)
+                distance = first + count[j]  # whole numbers below 2**24: exact
+                biased = fma(scores[i, p, j], scale, slope * distance)
+                scores[i, p, j] = biased if distance <= np.float32(0.0) and real[p, j] else np.float32(-np.inf)
 
 
 @jit
@@ -99,9 +102,7 @@ def _raise_peaks(scores: Any, rows: int, panels: int, peak: Any, shrink: Any, la
         for p in range(panels):
             for j in range(lanes.size):
                 lanes[j] = scores[i, p, j] if scores[i, p, j] > lanes[j] else lanes[j]
-        high = peak[i]
-        for j in range(lanes.size):
-            high = max(high, lanes[j])
+        high = largest_of_lanes(lanes)
         shrink[i] = exp(peak[i] - high)
         peak[i] = high
 
@@ -118,10 +119,7 @@ def _weigh(scores: Any, rows: int, panels: int, peak: Any, shrink: Any, total: A
                 scores[i, p, j] = exp(scores[i, p, j] - high)
             for j in range(lanes.size):
                 lanes[j] += scores[i, p, j]
-        added = np.float32(0.0)
-        for j in range(lanes.size):
-            added += lanes[j]
-        total[i] = fma(total[i], shrink[i], added)
+        total[i] = fma(total[i], shrink[i], sum_of_lanes(lanes))
 
 
 @jit
@@ -153,7 +151,10 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
     peak, at = work[at : at + TILE_ROWS], at + TILE_ROWS
     total, at = work[at : at + TILE_ROWS], at + TILE_ROWS
     shrink, at = work[at : at + TILE_ROWS], at + TILE_ROWS
-    lanes = work[at : at + PANEL]
+    lanes, at = work[at : at + PANEL], at + PANEL
+    count = work[at : at + PANEL]
+    for j in range(PANEL):
+        count[j] = np.float32(j)
     scores, sums = flat_scores.reshape(TILE_ROWS, BLOCK // PANEL, PANEL), flat_sums.reshape(TILE_ROWS, padded)
     for i in range(rows):
         for l in range(width):
@@ -169,7 +170,7 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
         for p in range(panels):
             start = (item * capacity + block + p * PANEL) * width
             tile(rows, packed_q, 0, keys, start, flat_scores, p * PANEL, width, BLOCK, False)
-        _bias(scores, rows, panels, block - query, slope, scale, real[block // PANEL :])
+        _bias(scores, rows, panels, block - query, slope, scale, real[block // PANEL :], count)
         _raise_peaks(scores, rows, panels, peak, shrink, lanes)
         _weigh(scores, rows, panels, peak, shrink, total, lanes)
         _rescale(sums, rows, shrink)
@@ -190,7 +191,7 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
 def workspace(width: int) -> int:
     """float32 numbers that one thread of `attend` needs."""
     padded = (width + PANEL - 1) // PANEL * PANEL
-    return TILE_ROWS * (width + 2 * BLOCK + padded + 3) + PANEL
+    return TILE_ROWS * (width + 2 * BLOCK + padded + 3) + 2 * PANEL
 
 
 @jit_parallel

@@ -1,5 +1,6 @@
 """The Numba backend behind bloomref's interface."""
 
+import math
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +136,7 @@ class NumbaPrepared:
         if "real" not in step.derived:
             real = np.zeros((x.batch, cache.capacity), np.bool_)
             real[:, : step.key_is_real.shape[1]] = step.key_is_real
-            step.derived["real"] = real.reshape(x.batch, -1, PANEL)
+            step.derived["real"] = real.reshape(x.batch, cache.capacity // PANEL, PANEL)
         out = self._new_rows(m)
         attention_block(
             x.rows, x.batch, x.time, (config.num_heads, config.head_dim, self._form.steps(d)), weights.ln_attn,
@@ -171,14 +172,14 @@ class NumbaPrepared:
 
     def logits(self, x: Hidden, last_only: bool) -> Any:
         d, v, threads = self.config.hidden_dim, self.config.vocabulary_size, numba.get_num_threads()
-        rows = x.rows.reshape(x.batch, x.time, -1)
+        rows = x.rows.reshape(x.batch, x.time, _up(d))
         rows = np.ascontiguousarray(rows[:, -1:] if last_only else rows).reshape(-1, _up(d))
         steps = self._form.steps(d)
         packed = self._buffer("packed", (len(rows) * steps,), self._form.rows)
         out = np.empty((len(rows), _up(v)), np.float32)
         pack_rows(rows, len(rows), d, steps, packed, threads)
         product(packed, len(rows), self._head.panels, v, steps, self._head.bias, PLAIN, rows, FLOAT32, out, threads)
-        return out.reshape(x.batch, -1, _up(v))[:, :, :v]
+        return out.reshape(x.batch, min(x.time, 1) if last_only else x.time, _up(v))[:, :, :v]
 
     def to_host(self, x: Hidden) -> Any:
         d = self.config.hidden_dim
@@ -198,7 +199,7 @@ class NumbaPrepared:
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
         """Scratch space of this thread, kept from call to call and grown when needed."""
         held: dict[str, Any] = self._local.__dict__
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         if name not in held or held[name].size < size:
             held[name] = np.empty(size, dtype)
         return held[name][:size].reshape(shape)

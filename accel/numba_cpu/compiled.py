@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numba
 
+from accel.numba_cpu.cpu import ISA
+
 
 def cache_folder() -> Path:
-    """`$NUMBA_CACHE_DIR` or `~/.cache/bloomref/numba`, then the hash of this package's sources and Numba's version."""
-    digest = hashlib.sha256(numba.__version__.encode())
+    """`$NUMBA_CACHE_DIR` or `~/.cache/bloomref/numba`, then the hash of this package's sources, Numba's version and the ISA."""
+    digest = hashlib.sha256(f"{numba.__version__} {ISA}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + source.read_bytes())
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

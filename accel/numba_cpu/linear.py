@@ -23,6 +23,7 @@ from accel.numba_cpu.reduce import jit, jit_parallel
 DEPTH = 256  # steps of one slice: 32 kB of a panel, in any dtype but float16 and shifted bfloat16, where it is 16 kB
 PLAIN, GELU, RESIDUAL = 0, 1, 2
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+STRIP = 64  # columns packed at a time: what is written to fits the first-level cache
 ROW_CHUNK = 42 * 12  # rows that share one pass over the weights: their slice stays in the second-level cache
 
 
@@ -61,10 +62,11 @@ def pack_weight(rows: Any, out: Any, k: int) -> None:
     """rows (N, K) of float32, uint16 or int16 into panels of the same dtype; columns beyond N are zero."""
     n = rows.shape[0]
     for p in prange((n + PANEL - 1) // PANEL):
-        for j in range(PANEL):
-            column = p * PANEL + j
-            for l in range(k):
-                out[(p * k + l) * PANEL + j] = rows[column, l] if column < n else 0
+        for first in range(0, k, STRIP):
+            for j in range(PANEL):
+                column = p * PANEL + j
+                for l in range(first, min(k, first + STRIP)):
+                    out[(p * k + l) * PANEL + j] = rows[column, l] if column < n else 0
 
 
 @jit_parallel
@@ -72,11 +74,12 @@ def pack_weight_pairs(rows: Any, out: Any, steps: int) -> None:
     """rows (N, K) of bfloat16 bits into panels of pairs; an odd K is filled with a zero."""
     n, k = rows.shape
     for p in prange((n + PANEL - 1) // PANEL):
-        for j in range(PANEL):
-            column = p * PANEL + j
-            for l in range(2 * steps):
-                value = rows[column, l] if column < n and l < k else np.uint16(0)
-                out[((p * steps + l // 2) * PANEL + j) * 2 + l % 2] = value
+        for first in range(0, 2 * steps, STRIP):
+            for j in range(PANEL):
+                column = p * PANEL + j
+                for l in range(first, min(2 * steps, first + STRIP)):
+                    value = rows[column, l] if column < n and l < k else np.uint16(0)
+                    out[((p * steps + l // 2) * PANEL + j) * 2 + l % 2] = value
 
 
 @jit

@@ -8,6 +8,7 @@ import numpy as np
 
 from accel.numba_cpu.cpu import HAS_BF16_DOT, PANEL
 from accel.numba_cpu.linear import pack_weight, pack_weight_pairs
+from bloomref.dtypes import cast
 
 CHUNK = 4096  # rows converted at a time: the only copy beside the packed weights
 
@@ -52,7 +53,7 @@ def pack(weight: Any, bias: Any, compute: Any, variable: Any) -> Linear:
     size = form.panel_elements(k)
     panels = np.empty((n + PANEL - 1) // PANEL * size, form.weight)
     for row in range(0, n, CHUNK):
-        rows = weight[row : row + CHUNK].astype(variable, copy=False).astype(compute, copy=False)
+        rows = cast(cast(weight[row : row + CHUNK], variable), compute)
         target = panels[row // PANEL * size : (row + len(rows) + PANEL - 1) // PANEL * size]
         bits = np.ascontiguousarray(rows).view(form.weight)
         if form.paired:
@@ -64,4 +65,4 @@ def pack(weight: Any, bias: Any, compute: Any, variable: Any) -> Linear:
 
 def vector(values: Any, compute: Any, variable: Any) -> Any:
     """A bias or a norm's weight: rounded like every weight, held as float32."""
-    return np.ascontiguousarray(values).reshape(-1).astype(variable).astype(compute).astype(np.float32)
+    return cast(cast(np.ascontiguousarray(values).reshape(-1), variable), compute).astype(np.float32)

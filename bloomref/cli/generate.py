@@ -7,11 +7,12 @@ import typer
 
 from bloomref.cli.shared import (
     DEFAULT_PRESET,
+    Backend,
     DType,
     Json,
     Model,
     Revision,
-    load,
+    load_on,
     note,
     print_json,
     text_or_stdin,
@@ -33,6 +34,7 @@ def command(
     penalty_alpha: Annotated[float | None, typer.Option(help="Contrastive search; give --top-k too.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End at this string; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    backend: Backend = "auto",
     dtype: DType = None,
     revision: Revision = None,
     json: Json = False,
@@ -55,7 +57,7 @@ def command(
     }
     options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     text = text_or_stdin(prompt, "prompt")
-    language_model = load(model, dtype, revision)
+    language_model = load_on(backend, model, dtype, revision)
     tokenizer = tokenizer_of(language_model)
     stream = language_model.stream(text, max_new_tokens=max_new_tokens, **options)
     began = time.perf_counter()
@@ -71,7 +73,8 @@ def command(
     count = len(tokenizer.tokenize(continuation)) if continuation else 0
     if json:
         report = {"model": model, "prompt": text, "continuation": continuation, "tokens": count, "seconds": seconds}
-        print_json(report | {"dtype": language_model.backbone.policy.name, "options": options})
+        run = {"backend": language_model.backbone.engine.backend, "dtype": language_model.backbone.policy.name}
+        print_json(report | run | {"options": options})
         return
     typer.echo()
     note(f"{count} tokens in {seconds:.2f} s, {count / max(seconds, 1e-9):.1f} tokens/s ({model})")

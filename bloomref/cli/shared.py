@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bloomref.errors import Unsupported, invalid
+from bloomref.runtime import registry
 
 if TYPE_CHECKING:
     from bloomref.causal_lm import BloomCausalLM
@@ -27,15 +28,27 @@ DType = Annotated[
     ),
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub repository.")]
+Backend = Annotated[
+    str, typer.Option("--backend", help="numpy, another name that `bloomref backends` lists, or auto.", metavar="NAME")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
-def load(model: str, dtype: str | None, revision: str | None) -> "BloomCausalLM":
+def load(model: str, dtype: str | None, revision: str | None, backend: str = registry.REFERENCE) -> "BloomCausalLM":
     """The model that the arguments name, with a spinner on stderr while it loads."""
     from bloomref.causal_lm import BloomCausalLM
 
+    if backend != registry.AUTO:
+        registry.load(backend)  # a mistaken name is refused before anything is downloaded
     with working(f"loading {model}"):
-        return BloomCausalLM.from_preset(model, dtype=dtype, revision=revision)
+        return BloomCausalLM.from_preset(model, dtype=dtype, revision=revision, backend=backend)
+
+
+def load_on(backend: str, model: str, dtype: str | None, revision: str | None) -> "BloomCausalLM":
+    """`load`, and say on which backend: `auto` decides by itself, but never in silence (BKD-7)."""
+    language_model = load(model, dtype, revision, backend)
+    note(f"backend {language_model.backbone.engine.backend}")
+    return language_model
 
 
 def tokenizer_of(language_model: "BloomCausalLM") -> "BloomTokenizer":

@@ -9,6 +9,7 @@ from bloomref.dtypes import DTypePolicy, accumulation_dtype
 from bloomref.params import Params
 from bloomref.reference import model
 from bloomref.reference.cache import Cache
+from bloomref.reference.trace import in_layer, tap
 from bloomref.runtime.backend import API_VERSION, Step
 from bloomref.shapes import Array, Float, Int
 
@@ -35,10 +36,13 @@ class NumpyPrepared:
             dtype = accumulation_dtype(self._dtype)
             step.derived["view"] = model.view(self.config, step.key_is_real, step.start, dtype)
         seen: model.View = step.derived["view"]
-        return model.attention_block(self.params.layers[layer], self.config, x, cache.layers[layer], seen)
+        with in_layer(layer):
+            y = model.attention_block(self.params.layers[layer], self.config, x, cache.layers[layer], seen)
+            return tap("attention_block", y)
 
     def mlp_block(self, layer: int, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return model.mlp_block(self.params.layers[layer], self.config, x)
+        with in_layer(layer):
+            return tap("mlp_block", model.mlp_block(self.params.layers[layer], self.config, x))
 
     def final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return model.final_norm(self.params, self.config, x)

@@ -5,7 +5,7 @@ the blocks exists once, in `runtime.engine`. Position is an argument: nothing re
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Step:
     derived: dict[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Cache(Protocol):
     """Keys and values of `capacity` positions for every layer and row, on the device."""
 
@@ -47,6 +48,7 @@ class Cache(Protocol):
         ...
 
 
+@runtime_checkable
 class Prepared(Protocol):
     """One model's weights in a backend's layout. Immutable; two caches of one Prepared are independent (BKD-1)."""
 
@@ -77,6 +79,7 @@ class Prepared(Protocol):
     def from_host(self, x: Float[Array, "B T D"]) -> Hidden: ...
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Cheap to make; holds no weights and no device memory."""
 

@@ -7,13 +7,15 @@ from importlib.metadata import EntryPoint, entry_points
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
-from bloomref.errors import Unsupported, invalid
+from bloomref.errors import InvalidInput, Unsupported, invalid
 from bloomref.runtime.backend import API_VERSION, GROUP, Backend
 
 REFERENCE = "numpy"
 AUTO = "auto"
 PREFERENCE = ("cupy", "numba", REFERENCE)
 """The order in which `auto` asks; other backends are taken by name only."""
+INSTALL = {"cupy": "pip install 'bloomref[cuda12]'", "numba": "pip install 'bloomref[numba]'"}
+"""What brings our own accelerators everything that they need."""
 
 
 def available() -> dict[str, EntryPoint]:
@@ -43,18 +45,18 @@ def load(name: str) -> Backend:
     """The backend of that name.
 
     Raises:
-        InvalidInput: no such backend; Unsupported: it cannot be imported, or speaks another version of the interface.
+        InvalidInput: no such backend; Unsupported: it is not installed, cannot be imported, or speaks another version
+        of the interface.
     """
     if name == REFERENCE:
         from bloomref.reference.numpy_backend import backend
 
         return backend()
     points = available()
+    if name not in points and name in INSTALL:
+        raise Unsupported(f"backend {name!r}: it is not installed; {INSTALL[name]}")
     if name not in points:
-        close = get_close_matches(str(name), names(), 1)
-        raise invalid(
-            "backend", f"one of {', '.join(names())}", repr(name), f"did you mean {close[0]}?" if close else ""
-        )
+        raise _unknown(name)
     found = _call(name, points[name])
     version = getattr(found, "api_version", None)
     if version != API_VERSION:
@@ -62,20 +64,30 @@ def load(name: str) -> Backend:
     return found
 
 
+def _unknown(name: object) -> InvalidInput:
+    known = [*names(), AUTO]
+    close = get_close_matches(str(name), known, 1)
+    return invalid("backend", f"one of {', '.join(known)}", repr(name), f"did you mean {close[0]}?" if close else "")
+
+
 def _call(name: str, point: EntryPoint) -> Backend:
     try:
         factory: Callable[[], Backend] = point.load()
         return factory()
-    except ImportError as error:
-        raise Unsupported(f"backend {name!r}: {error}; pip install 'bloomref[{name}]'") from error
+    except (ImportError, AttributeError) as error:  # a package is missing, or the entry point names nothing
+        package = point.dist.name if point.dist else point.module
+        raise Unsupported(f"backend {name!r}: {error}; {INSTALL.get(name, f'pip install {package}')}") from error
 
 
-def choose(name: str, config: BloomConfig, policy: DTypePolicy) -> Backend:
+def choose(name: object, config: BloomConfig, policy: DTypePolicy) -> Backend:
     """The backend for a model: the named one, or for `auto` the first of cupy, numba and numpy that can run it.
 
     Raises:
+        InvalidInput: no such backend.
         Unsupported: when the named backend cannot run this model here, with its reason. Nothing falls back silently.
     """
+    if not isinstance(name, str):
+        raise _unknown(name)
     if name != AUTO:
         backend = load(name)
         reason = backend.unsupported(config, policy)

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from bloomref.runtime.decoding import finite_logits
+from bloomref.runtime.decoding import finite
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.prompts import Prompt, right_pad
 from bloomref.runtime.sampling import log_softmax
@@ -102,7 +103,8 @@ def _score(
     step = max(1, _LOGITS_AT_ONCE // engine.config.vocabulary_size)
     for at in range(0, len(targets), step):
         wanted = targets[at : at + step]
-        logits = finite_logits(engine, states[None, at : at + step])[0]
+        piece = states[None, at : at + step]
+        logits = finite(engine, partial(engine.logits, piece))[0]
         log_probs += [float(x) for x in log_softmax(logits)[np.arange(len(wanted)), wanted]]
         logits[:, forbidden] = -np.inf
         is_greedy &= bool((logits.argmax(axis=-1) == wanted).all())

@@ -28,7 +28,9 @@ class Task:
         return [Row(i, prompt.real_ids, budget) for i, (prompt, budget) in enumerate(both)]
 
     def decoder(self) -> Decoder:
-        return Decoder(self.engine, self.prompts, max(self.budgets), self.forbidden)
+        return Decoder(
+            self.engine, self.prompts, max(self.budgets), self.forbidden, self.options.strategy == "contrastive"
+        )
 
     def processors(self) -> Processors:
         return Processors(self.options)

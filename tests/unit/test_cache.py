@@ -13,7 +13,7 @@ from bloomref.dtypes import dtype_policy
 from bloomref.errors import InvalidInput
 from bloomref.reference import model
 from bloomref.reference.cache import Cache, LayerCache
-from bloomref.runtime.engine import Engine
+from bloomref.runtime.engine import Engine, EngineCache
 from bloomref.runtime.inputs import TokenBatch
 
 CONFIG = BloomConfig(vocabulary_size=30, num_layers=2, num_heads=3, hidden_dim=15, intermediate_dim=11)
@@ -28,8 +28,13 @@ def whole(engine: Engine, case: strategies.Case) -> np.ndarray:
     return engine.hidden(TokenBatch(case.token_ids, case.is_real))
 
 
-def content(cache: Cache) -> list[bytes]:
-    return [cache.is_real.tobytes()] + [a.tobytes() for layer in cache.layers for a in (layer.keys, layer.values)]
+def layers(cache: EngineCache) -> tuple[LayerCache, ...]:
+    assert isinstance(cache.blocks, Cache)
+    return cache.blocks.layers
+
+
+def content(cache: EngineCache) -> list[bytes]:
+    return [cache.is_real.tobytes()] + [a.tobytes() for layer in layers(cache) for a in (layer.keys, layer.values)]
 
 
 def cuts(draw, time: int) -> list[int]:
@@ -63,7 +68,7 @@ def test_token_by_token_in_every_dtype(policy):
     got, expected = np.concatenate(steps, 1).astype(float), whole(engine, case).astype(float)
     epsilon = float(2.0 ** -{"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}[policy])
     assert np.abs(got - expected).max() <= 40 * epsilon
-    assert cache.layers[0].keys.dtype == dtype_policy(policy).compute_dtype
+    assert layers(cache)[0].keys.dtype == dtype_policy(policy).compute_dtype
 
 
 @pytest.mark.clause("KVC-4", "KVC-1")
@@ -72,7 +77,8 @@ def test_token_by_token_in_every_dtype(policy):
 def test_repeating_a_call_changes_nothing(data, case):
     batch, time = case.token_ids.shape
     start = data.draw(st.integers(0, time))
-    engine, cache = engine_of(case), Cache.empty(case.config, batch, time + 2, strategies.FLOAT64)
+    engine = engine_of(case)
+    cache = engine.new_cache(batch, time + 2)
     engine.extend(cache, 0, case.token_ids[:, :start], case.is_real[:, :start])
     first = engine.extend(cache, start, case.token_ids[:, start:], case.is_real[:, start:])
     before = content(cache)
@@ -84,12 +90,13 @@ def test_repeating_a_call_changes_nothing(data, case):
 @pytest.mark.clause("KVC-1")
 def test_a_call_writes_its_own_columns_only():
     case = strategies.Case(CONFIG, time=3, kind="real")
-    engine, cache = engine_of(case), Cache.empty(CONFIG, 2, 9, strategies.FLOAT64)
-    for layer in cache.layers:
+    engine = engine_of(case)
+    cache = engine.new_cache(2, 9)
+    for layer in layers(cache):
         layer.keys[:], layer.values[:] = 7.0, 8.0
     engine.extend(cache, 4, case.token_ids)
     assert cache.is_real.tolist() == [[False] * 4 + [True] * 3 + [False] * 2] * 2
-    for layer in cache.layers:
+    for layer in layers(cache):
         for array, mark in ((layer.keys, 7.0), (layer.values, 8.0)):
             assert (array[:, :, :4] == mark).all()
             assert (array[:, :, 7:] == mark).all()
@@ -114,7 +121,8 @@ def test_the_mask_of_the_prefix_is_remembered(kind):
     case = strategies.Case(CONFIG, 5, batch=3, time=7, kind=kind)
     assert not case.is_real[:, :5].all()
     case.is_real[:, 5:] = True
-    engine, cache = engine_of(case), Cache.empty(CONFIG, 3, 7, strategies.FLOAT64)
+    engine = engine_of(case)
+    cache = engine.new_cache(3, 7)
     engine.extend(cache, 0, case.token_ids[:, :5], case.is_real[:, :5])
     step = engine.extend(cache, 5, case.token_ids[:, 5:])  # no mask: these two are real, the prefix stays as it was
     np.testing.assert_allclose(step, whole(engine, case)[:, 5:], rtol=0, atol=1e-12)
@@ -123,8 +131,9 @@ def test_the_mask_of_the_prefix_is_remembered(kind):
 @pytest.mark.clause("KVC-6")
 def test_columns_that_were_never_written_are_padding():
     case = strategies.Case(CONFIG, time=4)
-    engine, cache = engine_of(case), Cache.empty(CONFIG, 2, 9, strategies.FLOAT64)
-    for layer in cache.layers:
+    engine = engine_of(case)
+    cache = engine.new_cache(2, 9)
+    for layer in layers(cache):
         layer.keys[:], layer.values[:] = 3.0, 1e6
     later = engine.extend(cache, 5, case.token_ids)
     np.testing.assert_allclose(later, whole(engine, case), rtol=0, atol=1e-12)
@@ -184,7 +193,8 @@ def test_write_rounds_once_and_returns_everything_so_far():
 
 def test_select_copies_rows_in_the_order_given():
     case = strategies.Case(CONFIG, batch=3, time=5, kind="left")
-    engine, cache = engine_of(case), Cache.empty(CONFIG, 3, 6, strategies.FLOAT64)
+    engine = engine_of(case)
+    cache = engine.new_cache(3, 6)
     engine.extend(cache, 0, case.token_ids, case.is_real)
     before = content(cache)
     chosen = cache.select(np.array([2, 0, 0, 1]))

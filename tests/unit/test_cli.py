@@ -1,25 +1,36 @@
 """The command line, run as its users run it: in a process of its own, judged by output and exit code."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bloomref import BloomBackbone, BloomCausalLM
+from bloomref.dtypes import dtype_policy
+from bloomref.presets.registry import PRESETS
+from bloomref.runtime import registry
 
-COMMANDS = ("generate", "score", "presets", "info", "trace", "download", "convert")
+COMMANDS = ("generate", "score", "presets", "backends", "info", "trace", "download", "convert")
 
 
-def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+PLUGINS = Path(__file__).parents[1] / "plugins"
+
+
+def run(*arguments: str, stdin: str = "", search: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bloomref", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | ({} if search is None else {"PYTHONPATH": str(search)})
+    return subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
 
 
-def answer(*arguments: str) -> dict:  # type: ignore[type-arg]
-    done = run(*arguments, "--json")
+def answer(*arguments: str, search: Path | None = None) -> Any:
+    done = run(*arguments, "--json", search=search)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -40,7 +51,8 @@ def test_version_and_command_list() -> None:
 
 def test_generate_prints_text_on_stdout_and_speed_on_stderr() -> None:
     done = run("generate", "Everyone has", "-n", "8")
-    expected = BloomCausalLM.from_preset("bloom_tiny_udhr").generate("Everyone has", max_new_tokens=8)
+    lm = BloomCausalLM.from_preset("bloom_tiny_udhr", backend="auto")
+    expected = lm.generate("Everyone has", max_new_tokens=8)
     assert done.stdout == expected + "\n"
     assert "tokens/s" in done.stderr
 
@@ -60,9 +72,70 @@ def test_generate_reads_standard_input() -> None:
 
 def test_score_is_the_librarys_score() -> None:
     got = answer("score", " right", "--context", "Everyone has the")
-    expected = BloomCausalLM.from_preset("bloom_tiny_udhr").score(" right", context="Everyone has the")
+    lm = BloomCausalLM.from_preset("bloom_tiny_udhr", backend="auto")
+    expected = lm.score(" right", context="Everyone has the")
     assert got["log_likelihood"] == pytest.approx(expected.log_likelihood)
     assert "perplexity" in run("score", "Everyone").stdout
+
+
+# --- backends ----------------------------------------------------------------------------------------------------
+
+
+def chosen_by_auto() -> str:
+    return registry.choose("auto", PRESETS["bloom_tiny_udhr"].config, dtype_policy()).name
+
+
+@pytest.mark.clause("BKD-7")
+@pytest.mark.parametrize(
+    "command", [("generate", "Everyone", "-n", "2"), ("score", "Everyone has")], ids=lambda c: c[0]
+)
+def test_the_backend_that_was_taken_is_said_on_stderr(command: tuple[str, ...]) -> None:
+    for arguments, name in (((), chosen_by_auto()), (("--backend", "numpy"), "numpy"), (("--backend", "fake"), "fake")):
+        done = run(*command, *arguments, search=PLUGINS)
+        assert done.returncode == 0, done.stderr
+        assert f"backend {name}" in done.stderr.splitlines()
+        assert "backend" not in done.stdout
+        assert answer(*command, *arguments, search=PLUGINS)["backend"] == name
+
+
+def test_trace_runs_on_the_reference(tmp_path: Path) -> None:
+    done = run("trace", "Everyone", "-o", str(tmp_path / "a.safetensors"), "--backend", "numpy")
+    assert (done.returncode, "No such option" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "code", "part"), [("nunpy", 2, "did you mean numpy?"), ("other", 3, "pip install other-backend")]
+)
+def test_a_backend_that_cannot_be_had_is_refused_before_the_model_is_looked_for(
+    tmp_path: Path, backend: str, code: int, part: str
+) -> None:
+    info = tmp_path / "other_backend-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-backend\nVersion: 1\n", "utf-8")
+    (info / "entry_points.txt").write_text("[bloomref.backends]\nother = no_such_package:backend\n", "utf-8")
+    done = run("score", "x", "--model", "./no/such/folder", "--backend", backend, search=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr, done.stdout) == (code, False, "")
+    assert part in done.stderr
+    (row,) = (row for row in answer("backends", search=tmp_path) if row["backend"] == "other")
+    assert (row["installed"], row["works"]) == (False, False)
+    assert "pip install other-backend" in row["reason"]
+
+
+def test_backends_lists_what_is_installed_what_works_and_why_not() -> None:
+    rows = {row["backend"]: row for row in answer("backends", search=PLUGINS)}
+    assert {"numpy", "numba", "cupy", "fake"} <= set(rows)
+    nothing = {"reason": None, "install": None}
+    assert rows["numpy"] == {"backend": "numpy", "installed": True, "works": True} | nothing
+    assert rows["fake"] == {"backend": "fake", "installed": True, "works": True} | nothing
+    text = run("backends", search=PLUGINS).stdout
+    for name in ("numba", "cupy"):
+        row = rows[name]
+        assert row["works"] == (row["reason"] is None)
+        if not row["installed"]:
+            assert row["install"] == registry.INSTALL[name]
+            assert row["install"] in row["reason"]
+            assert row["install"] in text
+    assert {line.split()[0] for line in text.splitlines()[1:]} == set(rows)
 
 
 def test_presets_lists_them_all() -> None:

@@ -26,6 +26,7 @@ from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput
 from bloomref.errors import BadWeights
 from bloomref.formats.tokenizer_files import bloom_tokenizer_json
 from bloomref.params import Params
+from bloomref.reference import model
 from bloomref.runtime.beam import Beam
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.options import GenerationArguments, GenerationOptions
@@ -235,21 +236,21 @@ def test_transformers_ends_at_the_same_stop_strings(tmp_path: Any) -> None:
 
 def test_only_the_last_position_of_a_prompt_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    logits = Engine.logits
-    monkeypatch.setattr(Engine, "logits", lambda self, hidden: shapes.append(hidden.shape[:2]) or logits(self, hidden))
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda params, x: shapes.append(x.shape[:2]) or logits(params, x))
     LM.generate([[1] * 9, [2] * 4], max_new_tokens=3, stop_token_ids=None)
     assert shapes == [(2, 1)] * 3
 
 
 def test_ended_rows_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    extend = Engine.extend
+    run = Engine.run
 
     def spy(self: Engine, cache: Any, start: int, ids: Any, *rest: Any) -> Any:
         shapes.append(ids.shape)
-        return extend(self, cache, start, ids, *rest)
+        return run(self, cache, start, ids, *rest)
 
-    monkeypatch.setattr(Engine, "extend", spy)
+    monkeypatch.setattr(Engine, "run", spy)
     LM.generate([[1] * 9, [2] * 4], max_length=11, stop_token_ids=None)
     assert shapes == [(2, 9), (2, 1), *[(1, 1)] * 5]
 

@@ -136,7 +136,7 @@ def test_is_greedy_is_what_greedy_generation_says(drawn: Any, length: int) -> No
 
 def test_ids_that_are_never_chosen_do_not_count_against_greedy() -> None:
     lm = text_lm(4)
-    lm.backbone.engine.params.word_embedding[TOKENS:] *= 50.0
+    lm.backbone.engine.prepared.params.word_embedding[TOKENS:] *= 50.0
     new = lm.generate([5, 9], max_new_tokens=6, stop_token_ids=None, strip_prompt=True)
     logits = lm.logits({"token_ids": [[5, 9, *new]]})[0]
     assert logits.argmax(axis=-1).max() >= TOKENS

@@ -50,12 +50,12 @@ def script(monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
     """Let the model say these ids."""
     said = iter(ids)
 
-    def logits(self: Engine, hidden: Any) -> Any:
-        scores = Engine.project(self, hidden) * 0
-        scores[..., next(said)] = 1.0
+    def next_logits(self: Engine, hidden: Any) -> Any:
+        scores = Engine.project(self, hidden[:, -1]) * 0
+        scores[:, next(said)] = 1.0
         return scores
 
-    monkeypatch.setattr(Engine, "logits", logits)
+    monkeypatch.setattr(Engine, "next_logits", next_logits)
 
 
 def test_a_character_waits_for_its_last_byte(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +78,8 @@ def test_special_tokens_are_not_text(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_piece_comes_before_the_next_token_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    extend = Engine.extend
-    monkeypatch.setattr(Engine, "extend", lambda self, *rest: calls.append(1) or extend(self, *rest))
+    run = Engine.run
+    monkeypatch.setattr(Engine, "run", lambda self, *rest: calls.append(1) or run(self, *rest))
     pieces = LM.stream("x", max_new_tokens=100, logit_bias=dict.fromkeys(TOKENIZER("abc"), 100.0))
     assert not calls
     next(pieces)

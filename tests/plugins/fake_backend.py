@@ -1,0 +1,45 @@
+"""A backend as another package would bring it: the reference with a diary. Nothing imports it but its entry point."""
+
+from typing import Any
+
+from bloomref.config import BloomConfig
+from bloomref.dtypes import DTypePolicy
+from bloomref.params import Params
+from bloomref.reference.numpy_backend import NumpyPrepared
+from bloomref.runtime.backend import API_VERSION
+
+MAX_LAYERS = 5
+
+
+class FakePrepared:
+    """Writes down the name of every method that is called, and hands on to the reference."""
+
+    def __init__(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> None:
+        self.calls: list[str] = []
+        self._reference = NumpyPrepared(params.astype(policy.compute_dtype), config)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._reference, name)
+
+        def call(*arguments: Any) -> Any:
+            self.calls.append(name)
+            return method(*arguments)
+
+        return call
+
+
+class FakeBackend:
+    name = "fake"
+    api_version = API_VERSION
+
+    def unsupported(self, config: BloomConfig, policy: DTypePolicy) -> str | None:  # noqa: ARG002
+        if config.num_layers > MAX_LAYERS:
+            return f"{config.num_layers} layers are too many; it holds {MAX_LAYERS}"
+        return None
+
+    def prepare(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> FakePrepared:
+        return FakePrepared(params, config, policy)
+
+
+def backend() -> FakeBackend:
+    return FakeBackend()
