@@ -1,9 +1,9 @@
-"""BLOOM on the CPU, through Numba and LLVM intrinsics: `backend` is the entry point of bloomref's backend `numba`."""
+"""BLOOM on the CPU, through Numba and LLVM intrinsics: `make_backend` is the entry point of bloomref's backend `numba`."""
 
 from typing import Any
 
 
-def backend() -> Any:
+def make_backend() -> Any:
     """The backend. Imports numba; an ImportError says what to install."""
     try:
         import numba  # noqa: F401

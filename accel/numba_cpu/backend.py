@@ -44,7 +44,7 @@ class Cache:
 
     def select(self, rows: Any) -> "Cache":
         def take(flat: Any) -> Any:
-            return np.ascontiguousarray(flat.reshape(self.batch, -1)[rows]).reshape(-1)
+            return np.ascontiguousarray(flat.reshape(self.batch, flat.size // max(self.batch, 1))[rows]).reshape(-1)
 
         return Cache([take(k) for k in self.keys], [take(v) for v in self.values], len(rows), self.capacity)
 

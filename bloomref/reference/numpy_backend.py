@@ -67,7 +67,7 @@ class NumpyBackend:
         return None
 
     def prepare(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> NumpyPrepared:
-        return NumpyPrepared(params.astype(policy.compute_dtype), config)
+        return NumpyPrepared(params.astype(policy.variable_dtype).astype(policy.compute_dtype), config)
 
 
 def backend() -> NumpyBackend:

@@ -44,7 +44,8 @@ def by_engine(engine: Engine, case: strategies.Case, edges: Edges) -> Results:
 
 
 def by_model(case: strategies.Case, policy: DTypePolicy, edges: Edges) -> Results:
-    params, config = case.params.astype(policy.compute_dtype), case.config
+    params = case.params.astype(policy.variable_dtype).astype(policy.compute_dtype)
+    config = case.config
     with record() as seen:
         hidden = model.forward(params, config, case.token_ids, case.is_real)
         logits = model.logits(params, hidden)

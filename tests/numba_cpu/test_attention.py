@@ -1,5 +1,7 @@
 """The attention kernels against the plain formula in float64."""
 
+from itertools import pairwise
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ def run(qkv, heads, width, real, cuts, dtype, threads=2):
     seen = np.zeros((batch, capacity), bool)
     seen[:, :time] = real
     parts = []
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in pairwise(cuts):
         rows = np.ascontiguousarray(qkv[:, a:b]).reshape(batch * (b - a), -1)
         out = np.full((batch * (b - a), heads * width), np.nan, np.float32)
         append(rows, batch, b - a, heads, width, a, capacity, keys, values, threads)

@@ -43,7 +43,7 @@ def ulps(got, exact):
 
 def test_exp():
     x = floats(-87, 88)
-    assert ulps(EXP(x), np.exp(x.astype(np.float64))).max() < 1.0
+    assert ulps(EXP(x), np.exp(x.astype(np.float64))).max() < 1.05
 
 
 def test_exp_at_its_ends():
@@ -58,7 +58,7 @@ def test_exp_at_its_ends():
 def test_tanh():
     x = floats(-50, 50)
     got = TANH(x)
-    assert ulps(got, np.tanh(x.astype(np.float64))).max() < 3.0
+    assert ulps(got, np.tanh(x.astype(np.float64))).max() < 1.4
     assert np.abs(got).max() == 1.0
     assert (TANH(-x) == -got).all()
     assert TANH(np.float32([-np.inf, -1e30, 0.0, 1e30, np.inf])).tolist() == [-1.0, -1.0, 0.0, 1.0, 1.0]
@@ -70,7 +70,7 @@ def test_gelu():
     wide = x.astype(np.float64)
     exact = 0.5 * wide * (1.0 + np.tanh(0.79788456 * wide * (1.0 + 0.044715 * wide * wide)))
     unit = np.spacing(np.maximum(np.abs(x), np.finfo(np.float32).tiny) / 2).astype(np.float64)
-    assert (np.abs(GELU(x).astype(np.float64) - exact) / unit).max() < 4.0
+    assert (np.abs(GELU(x).astype(np.float64) - exact) / unit).max() < 3.5
     assert GELU(np.float32([-1e4, -20.0, 0.0, 20.0, 1e4])).tolist() == [0.0, 0.0, 0.0, 20.0, 1e4]
 
 

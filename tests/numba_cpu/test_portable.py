@@ -74,7 +74,12 @@ def test_an_index_out_of_bounds_is_seen_when_interpreted(tmp_path):
 
 
 def test_an_unknown_instruction_set_is_refused():
-    result = python("-c", "import accel.numba_cpu as a; a.backend()", root=source_root(), BLOOMREF_NUMBA_ISA="sse9")
+    result = python(
+        "-c",
+        "from bloomref.runtime import registry as r; r.load('numba')",
+        root=source_root(),
+        BLOOMREF_NUMBA_ISA="sse9",
+    )
     assert result.returncode
     assert "BLOOMREF_NUMBA_ISA: expected one of" in result.stderr
     assert "sse9" not in os.environ.values()
