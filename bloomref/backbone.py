@@ -13,6 +13,7 @@ from bloomref.dtypes import DTypePolicy, dtype_policy
 from bloomref.errors import InvalidInput, Unsupported, invalid
 from bloomref.params import Params, count_params, init_params
 from bloomref.reference import trace
+from bloomref.runtime import registry
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import check_token_ids, to_array, token_batch
 from bloomref.shapes import Array, Float
@@ -153,6 +154,8 @@ class BloomBackbone:
         name, trainable, seed = kwargs.pop("name", None), kwargs.pop("trainable", True), kwargs.pop("seed", 0)
         backend = kwargs.pop("backend", "numpy")
         _check_names(kwargs, (*_ARGUMENTS, *_RUN_ARGUMENTS, "dtype", "revision"))
+        if backend != registry.AUTO:
+            registry.load(backend)  # a mistaken name is refused before anything is downloaded
         checkpoint = open_checkpoint(resolve(preset, weights=load_weights, revision=revision))
         config = _override(checkpoint.config, kwargs)
         policy = dtype_policy(checkpoint.dtype if dtype == "auto" else dtype)

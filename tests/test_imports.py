@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "runtime": {"vocabulary", "engine", "runtime"},
     "formats": {"vocabulary", "formats"},
     "presets": {"vocabulary", "formats", "presets"},
-    "front door": {"vocabulary", "trace", "engine", "runtime", "formats", "presets", "front door"},
+    "front door": {"vocabulary", "trace", "backend registry", "engine", "runtime", "formats", "presets", "front door"},
     "package": {"vocabulary", "front door"},
     "conformance": EVERYTHING,
     "docs": {"vocabulary", "presets"},

@@ -38,8 +38,6 @@ def load(model: str, dtype: str | None, revision: str | None, backend: str = reg
     """The model that the arguments name, with a spinner on stderr while it loads."""
     from bloomref.causal_lm import BloomCausalLM
 
-    if backend != registry.AUTO:
-        registry.load(backend)  # a mistaken name is refused before anything is downloaded
     with working(f"loading {model}"):
         return BloomCausalLM.from_preset(model, dtype=dtype, revision=revision, backend=backend)
 

@@ -307,3 +307,8 @@ def test_the_reference_refuses_nothing(config: BloomConfig, policy: str) -> None
     engine = Engine(case.params, config, POLICIES[policy])
     assert isinstance(engine.prepared, NumpyPrepared)
     assert np.isfinite(engine.extend(engine.new_cache(2, 6), 0, case.token_ids).astype(float)).all()
+
+
+def test_a_mistaken_backend_is_refused_before_the_weights_are_looked_for() -> None:
+    with pytest.raises(InvalidInput, match=r"^backend: "):
+        BloomBackbone.from_preset("./no/such/folder", backend="nunpy")
