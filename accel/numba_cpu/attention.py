@@ -5,12 +5,14 @@ The cache is laid out for the tiles of `microkernel`, in the compute dtype (floa
     keys     [B][H][P / PANEL][K][PANEL]        a panel holds PANEL positions
     values   [B][H][K / PANEL][P][PANEL]        a panel holds PANEL of the head's columns
 
-so that scores and weighted sums are products of packed rows with packed panels, like every other product here. Scores and
-sums are float32. A block of keys starts at a multiple of BLOCK whatever the queries are: a row's result depends on its own
-query and the keys it sees, not on how the sequence was cut into calls.
+(in pairs of bfloat16 each [K / 2][PANEL][2], or [P / 2][PANEL][2]) so that scores and weighted sums are products of rows with
+packed panels, like every other product here. Scores and sums are float32; where the processor multiplies pairs of bfloat16,
+queries and weights are rounded to them. A block of keys starts at a multiple of BLOCK whatever the queries are: a row's result
+depends on its own query and the keys it sees, not on how the sequence was cut into calls.
 
 v1  one query at a time, dot products: 6 GFLOP/s a core.
 v2  tiles of TILE_ROWS queries over blocks of BLOCK keys.
+v3  the weights are multiplied where they are, by rows; pairs of bfloat16.
 """
 
 from typing import Any
@@ -19,9 +21,9 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from accel.numba_cpu.cpu import PANEL, TILE_ROWS
-from accel.numba_cpu.elementwise import bfloat_bits, exp, float_as_half, fma
-from accel.numba_cpu.linear import block_rows, tile
+from accel.numba_cpu.cpu import DEPTH, PANEL, PITCH, TILE_ROWS
+from accel.numba_cpu.elementwise import exp, fma, store
+from accel.numba_cpu.linear import block_rows, end_row, put, step_width, tile
 from accel.numba_cpu.reduce import jit, jit_parallel, largest_of_lanes, sum_of_lanes
 
 BLOCK = 128  # keys of one step of the online softmax
@@ -29,50 +31,58 @@ LOWEST = np.float32(-3.0e38)  # stands for the maximum of no scores: exp(-inf - 
 
 
 @jit
-def _store_float(out: Any, at: int, value: Any) -> None:
-    out[at] = value
+def panel_elements(width: int, rows: Any) -> int:
+    """Elements of a panel of keys."""
+    step = step_width(rows)
+    return (width + step - 1) // step * step * PANEL
 
 
 @jit
-def _store_bfloat(out: Any, at: int, value: Any) -> None:
-    out[at] = bfloat_bits(value)
+def _append_key(key: Any, keys: Any, start: int, lane: int, step: int) -> None:
+    """One position's key becomes one lane of its panel, which begins at `start`."""
+    if step == 2:
+        for l in range(key.size):
+            store(keys, start + (l // 2 * PANEL + lane) * 2 + l % 2, key[l])
+    else:
+        for l in range(key.size):
+            store(keys, start + l * PANEL + lane, key[l])
 
 
 @jit
-def _store_half(out: Any, at: int, value: Any) -> None:
-    out[at] = float_as_half(value)
-
-
-_STORES = {types.float32: _store_float, types.uint16: _store_bfloat, types.int16: _store_half}
-
-
-def store(out: Any, at: int, value: Any) -> None:
-    """Round to what `out` holds: float32, bfloat16 bits (uint16) or float16 bits (int16)."""
-    _STORES[types.__dict__[out.dtype.name]](out, at, value)
-
-
-@overload(store)
-def _store(out, at, value):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    chosen = _STORES[out.dtype]
-    return lambda out, at, value: chosen(out, at, value)
+def _append_value(value: Any, values: Any, start: int, stride: int, position: int, step: int) -> None:
+    """One position's value becomes one line of every panel of columns; the panels begin `stride` apart."""
+    for first in range(0, value.size, PANEL):
+        if step == 2:
+            at = start + first // PANEL * stride + position // 2 * 2 * PANEL + position % 2
+            for j in range(min(PANEL, value.size - first)):
+                store(values, at + 2 * j, value[first + j])
+        else:
+            at = start + first // PANEL * stride + position * PANEL
+            for j in range(min(PANEL, value.size - first)):
+                store(values, at + j, value[first + j])
 
 
 @jit_parallel
-def append(qkv: Any, batch: int, time: int, heads: int, width: int, start: int, capacity: int, keys: Any, values: Any,
-           threads: int) -> None:  # fmt: skip
-    """Store the keys and values of `time` positions from `start` on; qkv is (B T, H 3 K), interleaved by head."""
-    columns = (width + PANEL - 1) // PANEL
+def append(
+    qkv: Any, batch: int, time: int, heads: int, width: int, start: int, cache: Any, rows: Any, threads: int
+) -> None:
+    """Store the keys and values of `time` positions from `start` on; qkv is (B T, H 3 K), interleaved by head.
+
+    `cache` is (keys, values, capacity); `rows` says by its dtype whether they are kept in pairs.
+    """
+    keys, values, capacity = cache
+    columns, step, panel = (width + PANEL - 1) // PANEL, step_width(rows), panel_elements(width, rows)
     for t in prange(threads):
         for item in range(batch * heads * t // threads, batch * heads * (t + 1) // threads):
             row, head = item // heads, item % heads
             for i in range(time):
                 position = start + i
+                key, value = (3 * head + 1) * width, (3 * head + 2) * width
                 source = qkv[row * time + i]
-                key = (item * capacity + position // PANEL * PANEL) * width + position % PANEL
-                for l in range(width):
-                    store(keys, key + l * PANEL, source[(3 * head + 1) * width + l])
-                    value = ((item * columns + l // PANEL) * capacity + position) * PANEL + l % PANEL
-                    store(values, value, source[(3 * head + 2) * width + l])
+                first = (item * (capacity // PANEL) + position // PANEL) * panel
+                _append_key(source[key : key + width], keys, first, position % PANEL, step)
+                _append_value(source[value : value + width], values, item * columns * capacity * PANEL,
+                              capacity * PANEL, position, step)  # fmt: skip
 
 
 # The next four run over scores as [row][panel][lane], the lane innermost: the form that becomes vector instructions.
@@ -130,35 +140,62 @@ def _rescale(sums: Any, rows: int, shrink: Any) -> None:
 
 
 @jit
-def _pack(scores: Any, rows: int, panels: int, packed: Any) -> None:
-    """[row][key] to [key][row], what a tile reads."""
+def _round_weights(scores: Any, rows: int, count: int, weights: Any) -> None:
     for i in range(rows):
-        for p in range(panels):
-            for j in range(scores.shape[2]):
-                packed[(p * PANEL + j) * rows + i] = scores[i, p, j]
+        source, target = scores[i * PITCH : i * PITCH + count], weights[2 * i * PITCH : 2 * i * PITCH + count]
+        for j in range(count):
+            store(target, j, source[j])
+
+
+def as_rows(scores: Any, rows: int, count: int, weights: Any) -> Any:
+    """The first `count` weights of each row as a tile reads them: where they are, or rounded into `weights`."""
+    if weights.dtype == np.float32:
+        return scores
+    _round_weights(scores, rows, count, weights)
+    return weights
+
+
+@overload(as_rows)
+def _as_rows(scores, rows, count, weights):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    if weights.dtype == types.float32:
+        return lambda scores, rows, count, weights: scores
+
+    def implementation(scores, rows, count, weights):  # type: ignore[no-untyped-def]
+        _round_weights(scores, rows, count, weights)
+        return weights
+
+    return implementation
 
 
 @jit
-def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, query: int, item: int, capacity: int, keys: Any,
-                     values: Any, real: Any, slope: Any, scale: Any, out: Any, work: Any) -> None:  # fmt: skip
+def _score(query: Any, rows: int, width: int, keys: Any, start: int, scores: Any, at: int) -> None:
+    """scores[:, at : at + PANEL] = queries times one panel of keys, which begins at `start`."""
+    step = step_width(query)
+    steps = (width + step - 1) // step
+    for l in range(0, steps, DEPTH):
+        tile(rows, query, l // DEPTH * PITCH * TILE_ROWS * step, keys, start + l * PANEL * step, scores, at, min(DEPTH, steps - l), PITCH,
+             l > 0)  # fmt: skip
+
+
+@jit
+def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, query: int, item: int, cache: Any,
+                     real: Any, slope: Any, scale: Any, out: Any, m: int, work: Any, tiles: Any) -> None:  # fmt: skip
     """`rows` neighbouring queries of one head, over all the keys that the last of them sees."""
-    columns = (width + PANEL - 1) // PANEL
+    keys, values, capacity = cache
+    columns, step, panel = (width + PANEL - 1) // PANEL, step_width(tiles), panel_elements(width, tiles)
     padded = columns * PANEL
-    packed_q, at = work[: TILE_ROWS * width], TILE_ROWS * width
-    flat_scores, at = work[at : at + TILE_ROWS * BLOCK], at + TILE_ROWS * BLOCK
-    packed_p, at = work[at : at + TILE_ROWS * BLOCK], at + TILE_ROWS * BLOCK
+    flat_scores, at = work[: TILE_ROWS * PITCH], TILE_ROWS * PITCH
     flat_sums, at = work[at : at + TILE_ROWS * padded], at + TILE_ROWS * padded
-    peak, at = work[at : at + TILE_ROWS], at + TILE_ROWS
-    total, at = work[at : at + TILE_ROWS], at + TILE_ROWS
-    shrink, at = work[at : at + TILE_ROWS], at + TILE_ROWS
     lanes, at = work[at : at + PANEL], at + PANEL
-    count = work[at : at + PANEL]
+    count, at = work[at : at + PANEL], at + PANEL
+    peak, total, shrink = work[at : at + TILE_ROWS], work[at + PANEL :], work[at + 2 * PANEL :]
+    weights, queries = tiles[: TILE_ROWS * PITCH * step], tiles[TILE_ROWS * PITCH * step :]
     for j in range(PANEL):
         count[j] = np.float32(j)
-    scores, sums = flat_scores.reshape(TILE_ROWS, BLOCK // PANEL, PANEL), flat_sums.reshape(TILE_ROWS, padded)
+    scores, sums = flat_scores.reshape(TILE_ROWS, PITCH // PANEL, PANEL), flat_sums.reshape(TILE_ROWS, padded)
     for i in range(rows):
-        for l in range(width):
-            packed_q[l * rows + i] = qkv[first + i, 3 * head * width + l]
+        put(qkv[first + i, 3 * head * width : (3 * head + 1) * width], queries, TILE_ROWS, i, 0)
+        end_row(queries, TILE_ROWS, i, width)
         for c in range(padded):
             sums[i, c] = np.float32(0.0)
         peak[i], total[i] = LOWEST, np.float32(0.0)
@@ -168,16 +205,27 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
         depth = min(BLOCK, stop - block)
         panels = (depth + PANEL - 1) // PANEL
         for p in range(panels):
-            start = (item * capacity + block + p * PANEL) * width
-            tile(rows, packed_q, 0, keys, start, flat_scores, p * PANEL, width, BLOCK, False)
+            start = ((item * capacity + block) // PANEL + p) * panel
+            _score(queries, rows, width, keys, start, flat_scores, p * PANEL)
         _bias(scores, rows, panels, block - query, slope, scale, real[block // PANEL :], count)
         _raise_peaks(scores, rows, panels, peak, shrink, lanes)
         _weigh(scores, rows, panels, peak, shrink, total, lanes)
         _rescale(sums, rows, shrink)
-        _pack(scores, rows, panels, packed_p)
+        probabilities = as_rows(flat_scores, rows, panels * PANEL, weights)
         for column in range(columns):
             start = ((item * columns + column) * capacity + block) * PANEL
-            tile(rows, packed_p, 0, values, start, flat_sums, column * PANEL, depth, padded, True)
+            tile(
+                rows,
+                probabilities,
+                0,
+                values,
+                start,
+                flat_sums,
+                column * PANEL,
+                (depth + step - 1) // step,
+                padded,
+                True,
+            )
     for i in range(rows):
         share = (
             np.float32(1.0) / total[i]
@@ -185,29 +233,37 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
             else np.float32(0.0)
         )
         for c in range(width):
-            out[first + i, head * width + c] = sums[i, c] * share
+            sums[i, c] *= share
+        put(sums[i, :width], out, m, first + i, head * width)
 
 
 def workspace(width: int) -> int:
     """float32 numbers that one thread of `attend` needs."""
     padded = (width + PANEL - 1) // PANEL * PANEL
-    return TILE_ROWS * (width + 2 * BLOCK + padded + 3) + 2 * PANEL
+    return TILE_ROWS * (PITCH + padded) + 5 * PANEL
+
+
+def tile_elements(steps: int, step: int) -> int:
+    """Elements of the weights and queries that one thread of `attend` multiplies; `steps` of a head."""
+    return TILE_ROWS * PITCH * step * (1 + (steps + DEPTH - 1) // DEPTH)
 
 
 @jit_parallel
-def attend(qkv: Any, batch: int, time: int, heads: int, width: int, start: int, capacity: int, keys: Any, values: Any,
-           real: Any, slopes: Any, scale: Any, out: Any, work: Any, threads: int) -> None:  # fmt: skip
-    """out (B T, H K): every query against the cache. `real` is (B, P / PANEL, PANEL): which columns are tokens."""
-    tiles = (time + TILE_ROWS - 1) // TILE_ROWS
+def attend(qkv: Any, batch: int, time: int, heads: int, width: int, start: int, cache: Any, real: Any, slopes: Any,
+           scale: Any, out: Any, work: Any, tiles: Any, threads: int) -> None:  # fmt: skip
+    """out: every query against the cache, as rows (B T, H K) of a product; `real` (B, P / PANEL, PANEL) says which columns are tokens."""
+    groups, m = (time + TILE_ROWS - 1) // TILE_ROWS, batch * time
     for t in prange(threads):
-        # later queries see more keys: dealing the tiles out in turn evens the load
-        for index in range(t, batch * heads * tiles, threads):
-            item, first = index // tiles, index % tiles * TILE_ROWS
+        # later queries see more keys: dealing the groups out in turn evens the load
+        for index in range(t, batch * heads * groups, threads):
+            item, first = index // groups, index % groups * TILE_ROWS
             row, head = item // heads, item % heads
             done = 0
             last = min(TILE_ROWS, time - first)
             while done < last:
                 rows = block_rows(last - done)
-                _tile_of_queries(qkv, row * time + first + done, rows, head, width, start + first + done, item, capacity,
-                                 keys, values, real[row], slopes[head], scale, out, work[t])  # fmt: skip
+                _tile_of_queries(qkv, row * time + first + done, rows, head, width, start + first + done, item, cache,
+                                 real[row], slopes[head], scale, out, m, work[t], tiles[t])  # fmt: skip
                 done += rows
+        for i in range(m * t // threads, m * (t + 1) // threads):
+            end_row(out, m, i, heads * width)

@@ -5,21 +5,22 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 
 from accel.numba_cpu import norm
-from accel.numba_cpu.attention import BLOCK, workspace
+from accel.numba_cpu.attention import tile_elements, workspace
 from accel.numba_cpu.blocks import attention_block, mlp_block
-from accel.numba_cpu.cpu import PANEL
+from accel.numba_cpu.compiled import is_marked, mark
+from accel.numba_cpu.cpu import PANEL, thread_count
 from accel.numba_cpu.double import DoublePrepared
-from accel.numba_cpu.linear import BFLOAT16, FLOAT16, FLOAT32, PLAIN, pack_rows, product
-from accel.numba_cpu.packing import FORMATS, Linear, pack, vector
+from accel.numba_cpu.linear import BFLOAT16, FLOAT16, FLOAT32, PLAIN, product, put_rows
+from accel.numba_cpu.memory import cache_elements, memory, whole_blocks
+from accel.numba_cpu.packing import FORMATS, Linear, aligned, pack, up, vector
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
-from bloomref.params import LayerParams, Params
-from bloomref.runtime.backend import API_VERSION, Step
+from bloomref.params import LayerParams, Params, init_params
+from bloomref.runtime.backend import API_VERSION, Memory, Step, step
 
 _ROUNDING = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
@@ -44,7 +45,9 @@ class Cache:
 
     def select(self, rows: Any) -> "Cache":
         def take(flat: Any) -> Any:
-            return np.ascontiguousarray(flat.reshape(self.batch, flat.size // max(self.batch, 1))[rows]).reshape(-1)
+            width = flat.size // max(self.batch, 1)
+            out = aligned((len(rows), width), flat.dtype)
+            return np.take(flat.reshape(self.batch, width), rows, 0, out).reshape(-1)
 
         return Cache([take(k) for k in self.keys], [take(v) for v in self.values], len(rows), self.capacity)
 
@@ -108,30 +111,34 @@ class NumbaPrepared:
     # --- the interface ---------------------------------------------------------------------------
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
-        config, columns = self.config, _up(self.config.head_dim)
-        padded = (capacity + BLOCK - 1) // BLOCK * BLOCK
-        rows = batch * config.num_heads * padded
-        keys = [np.zeros(rows * config.head_dim, self._form.cache) for _ in range(config.num_layers)]
-        values = [np.zeros(rows * columns, self._form.cache) for _ in range(config.num_layers)]
-        return Cache(keys, values, batch, padded)
+        layers, dtype = range(self.config.num_layers), self._form.cache
+        keys, values = cache_elements(self.config, self.dtype, batch, capacity)
+        return Cache(
+            [aligned((keys,), dtype, zeroed=True) for _ in layers],
+            [aligned((values,), dtype, zeroed=True) for _ in layers],
+            batch,
+            whole_blocks(capacity),
+        )
 
     def embed(self, token_ids: Any) -> Hidden:
         batch, time = token_ids.shape
         rows, width = self._new_rows(batch * time), self.config.hidden_dim
         table, ids = self._embedding, np.ascontiguousarray(token_ids).reshape(-1)
         norm.gather_rows(ids, table.panels, self._form.steps(width), self._form.paired, width, rows)
-        norm.norm_rows(rows, len(rows), width, *self._ln_embedding, rows, self._rounding, numba.get_num_threads())
+        self._norm_rows(rows, self._ln_embedding, rows)
         return Hidden(rows, batch, time)
 
     def attention_block(self, layer: int, x: Hidden, cache: Cache, step: Step) -> Hidden:
         config, weights, m = self.config, self._layers[layer], len(x.rows)
-        d, threads = config.hidden_dim, numba.get_num_threads()
+        d, threads = config.hidden_dim, thread_count()
         buffers = (
-            self._buffer("normed", (m, _up(d))),
-            self._buffer("packed", (m * self._form.steps(d),), self._form.rows),
-            self._buffer("fused", (m, _up(3 * d))),
-            self._buffer("context", (m, _up(d))),
+            self._buffer("normed", (m, up(d))),
+            self._rows("rows", m, d),
+            self._buffer("fused", (m, up(3 * d))),
             self._buffer("work", (threads, workspace(config.head_dim))),
+            self._buffer(
+                "tiles", (threads, tile_elements(self._form.steps(config.head_dim), self._form.width)), self._form.rows
+            ),
         )
         if "real" not in step.derived:
             real = np.zeros((x.batch, cache.capacity), np.bool_)
@@ -151,35 +158,37 @@ class NumbaPrepared:
         d, f = config.hidden_dim, config.intermediate_dim
         steps, inner_steps = self._form.steps(d), self._form.steps(f)
         buffers = (
-            self._buffer("normed", (m, _up(d))),
-            self._buffer("packed", (m * steps,), self._form.rows),
-            self._buffer("inner", (m, _up(f))),
-            self._buffer("packed inner", (m * inner_steps,), self._form.rows),
+            self._buffer("normed", (m, up(d))),
+            self._rows("rows", m, d),
+            self._buffer("sums", (m, up(f))),
+            self._rows("inner", m, f),
         )
         out = self._new_rows(m)
         mlp_block(
             x.rows, m, (d, f, steps, inner_steps), weights.ln_mlp, (weights.up.panels, weights.up.bias),
             (weights.down.panels, weights.down.bias), config.apply_residual_connection_post_layernorm, self._rounding,
-            buffers, out, numba.get_num_threads(),
+            buffers, out, thread_count(),
         )  # fmt: skip
         return Hidden(out, x.batch, x.time)
 
     def final_norm(self, x: Hidden) -> Hidden:
         out = self._new_rows(len(x.rows))
-        d = self.config.hidden_dim
-        norm.norm_rows(x.rows, len(out), d, *self._ln_final, out, self._rounding, numba.get_num_threads())
+        self._norm_rows(x.rows, self._ln_final, out)
         return Hidden(out, x.batch, x.time)
 
+    def _norm_rows(self, x: Any, ln: tuple[Any, Any, Any], out: Any) -> None:
+        m, d = len(x), self.config.hidden_dim
+        norm.norm_rows(x, m, d, ln, out, self._rows("rows", m, d), self._rounding, thread_count())
+
     def logits(self, x: Hidden, last_only: bool) -> Any:
-        d, v, threads = self.config.hidden_dim, self.config.vocabulary_size, numba.get_num_threads()
-        rows = x.rows.reshape(x.batch, x.time, _up(d))
-        rows = np.ascontiguousarray(rows[:, -1:] if last_only else rows).reshape(-1, _up(d))
-        steps = self._form.steps(d)
-        packed = self._buffer("packed", (len(rows) * steps,), self._form.rows)
-        out = np.empty((len(rows), _up(v)), np.float32)
-        pack_rows(rows, len(rows), d, steps, packed, threads)
-        product(packed, len(rows), self._head.panels, v, steps, self._head.bias, PLAIN, rows, FLOAT32, out, threads)
-        return out.reshape(x.batch, min(x.time, 1) if last_only else x.time, _up(v))[:, :, :v]
+        d, v, threads = self.config.hidden_dim, self.config.vocabulary_size, thread_count()
+        hidden = x.rows.reshape(x.batch, x.time, up(d))
+        hidden = np.ascontiguousarray(hidden[:, -1:] if last_only else hidden).reshape(-1, up(d))
+        m, steps = len(hidden), self._form.steps(d)
+        rows, out = self._rows("rows", m, d), aligned((m, up(v)), np.float32)
+        put_rows(hidden, m, d, rows)
+        product(rows, m, self._head.panels, v, steps, self._head.bias, PLAIN, hidden, FLOAT32, out, rows, threads)
+        return out.reshape(x.batch, min(x.time, 1) if last_only else x.time, up(v))[:, :, :v]
 
     def to_host(self, x: Hidden) -> Any:
         d = self.config.hidden_dim
@@ -194,20 +203,19 @@ class NumbaPrepared:
     # --- memory ----------------------------------------------------------------------------------
 
     def _new_rows(self, m: int) -> Any:
-        return np.empty((m, _up(self.config.hidden_dim)), np.float32)
+        return aligned((m, up(self.config.hidden_dim)), np.float32)
+
+    def _rows(self, name: str, m: int, k: int) -> Any:
+        """Scratch space for m rows (M, K) of a product."""
+        return self._buffer(name, (self._form.row_elements(m, k),), self._form.rows)
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
         """Scratch space of this thread, kept from call to call and grown when needed."""
         held: dict[str, Any] = self._local.__dict__
         size = math.prod(shape)
         if name not in held or held[name].size < size:
-            held[name] = np.empty(size, dtype)
+            held[name] = aligned((size,), dtype)
         return held[name][:size].reshape(shape)
-
-
-def _up(columns: int) -> int:
-    """The next whole number of panels."""
-    return (columns + PANEL - 1) // PANEL * PANEL
 
 
 class NumbaBackend:
@@ -223,3 +231,19 @@ class NumbaBackend:
         if policy.compute_dtype == np.float64:
             return DoublePrepared(params, config, policy)
         return NumbaPrepared(params, config, policy)
+
+    def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
+        return memory(config, policy, batch, length)
+
+    def is_compiled(self, policy: DTypePolicy) -> bool:
+        return is_marked(policy.compute_dtype.name)
+
+    def compile(self, policy: DTypePolicy) -> None:
+        """Runs a model of a few weights: kernels are compiled for dtypes, not for sizes."""
+        config = BloomConfig(vocabulary_size=2, num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=2)
+        prepared = self.prepare(init_params(config, 0, policy.variable_dtype), config, policy)
+        cache, facts = prepared.new_cache(1, 1), step(0, np.ones((1, 1), np.bool_))
+        x = prepared.embed(np.zeros((1, 1), np.int64))
+        x = prepared.mlp_block(0, prepared.attention_block(0, x, cache, facts))
+        prepared.logits(prepared.final_norm(x), True)
+        mark(policy.compute_dtype.name)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from accel.numba_cpu.attention import append, attend
-from accel.numba_cpu.linear import FLOAT32, GELU, PLAIN, RESIDUAL, pack_rows, product
+from accel.numba_cpu.linear import FLOAT32, GELU, PLAIN, RESIDUAL, product
 from accel.numba_cpu.norm import norm_rows
 from accel.numba_cpu.reduce import jit
 
@@ -13,16 +13,13 @@ def attention_block(x: Any, batch: int, time: int, shape: Any, ln: Any, qkv: Any
                     start: int, real: Any, slopes: Any, scale: Any, dtype: int, buffers: Any, out: Any, threads: int) -> None:  # fmt: skip
     """MOD-2, first half. `shape` is (heads, head width, steps of D); a linear is (panels, bias)."""
     heads, width, steps = shape
-    normed, packed, fused, context, work = buffers
-    keys, values, capacity = cache
+    normed, rows, fused, work, tiles = buffers
     m, d = batch * time, heads * width
-    norm_rows(x, m, d, ln[0], ln[1], ln[2], normed, FLOAT32, threads)
-    pack_rows(normed, m, d, steps, packed, threads)
-    product(packed, m, qkv[0], 3 * d, steps, qkv[1], PLAIN, normed, dtype, fused, threads)
-    append(fused, batch, time, heads, width, start, capacity, keys, values, threads)
-    attend(fused, batch, time, heads, width, start, capacity, keys, values, real, slopes, scale, context, work, threads)
-    pack_rows(context, m, d, steps, packed, threads)
-    product(packed, m, dense[0], d, steps, dense[1], RESIDUAL, normed if post_norm else x, dtype, out, threads)
+    norm_rows(x, m, d, ln, normed, rows, FLOAT32, threads)
+    product(rows, m, qkv[0], 3 * d, steps, qkv[1], PLAIN, normed, dtype, fused, rows, threads)
+    append(fused, batch, time, heads, width, start, cache, rows, threads)
+    attend(fused, batch, time, heads, width, start, cache, real, slopes, scale, rows, work, tiles, threads)
+    product(rows, m, dense[0], d, steps, dense[1], RESIDUAL, normed if post_norm else x, dtype, out, rows, threads)
 
 
 @jit
@@ -30,11 +27,9 @@ def mlp_block(x: Any, m: int, shape: Any, ln: Any, up: Any, down: Any, post_norm
               threads: int) -> None:  # fmt: skip
     """MOD-2, second half. `shape` is (D, F, steps of D, steps of F)."""
     d, f, steps, inner_steps = shape
-    normed, packed, inner, packed_inner = buffers
-    norm_rows(x, m, d, ln[0], ln[1], ln[2], normed, FLOAT32, threads)
-    pack_rows(normed, m, d, steps, packed, threads)
-    product(packed, m, up[0], f, steps, up[1], GELU, normed, dtype, inner, threads)
-    pack_rows(inner, m, f, inner_steps, packed_inner, threads)
+    normed, rows, sums, inner = buffers
+    norm_rows(x, m, d, ln, normed, rows, FLOAT32, threads)
+    product(rows, m, up[0], f, steps, up[1], GELU, normed, dtype, sums, inner, threads)
     product(
-        packed_inner, m, down[0], d, inner_steps, down[1], RESIDUAL, normed if post_norm else x, dtype, out, threads
+        inner, m, down[0], d, inner_steps, down[1], RESIDUAL, normed if post_norm else x, dtype, out, inner, threads
     )

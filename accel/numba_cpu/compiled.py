@@ -6,6 +6,7 @@ of this package's sources has a folder of its own, named by their hash, below th
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numba
@@ -26,3 +27,15 @@ def cache_folder() -> Path:
 def use_cache_folder() -> None:
     """Make Numba keep what it compiles there; to be called before a kernel module is imported."""
     numba.config.CACHE_DIR = str(cache_folder())
+
+
+def is_marked(name: str) -> bool:
+    """Whether everything of that name was compiled into the folder."""
+    return (cache_folder() / f"{name}.compiled").exists()
+
+
+def mark(name: str) -> None:
+    """Where nothing can be kept, nothing is marked."""
+    with suppress(OSError):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        (cache_folder() / f"{name}.compiled").touch()

@@ -6,12 +6,14 @@ backend are right to 1e-13, where float32 could hide a mistake in its noise.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit, prange
+from threadpoolctl import ThreadpoolController
 
-from accel.numba_cpu.cpu import FASTMATH
+from accel.numba_cpu.cpu import FASTMATH, thread_count
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
@@ -74,6 +76,19 @@ def attend(query: Any, keys: Any, values: Any, real: Any, start: int, slopes: An
                     out[b, t, h, k] /= total
 
 
+@cache
+def _pools() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def product(x: Any, weight: Any) -> Any:
+    """x W^T by BLAS, on no more threads than the kernels take. It is the only BLAS call of this backend."""
+    pools = _pools().select(user_api="blas")
+    least = min([thread_count(), *(pool["num_threads"] for pool in pools.info())])
+    with pools.limit(limits=least):
+        return x @ weight.T
+
+
 @dataclass(frozen=True, eq=False)
 class DoubleCache:
     """One (B, H, P, K) array of keys and one of values a layer."""
@@ -112,12 +127,12 @@ class DoublePrepared:
         weights = self._params.layers[layer]
         normed = self._norm(x, weights.ln_attn_weight, weights.ln_attn_bias)
         context = self._attention(weights, normed, cache.keys[layer], cache.values[layer], step)
-        y = context @ weights.attn_out_weight.reshape(x.shape[-1], -1).T + weights.attn_out_bias
+        y = product(context, weights.attn_out_weight.reshape(x.shape[-1], -1)) + weights.attn_out_bias
         return (normed if self.config.apply_residual_connection_post_layernorm else x) + y
 
     def _attention(self, weights: LayerParams, normed: Any, keys: Any, values: Any, step: Step) -> Any:
         batch, time, d = normed.shape
-        fused = normed @ weights.qkv_weight.reshape(-1, d).T + weights.qkv_bias.reshape(-1)
+        fused = product(normed, weights.qkv_weight.reshape(-1, d)) + weights.qkv_bias.reshape(-1)
         heads = fused.reshape(batch, time, self.config.num_heads, 3, self.config.head_dim)
         stop = step.start + time
         keys[:, :, step.start : stop] = heads[:, :, :, 1].swapaxes(1, 2)
@@ -130,9 +145,9 @@ class DoublePrepared:
     def mlp_block(self, layer: int, x: Any) -> Any:
         weights = self._params.layers[layer]
         normed = self._norm(x, weights.ln_mlp_weight, weights.ln_mlp_bias)
-        inner = normed @ weights.mlp_up_weight.T + weights.mlp_up_bias
+        inner = product(normed, weights.mlp_up_weight) + weights.mlp_up_bias
         gelu(inner.reshape(-1, inner.shape[-1]))
-        y = inner @ weights.mlp_down_weight.T + weights.mlp_down_bias
+        y = product(inner, weights.mlp_down_weight) + weights.mlp_down_bias
         return (normed if self.config.apply_residual_connection_post_layernorm else x) + y
 
     def final_norm(self, x: Any) -> Any:
@@ -140,7 +155,7 @@ class DoublePrepared:
 
     def logits(self, x: Any, last_only: bool) -> Any:
         head = self._params.word_embedding if self._params.lm_head is None else self._params.lm_head
-        return (x[:, -1:] if last_only else x) @ head.T
+        return product(x[:, -1:] if last_only else x, head)
 
     def to_host(self, x: Any) -> Any:
         return x

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import config as numba_config
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from accel.numba_cpu.cpu import FASTMATH
 
@@ -77,6 +77,29 @@ def bfloat_bits(x: Any) -> Any:
     bits = float_as_bits(x)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.uint16(np.uint32(0x7FC0) if x != x else rounded)
+
+
+@njit(fastmath=FASTMATH, error_model="numpy", inline="always")
+def _same(x: Any) -> Any:
+    return x
+
+
+_NARROW = {types.float32: _same, types.uint16: bfloat_bits, types.int16: float_as_half}
+
+
+def store(out: Any, at: int, value: Any) -> None:
+    """out[at] = value, rounded to what `out` holds: float32, bfloat16 bits (uint16) or float16 bits (int16)."""
+    out[at] = _NARROW[types.__dict__[out.dtype.name]](value)
+
+
+@overload(store)
+def _store(out, at, value):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    narrow = _NARROW[out.dtype]
+
+    def implementation(out, at, value):  # type: ignore[no-untyped-def]
+        out[at] = narrow(value)
+
+    return implementation
 
 
 @njit(fastmath=FASTMATH, error_model="numpy", inline="always")

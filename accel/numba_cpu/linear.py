@@ -4,9 +4,9 @@ A weight (N, K) is stored as panels of PANEL output columns: `[N / PANEL][K][PAN
 pairs of bfloat16. A product reads each panel once, front to back: at one row that is a stream at memory speed, at many rows
 the panel's slice stays in the first-level cache while the rows pass over it.
 
-Rows x (M, K) are packed into blocks of TILE_ROWS (the rest into 8, 4, 2, 1), each `[K][rows]`, so that a tile reads both
-sides in order. K is cut into slices of DEPTH; a sum is the sum over slices in order, each summed in order: a row's result is
-the same bits whatever the other rows are.
+Rows x (M, K) are kept by slices of DEPTH steps, `[K / DEPTH][M][PITCH]`, in what the tiles multiply: float32, or pairs of
+bfloat16. A sum is the sum over slices in order, each summed in order: a row's result is the same bits whatever the other rows
+are. Whoever makes rows for a product (layer norm, attention, GELU) writes them in this form.
 """
 
 from typing import Any
@@ -15,12 +15,11 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from accel.numba_cpu.cpu import PANEL, TILE_ROWS
-from accel.numba_cpu.elementwise import bfloat_bits, bits_as_float, float_as_half, gelu, half_as_float
+from accel.numba_cpu.cpu import DEPTH, PANEL, PITCH, TILE_ROWS
+from accel.numba_cpu.elementwise import bfloat_bits, bits_as_float, float_as_half, gelu, half_as_float, store
 from accel.numba_cpu.microkernel import tile_1, tile_2, tile_4, tile_6, tile_8, tile_12
 from accel.numba_cpu.reduce import jit, jit_parallel
 
-DEPTH = 256  # steps of one slice: 32 kB of a panel, in any dtype but float16 and shifted bfloat16, where it is 16 kB
 PLAIN, GELU, RESIDUAL = 0, 1, 2
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 STRIP = 64  # columns packed at a time: what is written to fits the first-level cache
@@ -82,77 +81,64 @@ def pack_weight_pairs(rows: Any, out: Any, steps: int) -> None:
                     out[((p * steps + l // 2) * PANEL + j) * 2 + l % 2] = value
 
 
-@jit
-def _pack_row_float(row: Any, k: int, out: Any, start: int, stride: int) -> None:
-    for l in range(k):
-        out[start + l * stride] = row[l]
+def step_width(rows: Any) -> int:
+    """How many elements of these rows make one step of a tile: two in pairs of bfloat16."""
+    return 2 if rows.dtype == np.uint16 else 1
+
+
+@overload(step_width)
+def _step_width(rows):  # type: ignore[no-untyped-def]
+    width = 2 if rows.dtype == types.uint16 else 1
+    return lambda rows: width
 
 
 @jit
-def _pack_row_pairs(row: Any, k: int, out: Any, start: int, stride: int) -> None:
-    for l in range(k // 2):
-        low, high = bfloat_bits(row[2 * l]), bfloat_bits(row[2 * l + 1])
-        out[start + l * stride] = np.uint32(low) | (np.uint32(high) << np.uint32(16))
-    if k % 2:
-        out[start + (k // 2) * stride] = np.uint32(bfloat_bits(row[k - 1]))
-
-
-def pack_row(row: Any, k: int, out: Any, start: int, stride: int) -> None:
-    """One row of a block: element l goes to out[start + l stride]; pairs of bfloat16 when `out` is uint32."""
-    (_pack_row_pairs if out.dtype == np.uint32 else _pack_row_float)(row, k, out, start, stride)
-
-
-@overload(pack_row)
-def _pack_row(row, k, out, start, stride):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    chosen = _pack_row_pairs if out.dtype == types.uint32 else _pack_row_float
-    return lambda row, k, out, start, stride: chosen(row, k, out, start, stride)
+def place(rows: Any, m: int, row: int, column: int) -> int:
+    """Where one number of m rows is; the next ones follow it up to the end of the slice."""
+    width = step_width(rows)
+    return (column // (DEPTH * width) * m + row) * PITCH * width + column % (DEPTH * width)
 
 
 @jit
-def _pack_blocks(x: Any, row: int, stop: int, m: int, k: int, steps: int, out: Any) -> None:
-    while row < stop:
-        rows = block_rows(m - row)
-        for i in range(rows):
-            pack_row(x[row + i], k, out, row * steps + i, rows)
-        row += rows
-
-
-@jit_parallel
-def _pack_parallel(x: Any, m: int, k: int, steps: int, out: Any, threads: int) -> None:
-    blocks = (m + TILE_ROWS - 1) // TILE_ROWS
-    for t in prange(threads):
-        stop = min(m, blocks * (t + 1) // threads * TILE_ROWS)
-        _pack_blocks(x, blocks * t // threads * TILE_ROWS, stop, m, k, steps, out)
+def _put(values: Any, out: Any) -> None:
+    for j in range(values.size):
+        store(out, j, values[j])
 
 
 @jit
-def pack_rows(x: Any, m: int, k: int, steps: int, out: Any, threads: int) -> None:
-    """The first m rows of x (., K) into blocks for the tiles; `steps` is K, or the number of pairs."""
-    if m <= 2 * TILE_ROWS:  # less work than waking the threads
-        _pack_blocks(x, 0, m, m, k, steps, out)
-    else:
-        _pack_parallel(x, m, k, steps, out, threads)
+def put(values: Any, out: Any, m: int, row: int, first: int) -> None:
+    """values become the columns from `first` on of one of m rows."""
+    span = DEPTH * step_width(out)
+    done = 0
+    while done < values.size:
+        count = min(values.size - done, span - (first + done) % span)
+        start = place(out, m, row, first + done)
+        _put(values[done : done + count], out[start : start + count])
+        done += count
+
+
+@jit
+def end_row(out: Any, m: int, row: int, k: int) -> None:
+    """A last number without a partner is paired with zero."""
+    if k % step_width(out):
+        out[place(out, m, row, k)] = 0
+
+
+@jit
+def put_row(values: Any, out: Any, m: int, row: int) -> None:
+    """values (K,) become one of m rows."""
+    put(values, out, m, row, 0)
+    end_row(out, m, row, values.size)
+
+
+@jit
+def put_rows(x: Any, m: int, k: int, out: Any) -> None:
+    """The first m rows of x (., K)."""
+    for i in range(m):
+        put_row(x[i, :k], out, m, i)
 
 
 # --- the product ---------------------------------------------------------------------------------
-
-
-@jit
-def _add(row: Any, bias: Any) -> None:
-    for j in range(row.size):
-        row[j] += bias[j]
-
-
-@jit
-def _add_gelu(row: Any, bias: Any) -> None:
-    for j in range(row.size):
-        row[j] = gelu(row[j] + bias[j])
-
-
-@jit
-def _add_residual(row: Any, bias: Any, base: Any) -> None:
-    for j in range(row.size):
-        row[j] = base[j] + (row[j] + bias[j])
 
 
 @jit
@@ -167,64 +153,76 @@ def round_row(row: Any, dtype: int) -> None:
 
 
 @jit
-def _finish(out: Any, row: int, rows: int, column: int, columns: int, bias: Any, after: int, base: Any,
-            dtype: int) -> None:  # fmt: skip
-    """Add the bias to a finished panel; then GELU, or the residual and the block's one rounding."""
-    stop = column + columns
-    for i in range(row, row + rows):
-        if after == GELU:
-            _add_gelu(out[i, column:stop], bias[column:stop])
-        elif after == RESIDUAL:
-            _add_residual(out[i, column:stop], bias[column:stop], base[i, column:stop])
-            round_row(out[i, column:stop], dtype)
-        else:
-            _add(out[i, column:stop], bias[column:stop])
+def _add(sums: Any, bias: Any) -> None:
+    for j in range(PANEL):
+        sums[j] += bias[j]
 
 
 @jit
-def _slice(a: Any, first: int, stop: int, m: int, b: Any, panel: int, steps: int, l: int, depth: int, width: int,
-           out: Any, flat: Any) -> None:  # fmt: skip
-    """One slice of one panel: every row block passes over it."""
-    row, ldc = first, out.shape[1]
+def _add_gelu(sums: Any, bias: Any, out: Any) -> None:
+    for j in range(PANEL):
+        store(out, j, gelu(sums[j] + bias[j]))
+
+
+@jit
+def _add_residual(sums: Any, bias: Any, base: Any) -> None:
+    for j in range(PANEL):
+        sums[j] = base[j] + (sums[j] + bias[j])
+
+
+@jit
+def _finish(out: Any, m: int, row: int, stop: int, column: int, bias: Any, after: int, base: Any, dtype: int,
+            following: Any) -> None:  # fmt: skip
+    """Add the bias to a finished panel; then GELU into `following`, or the residual and the block's one rounding."""
+    add = bias[column : column + PANEL]
+    for i in range(row, stop):
+        sums = out[i, column : column + PANEL]
+        if after == GELU:
+            start = place(following, m, i, column)
+            _add_gelu(sums, add, following[start : start + PANEL])
+        elif after == RESIDUAL:
+            _add_residual(sums, add, base[i, column : column + PANEL])
+            round_row(sums, dtype)
+        else:
+            _add(sums, add)
+
+
+@jit
+def _slice(a: Any, m: int, first: int, stop: int, b: Any, panel: int, steps: int, l: int, out: Any, flat: Any) -> None:
+    """One slice of one panel: the rows pass over it, a tile at a time."""
+    width = step_width(a)
+    row, ldc, depth = first, out.shape[1], min(DEPTH, steps - l)
+    from_b, from_a = (panel * steps + l) * PANEL * width, l // DEPTH * PITCH * m * width
     while row < stop:
-        rows = block_rows(m - row)
-        tile(
-            rows,
-            a,
-            row * steps + l * rows,
-            b,
-            (panel * steps + l) * width,
-            flat,
-            row * ldc + panel * PANEL,
-            depth,
-            ldc,
-            l > 0,
-        )
+        rows = block_rows(stop - row)
+        at = row * ldc + panel * PANEL
+        tile(rows, a, from_a + row * PITCH * width, b, from_b, flat, at, depth, ldc, l > 0)
         row += rows
 
 
 @jit_parallel
 def product(a: Any, m: int, b: Any, n: int, steps: int, bias: Any, after: int, base: Any,
-            dtype: int, out: Any, threads: int) -> None:  # fmt: skip
-    """out[:m, :n] = after(rows a times panels b, plus bias); out's width is a whole number of panels.
+            dtype: int, out: Any, following: Any, threads: int) -> None:  # fmt: skip
+    """out[:m, :n] = after(rows a times panels b, plus bias); GELU goes to `following` instead, as rows of the next product.
+
+    `bias`, and the columns of `out` and `base`, are whole panels.
 
     v1  slices outermost, panels next: the rows' slice is reused by every panel (prefill).
     v2  for few rows, panels outermost: the weights are one forward stream (decode). Same sums, same bits.
+    v3  rows in passes of equal size: 512 rows do not read the weights again for the last 8.
     """
-    panels = (n + PANEL - 1) // PANEL
-    width = PANEL * (b.size // (panels * steps * PANEL))
+    panels, slices = (n + PANEL - 1) // PANEL, (steps + DEPTH - 1) // DEPTH
     flat = out.reshape(out.size)
-    slices = (steps + DEPTH - 1) // DEPTH
+    passes = max(1, (m + ROW_CHUNK // 2) // ROW_CHUNK)
+    few = m <= 2 * TILE_ROWS
     for t in prange(threads):
         first, last = panels * t // threads, panels * (t + 1) // threads
-        for row in range(0, m, ROW_CHUNK):
-            stop = min(m, row + ROW_CHUNK)
-            few = stop - row <= 2 * TILE_ROWS
+        for part in range(passes):
+            row, stop = m * part // passes, m * (part + 1) // passes
             for outer in range(last - first if few else slices):
                 for inner in range(slices if few else last - first):
                     panel = first + (outer if few else inner)
                     l = (inner if few else outer) * DEPTH
-                    _slice(a, row, stop, m, b, panel, steps, l, min(DEPTH, steps - l), width, out, flat)
+                    _slice(a, m, row, stop, b, panel, steps, l, out, flat)
                     if l + DEPTH >= steps:
-                        columns = min(PANEL, n - panel * PANEL)
-                        _finish(out, row, stop - row, panel * PANEL, columns, bias, after, base, dtype)
+                        _finish(out, m, row, stop, panel * PANEL, bias, after, base, dtype, following)

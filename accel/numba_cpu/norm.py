@@ -7,7 +7,7 @@ from numba import prange
 
 from accel.numba_cpu.cpu import PANEL, TILE_ROWS
 from accel.numba_cpu.elementwise import fma
-from accel.numba_cpu.linear import round_row
+from accel.numba_cpu.linear import put_row, round_row
 from accel.numba_cpu.microkernel import widen_element
 from accel.numba_cpu.reduce import jit, jit_parallel, squares_of, total_of
 
@@ -35,31 +35,29 @@ def norm_row(row: Any, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: in
 
 
 @jit
-def _norm_range(
-    x: Any, first: int, stop: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int
-) -> None:
+def _norm_range(x: Any, m: int, first: int, stop: int, width: int, ln: Any, out: Any, rows: Any, dtype: int) -> None:
     lanes = np.empty(PANEL, np.float32)
     for i in range(first, stop):
-        norm_row(x[i, :width], weight, bias, epsilon, out[i, :width], dtype, lanes)
+        norm_row(x[i, :width], ln[0], ln[1], ln[2], out[i, :width], dtype, lanes)
+        put_row(out[i, :width], rows, m, i)
 
 
 @jit_parallel
-def _norm_parallel(
-    x: Any, m: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int, threads: int
-) -> None:
+def _norm_parallel(x: Any, m: int, width: int, ln: Any, out: Any, rows: Any, dtype: int, threads: int) -> None:
     for t in prange(threads):
-        _norm_range(x, m * t // threads, m * (t + 1) // threads, width, weight, bias, epsilon, out, dtype)
+        _norm_range(x, m, m * t // threads, m * (t + 1) // threads, width, ln, out, rows, dtype)
 
 
 @jit
-def norm_rows(
-    x: Any, m: int, width: int, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: int, threads: int
-) -> None:
-    """Layer norm of the first m rows; columns beyond `width` stay as they are."""
+def norm_rows(x: Any, m: int, width: int, ln: Any, out: Any, rows: Any, dtype: int, threads: int) -> None:
+    """Layer norm of the first m rows, into `out` and as rows of the product that follows; `ln` is (weight, bias, epsilon).
+
+    Columns of `out` beyond `width` stay as they are.
+    """
     if m <= 2 * TILE_ROWS:  # less work than waking the threads
-        _norm_range(x, 0, m, width, weight, bias, epsilon, out, dtype)
+        _norm_range(x, m, 0, m, width, ln, out, rows, dtype)
     else:
-        _norm_parallel(x, m, width, weight, bias, epsilon, out, dtype, threads)
+        _norm_parallel(x, m, width, ln, out, rows, dtype, threads)
 
 
 @jit

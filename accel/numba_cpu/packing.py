@@ -1,16 +1,21 @@
 """Weights on their way into panels: rounded to the compute dtype, a few panels at a time, from memory or from a file's map."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numba import prange
 
-from accel.numba_cpu.cpu import HAS_BF16_DOT, PANEL
+from accel.numba_cpu.cpu import DEPTH, HAS_BF16_DOT, PANEL, PITCH
+from accel.numba_cpu.elementwise import half_as_float
 from accel.numba_cpu.linear import pack_weight, pack_weight_pairs
+from accel.numba_cpu.reduce import jit_parallel
 from bloomref.dtypes import cast
 
-CHUNK = 4096  # rows converted at a time: the only copy beside the packed weights
+LINE = 64  # bytes of a cache line, and of a vector of AVX-512
+CHUNK = 1 << 21  # numbers converted at a time: the only copy beside the packed weights
 
 
 @dataclass(frozen=True)
@@ -25,20 +30,29 @@ class Format:
     def steps(self, k: int) -> int:
         return (k + 1) // 2 if self.paired else k
 
+    @property
+    def width(self) -> int:
+        """Elements of one step."""
+        return 2 if self.paired else 1
+
+    def row_elements(self, m: int, k: int) -> int:
+        """Elements of m rows (M, K) as a product reads them: whole slices."""
+        return (self.steps(k) + DEPTH - 1) // DEPTH * PITCH * self.width * m
+
     def panel_elements(self, k: int) -> int:
-        return self.steps(k) * PANEL * (2 if self.paired else 1)
+        return self.steps(k) * PANEL * self.width
 
 
 FORMATS = {
     np.dtype(np.float32): Format(np.float32, np.float32, np.float32, False),
     np.dtype(np.float16): Format(np.int16, np.float32, np.int16, False),
-    np.dtype(ml_dtypes.bfloat16): Format(np.uint16, np.uint32 if HAS_BF16_DOT else np.float32, np.uint16, HAS_BF16_DOT),
+    np.dtype(ml_dtypes.bfloat16): Format(np.uint16, np.uint16 if HAS_BF16_DOT else np.float32, np.uint16, HAS_BF16_DOT),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """A packed weight (N, K) and its bias."""
+    """A packed weight (N, K) and its bias, which has zeros up to a whole panel."""
 
     panels: Any
     bias: Any
@@ -51,18 +65,61 @@ def pack(weight: Any, bias: Any, compute: Any, variable: Any) -> Linear:
     form = FORMATS[compute]
     n, k = weight.shape
     size = form.panel_elements(k)
-    panels = np.empty((n + PANEL - 1) // PANEL * size, form.weight)
-    for row in range(0, n, CHUNK):
-        rows = cast(cast(weight[row : row + CHUNK], variable), compute)
-        target = panels[row // PANEL * size : (row + len(rows) + PANEL - 1) // PANEL * size]
+    panels = aligned((panels_of(n) * size,), form.weight)
+    step = max(1, CHUNK // (PANEL * max(k, 1))) * PANEL
+    for row in range(0, n, step):
+        rows = _rounded(weight[row : row + step], compute, variable)
+        target = panels[row // PANEL * size : (row // PANEL + panels_of(len(rows))) * size]
         bits = np.ascontiguousarray(rows).view(form.weight)
         if form.paired:
             pack_weight_pairs(bits, target, form.steps(k))
         else:
             pack_weight(bits, target, k)
-    return Linear(panels, vector(bias, compute, variable) if bias is not None else np.zeros(n, np.float32), n, k)
+    padded = np.zeros(up(n), np.float32)
+    if bias is not None:
+        padded[:n] = vector(bias, compute, variable)
+    return Linear(panels, padded, n, k)
 
 
 def vector(values: Any, compute: Any, variable: Any) -> Any:
     """A bias or a norm's weight: rounded like every weight, held as float32."""
-    return cast(cast(np.ascontiguousarray(values).reshape(-1), variable), compute).astype(np.float32)
+    return _rounded(values.reshape(-1), compute, variable).astype(np.float32)
+
+
+def aligned(shape: Any, dtype: Any, zeroed: bool = False) -> Any:
+    """An array that begins at a cache line, so that no vector of it lies across two."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = (np.zeros if zeroed else np.empty)(size + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def linear_bytes(n: int, k: int, compute: Any) -> int:
+    """What `pack` keeps of (N, K), its bias included."""
+    form = FORMATS[compute]
+    return panels_of(n) * form.panel_elements(k) * np.dtype(form.weight).itemsize + 4 * up(n)
+
+
+def panels_of(n: int) -> int:
+    """How many panels hold n columns."""
+    return (n + PANEL - 1) // PANEL
+
+
+def up(columns: int) -> int:
+    """The next whole number of panels, in columns."""
+    return panels_of(columns) * PANEL
+
+
+def _rounded(values: Any, compute: Any, variable: Any) -> Any:
+    if values.dtype == np.float16 and variable != np.float16:
+        wide = np.empty(values.shape, np.float32)
+        _widen(np.ascontiguousarray(values).view(np.int16).reshape(-1), wide.reshape(-1))
+        values = wide
+    return cast(cast(values, variable), compute)
+
+
+@jit_parallel
+def _widen(bits: Any, out: Any) -> None:
+    """float16 to float32, which is exact: NumPy's cast and that of ml_dtypes go number by number, on one core."""
+    for i in prange(bits.size):
+        out[i] = half_as_float(bits[i])

@@ -14,6 +14,8 @@ from accel.numba_cpu.compiled import cache_folder  # noqa: E402
 from bloomref.config import BloomConfig  # noqa: E402
 from bloomref.dtypes import dtype_policy  # noqa: E402
 from bloomref.params import init_params  # noqa: E402
+from bloomref.runtime import registry  # noqa: E402
+from bloomref.runtime.backend import Compiles  # noqa: E402
 from bloomref.runtime.engine import Engine  # noqa: E402
 
 RUN = str(Path(__file__).with_name("run_model.py"))
@@ -64,6 +66,16 @@ def test_the_folder_is_named_by_the_instruction_set():
     names = {python("-c", FOLDER, root=source_root(), BLOOMREF_NUMBA_ISA=isa).stdout for isa in ("generic", "avx512")}
     assert len(names) == 2
     assert "" not in names
+
+
+def test_what_was_compiled_is_remembered_by_dtype(tmp_path, monkeypatch):
+    backend, (single, half) = registry.load("numba"), map(dtype_policy, ("float32", "mixed_bfloat16"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert isinstance(backend, Compiles)
+    backend.compile(half)
+    assert backend.is_compiled(half)
+    assert backend.is_compiled(dtype_policy("bfloat16"))
+    assert not backend.is_compiled(single)
 
 
 def test_the_folder_can_be_chosen(tmp_path, monkeypatch):

@@ -1,0 +1,61 @@
+"""How many bytes a model needs here, before any of them is allocated."""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from accel.numba_cpu.attention import BLOCK, tile_elements, workspace
+from accel.numba_cpu.cpu import thread_count
+from accel.numba_cpu.packing import FORMATS, linear_bytes, up
+from bloomref.config import BloomConfig
+from bloomref.dtypes import DTypePolicy
+from bloomref.params import Weight, count_params, keys
+from bloomref.runtime.backend import Memory
+
+
+def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
+    """The answer of `TellsMemory`, from the sizes that packing and the cache have."""
+    if policy.compute_dtype == np.float64:
+        return _double(config, batch, length)
+    weights = sum(_weight_bytes(weight, config, policy) for _, weight in keys(config))
+    cache = (
+        config.num_layers
+        * sum(cache_elements(config, policy.compute_dtype, batch, length))
+        * np.dtype(FORMATS[policy.compute_dtype].cache).itemsize
+    )
+    return Memory(weights, cache, _step_bytes(config, policy, batch))
+
+
+def cache_elements(config: BloomConfig, compute: Any, batch: int, capacity: int) -> tuple[int, int]:
+    """Of one layer's keys, and of its values: whole blocks of positions, keys in whole steps, values in whole panels."""
+    rows, form = batch * config.num_heads * whole_blocks(capacity), FORMATS[compute]
+    return rows * form.steps(config.head_dim) * form.width, rows * up(config.head_dim)
+
+
+def whole_blocks(positions: int) -> int:
+    """The next whole number of attention's blocks of keys, in positions."""
+    return (positions + BLOCK - 1) // BLOCK * BLOCK
+
+
+def _weight_bytes(weight: Weight, config: BloomConfig, policy: DTypePolicy) -> int:
+    """Matrices are packed, each with a bias (the head's is zero); the norms stay vectors."""
+    shape = weight.hf_shape(config)
+    if len(shape) == 2:
+        return linear_bytes(*shape, policy.compute_dtype)
+    return 4 * prod(shape) if weight.attribute.startswith("ln_") else 0
+
+
+def _step_bytes(config: BloomConfig, policy: DTypePolicy, batch: int) -> int:
+    """A row on its way through a block, the threads' tiles of attention, and the scores of a row."""
+    d, f, form = config.hidden_dim, config.intermediate_dim, FORMATS[policy.compute_dtype]
+    rows = batch * (form.row_elements(1, d) + form.row_elements(1, f))
+    tiles = thread_count() * tile_elements(form.steps(config.head_dim), form.width)
+    floats = batch * (3 * up(d) + up(3 * d) + up(f) + up(config.vocabulary_size))
+    floats += thread_count() * workspace(config.head_dim)
+    return 4 * floats + np.dtype(form.rows).itemsize * (rows + tiles)
+
+
+def _double(config: BloomConfig, batch: int, length: int) -> Memory:
+    cache = 2 * config.num_layers * batch * length * config.hidden_dim
+    return Memory(8 * count_params(config), 8 * cache, 8 * batch * config.vocabulary_size)

@@ -1,0 +1,21 @@
+"""The rows of a product, written by the kernels and read back by the layout's formula."""
+
+import numpy as np
+
+from accel.numba_cpu.cpu import DEPTH, PITCH
+from accel.numba_cpu.linear import put_rows
+from accel.numba_cpu.microkernel import widen
+
+
+def as_rows(form, x):
+    m, k = x.shape
+    rows, wide = np.full(form.row_elements(m, k), 7, form.rows), np.full((m, k + 3), np.nan, np.float32)
+    wide[:, :k] = x
+    put_rows(wide, m, k, rows)
+    return rows
+
+
+def read_rows(form, rows, m, k):
+    """What `put_rows` wrote, by the layout's formula: slices of DEPTH steps, rows PITCH steps apart."""
+    numbers = widen(rows).reshape(-1, m, PITCH * form.width)[:, :, : DEPTH * form.width]
+    return numbers.swapaxes(0, 1).reshape(m, -1)[:, :k]
