@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +20,14 @@ PACKAGES = (
     "jax",
     "numba",
 )
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "OPENBLAS_CORETYPE",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "CT2_USE_MKL",
+)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -29,14 +38,15 @@ def describe_machine() -> dict[str, Any]:
         "load_average": [round(x, 2) for x in os.getloadavg()],
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "environment": {
-            name: os.environ[name]
-            for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "MKL_NUM_THREADS")
-            if name in os.environ
-        },
+        "packages": versions(PACKAGES),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "blas": blas_info(),
     }
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """The versions of those that are installed."""
+    return {name: found for name in packages if (found := _version(name))}
 
 
 def blas_info() -> list[dict[str, Any]]:
@@ -45,6 +55,26 @@ def blas_info() -> list[dict[str, Any]]:
     from threadpoolctl import threadpool_info
 
     return [{key: value for key, value in library.items() if key != "filepath"} for library in threadpool_info()]
+
+
+def memory() -> dict[str, int]:
+    """MB of this process: its peak, and what it holds now of its own and of mapped files. Linux alone tells."""
+    fields = {"VmHWM": "peak_mb", "RssAnon": "own_mb", "RssFile": "file_mb"}
+    status = Path("/proc/self/status")
+    lines = (line.split() for line in status.read_text().splitlines()) if status.exists() else ()
+    return {fields[line[0][:-1]]: round(int(line[1]) * 1024 / 1e6) for line in lines if line and line[0][:-1] in fields}
+
+
+def command_line() -> str:
+    """The command that is running, as one would type it, without this machine's folders."""
+    module = sys.modules["__main__"].__spec__
+    name = module.name if module else sys.argv[0]
+    return " ".join(["python", "-m", name, *(without_folders(word) for word in sys.argv[1:])])
+
+
+def without_folders(text: str) -> str:
+    """Absolute paths cut to their last part."""
+    return re.sub(r"(?<![\w.])/(?:[^\s/=]+/)+", "", text)
 
 
 def _processor() -> str:
@@ -59,10 +89,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def command_line() -> str:
-    """The command that is running, as one would type it."""
-    module = sys.modules["__main__"].__spec__
-    name = module.name if module else sys.argv[0]
-    return " ".join(["python", "-m", name, *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""Prefill of one prompt: the NumPy reference against transformers' eager model, float32, on the CPU.
+"""Prefill of one prompt: the NumPy reference against transformers' eager model, float32, on the CPU, all logits.
 
 Each participant runs in a process of its own, loads the same random weights from the same folder, and waits; the parent
 lets them run in turns, so that both meet the same machine and neither's idle threads disturb the other. Logits are
@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.children import Child, serve
 from benchmarks.machine import blas_info, command_line, describe_machine
+from benchmarks.model import model_config, write_model
 
 PARTICIPANTS = ("bloomref", "transformers")
 
@@ -25,7 +26,7 @@ PARTICIPANTS = ("bloomref", "transformers")
 def main() -> None:
     arguments = _arguments()
     if arguments.serve:
-        answer_as(arguments.serve, Path(arguments.folder))
+        answer_as(arguments.serve, Path(arguments.folder), arguments.tokens)
         return
     with tempfile.TemporaryDirectory() as folder:
         report = measure(arguments, Path(folder))
@@ -47,12 +48,11 @@ def _arguments() -> argparse.Namespace:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     machine = describe_machine()
-    vocabulary = _write_model(arguments.preset, folder)
-    children = {name: Child("benchmarks.prefill", "--serve", name, "--folder", str(folder)) for name in PARTICIPANTS}
+    write_model(model_config(arguments.preset), "float32", folder, arguments.tokens)
+    options = ("--folder", str(folder), "--tokens", str(arguments.tokens))
+    children = {name: Child("benchmarks.prefill", "--serve", name, *options) for name in PARTICIPANTS}
     try:
-        ids = np.random.default_rng(1).integers(0, vocabulary, (1, arguments.tokens))
-        np.save(folder / "ids.npy", ids)
-        agreement = _check(children)
+        agreement = _check(children, folder)
         for child in children.values():
             child.ask(what="time")  # the first runs touch memory for the first time
         rounds = [
@@ -74,20 +74,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_model(preset: str, folder: Path) -> int:
-    """Random weights at the preset's sizes; returns the size of its vocabulary."""
-    from bloomref.formats import hf
-    from bloomref.params import init_params
-    from bloomref.presets.registry import PRESETS
-
-    config = PRESETS[preset].config
-    hf.save(folder / "model", config, init_params(config, seed=0))
-    return config.vocabulary_size
-
-
-def _check(children: "dict[str, Child]") -> float:
+def _check(children: "dict[str, Child]", folder: Path) -> float:
     """Run everybody once; the logits must agree to float32 accuracy before a time means anything."""
-    outputs = [np.load(child.ask(what="logits")["file"]) for child in children.values()]
+    outputs = []
+    for child in children.values():
+        child.ask(what="logits", file=str(folder / "logits.npy"))
+        outputs.append(np.load(folder / "logits.npy"))
     difference = float(np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max())
     if not difference < 1e-4:
         raise SystemExit(f"the participants disagree by {difference:.2e} of the largest logit: nothing is timed")
@@ -104,23 +96,22 @@ def _summary(seconds: list[float], tokens: int) -> dict[str, float]:
     }
 
 
-def answer_as(name: str, folder: Path) -> None:
+def answer_as(name: str, folder: Path, tokens: int) -> None:
     """The child's side: load, then answer `logits`, `time` and `blas`."""
     from time import perf_counter
 
     run = _bloomref(folder) if name == "bloomref" else _transformers(folder)
+    ids = np.load(folder / "ids.npy")[:1, :tokens]
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request["what"] == "blas":
             return {"blas": blas_info()}
-        ids = np.load(folder / "ids.npy")
         began = perf_counter()
         logits = run(ids)
         seconds = perf_counter() - began
-        if request["what"] == "time":
-            return {"seconds": seconds}
-        np.save(folder / f"{name}.npy", logits)
-        return {"file": str(folder / f"{name}.npy")}
+        if request["what"] == "logits":
+            np.save(request["file"], logits)
+        return {"seconds": seconds}
 
     serve(answer)
 

@@ -1,157 +1,96 @@
 """bloomref's backends and the peers that are installed, on the same random weights, in alternation, on the CPU.
 
-Every participant runs in a process of its own and waits while another runs. Its logits are compared with the reference's
-before anything is timed. Beside the figures stand the two floors, measured in the same run: the bandwidth of reading memory
-(decoding reads every weight for each token) and the rate of the best matrix product here (a prompt is matrix products).
+Every participant runs in a process of its own, in its own interpreter where `--python` names one, and is stopped while
+another runs. Its logits are compared with the reference's before anything is timed: four rows, the last token read through
+the cache. Each round takes every job in turn and, for each, every participant in turn; figures are medians of the rounds.
 
+    start     a fresh process until the first token behind a prompt of 32, with files and compiled code in caches: the
+              time, the part of it that is loading, and the peak of its memory
     prefill   a prompt of that many tokens, logits of its last position
-    decode    one token at a time behind a prompt of 32, for that many rows at once
+    decode    one token at a time, for so many rows behind prompts of 32, or for one row behind a longer prompt
 
-Example: python -m benchmarks.run --dtype bfloat16 --output benchmarks/results/cpu-bfloat16.json
+Jobs of 1024 tokens and more run in every second round. Beside the figures stand two floors, sampled in the same rounds:
+the rate of reading memory (decoding reads every weight for each token) and that of the best matrix product of any participant.
+
+Example, with peers that do not fit into one environment:
+
+    python -m benchmarks.run --dtype bfloat16 --python keras=keras-env/bin/python --python openvino=ov-env/bin/python \\
+        --output benchmarks/results/cpu-bfloat16.json
 """
 
 import argparse
 import json
-import statistics
+import re
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from rich.console import Console
 
-from benchmarks import participants
-from benchmarks.children import Child, serve
-from benchmarks.machine import command_line, describe_machine
-
-PROMPT = 32
+from benchmarks.measure import Plan, measure
+from benchmarks.participants import PARTICIPANTS
+from benchmarks.table import render
 
 
 def main() -> None:
     arguments = _arguments()
-    if arguments.serve:
-        participants.start(arguments.serve, Path(arguments.folder), arguments.dtype, serve)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        report = measure(arguments, Path(folder))
-    print(table(report))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that participants end and files are removed
+    with tempfile.TemporaryDirectory(prefix="bloomref-benchmark-") as folder:
+        report = measure(_plan(arguments), Path(folder))
+    render(report, Console(width=160 if not sys.stdout.isatty() else None))
     if arguments.output:
-        Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")
+        arguments.output.write_text(as_json(report))
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="bloom_560m_multi", help="whose dimensions to use; the weights are random")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--participants", nargs="+", default=list(participants.ALL), choices=participants.ALL)
-    parser.add_argument("--prefill", nargs="*", type=int, default=[128, 512], help="lengths of prompts")
-    parser.add_argument("--decode", nargs="*", type=int, default=[1, 4, 16], help="rows at once")
-    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each participant, in turns")
-    parser.add_argument("--output", help="write the report to this JSON file")
-    parser.add_argument("--serve", choices=participants.ALL, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--preset", default="bloom_560m_multi", help="whose dimensions to use; the weights are random")
+    add("--layers", type=int, help="cut the model to so many layers, to try the command out")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"))
+    add("--participants", nargs="+", default=list(PARTICIPANTS), choices=PARTICIPANTS, metavar="NAME")
+    add(
+        "--python",
+        action="append",
+        default=[],
+        type=_interpreter,
+        metavar="NAME=PATH",
+        help="a participant's interpreter",
+    )
+    add("--prefill", nargs="*", type=int, default=[128, 512, 2048], metavar="TOKENS", help="lengths of prompts")
+    add("--decode", nargs="*", type=int, default=[1, 4, 16], metavar="ROWS", help="rows at once, up to 16")
+    add(
+        "--context",
+        nargs="*",
+        type=int,
+        default=[512, 2048],
+        metavar="TOKENS",
+        help="prompts behind which one row decodes",
+    )
+    add("--rounds", type=int, default=5, help="timed runs of each participant, in turns")
+    add("--starts", type=int, default=3, help="timed starts of each participant, in turns")
+    add("--output", type=Path, help="write the report to this JSON file")
     return parser.parse_args()
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    machine = describe_machine()
-    reference = participants.write_model(arguments.preset, arguments.dtype, folder, max([*arguments.prefill, PROMPT]))
-    floors = {"read_gb_per_second": read_bandwidth(), "float32_gflop_per_second": product_rate()}
-    present, absent = participants.present(arguments.participants, arguments.dtype)
-    children = {}
-    try:
-        for name in present:
-            children[name] = Child(
-                "benchmarks.run", "--serve", name, "--folder", str(folder), "--dtype", arguments.dtype
-            )
-        errors = {name: _error(child, folder, reference) for name, child in children.items()}
-        results = _time(children, arguments, participants.weight_bytes(arguments.preset, arguments.dtype))
-        threads = {name: child.ask(what="blas")["blas"] for name, child in children.items()}
-    finally:
-        for child in children.values():
-            child.close()
-    return {
-        "command": command_line(),
-        "what": f"{arguments.preset} dimensions, random weights, {arguments.dtype}, 2 threads",
-        "machine": machine,
-        "floors": floors,
-        "threads": threads,
-        "absent": absent,
-        "logit_error_rms": errors,
-        "results": results,
-    }
+def _interpreter(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if name not in PARTICIPANTS or not Path(path).exists():
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(PARTICIPANTS)}, = and an interpreter, got {text}")
+    return name, path
 
 
-def _error(child: Child, folder: Path, reference: Any) -> float:
-    """Root mean square of the last position's logit errors, over that of the logits; a wrong model is not timed."""
-    got = np.load(child.ask(what="logits", file=str(folder / "logits.npy"))["file"])
-    error = float(np.sqrt(np.mean((got - reference) ** 2) / np.mean(reference**2)))
-    if not error < 0.05:
-        raise SystemExit(f"logits off by {error:.1%}: nothing is timed")
-    return error
+def _plan(arguments: argparse.Namespace) -> Plan:
+    fields = {key: value for key, value in vars(arguments).items() if key not in ("python", "output")}
+    return Plan(**fields, pythons=dict(arguments.python))
 
 
-def _time(children: dict[str, Child], arguments: argparse.Namespace, weights: int) -> list[dict[str, Any]]:
-    jobs = [("prefill", n) for n in arguments.prefill] + [("decode", n) for n in arguments.decode]
-    rows = []
-    for what, size in jobs:
-        able = {name: child for name, child in children.items() if participants.can(name, what, size)}
-        for child in able.values():
-            child.ask(what=what, size=size)  # warm up
-        seconds = {name: [] for name in able}
-        for _ in range(arguments.rounds):
-            for name, child in able.items():
-                seconds[name].append(child.ask(what=what, size=size)["seconds"])
-        for name, values in seconds.items():
-            median = statistics.median(values)
-            row = {
-                "what": what,
-                "size": size,
-                "participant": name,
-                "seconds": values,
-                "tokens_per_second": size / median,
-            }
-            if what == "decode":
-                row["weights_gb_per_second"] = weights / median / 1e9
-            rows.append(row)
-    return rows
-
-
-def read_bandwidth() -> float:
-    """GB/s at which two threads read memory: the sum of 1 GiB of float32, the best of five."""
-    from concurrent.futures import ThreadPoolExecutor
-    from time import perf_counter
-
-    halves = np.ones(1 << 28, np.float32).reshape(2, -1)
-    best = float("inf")
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(5):
-            began = perf_counter()
-            list(pool.map(np.max, halves))
-            best = min(best, perf_counter() - began)
-    return halves.nbytes / best / 1e9
-
-
-def product_rate() -> float:
-    """GFLOP/s of NumPy's float32 matrix product, 2048 cubed, the best of five."""
-    from time import perf_counter
-
-    a = np.ones((2048, 2048), np.float32)
-    best = float("inf")
-    for _ in range(5):
-        began = perf_counter()
-        a @ a
-        best = min(best, perf_counter() - began)
-    return 2 * 2048**3 / best / 1e9
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report for a reader."""
-    lines = [report["what"], f"floors: {report['floors']}", f"absent: {report['absent']}"]
-    for row in report["results"]:
-        rate = f"{row['tokens_per_second']:9.1f} tok/s"
-        bandwidth = f"{row['weights_gb_per_second']:6.1f} GB/s of weights" if "weights_gb_per_second" in row else ""
-        lines.append(f"{row['what']:8}{row['size']:6}  {row['participant']:14}{rate} {bandwidth}")
-    return "\n".join(lines)
+def as_json(report: dict[str, Any]) -> str:
+    """Indented, with each list of numbers on one line."""
+    text = json.dumps(report, indent=1)
+    return re.sub(r"\[[\s\d.,e+-]+\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 if __name__ == "__main__":

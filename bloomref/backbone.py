@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from bloomref.runtime import registry
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import check_token_ids, to_array, token_batch
 from bloomref.shapes import Array, Float
+
+if TYPE_CHECKING:
+    from bloomref.formats.checkpoint import Checkpoint
 
 _RUN_ARGUMENTS = ("backend", "name", "trainable", "seed")
 _EXTRA_ARGUMENTS = (
@@ -116,7 +119,6 @@ class BloomBackbone:
         trainable: bool = True,
     ) -> None:
         self.config = config
-        self.params = params
         self.policy = policy
         self.engine = Engine(params, config, policy, backend)
         self.name = name or "bloom_backbone"
@@ -126,10 +128,10 @@ class BloomBackbone:
 
     @classmethod
     def from_params(cls, config: BloomConfig, params: Params, dtype: object = None, **kwargs: Any) -> "BloomBackbone":
-        """A model of given weights; `dtype` None keeps theirs."""
+        """A model of given weights; `dtype` None keeps theirs. The arrays must stay as they are: they may be shared."""
         policy = dtype_policy(params.word_embedding.dtype if dtype is None else dtype)
         model = cls.__new__(cls)
-        model._assemble(config, params.astype(policy.variable_dtype), policy, **kwargs)
+        model._assemble(config, params, policy, **kwargs)
         return model
 
     @classmethod
@@ -160,7 +162,7 @@ class BloomBackbone:
         config = _override(checkpoint.config, kwargs)
         policy = dtype_policy(checkpoint.dtype if dtype == "auto" else dtype)
         if load_weights:
-            params = checkpoint.replace_config(config).params(policy.variable_dtype)
+            params = _read(checkpoint.replace_config(config), policy, registry.choose(backend, config, policy).name)
         else:
             params = init_params(config, seed, policy.variable_dtype)
         return cls.from_params(config, params, policy, backend=backend, name=name, trainable=trainable)
@@ -224,6 +226,11 @@ class BloomBackbone:
         """The embedding matrix, as a function in both directions."""
         return TokenEmbedding(self.engine)
 
+    @property
+    def params(self) -> Params:
+        """The weights, in the variable dtype; a backend that packs them leaves them in their file, or as they were given."""
+        return self.engine.params
+
     def count_params(self) -> int:
         """Number of scalar weights; a tied head counts once."""
         return count_params(self.config)
@@ -267,6 +274,13 @@ class TokenEmbedding:
         if hidden.ndim == 0 or hidden.shape[-1] != width or hidden.dtype.kind not in "fV":
             raise invalid("hidden", f"floating numbers of shape (..., {width})", f"{hidden.dtype} {hidden.shape}")
         return self._engine.project(hidden)
+
+
+def _read(checkpoint: "Checkpoint", policy: DTypePolicy, backend: str) -> Params:
+    """The reference runs on the arrays that it is given; any other backend, and a mixed policy, make their own of the file's."""
+    if backend == registry.REFERENCE and policy.variable_dtype == policy.compute_dtype:
+        return checkpoint.params(policy.variable_dtype)
+    return checkpoint.stored(policy.variable_dtype)
 
 
 def _override(config: BloomConfig, changes: dict[str, Any]) -> BloomConfig:

@@ -1,4 +1,7 @@
-"""Executes the shape annotations of bloomref in every test, and adds `--network` and `--require-backend`."""
+"""Executes the shape annotations of bloomref in every test, and adds `--network`, `--require-backend` and `--emulated-cupy`."""
+
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,7 +12,9 @@ SHAPED = ["bloomref.alibi", "bloomref.params", "bloomref.reference", "bloomref.r
 install_import_hook(SHAPED, "beartype.beartype")
 
 settings.register_profile("bloomref", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("emulated", settings.get_profile("bloomref"), max_examples=1)
 settings.load_profile("bloomref")
+EMULATED_CUPY = Path(__file__).parent / "cupy_gpu/plugin"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,6 +24,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-backend", action="append", default=[], help="fail where this backend is not available, do not skip"
     )
+    parser.addoption(
+        "--emulated-cupy",
+        action="store_true",
+        help="add the backend cupy-emulated, CUDA kernels on the CPU, and try one example of each property on it",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--emulated-cupy"):
+        sys.path.insert(0, str(EMULATED_CUPY))  # as if it were installed
+        settings.load_profile("emulated")
+        config.getoption("--require-backend").append("cupy-emulated")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "package": {"vocabulary", "front door"},
     "conformance": EVERYTHING,
     "docs": {"vocabulary", "presets"},
-    "cli": {"vocabulary", "backend registry", "runtime", "formats", "presets", "front door", "package"}
+    "cli": {"vocabulary", "interface", "backend registry", "runtime", "formats", "presets", "front door", "package"}
     | {"conformance", "cli"},
     "accel": set(),
     "numba_cpu": {"vocabulary", "interface", "numba_cpu"},  # never the reference: parity must be earned

@@ -194,7 +194,7 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
         count[j] = np.float32(j)
     scores, sums = flat_scores.reshape(TILE_ROWS, PITCH // PANEL, PANEL), flat_sums.reshape(TILE_ROWS, padded)
     for i in range(rows):
-        put(qkv[first + i, 3 * head * width : (3 * head + 1) * width], queries, TILE_ROWS, i, 0)
+        put(qkv[first + i, 3 * head * width : (3 * head + 1) * width], queries, TILE_ROWS, i, np.int64(0))
         end_row(queries, TILE_ROWS, i, width)
         for c in range(padded):
             sums[i, c] = np.float32(0.0)

@@ -20,8 +20,9 @@ from accel.numba_cpu.elementwise import bfloat_bits, bits_as_float, float_as_hal
 from accel.numba_cpu.microkernel import tile_1, tile_2, tile_4, tile_6, tile_8, tile_12
 from accel.numba_cpu.reduce import jit, jit_parallel
 
-PLAIN, GELU, RESIDUAL = 0, 1, 2
-FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+# Not Python's int: Numba would compile a kernel anew for each of its constants.
+PLAIN, GELU, RESIDUAL = np.int64(0), np.int64(1), np.int64(2)
+FLOAT32, BFLOAT16, FLOAT16 = np.int64(0), np.int64(1), np.int64(2)
 STRIP = 64  # columns packed at a time: what is written to fits the first-level cache
 ROW_CHUNK = 42 * 12  # rows that share one pass over the weights: their slice stays in the second-level cache
 
@@ -56,29 +57,25 @@ def tile(rows: int, a: Any, ao: int, b: Any, bo: int, c: Any, co: int, k: int, l
 # --- packing -------------------------------------------------------------------------------------
 
 
-@jit_parallel
-def pack_weight(rows: Any, out: Any, k: int) -> None:
-    """rows (N, K) of float32, uint16 or int16 into panels of the same dtype; columns beyond N are zero."""
-    n = rows.shape[0]
-    for p in prange((n + PANEL - 1) // PANEL):
-        for first in range(0, k, STRIP):
-            for j in range(PANEL):
-                column = p * PANEL + j
-                for l in range(first, min(k, first + STRIP)):
-                    out[(p * k + l) * PANEL + j] = rows[column, l] if column < n else 0
+@jit
+def _transpose(rows: Any, columns: int, first: int, stop: int, out: Any) -> None:
+    for j in range(columns):
+        row = rows[j]
+        for l in range(first, stop):
+            out[l * PANEL + j] = row[l]
 
 
 @jit_parallel
-def pack_weight_pairs(rows: Any, out: Any, steps: int) -> None:
-    """rows (N, K) of bfloat16 bits into panels of pairs; an odd K is filled with a zero."""
-    n, k = rows.shape
+def pack_weight(rows: Any, out: Any) -> None:
+    """rows (N, steps) into panels of the same dtype, a pair of bfloat16 as one uint32; columns beyond N are zero."""
+    n, steps = rows.shape
     for p in prange((n + PANEL - 1) // PANEL):
-        for first in range(0, 2 * steps, STRIP):
-            for j in range(PANEL):
-                column = p * PANEL + j
-                for l in range(first, min(2 * steps, first + STRIP)):
-                    value = rows[column, l] if column < n and l < k else np.uint16(0)
-                    out[((p * steps + l // 2) * PANEL + j) * 2 + l % 2] = value
+        panel = out[p * steps * PANEL : (p + 1) * steps * PANEL]
+        columns = min(PANEL, n - p * PANEL)
+        if columns < PANEL:
+            panel[:] = 0
+        for first in range(0, steps, STRIP):
+            _transpose(rows[p * PANEL :], columns, first, min(steps, first + STRIP), panel)
 
 
 def step_width(rows: Any) -> int:
@@ -127,7 +124,7 @@ def end_row(out: Any, m: int, row: int, k: int) -> None:
 @jit
 def put_row(values: Any, out: Any, m: int, row: int) -> None:
     """values (K,) become one of m rows."""
-    put(values, out, m, row, 0)
+    put(values, out, m, row, np.int64(0))
     end_row(out, m, row, values.size)
 
 

@@ -55,7 +55,7 @@ def norm_rows(x: Any, m: int, width: int, ln: Any, out: Any, rows: Any, dtype: i
     Columns of `out` beyond `width` stay as they are.
     """
     if m <= 2 * TILE_ROWS:  # less work than waking the threads
-        _norm_range(x, m, 0, m, width, ln, out, rows, dtype)
+        _norm_range(x, m, np.int64(0), m, width, ln, out, rows, dtype)
     else:
         _norm_parallel(x, m, width, ln, out, rows, dtype, threads)
 

@@ -10,7 +10,7 @@ from numba import prange
 
 from accel.numba_cpu.cpu import DEPTH, HAS_BF16_DOT, PANEL, PITCH
 from accel.numba_cpu.elementwise import half_as_float
-from accel.numba_cpu.linear import pack_weight, pack_weight_pairs
+from accel.numba_cpu.linear import pack_weight
 from accel.numba_cpu.reduce import jit_parallel
 from bloomref.dtypes import cast
 
@@ -70,15 +70,19 @@ def pack(weight: Any, bias: Any, compute: Any, variable: Any) -> Linear:
     for row in range(0, n, step):
         rows = _rounded(weight[row : row + step], compute, variable)
         target = panels[row // PANEL * size : (row // PANEL + panels_of(len(rows))) * size]
-        bits = np.ascontiguousarray(rows).view(form.weight)
-        if form.paired:
-            pack_weight_pairs(bits, target, form.steps(k))
-        else:
-            pack_weight(bits, target, k)
+        pack_bits(np.ascontiguousarray(rows).view(form.weight), form, target)
     padded = np.zeros(up(n), np.float32)
     if bias is not None:
         padded[:n] = vector(bias, compute, variable)
     return Linear(panels, padded, n, k)
+
+
+def pack_bits(rows: Any, form: Format, panels: Any) -> None:
+    """rows (N, K), contiguous, into panels; an odd last number is paired with zero."""
+    if form.paired and rows.shape[1] % 2:
+        rows = np.pad(rows, ((0, 0), (0, 1)))
+    unit = np.uint32 if form.paired else form.weight
+    pack_weight(rows.view(unit), panels.view(unit))
 
 
 def vector(values: Any, compute: Any, variable: Any) -> Any:

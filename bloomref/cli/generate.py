@@ -5,24 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from bloomref.cli.shared import (
-    DEFAULT_PRESET,
-    Backend,
-    DType,
-    Json,
-    Model,
-    Revision,
-    load_on,
-    note,
-    print_json,
-    text_or_stdin,
-    tokenizer_of,
-)
+from bloomref.cli import shared
 
 
 def command(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")],
-    model: Model = DEFAULT_PRESET,
+    model: shared.Model = shared.DEFAULT_PRESET,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Tokens to add at most.")] = 64,
     temperature: Annotated[float | None, typer.Option(help="Sample; lower is safer. Without it: greedy.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
@@ -34,10 +22,10 @@ def command(
     penalty_alpha: Annotated[float | None, typer.Option(help="Contrastive search; give --top-k too.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End at this string; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    backend: Backend = "auto",
-    dtype: DType = None,
-    revision: Revision = None,
-    json: Json = False,
+    backend: shared.Backend = "auto",
+    dtype: shared.DType = None,
+    revision: shared.Revision = None,
+    json: shared.Json = False,
 ) -> None:
     """Continue PROMPT.
 
@@ -56,9 +44,9 @@ def command(
         "seed": seed,
     }
     options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    text = text_or_stdin(prompt, "prompt")
-    language_model = load_on(backend, model, dtype, revision)
-    tokenizer = tokenizer_of(language_model)
+    text = shared.text_or_stdin(prompt, "prompt")
+    language_model = shared.load_on(backend, model, dtype, revision, quiet=json)
+    tokenizer = shared.tokenizer_of(language_model)
     stream = language_model.stream(text, max_new_tokens=max_new_tokens, **options)
     began = time.perf_counter()
     pieces = []
@@ -74,7 +62,7 @@ def command(
     if json:
         report = {"model": model, "prompt": text, "continuation": continuation, "tokens": count, "seconds": seconds}
         run = {"backend": language_model.backbone.engine.backend, "dtype": language_model.backbone.policy.name}
-        print_json(report | run | {"options": options})
+        shared.print_json(report | run | {"options": options})
         return
     typer.echo()
-    note(f"{count} tokens in {seconds:.2f} s, {count / max(seconds, 1e-9):.1f} tokens/s ({model})")
+    shared.note(f"{count} tokens in {seconds:.2f} s, {count / max(seconds, 1e-9):.1f} tokens/s ({model})")

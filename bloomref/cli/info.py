@@ -1,14 +1,23 @@
 """`bloomref info`: what a checkpoint is, and what it needs to run, without loading its weights."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from bloomref.cli.shared import DEFAULT_PRESET, Json, Revision, print_json, size
+from bloomref.config import BloomConfig
+from bloomref.errors import Unsupported
+from bloomref.runtime import registry
+from bloomref.runtime.backend import TellsMemory
 
 
 def command(
     model: Annotated[str, typer.Argument(help="A preset's name, hf://user/repo, or a folder.")] = DEFAULT_PRESET,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", help="Memory on this one, or auto.  [default: all that work here]", metavar="NAME"),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Rows generated at once, for the memory table.", min=1)] = 1,
     length: Annotated[int, typer.Option(help="Positions of prompt and continuation, likewise.", min=1)] = 2048,
     revision: Revision = None,
@@ -18,7 +27,7 @@ def command(
 
     Example: bloomref info bloom_560m_multi --length 512
     """
-    report = _report(model, revision, batch, length)
+    report = _report(model, revision, backend, batch, length)
     if json:
         print_json(report)
         return
@@ -31,31 +40,49 @@ def command(
         typer.echo(f"  {row['backend']:8} {row['dtype']:16} {size(row['total']):>8}  = {parts}")
 
 
-def _report(model: str, revision: str | None, batch: int, length: int) -> dict[str, Any]:
-    from bloomref.dtypes import POLICIES
+def _report(model: str, revision: str | None, backend: str | None, batch: int, length: int) -> dict[str, Any]:
     from bloomref.formats.checkpoint import open_checkpoint
     from bloomref.params import count_params
     from bloomref.presets.resolver import resolve
-    from bloomref.runtime.memory import numpy_memory
 
+    if backend not in (None, registry.AUTO):
+        registry.load(backend)  # a mistaken name is refused before anything is downloaded
     checkpoint = open_checkpoint(resolve(model, weights=False, revision=revision))
     config = checkpoint.config
-    rows = [("numpy", name, numpy_memory(config, policy, batch, length)) for name, policy in POLICIES.items()]
+    rows = _chosen(backend, config, batch, length) if backend else _all(config, batch, length)
     return {
         "model": model,
         "parameters": count_params(config),
         "layout": checkpoint.layout,
         "dtype": checkpoint.dtype_name,
         "config": {name: value for name, value in config.to_dict().items() if name != "extra"} | dict(config.extra),
-        "memory": [
-            {
-                "backend": backend,
-                "dtype": name,
-                "weights": m.weights,
-                "cache": m.cache,
-                "working": m.working,
-                "total": m.total,
-            }
-            for backend, name, m in rows
-        ],
+        "memory": rows,
     }
+
+
+def _all(config: BloomConfig, batch: int, length: int) -> list[dict[str, Any]]:
+    """Of every backend that works here and tells; `bloomref backends` says why another does not."""
+    rows = []
+    for name in registry.names():
+        try:
+            rows += _chosen(name, config, batch, length)
+        except Unsupported:
+            continue
+    return rows
+
+
+def _chosen(name: str, config: BloomConfig, batch: int, length: int) -> list[dict[str, Any]]:
+    """One row for each policy in which the backend runs the model."""
+    from bloomref.dtypes import POLICIES, dtype_policy
+
+    backend = registry.choose(name, config, dtype_policy()) if name == registry.AUTO else registry.load(name)
+    if not isinstance(backend, TellsMemory):
+        raise Unsupported(f"backend {backend.name!r}: it does not tell how much memory it needs")
+    reasons = {policy: backend.unsupported(config, policy) for policy in POLICIES.values()}
+    if None not in reasons.values():
+        raise Unsupported(f"backend {backend.name!r}: {reasons[dtype_policy()]}")
+    rows = []
+    for policy in (policy for policy, reason in reasons.items() if reason is None):
+        need = backend.memory(config, policy, batch, length)
+        rows.append({"backend": backend.name, "dtype": policy.name} | asdict(need) | {"total": need.total})
+    return rows

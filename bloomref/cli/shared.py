@@ -3,13 +3,15 @@
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bloomref.dtypes import DTypePolicy
 from bloomref.errors import Unsupported, invalid
 from bloomref.runtime import registry
+from bloomref.runtime.backend import Compiles
 
 if TYPE_CHECKING:
     from bloomref.causal_lm import BloomCausalLM
@@ -42,11 +44,21 @@ def load(model: str, dtype: str | None, revision: str | None, backend: str = reg
         return BloomCausalLM.from_preset(model, dtype=dtype, revision=revision, backend=backend)
 
 
-def load_on(backend: str, model: str, dtype: str | None, revision: str | None) -> "BloomCausalLM":
+def load_on(backend: str, model: str, dtype: str | None, revision: str | None, quiet: bool) -> "BloomCausalLM":
     """`load`, and say on which backend: `auto` decides by itself, but never in silence (BKD-7)."""
     language_model = load(model, dtype, revision, backend)
     note(f"backend {language_model.backbone.engine.backend}")
+    compile_kernels(language_model.backbone.engine.backend, language_model.backbone.policy, quiet)
     return language_model
+
+
+def compile_kernels(backend: str, policy: DTypePolicy, quiet: bool) -> None:
+    """Where a backend has to compile, before the first token rather than at it: a silent half minute looks like a fault."""
+    loaded = registry.load(backend)
+    if not isinstance(loaded, Compiles) or loaded.is_compiled(policy):
+        return
+    with nullcontext() if quiet else working("compiling kernels for this processor, once: about half a minute"):
+        loaded.compile(policy)
 
 
 def tokenizer_of(language_model: "BloomCausalLM") -> "BloomTokenizer":

@@ -34,6 +34,14 @@ def check_finite(array: Array, name: str) -> None:
             raise BadWeights(f"{name}: expected finite numbers, got {first}")
 
 
+def check_fits(array: Array, dtype: DType, name: str) -> None:
+    """Raises BadWeights where a finite number would not be finite in `dtype`. Rounding keeps the order: two numbers tell."""
+    if array.size and is_narrower(dtype, array.dtype):
+        with np.errstate(over="ignore"):
+            extremes = cast(np.array([array.min(), array.max()]), dtype)
+        check_finite(extremes, f"{name} as {dtype.name}")
+
+
 def convert(pieces: Iterable[Array], shape: tuple[int, ...], dtype: DType, name: str) -> Array:
     """A new array of `shape` in `dtype`, from the consecutive flat pieces of the stored one; memory for itself alone.
 

@@ -9,6 +9,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import FLOAT32, POLICIES, DType
 from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe
 from bloomref.formats import hf, keras
+from bloomref.formats.arrays import check_fits
 from bloomref.formats.files import read_json
 from bloomref.formats.tokenizer_files import tokenizer_files
 from bloomref.params import Params
@@ -69,6 +70,21 @@ class Checkpoint:
             Unsupported: when the weights are quantized, pickled, or need a package that is not installed.
         """
         return self.weights.params(self.config, dtype)
+
+    def stored(self, dtype: DType) -> Params:
+        """The weights for whoever rounds them to `dtype` itself, a few at a time: as stored, where they can be mapped.
+
+        HDF5 has no map: in the Keras layout they are read into memory, in `dtype`.
+
+        Raises:
+            BadWeights: as `params`, a number that is not finite in `dtype` included; Unsupported: as `params`.
+        """
+        if self.layout == "keras":
+            return self.params(dtype)
+        params = self.params()
+        for key, _, array in params.named():
+            check_fits(array, dtype, key)
+        return params
 
     def replace_config(self, config: BloomConfig) -> "Checkpoint":
         """The same files, read as a model of another config."""

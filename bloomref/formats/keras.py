@@ -222,12 +222,7 @@ def save(
 ) -> None:
     """Write a folder that KerasHub's BloomBackbone loads, in the dtype of the weights, bit for bit.
 
-    Args:
-        folder: appears complete, or stays as it was.
-        config, params: the model.
-        tokenizer_from: a folder in either layout whose tokenizer is to be written too.
-        max_shard_bytes: above this many bytes of weights they are split, with an index.
-        overwrite: False refuses a folder that holds anything.
+    The arguments are those of `formats.hf.save`.
 
     Raises:
         InvalidInput: when the folder cannot be written, or Keras cannot express the model.

@@ -1,16 +1,17 @@
 """The reference behind the backend interface: a backend without privileges, held to `model.forward` bit for bit."""
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
 from bloomref.config import BloomConfig
-from bloomref.dtypes import DTypePolicy, accumulation_dtype
-from bloomref.params import Params
+from bloomref.dtypes import DTypePolicy, accumulation_dtype, cast
+from bloomref.params import LM_HEAD, Params, count_params
 from bloomref.reference import model
 from bloomref.reference.cache import Cache
 from bloomref.reference.trace import in_layer, tap
-from bloomref.runtime.backend import API_VERSION, Step
+from bloomref.runtime.backend import API_VERSION, Memory, Step
 from bloomref.shapes import Array, Float, Int
 
 
@@ -67,7 +68,15 @@ class NumpyBackend:
         return None
 
     def prepare(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> NumpyPrepared:
-        return NumpyPrepared(params.astype(policy.variable_dtype).astype(policy.compute_dtype), config)
+        return NumpyPrepared(params.map(lambda w: cast(cast(w, policy.variable_dtype), policy.compute_dtype)), config)
+
+    def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
+        """Where the compute dtype is narrower than the accumulation dtype, a step widens one matrix at a time, the head last."""
+        compute, wide = policy.compute_dtype, accumulation_dtype(policy.compute_dtype)
+        weights = count_params(config) * compute.itemsize
+        cache = 2 * config.num_layers * batch * length * config.hidden_dim * compute.itemsize
+        widened = 0 if wide == compute else prod(LM_HEAD.shape(config)) * wide.itemsize
+        return Memory(weights, cache, widened + batch * config.vocabulary_size * wide.itemsize)
 
 
 def backend() -> NumpyBackend:

@@ -15,6 +15,7 @@ from bloomref.params import Params
 from bloomref.shapes import Array, Bool, Float, Int
 
 API_VERSION = 1
+"""Grows when a backend of before would no longer be right. What a backend may leave out, such as `TellsMemory`, does not count."""
 GROUP = "bloomref.backends"
 """The entry-point group in which a package names its backends: `name = "package.module:factory"`."""
 
@@ -92,6 +93,47 @@ class Backend(Protocol):
 
     def prepare(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:
         """Bring the weights, rounded to the compute dtype, into the backend's layout. The caller may drop `params` after."""
+        ...
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on a backend's device.
+
+    Args:
+        weights: what a prepared model holds.
+        cache: keys and values of one cache.
+        working: the largest temporaries of one decoding step, logits included.
+    """
+
+    weights: int
+    cache: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.working
+
+
+@runtime_checkable
+class TellsMemory(Protocol):
+    """What a backend may have beside the methods of `Backend`."""
+
+    def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
+        """What it takes to generate `length` positions for `batch` rows, before any of it is allocated (BKD-15)."""
+        ...
+
+
+@runtime_checkable
+class Compiles(Protocol):
+    """What a backend may have whose kernels are compiled on the machine where they run, so that a person can be told."""
+
+    def is_compiled(self, policy: DTypePolicy) -> bool:
+        """Whether `compile` was done before and its result is kept."""
+        ...
+
+    def compile(self, policy: DTypePolicy) -> None:
+        """Compile now what a model of this policy needs, rather than at its first token."""
         ...
 
 

@@ -38,7 +38,8 @@ class Engine:
     """One model on one backend.
 
     Args:
-        params: the weights, in any dtype; the backend keeps what it needs of them.
+        params: the weights, in any dtype. They are kept for `params` and `word_embedding`, as they are: a map of a file takes
+            no memory. The reference in an unmixed policy keeps the arrays that it runs on instead.
         backend: "numpy" (the reference), the name of an installed backend, or "auto".
 
     Raises:
@@ -53,7 +54,14 @@ class Engine:
         chosen = registry.choose(backend, config, policy)
         self.backend = chosen.name
         self.prepared = chosen.prepare(params, config, policy)
-        self._word_embedding = params.word_embedding
+        self._params = params
+        if isinstance(self.prepared, NumpyPrepared) and policy.variable_dtype == policy.compute_dtype:
+            self._params = self.prepared.params
+
+    @property
+    def params(self) -> Params:
+        """The weights in the variable dtype: rounded anew at each call where they are kept in another one."""
+        return self._params.astype(self.policy.variable_dtype)
 
     # --- whole sequences -------------------------------------------------------------------------
 
@@ -113,7 +121,7 @@ class Engine:
     @cached_property
     def word_embedding(self) -> Float[Array, "V D"]:
         """The embedding matrix in the compute dtype, on the host."""
-        return cast(cast(self._word_embedding, self.policy.variable_dtype), self.policy.compute_dtype)
+        return cast(cast(self._params.word_embedding, self.policy.variable_dtype), self.policy.compute_dtype)
 
     def project(self, hidden: Any) -> Any:
         """(..., D) times the embedding matrix, tied or not: (..., V)."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from inspect import signature
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
@@ -14,8 +15,10 @@ REFERENCE = "numpy"
 AUTO = "auto"
 PREFERENCE = ("cupy", "numba", REFERENCE)
 """The order in which `auto` asks; other backends are taken by name only."""
-INSTALL = {"cupy": "pip install 'bloomref[cuda12]'", "numba": "pip install 'bloomref[numba]'"}
+INSTALL = {"cupy": "pip install 'bloomref[cuda13]'", "numba": "pip install 'bloomref[numba]'"}
 """What brings our own accelerators everything that they need."""
+SEPARATOR = ":"
+"""Between the name of a backend and an argument for it: `cupy:1` is the backend cupy on device 1 (BKD-16)."""
 
 
 def available() -> dict[str, EntryPoint]:
@@ -42,22 +45,22 @@ def names() -> list[str]:
 
 @cache
 def load(name: str) -> Backend:
-    """The backend of that name.
+    """The backend of that name, which may carry an argument: `cupy:1`.
 
     Raises:
-        InvalidInput: no such backend; Unsupported: it is not installed, cannot be imported, or speaks another version
-        of the interface.
+        InvalidInput: no such backend, or an argument that it does not take; Unsupported: it is not installed, cannot be
+        imported, or speaks another version of the interface.
     """
     if name == REFERENCE:
         from bloomref.reference.numpy_backend import backend
 
         return backend()
-    points = available()
-    if name not in points and name in INSTALL:
-        raise Unsupported(f"backend {name!r}: it is not installed; {INSTALL[name]}")
-    if name not in points:
+    base, points = name.partition(SEPARATOR)[0], available()
+    if base not in points and base in INSTALL:
+        raise Unsupported(f"backend {name!r}: it is not installed; {INSTALL[base]}")
+    if base not in points:
         raise _unknown(name)
-    found = _call(name, points[name])
+    found = _call(name, points[base])
     version = getattr(found, "api_version", None)
     if version != API_VERSION:
         raise Unsupported(f"backend {name!r}: expected api_version {API_VERSION}, got {version!r}; update its package")
@@ -71,12 +74,17 @@ def _unknown(name: object) -> InvalidInput:
 
 
 def _call(name: str, point: EntryPoint) -> Backend:
+    _, separator, argument = name.partition(SEPARATOR)
     try:
-        factory: Callable[[], Backend] = point.load()
-        return factory()
+        factory: Callable[..., Backend] = point.load()
+        if not separator:
+            return factory()
+        if not signature(factory).parameters:
+            raise invalid("backend", f"{point.name}, which takes no argument", repr(name))
+        return factory(argument)
     except (ImportError, AttributeError) as error:  # a package is missing, or the entry point names nothing
         package = point.dist.name if point.dist else point.module
-        raise Unsupported(f"backend {name!r}: {error}; {INSTALL.get(name, f'pip install {package}')}") from error
+        raise Unsupported(f"backend {name!r}: {error}; {INSTALL.get(point.name, f'pip install {package}')}") from error
 
 
 def choose(name: object, config: BloomConfig, policy: DTypePolicy) -> Backend:

@@ -12,9 +12,9 @@ room for another order of the same operations. The second allows one rounding wh
 float64 has no wider reference: its error is that of the float32 reference times 2**-29, the ratio of the two units (the
 weights of every case are float32 numbers).
 
-A backend may also round the input of each product with a weight to bfloat16, where the processor multiplies nothing else
-(ROUNDS_PRODUCT_INPUTS). Its budget counts the error of the reference with exactly these roundings, put in through the
-taps, if that is the larger one.
+A backend may also round the inputs of products to the compute dtype, where the processor multiplies nothing else (ROUNDED:
+those of weights; on tensor cores those of attention, too). Its budget counts the error of the reference with exactly these
+roundings, put in through the taps, if that is the larger one.
 """
 
 from collections.abc import Callable
@@ -37,12 +37,18 @@ from bloomref.runtime.backend import Prepared, step
 
 Numbers = np.ndarray[Any, Any]
 
+CUPY = ("cupy", "cupy-emulated")
 POLICIES = ("float64", "float32", "bfloat16", "float16")
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
-ROUNDS_PRODUCT_INPUTS = {("numba", "bfloat16")}
+PRODUCT_INPUTS = ("attention.norm", "attention.context", "mlp.norm", "mlp.gelu")
+ATTENTION_INPUTS = ("attention.query", "attention.probabilities")
+ROUNDED = {
+    ("numba", "bfloat16"): PRODUCT_INPUTS,
+    **{(name, policy): PRODUCT_INPUTS + ATTENTION_INPUTS for name in CUPY for policy in ("bfloat16", "float16")},
+}
+"""The named intermediates that a backend may round to the compute dtype of a policy."""
 BIT_EQUAL = {("numba", policy) for policy in POLICIES[1:]}
 """Where a position's bits depend on nothing but the positions before it: not on chunks, other rows or the capacity."""
-PRODUCT_INPUTS = ("attention.norm", "attention.context", "mlp.norm", "mlp.gelu")
 
 
 def config(heads: int, width: int, inner: int, vocabulary: int = 45, layers: int = 2, **changes: Any) -> BloomConfig:
@@ -114,7 +120,11 @@ class Trial:
 
     @property
     def exact(self) -> bool:
-        return (self.backend, self.policy) in BIT_EQUAL
+        return self._kind in BIT_EQUAL
+
+    @property
+    def _kind(self) -> tuple[str, str]:
+        return self.backend.partition(registry.SEPARATOR)[0], self.policy
 
     @cached_property
     def tested(self) -> Prepared:
@@ -154,24 +164,23 @@ class Trial:
         return got
 
     def budget(self, run: Callable[[Prepared], Numbers], exact: Numbers, returned: str, real: Numbers) -> Numbers:
-        errors = [self._reference_error(run, exact, real, False)]
-        if (self.backend, self.policy) in ROUNDS_PRODUCT_INPUTS:
-            errors.append(self._reference_error(run, exact, real, True))
+        errors = [self._reference_error(run, exact, real, ())]
+        if self._kind in ROUNDED:
+            errors.append(self._reference_error(run, exact, real, ROUNDED[self._kind]))
         return 4.0 * max(errors) + UNIT[returned] * rms(exact)
 
     def _reference_error(
-        self, run: Callable[[Prepared], Numbers], exact: Numbers, real: Numbers, rounded: bool
+        self, run: Callable[[Prepared], Numbers], exact: Numbers, real: Numbers, rounded: tuple[str, ...]
     ) -> float:
-        with trace.observe(round_product_inputs) if rounded else nullcontext():
+        dtype = dtype_policy(self.policy).compute_dtype
+
+        def round_some(name: str, value: Numbers) -> Numbers:
+            return cast(value, dtype).astype(value.dtype) if name.endswith(rounded) else value
+
+        with trace.observe(round_some) if rounded else nullcontext():
             values = run(self._reference).astype(np.float64)
         error = np.max(np.where(real, rms(values - exact), 0.0), initial=0.0)
         return float(error) * (2.0**-29 if self.policy == "float64" else 1.0)
-
-
-def round_product_inputs(name: str, value: Numbers) -> Numbers:
-    if not name.endswith(PRODUCT_INPUTS):
-        return value
-    return cast(value, dtype_policy("bfloat16").compute_dtype).astype(value.dtype)
 
 
 def rms(x: Numbers) -> Numbers:

@@ -19,7 +19,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     """The name of a backend that works here; one that does not is skipped with its reason, or fails when required."""
     name: str = request.param
     reason = "not installed"
-    if name in registry.names():
+    if name.partition(registry.SEPARATOR)[0] in registry.names():
         reason = registry.status(name, SMALL.config, dtype_policy("float32"))
     if reason is None:
         return name

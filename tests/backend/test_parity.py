@@ -32,7 +32,7 @@ from bloomref.runtime.engine import Engine
 
 EVERY_POLICY = pytest.mark.parametrize("policy", POLICIES)
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-FEW = settings(max_examples=8)
+FEW = settings(max_examples=min(8, settings.default.max_examples))
 SEQUENCE = ("left", "right", "holes", "real")
 
 

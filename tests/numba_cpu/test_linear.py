@@ -15,11 +15,9 @@ from accel.numba_cpu.linear import (
     GELU,
     PLAIN,
     RESIDUAL,
-    pack_weight,
-    pack_weight_pairs,
     product,
 )
-from accel.numba_cpu.packing import FORMATS, Format, pack
+from accel.numba_cpu.packing import FORMATS, Format, pack, pack_bits
 from bloomref.dtypes import cast
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -49,11 +47,7 @@ def multiply(kind, x, weight, bias, after=PLAIN, base=None, threads=2):
         pytest.skip("this processor, or BLOOMREF_NUMBA_ISA, has no product of bfloat16 pairs")
     (n, k), m = weight.shape, len(x)
     panels = np.empty((n + PANEL - 1) // PANEL * form.panel_elements(k), form.weight)
-    bits = np.ascontiguousarray(weight.astype(dtype)).view(form.weight)
-    if form.paired:
-        pack_weight_pairs(bits, panels, form.steps(k))
-    else:
-        pack_weight(bits, panels, k)
+    pack_bits(np.ascontiguousarray(weight.astype(dtype)).view(form.weight), form, panels)
     rows = as_rows(form, x)
     width = packing.up(n)
     out, following = np.full((m, width), np.nan, np.float32), np.full(form.row_elements(m, n), 7, form.rows)

@@ -230,6 +230,51 @@ def test_our_own_accelerators_are_known_where_they_are_not_installed(
         registry.load(name)
 
 
+# --- a name with an argument -------------------------------------------------------------------------------------
+
+WITH_ARGUMENT = """
+from bloomref.errors import InvalidInput
+
+def backend(device=""):
+    if device not in ("", "1", "a:b"):
+        raise InvalidInput(f"backend: no device {device!r}")
+    made = Backend()
+    made.name = f"other at {device!r}"
+    return made
+"""
+
+
+@pytest.mark.clause("BKD-16")
+def test_what_follows_the_colon_reaches_the_factory(install: Install) -> None:
+    install("other", source("other") + WITH_ARGUMENT)
+    asked = {"other": "''", "other:": "''", "other:1": "'1'", "other:a:b": "'a:b'"}
+    assert {name: registry.choose(name, CONFIG, FLOAT32).name for name in asked} == {
+        name: f"other at {device}" for name, device in asked.items()
+    }
+    assert BloomBackbone(**SIZES, backend="other:1").engine.backend == "other at '1'"
+    assert "other:1" not in registry.names()
+
+
+@pytest.mark.clause("BKD-16")
+def test_an_argument_that_is_not_taken_is_refused(install: Install) -> None:
+    install("other", source("other") + WITH_ARGUMENT)
+    with pytest.raises(InvalidInput, match=r"^backend: no device '2'$"):
+        BloomBackbone(**SIZES, backend="other:2")
+    install("plain", source("plain"), package="other-plain")
+    with pytest.raises(InvalidInput, match=r"^backend: expected plain, which takes no argument, got 'plain:1'$"):
+        BloomBackbone(**SIZES, backend="plain:1")
+    for name in ("numpy:1", "auto:1", "nobody:1", ":1"):
+        with pytest.raises(InvalidInput, match=f"^backend: expected one of numpy, .*, got '{name}'"):
+            BloomBackbone(**SIZES, backend=name)
+
+
+@pytest.mark.clause("BKD-16")
+def test_an_argument_for_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "entry_points", others_only())
+    with pytest.raises(Unsupported, match=r"backend 'cupy:1': it is not installed; pip install 'bloomref\["):
+        registry.load("cupy:1")
+
+
 @pytest.mark.parametrize("name", [None, 3, ["numpy"], registry])
 def test_what_is_no_name_is_refused(name: object) -> None:
     with pytest.raises(InvalidInput, match="backend: expected one of numpy"):

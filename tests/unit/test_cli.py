@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from bloomref import BloomBackbone, BloomCausalLM
-from bloomref.dtypes import dtype_policy
+from bloomref.cli.shared import compile_kernels
+from bloomref.dtypes import DTypePolicy, dtype_policy
 from bloomref.presets.registry import PRESETS
 from bloomref.runtime import registry
 
@@ -113,9 +114,10 @@ def test_a_backend_that_cannot_be_had_is_refused_before_the_model_is_looked_for(
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-backend\nVersion: 1\n", "utf-8")
     (info / "entry_points.txt").write_text("[bloomref.backends]\nother = no_such_package:backend\n", "utf-8")
-    done = run("score", "x", "--model", "./no/such/folder", "--backend", backend, search=tmp_path)
-    assert (done.returncode, "Traceback" in done.stderr, done.stdout) == (code, False, "")
-    assert part in done.stderr
+    for command in (("score", "x", "--model", "./no/such/folder"), ("info", "./no/such/folder")):
+        done = run(*command, "--backend", backend, search=tmp_path)
+        assert (done.returncode, "Traceback" in done.stderr, done.stdout) == (code, False, "")
+        assert part in done.stderr
     (row,) = (row for row in answer("backends", search=tmp_path) if row["backend"] == "other")
     assert (row["installed"], row["works"]) == (False, False)
     assert "pip install other-backend" in row["reason"]
@@ -138,6 +140,30 @@ def test_backends_lists_what_is_installed_what_works_and_why_not() -> None:
     assert {line.split()[0] for line in text.splitlines()[1:]} == set(rows)
 
 
+class Compiling:
+    def __init__(self) -> None:
+        self.compiled: list[str] = []
+
+    def is_compiled(self, policy: DTypePolicy) -> bool:
+        return policy.name in self.compiled
+
+    def compile(self, policy: DTypePolicy) -> None:
+        self.compiled.append(policy.name)
+
+
+@pytest.mark.parametrize(("person", "quiet"), [(True, False), (True, True), (False, False)])
+def test_a_person_is_told_once_that_kernels_are_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], person: bool, quiet: bool
+) -> None:
+    backend = Compiling()
+    monkeypatch.setattr(registry, "load", lambda _: backend)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: person)
+    for told in (person and not quiet, False):
+        compile_kernels("numba", dtype_policy(), quiet)
+        assert backend.compiled == ["float32"]
+        assert ("compiling kernels" in capsys.readouterr().err) == told
+
+
 def test_presets_lists_them_all() -> None:
     assert answer("presets") == BloomBackbone.presets
     assert "559,214,592" in run("presets").stdout
@@ -151,6 +177,18 @@ def test_info_needs_no_weights(tmp_path: Path) -> None:
     assert {row["dtype"] for row in report["memory"]} >= {"float32", "bfloat16"}
     assert all(row["total"] == row["weights"] + row["cache"] + row["working"] for row in report["memory"])
     assert "stored as float16" in run("info", "bloom_tiny_udhr").stdout
+
+
+def test_info_tells_the_memory_of_every_backend_that_tells() -> None:
+    def names(*arguments: str) -> set[str]:
+        return {row["backend"] for row in answer("info", "bloom_tiny_udhr", *arguments, search=PLUGINS)["memory"]}
+
+    assert "numpy" in names()
+    assert "fake" not in names()
+    assert names("--backend", "numpy") == {"numpy"}
+    assert len(names("--backend", "auto")) == 1
+    silent = run("info", "bloom_tiny_udhr", "--backend", "fake", search=PLUGINS)
+    assert (silent.returncode, "does not tell" in silent.stderr) == (3, True)
 
 
 def test_trace_writes_what_the_library_traces(tmp_path: Path) -> None:

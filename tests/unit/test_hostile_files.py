@@ -5,6 +5,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bloomref.errors import BadWeights, BloomrefError, Unsupported
-from bloomref.formats import hf
+from bloomref.formats import hf, keras
 from bloomref.formats.checkpoint import open_checkpoint
 from bloomref.formats.files import write_json
 from bloomref.formats.safetensors_io import SafetensorsFile
@@ -324,13 +325,26 @@ def test_numbers_that_are_not_finite_are_found_in_every_dtype(tmp_path: Path, dt
             open_checkpoint(tmp_path).params(wanted)
 
 
-def test_numbers_too_large_for_the_wanted_dtype_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", [hf, keras], ids=["hf", "keras"])
+@pytest.mark.parametrize("value", [1e5, -1e5])
+@pytest.mark.parametrize("read", ["params", "stored"])
+def test_numbers_too_large_for_the_wanted_dtype_are_refused(
+    tmp_path: Path, layout: ModuleType, value: float, read: str
+) -> None:
+    pytest.importorskip("h5py")
     params = init_params(CONFIG, 1).map(lambda array: array.copy())
-    params.layers[0].mlp_up_bias[3] = 1e5
-    hf.save(tmp_path, CONFIG, params)
-    open_checkpoint(tmp_path).params(np.dtype(ml_dtypes.bfloat16))
-    with pytest.raises(BadWeights, match=r"h\.0\.mlp\.dense_h_to_4h\.bias as float16"):
-        open_checkpoint(tmp_path).params(np.dtype(np.float16))
+    params.layers[0].mlp_up_bias[3] = value
+    layout.save(tmp_path, CONFIG, params)
+    getattr(open_checkpoint(tmp_path), read)(np.dtype(ml_dtypes.bfloat16))
+    with pytest.raises(BadWeights, match=r"(h\.0\.mlp\.dense_h_to_4h\.bias|mlp_intermediate_dense/vars/1) as float16"):
+        getattr(open_checkpoint(tmp_path), read)(np.dtype(np.float16))
+
+
+def test_stored_weights_stay_in_their_file(tmp_path: Path) -> None:
+    hf.save(tmp_path, CONFIG, init_params(CONFIG, 1))
+    for _, _, array in open_checkpoint(tmp_path).stored(np.dtype(ml_dtypes.bfloat16)).named():
+        assert array.dtype == np.float32
+        assert not array.flags.writeable
 
 
 @pytest.mark.clause("WGT-11")

@@ -1,0 +1,140 @@
+"""Where the time of a prompt goes on the Numba backend: each kernel of one block alone, on the CPU.
+
+Every kernel runs several times on random numbers of the preset's sizes; its time is the median. `floor` is what its arithmetic
+takes at the best rate of any product in the same run: what a kernel takes beyond it is its own cost.
+
+Example: python -m benchmarks.kernels --dtype bfloat16 --tokens 512
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import command_line, describe_machine
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compiled call, how often a block makes it, and its floating-point operations."""
+
+    name: str
+    call: Callable[[], Any]
+    operations: int = 0
+    times: int = 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="bloom_560m_multi", help="whose dimensions to use")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--tokens", type=int, default=512, help="length of the prompt")
+    parser.add_argument("--runs", type=int, default=15, help="timed runs of each kernel")
+    parser.add_argument("--output", type=Path, help="write the report to this JSON file")
+    arguments = parser.parse_args()
+    machine = describe_machine()
+    rows = measure(block_kernels(arguments.preset, arguments.dtype, arguments.tokens), arguments.runs)
+    what = f"one block of {arguments.preset}, {arguments.tokens} tokens, {arguments.dtype}"
+    Console().print(table(what, rows))
+    if arguments.output:
+        report = {"command": command_line(), "what": what, "machine": machine, "kernels": rows}
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def measure(kernels: list[Kernel], runs: int) -> list[dict[str, Any]]:
+    """Median milliseconds, and the rate, of each kernel; the kernels take turns."""
+    seconds: dict[str, list[float]] = {kernel.name: [] for kernel in kernels}
+    for number in range(runs + 1):
+        for kernel in kernels:
+            began = perf_counter()
+            kernel.call()
+            if number:  # the first one compiles and warms up
+                seconds[kernel.name].append(perf_counter() - began)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    best = max(kernel.operations / medians[kernel.name] for kernel in kernels)
+    return [
+        {
+            "kernel": kernel.name,
+            "times": kernel.times,
+            "milliseconds": 1e3 * kernel.times * medians[kernel.name],
+            "floor_milliseconds": 1e3 * kernel.times * kernel.operations / best,
+            "gflop_per_second": kernel.operations / medians[kernel.name] / 1e9,
+        }
+        for kernel in kernels
+    ]
+
+
+def table(what: str, rows: list[dict[str, Any]]) -> Table:
+    found = Table("kernel", "times", "ms", "floor, ms", "GFLOP/s", title=what)
+    for row in rows:
+        rate = f"{row['gflop_per_second']:.0f}" if row["gflop_per_second"] else ""
+        figures = f"{row['milliseconds']:.2f}", f"{row['floor_milliseconds']:.2f}", rate
+        found.add_row(row["kernel"], str(row["times"]), *figures)
+    sums = (sum(row[key] for row in rows) for key in ("milliseconds", "floor_milliseconds"))
+    found.add_row("all", "", *(f"{value:.2f}" for value in sums), "")
+    return found
+
+
+def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
+    """The kernels of one block, in order."""
+    from accel.numba_cpu.compiled import use_cache_folder
+
+    use_cache_folder()
+    import numba
+
+    from accel.numba_cpu import attention, linear, norm, packing
+    from accel.numba_cpu.cpu import PANEL
+    from bloomref import alibi
+    from bloomref.dtypes import floating_dtype
+    from bloomref.presets.registry import PRESETS
+
+    config, compute = PRESETS[preset].config, floating_dtype(dtype)
+    form, rng, threads = packing.FORMATS[compute], np.random.default_rng(0), numba.get_num_threads()
+    m, d, f, heads, width = tokens, config.hidden_dim, config.intermediate_dim, config.num_heads, config.head_dim
+    rounding = {"float32": linear.FLOAT32, "bfloat16": linear.BFLOAT16, "float16": linear.FLOAT16}[dtype]
+
+    def floats(columns: int) -> Any:
+        found = packing.aligned((m, packing.up(columns)), np.float32)
+        found[:] = rng.standard_normal(found.shape, np.float32)
+        return found
+
+    def rows(columns: int) -> Any:
+        return packing.aligned((form.row_elements(m, columns),), form.rows, zeroed=True)
+
+    def product(name: str, n: int, k: int, after: Any, source: Any, out: Any, following: Any) -> Kernel:
+        weight = packing.pack(rng.standard_normal((n, k), np.float32) * 0.02, np.zeros(n, np.float32), compute, compute)
+        fixed = (source, m, weight.panels, n, form.steps(k), weight.bias, after, x, rounding, out, following, threads)
+        return Kernel(name, lambda: linear.product(*fixed), 2 * m * n * k)
+
+    x, normed, fused, sums, out = floats(d), floats(d), floats(3 * d), floats(f), floats(d)
+    given, inner = rows(d), rows(f)
+    ln = np.ones(d, np.float32), np.zeros(d, np.float32), np.float32(1e-5)
+    capacity = (m + attention.BLOCK - 1) // attention.BLOCK * attention.BLOCK
+    keys = packing.aligned((heads * capacity * form.steps(width) * form.width,), form.cache, zeroed=True)
+    values = packing.aligned((heads * capacity * packing.up(width),), form.cache, zeroed=True)
+    cache, real = (keys, values, capacity), np.ones((1, capacity // PANEL, PANEL), bool)
+    work = packing.aligned((threads, attention.workspace(width)), np.float32)
+    tiles = packing.aligned((threads, attention.tile_elements(form.steps(width), form.width)), form.rows)
+    sizes = fused, 1, m, heads, width, 0, cache
+    attended = real, alibi.slopes(heads), np.float32(width**-0.5), given, work, tiles, threads
+    return [
+        Kernel("layer norm", lambda: norm.norm_rows(x, m, d, ln, normed, given, linear.FLOAT32, threads), 0, 2),
+        product("query, key, value", 3 * d, d, linear.PLAIN, given, fused, given),
+        Kernel("append to cache", lambda: attention.append(*sizes, given, threads)),
+        Kernel("attention", lambda: attention.attend(*sizes, *attended), 2 * m * (m + 1) * d),
+        product("output, residual", d, d, linear.RESIDUAL, given, out, given),
+        product("up, GELU", f, d, linear.GELU, given, sums, inner),
+        product("down, residual", d, f, linear.RESIDUAL, inner, out, inner),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What a backend says that a model needs is what it takes."""
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bloomref.config import BloomConfig
+from bloomref.dtypes import POLICIES, accumulation_dtype, dtype_policy
+from bloomref.params import init_params
+from bloomref.runtime import registry
+from bloomref.runtime.backend import Memory, TellsMemory, step
+
+CONFIG = BloomConfig(vocabulary_size=3000, num_layers=2, num_heads=3, hidden_dim=99, intermediate_dim=210)
+UNTIED = CONFIG.replace(tie_word_embeddings=False)
+BATCH, LENGTH = 3, 200
+EVERY_POLICY = pytest.mark.parametrize("policy", POLICIES)
+EITHER_HEAD = pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
+
+
+def told(backend: str, config: BloomConfig, policy: str) -> Memory:
+    chosen = registry.load(backend)
+    if not isinstance(chosen, TellsMemory):
+        pytest.skip(f"backend {backend!r} does not tell")
+    return chosen.memory(config, dtype_policy(policy), BATCH, LENGTH)
+
+
+def prepare(backend: str, config: BloomConfig, policy: str) -> Any:
+    names = dtype_policy(policy)
+    return registry.load(backend).prepare(init_params(config, 0, names.variable_dtype), config, names)
+
+
+def held(root: Any) -> int:
+    """Bytes of all arrays that can be reached from an object, on whichever device; each buffer once."""
+    seen, buffers, waiting = set(), {}, [root]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, type):
+            continue
+        seen.add(id(value))
+        if hasattr(value, "nbytes") and hasattr(value, "shape"):
+            while hasattr(value.base, "nbytes"):
+                value = value.base
+            buffers[id(value)] = value.nbytes
+        elif isinstance(value, list | tuple):
+            waiting += value
+        else:
+            waiting += getattr(value, "__dict__", value if isinstance(value, dict) else {}).values()
+    return sum(buffers.values())
+
+
+@pytest.mark.clause("BKD-15")
+@EITHER_HEAD
+@EVERY_POLICY
+def test_weights_and_cache(backend: str, policy: str, config: BloomConfig) -> None:
+    """Slopes and the like are not counted: within a hundredth. In the emulator each array has guard zones."""
+    near = 0.03 if backend == "cupy-emulated" else 0.01
+    need, prepared = told(backend, config, policy), prepare(backend, config, policy)
+    assert held(prepared) == pytest.approx(need.weights, rel=near)
+    assert held(prepared.new_cache(BATCH, LENGTH)) == pytest.approx(need.cache, rel=near)
+
+
+@pytest.mark.clause("BKD-15")
+@EVERY_POLICY
+def test_working_space(backend: str, policy: str) -> None:
+    need, names = told(backend, CONFIG, policy), dtype_policy(policy)
+    logits = BATCH * CONFIG.vocabulary_size * accumulation_dtype(names.compute_dtype).itemsize
+    assert need.working >= logits
+    if backend in ("numpy", "numba"):  # elsewhere the temporaries are not where they could be counted
+        decode(prepare(backend, CONFIG, policy))  # compiles
+        assert 0.7 * need.working < peak_of_a_step(prepare(backend, CONFIG, policy)) < 1.3 * need.working
+
+
+def decode(prepared: Any) -> Any:
+    cache, facts = prepared.new_cache(BATCH, LENGTH), step(0, np.ones((BATCH, 1), bool))
+    x = prepared.embed(np.zeros((BATCH, 1), np.int64))
+    for layer in range(CONFIG.num_layers):
+        x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
+    return cache, prepared.logits(prepared.final_norm(x), True)
+
+
+def peak_of_a_step(prepared: Any) -> int:
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        cache, _ = decode(prepared)
+        return tracemalloc.get_traced_memory()[1] - before - held(cache)
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,174 @@
+"""The benchmark's own parts, without peers: a wrong table, plot or figure would mislead whoever reads the results."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks import run
+from benchmarks.children import Child, ChildError
+from benchmarks.field import Field
+from benchmarks.figures import floors, results
+from benchmarks.floors import Memory, product_rate
+from benchmarks.machine import without_folders
+from benchmarks.model import Sizes, model_config, relative_error, sizes
+from benchmarks.plan import Job, Plan
+from benchmarks.table import lines, render
+
+PLAN = Plan(
+    preset="bloom_tiny_udhr",
+    dtype="bfloat16",
+    participants=["numpy", "keras"],
+    pythons={},
+    prefill=[64],
+    decode=[1, 4],
+    context=[64, 2048],
+    rounds=3,
+    starts=1,
+)
+MODEL = Sizes(layers=2, hidden=4, parameters=1000, head=100)
+
+
+def sample(prefill, decode):
+    return {"prefill": prefill, "decode": decode, "read": 10.0, "product": 100.0}
+
+
+def report():
+    samples = {
+        job: {"numba": [sample(0.5, 0.01), sample(0.4, 0.02), sample(9.0, 0.03)], "keras": [sample(1.0, 0.04)]}
+        for job in PLAN.jobs()
+    }
+    states = {"loaded": {"peak_mb": 2000}, "end": {"peak_mb": 3000}}
+    start = {"first_token_seconds": [1.0, 3.0, 2.0], "load_seconds": [0.5], **states}
+    return {
+        "what": PLAN.describe(),
+        "machine": {"processor": "a processor"},
+        "threads": {"numba": [], "keras": []},
+        "absent": {"openvino": "[openvino] not installed"},
+        "logit_error_rms": {"numba": 1e-7, "keras": 2e-3},
+        "floors": floors(samples),
+        "results": results(PLAN, MODEL, samples),
+        "starts": {"numba": start},
+        "memory": {"numba": states, "keras": {"loaded": {}, "end": {}}},
+    }
+
+
+def test_a_prompt_is_read_once_for_both_measurements():
+    assert PLAN.jobs() == [Job(1, 32, True), Job(4, 32, True), Job(1, 64, True), Job(1, 2048, True)]
+
+
+def test_long_jobs_run_in_every_second_round():
+    assert [Job(1, 2048, True).in_round(number) for number in range(6)] == [True, True, False, True, False, True]
+    assert all(Job(1, 64, True).in_round(number) for number in range(6))
+
+
+def test_work_follows_from_the_sizes():
+    assert MODEL.step_bytes("bfloat16", 3, 7) == 2 * 1000 + 2 * 2 * 4 * 3 * 7 * 2
+    assert MODEL.step_bytes("float32", 1, 0) == 4000
+    one, two = MODEL.prompt_flops(1), MODEL.prompt_flops(2)
+    assert one == 2 * (2 * 12 * 16 + 2 * 2 * 4) + 2 * 100
+    assert two - one == 2 * (2 * 12 * 16 + 4 * 2 * 4)  # the second position attends to two
+
+
+def test_sizes_and_cut_of_a_preset():
+    config = model_config("bloom_560m_multi")
+    assert sizes(config).parameters == 559_214_592
+    assert sizes(config).head == 250_880 * 1024
+    assert model_config("bloom_560m_multi", 2).num_layers == 2
+
+
+def test_figures_are_medians_and_shares_of_the_floor_beside_them():
+    rows = report()["results"]
+    decode = next(row for row in rows if row["what"] == "decode" and row["rows"] == 4 and row["participant"] == "numba")
+    assert decode["tokens_per_second"] == 4 / 0.02
+    assert decode["gb_per_second"] == pytest.approx(MODEL.step_bytes("bfloat16", 4, 40) / 0.02 / 1e9, rel=1e-3)
+    assert decode["percent_of_read_floor"] == pytest.approx(10 * decode["gb_per_second"], rel=1e-3)
+    prefill = [row for row in rows if row["what"] == "prefill"]
+    assert [row["participant"] for row in prefill] == ["numba", "keras"]
+    assert prefill[0]["tokens_per_second"] == 64 / 0.5
+    assert prefill[0]["percent_of_product_floor"] == pytest.approx(prefill[0]["gflop_per_second"], rel=1e-3)
+
+
+def test_a_participant_without_samples_has_no_row():
+    assert results(PLAN, MODEL, {Job(1, 64, True): {"numpy": []}}) == []
+    assert floors({}) == {}
+
+
+def test_the_table_marks_the_best_and_names_who_is_absent():
+    console = Console(width=120, record=True, file=io.StringIO())
+    render(report(), console)
+    text = console.export_text()
+    assert "* 128" in text
+    assert "[openvino] not installed" in text
+    assert "* 1.0e-07" in text
+    assert next(line for line in lines(report()) if "first token, s" in line.title).values == {"numba": 2.0}
+
+
+def test_json_has_lists_of_numbers_on_one_line():
+    text = run.as_json({"seconds": [1.5, 2e-05, -3], "rows": [{"a": []}]})
+    assert json.loads(text) == {"seconds": [1.5, 2e-05, -3], "rows": [{"a": []}]}
+    assert "[ 1.5, 2e-05, -3 ]" in text
+
+
+def test_the_plot_is_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    from benchmarks.plot import draw
+
+    draw([report(), report()], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_floors_are_positive():
+    memory = Memory(1 << 20)
+    assert memory.read_rate() > 0
+    assert product_rate(np.ones((8, 8), np.float32)) > 0
+
+
+def test_folders_of_the_machine_are_left_out():
+    assert without_folders("keras=/some/where/bin/python") == "keras=python"
+    assert without_folders("benchmarks/results/cpu.json and/or 3 / 4") == "benchmarks/results/cpu.json and/or 3 / 4"
+
+
+def test_relative_error():
+    assert relative_error(np.array([3.0, 5.0]), np.array([3.0, 4.0])) == pytest.approx(0.2)
+
+
+@pytest.fixture
+def field(tmp_path):
+    with Progress(disable=True) as progress:
+        found = Field(PLAN, tmp_path, progress)
+        yield found
+        found.close()
+
+
+def test_a_participant_that_fails_leaves_with_its_reason(field):
+    def act(name):
+        if name == "keras":
+            raise ChildError("ended with code 1: no such thing")
+        return 1
+
+    assert field.each("loading", act) == {"numpy": 1}
+    assert field.names == ["numpy"]
+    assert field.absent == {"keras": "ended with code 1: no such thing"}
+
+
+def test_the_reference_is_absent_in_bfloat16(field):
+    pytest.importorskip("threadpoolctl")
+    assert "no contestant" in field.once("probe", "numpy")["reason"]
+
+
+def test_a_child_that_dies_says_its_last_words(tmp_path):
+    child = Child("benchmarks.no_such_module", python=sys.executable, log=tmp_path / "log")
+    with pytest.raises(ChildError, match=r"code 1: python.*No module named benchmarks\.no_such_module"):
+        child.ask(what="anything")
+    child.close()
+
+
+def test_an_interpreter_that_is_not_there_is_refused():
+    with pytest.raises(Exception, match="an interpreter, got keras=/nowhere"):
+        run._interpreter("keras=/nowhere")
+    assert run._interpreter(f"keras={sys.executable}") == ("keras", sys.executable)
