@@ -1,0 +1,211 @@
+"""Which kernels and products make up a block. docs/cupy.md shows the two paths.
+
+Up to MATVEC_ROWS rows go through matrix-vector kernels: each weight is read once, everything in between is float32. More rows,
+and float64, go through matrix products, whose inputs are rounded to the compute dtype, and row kernels around them.
+
+Rows are (rows, D), row b T + t of a piece of B sequences and T positions. Nothing here remembers anything.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from accel.cupy_gpu import launches
+from accel.cupy_gpu.cache import LayerCache
+from accel.cupy_gpu.device import Array, Device
+from accel.cupy_gpu.launches import MATVEC_ROWS, cache_stride
+from accel.cupy_gpu.loading import Layer, Linear, Norm
+from bloomref.config import BloomConfig
+from bloomref.dtypes import accumulation_dtype
+
+_NO_NORM = Norm(None, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the positions of a piece attend to.
+
+    Args:
+        start: int32 (1,), the column of the first position.
+        is_real: uint8 (B, P), or None where every visible column is.
+        partials, arrived: a cache's space for the parts of a decoding step.
+    """
+
+    start: Array
+    is_real: Array | None
+    cache: LayerCache
+    partials: Array
+    arrived: Array
+    batch: int
+    time: int
+    capacity: int
+
+
+class Blocks:
+    """The blocks of one config in one dtype on one device; the weights are arguments."""
+
+    def __init__(self, device: Device, config: BloomConfig, dtype: Any, slopes: Array) -> None:
+        self.device, self.config = device, config
+        self.dtype, self.name = dtype, dtype.name
+        self.wide = accumulation_dtype(dtype)
+        self.slopes = slopes
+        self.scale = 1.0 / float(np.sqrt(config.head_dim))
+        self.d, self.f = config.hidden_dim, config.intermediate_dim
+
+    # --- one kernel each -------------------------------------------------------------------------
+
+    def embed(self, ids: Array, table: Array, norm: Norm) -> Array:
+        """Look-up and embedding norm: int32 (rows,) to (rows, D)."""
+        out = self.narrow_rows(len(ids), self.d)
+        self.device.launch(
+            launches.embed_norm(self.name, len(ids)), ids, table, table.shape[1], *self._norm(norm), out, self.d
+        )
+        return out
+
+    def norm(self, x: Array, norm: Norm) -> Array:
+        out = self.narrow_rows(len(x), self.d)
+        self.device.launch(launches.layer_norm(self.name, len(x)), x, *self._norm(norm), out, self.d)
+        return out
+
+    def scores(self, x: Array, head: Array) -> Array:
+        """(rows, V) in the accumulation dtype, of final hidden states."""
+        out = self.wide_rows(len(x), head.shape[0])
+        if self.by_products(len(x)):
+            self.device.matmul(x, head, out)
+        elif len(x):
+            launch = launches.head_matvec(self.name, len(x), self.d, len(head), self.device.processors)
+            self.device.launch(
+                launch, x, *self._norm(_NO_NORM), head, head.shape[1], out, None, None,
+                len(x), self.d, len(head), launch.splits,
+            )  # fmt: skip
+        return out
+
+    # --- blocks ----------------------------------------------------------------------------------
+
+    def attention(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
+        """Layer norm ... residual; writes the piece's keys and values."""
+        if self.by_products(len(x)) or seen.time > 1:
+            self._attention_by_products(layer, x, seen, out)
+        else:
+            self._attention_by_vectors(layer, x, seen, out)
+
+    def mlp(self, layer: Layer, x: Array, out: Array) -> None:
+        """Layer norm ... residual."""
+        if self.by_products(len(x)):
+            self._mlp_by_products(layer, x, out)
+        else:
+            self._mlp_by_vectors(layer, x, out)
+
+    def by_products(self, rows: int) -> bool:
+        return rows > MATVEC_ROWS or self.name == "float64"
+
+    # --- few rows --------------------------------------------------------------------------------
+
+    def _attention_by_vectors(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
+        query, context = self.wide_rows(len(x), self.d), self.wide_rows(len(x), self.d)
+        launch = launches.qkv_matvec(self.name, len(x), self.d, 3 * self.d, self.device.processors)
+        self.device.launch(
+            launch, x, *self._norm(layer.ln_attn), layer.qkv.weight, layer.qkv.weight.shape[1], layer.qkv.bias, query,
+            seen.cache.keys, seen.cache.values, seen.start, len(x), self.d, seen.time, *self._cache_shape(seen),
+            launch.splits,
+        )  # fmt: skip
+        self._attend_from_one(query, seen, context)
+        self._residual_matvec(context, layer.dense, x, layer.ln_attn, out)
+
+    def _mlp_by_vectors(self, layer: Layer, x: Array, out: Array) -> None:
+        inner = self.wide_rows(len(x), self.f)
+        launch = launches.gelu_matvec(self.name, len(x), self.d, self.f, self.device.processors)
+        self.device.launch(
+            launch, x, *self._norm(layer.ln_mlp), layer.up.weight, layer.up.weight.shape[1], layer.up.bias, inner,
+            len(x), self.d, self.f, launch.splits,
+        )  # fmt: skip
+        self._residual_matvec(inner, layer.down, x, layer.ln_mlp, out)
+
+    def _residual_matvec(self, inner: Array, linear: Linear, x: Array, norm: Norm, out: Array) -> None:
+        width = inner.shape[1]
+        launch = launches.residual_matvec(self.name, len(x), width, self.d, self.device.processors)
+        self.device.launch(
+            launch, inner, linear.weight, linear.weight.shape[1], linear.bias, x, *self._residual(norm), out,
+            len(x), width, self.d, launch.splits,
+        )  # fmt: skip
+
+    # --- many rows -------------------------------------------------------------------------------
+
+    def _attention_by_products(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
+        rows, query = len(x), self.wide_rows(len(x), self.d)
+        fused = self._product(self.norm(x, layer.ln_attn), layer.qkv)
+        self.device.launch(
+            launches.qkv_split(self.name, rows), fused, layer.qkv.bias, query, seen.cache.keys, seen.cache.values,
+            seen.start, seen.time, *self._cache_shape(seen),
+        )  # fmt: skip
+        del fused  # its memory is free for what follows, which is queued behind its last reader
+        context = self.narrow_rows(rows, self.d)
+        attend = self._attend_from_one if seen.time == 1 and self.name != "float64" else self._attend_from_many
+        attend(query, seen, context)
+        self._add_residual(self._product(context, layer.dense), layer.dense, x, layer.ln_attn, out)
+
+    def _mlp_by_products(self, layer: Layer, x: Array, out: Array) -> None:
+        up = self._product(self.norm(x, layer.ln_mlp), layer.up)
+        inner = self.narrow_rows(len(x), self.f)
+        self.device.launch(launches.bias_gelu(self.name, len(x)), up, layer.up.bias, inner, self.f)
+        del up
+        self._add_residual(self._product(inner, layer.down), layer.down, x, layer.ln_mlp, out)
+
+    def _product(self, x: Array, linear: Linear) -> Array:
+        out = self.wide_rows(len(x), len(linear.weight))
+        self.device.matmul(x, linear.weight, out)
+        return out
+
+    def _add_residual(self, y: Array, linear: Linear, x: Array, norm: Norm, out: Array) -> None:
+        launch = launches.bias_residual(self.name, len(x))
+        self.device.launch(launch, y, linear.bias, x, *self._residual(norm), out, self.d)
+
+    # --- attention -------------------------------------------------------------------------------
+
+    def _attend_from_one(self, query: Array, seen: Seen, context: Array) -> None:
+        """One position of each sequence; the keys are shared out to several blocks."""
+        config, device = self.config, self.device
+        launch = launches.attention_decode(
+            self.name,
+            config.head_dim,
+            seen.batch,
+            config.num_heads,
+            seen.capacity,
+            device.processors,
+            context.dtype.name,
+        )
+        self.device.launch(
+            launch, query, seen.cache.keys, seen.cache.values, seen.is_real, self.slopes, context, seen.partials,
+            seen.arrived, seen.start, *self._cache_shape(seen), self.scale,
+        )  # fmt: skip
+
+    def _attend_from_many(self, query: Array, seen: Seen, context: Array) -> None:
+        config, arch = self.config, self.device.arch
+        shape = (self.name, config.head_dim, seen.batch, config.num_heads, seen.time)
+        launch = launches.attention_rows(*shape)
+        if launches.has_flash(self.name, config.head_dim, arch):
+            launch = launches.attention_flash(*shape, arch)
+        self.device.launch(
+            launch, query, seen.cache.keys, seen.cache.values, seen.is_real, self.slopes, context, seen.start,
+            seen.time, *self._cache_shape(seen), self.scale,
+        )  # fmt: skip
+
+    # --- arguments -------------------------------------------------------------------------------
+
+    def _cache_shape(self, seen: Seen) -> tuple[int, int, int, int]:
+        width = self.config.head_dim
+        return self.config.num_heads, width, cache_stride(width), seen.capacity
+
+    def _norm(self, norm: Norm) -> tuple[Array, Array, float]:
+        return norm.gain, norm.shift, self.config.layer_norm_epsilon
+
+    def _residual(self, norm: Norm) -> tuple[Array, Array, float]:
+        """Null pointers where the block's input is the residual, not its norm (MOD-3)."""
+        return self._norm(norm if self.config.apply_residual_connection_post_layernorm else _NO_NORM)
+
+    def narrow_rows(self, rows: int, width: int) -> Array:
+        return self.device.empty((rows, width), self.dtype)
+
+    def wide_rows(self, rows: int, width: int) -> Array:
+        return self.device.empty((rows, width), self.wide)

@@ -1,0 +1,172 @@
+"""`Device` through CuPy. No other module of this package imports CuPy, and it imports this one late."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import cupy
+import cupyx
+import numpy as np
+from cupy.cuda import runtime
+from cupy_backends.cuda.libs import cublas
+
+from accel.cupy_gpu.device import Array
+from accel.cupy_gpu.launches import Launch
+from accel.cupy_gpu.sources import OPTIONS, Kernel, source
+from bloomref.errors import Unsupported, invalid
+
+_STATIC_SHARED = 48 * 1024
+"""Bytes of shared memory beyond which a kernel has to ask."""
+_EXACT_SUMS = 16
+"""CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: partial sums of a product stay in the accumulation dtype."""
+_CUDA_TYPE = {
+    "float16": runtime.CUDA_R_16F,
+    "bfloat16": runtime.CUDA_R_16BF,
+    "float32": runtime.CUDA_R_32F,
+    "float64": runtime.CUDA_R_64F,
+}
+_CUDA_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+@cache
+def cuda_device(number: int) -> "CudaDevice":
+    """One object for each GPU, so that a kernel is loaded once."""
+    return CudaDevice(number)
+
+
+class CudaDevice:
+    """One GPU, by its number among the visible ones."""
+
+    def __init__(self, number: int) -> None:
+        self._device = cupy.cuda.Device(number)
+        title = runtime.getDeviceProperties(number)["name"].decode()
+        self.name = f"{title} (cupy:{number})"
+        self.arch = int(self._device.compute_capability)
+        self.processors: int = self._device.attributes["MultiProcessorCount"]
+        self._kernels: dict[Kernel, Any] = {}
+        self._scalars = {np.dtype(t): (np.ones(1, t), np.zeros(1, t)) for t in (np.float32, np.float64)}
+        with self._device:
+            self._copies = cupy.cuda.Stream(non_blocking=True)
+
+    # --- memory ----------------------------------------------------------------------------------
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self._allocate(cupy.empty, shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self._allocate(cupy.zeros, shape, dtype)
+
+    def _allocate(self, make: Callable[..., Array], shape: tuple[int, ...], dtype: Any) -> Array:
+        with self._device:
+            try:
+                return make(shape, dtype)
+            except cupy.cuda.memory.OutOfMemoryError as error:
+                raise Unsupported(
+                    f"out of memory on {self.name}: {int(np.prod(shape)) * dtype.itemsize:,} bytes were asked for, "
+                    f"{self.free_bytes():,} are free; use a smaller batch, a shorter length or a narrower dtype"
+                ) from error
+
+    def free_bytes(self) -> int:
+        with self._device:
+            return int(runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
+
+    def upload(self, host: Any) -> Array:
+        made = self.empty(host.shape, host.dtype)
+        with self._device:
+            _bits(made).set(np.ascontiguousarray(host).view(_bits(made).dtype))
+        return made
+
+    def download(self, array: Array) -> Any:
+        with self._device:
+            found: Any = _bits(array).get().view(array.dtype)
+            return found
+
+    def copy(self, target: Array, source: Array) -> None:
+        with self._device:
+            _bits(target)[...] = _bits(source)
+
+    def take(self, array: Array, rows: Any) -> Array:
+        made = self.empty((len(rows), *array.shape[1:]), array.dtype)
+        with self._device:
+            if made.size:
+                cupy.take(_bits(array), cupy.asarray(rows), axis=0, out=_bits(made))
+        return made
+
+    def pinned(self, nbytes: int) -> Any:
+        with self._device:
+            return cupyx.empty_pinned((nbytes,), np.uint8)
+
+    def send(self, source: Any, target: Array) -> Callable[[], None]:
+        with self._device:
+            queued = cupy.cuda.get_current_stream().record()
+            self._copies.wait_event(queued)  # whose memory the target may have been
+            target.data.copy_from_host_async(source.ctypes.data, source.nbytes, self._copies)
+            arrived = self._copies.record()
+        return lambda: arrived.synchronize()
+
+    def adopt(self, x: Any) -> Array:
+        kind, number = map(int, x.__dlpack_device__())
+        if kind not in _CUDA_MEMORY or number != self._device.id:
+            raise invalid("x", f"an array on {self.name}", f"one on DLPack device ({kind}, {number})")
+        with self._device:
+            return cupy.from_dlpack(x)
+
+    # --- work ------------------------------------------------------------------------------------
+
+    def launch(self, launch: Launch, *arguments: Array | int | float | None) -> None:
+        if 0 in launch.grid:
+            return
+        with self._device:
+            kernel = self._kernels.get(launch.kernel) or self._load(launch)
+            kernel(launch.grid, (launch.block, 1, 1), tuple(map(_argument, arguments)), shared_mem=launch.shared)
+
+    def _load(self, launch: Launch) -> Any:
+        """Compiled by NVRTC at its first use on a machine, then found on disk."""
+        name = launch.kernel.expression
+        module = cupy.RawModule(code=source(launch.kernel.module), options=OPTIONS, name_expressions=[name])
+        try:
+            kernel = module.get_function(name)
+            if launch.shared > _STATIC_SHARED:
+                kernel.max_dynamic_shared_size_bytes = launch.shared
+        except cupy.cuda.compiler.CompileException as error:
+            raise Unsupported(_why_not_compiled(str(error))) from error
+        return self._kernels.setdefault(launch.kernel, kernel)
+
+    def matmul(self, x: Array, weight: Array, out: Array) -> None:
+        """cuBLAS counts by columns: there, out^T (N, M) = weight x^T."""
+        (m, k), n = x.shape, len(weight)
+        if m == 0:
+            return
+        one, zero = self._scalars[out.dtype]
+        kind, wide = _CUDA_TYPE[x.dtype.name], _CUDA_TYPE[out.dtype.name]
+        compute = cublas.CUBLAS_COMPUTE_64F if wide == runtime.CUDA_R_64F else cublas.CUBLAS_COMPUTE_32F
+        with self._device:
+            handle = cupy.cuda.device.get_cublas_handle()
+            before = cublas.getMathMode(handle)
+            cublas.setMathMode(handle, _EXACT_SUMS)
+            cublas.gemmEx(
+                handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, n, m, k, one.ctypes.data, weight.data.ptr, kind,
+                weight.shape[1], x.data.ptr, kind, k, zero.ctypes.data, out.data.ptr, wide, n, compute,
+                cublas.CUBLAS_GEMM_DEFAULT,
+            )  # fmt: skip
+            cublas.setMathMode(handle, before)
+
+
+def _bits(array: Array) -> Array:
+    """The same memory as unsigned integers: CuPy need not know the dtype to move it."""
+    return array.view(_BITS[array.dtype.itemsize])
+
+
+def _argument(value: Array | int | float | None) -> Any:
+    if value is None:
+        return np.uintp(0)
+    if isinstance(value, int):
+        return np.int32(value)
+    return np.float64(value) if isinstance(value, float) else value
+
+
+def _why_not_compiled(message: str) -> str:
+    if "cannot open source file" in message:
+        return "a kernel needs the headers of CUDA, which are not installed; pip install 'bloomref[cuda13]'"
+    return f"a kernel does not compile with this version of CUDA: {message.strip().splitlines()[0]}"

@@ -1,0 +1,208 @@
+// ALiBi attention with the keys and values read 16 bytes a lane: any head width, any T.
+//
+// LANES lanes (a power of two) share a key: each holds CHUNKS pieces of 16 bytes of it, so LANES * CHUNKS * 16 bytes cover the
+// head width, and a warp looks at WARP / LANES keys at a time. Each lane group keeps the state of an online softmax; the states
+// are merged within the warp, then over the warps of a block, then over the blocks of a query.
+//
+// query (B, T, H, K) in A; keys and values (B, H, capacity, head_stride) in T; is_real (B, capacity) or null; slopes (H).
+// A query in column i sees the real columns j <= i, with the bias slope * (j - i); one in a padding column sees nothing and
+// gets zeros. Clauses: ATT-3 ... ATT-9, ALI-4, ALI-5.
+
+/// Below every score that can occur; finite, so that the difference of two is not NaN.
+constexpr float NO_SCORE = -1e30f;
+
+/// exp(score - peak) summed over the keys seen so far: `total`, and `sum` = the same times their values.
+template <class A, int N>
+struct Softmax {
+    A peak = A(NO_SCORE), total = 0, sum[N] = {};
+
+    /// Bring the sums to a peak that is no lower than before.
+    __device__ __forceinline__ void raise(A to) {
+        const A factor = exp(peak - to);
+        total *= factor;
+#pragma unroll
+        for (int i = 0; i < N; ++i) sum[i] *= factor;
+        peak = to;
+    }
+
+    /// Add the state of the lane whose number differs in the bits of `lanes`.
+    __device__ __forceinline__ void add_other(int lanes) {
+        const A other = __shfl_xor_sync(ALL_LANES, peak, lanes);
+        raise(other > peak ? other : peak);
+        total += __shfl_xor_sync(ALL_LANES, total, lanes);
+#pragma unroll
+        for (int i = 0; i < N; ++i) sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], lanes);
+    }
+};
+
+/// One query, and what it may see.
+template <class T>
+struct Sight {
+    const Acc<T>* query;          // (K) of one head
+    const T *keys, *values;       // (capacity, stride) of one row and head
+    const unsigned char* is_real; // (capacity), or null
+    Acc<T> slope, scale;
+    int column, head_width, stride;
+
+    __device__ __forceinline__ bool sees_nothing() const { return is_real && !is_real[column]; }
+};
+
+/// The softmax state of one warp after the keys first + (warp's share) ... < last; the same in each of its lane groups.
+template <class T, int LANES, int CHUNKS>
+__device__ __forceinline__ Softmax<Acc<T>, CHUNKS * PER_LOAD<T>> attend(const Sight<T>& sight, int first, int last, int step) {
+    using A = Acc<T>;
+    constexpr int PER = PER_LOAD<T>, N = CHUNKS * PER, GROUPS = WARP / LANES, KEYS = CHUNKS == 1 ? 4 : 1;
+    const int lane = threadIdx.x % LANES, group = threadIdx.x % WARP / LANES;
+    A query[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        const int k = (i / PER * LANES + lane) * PER + i % PER;
+        query[i] = k < sight.head_width ? sight.query[k] * sight.scale : A(0);
+    }
+    Softmax<A, N> state;
+    for (int base = first; base < last; base += step * KEYS * GROUPS) {
+        uint4 key_bits[KEYS][CHUNKS] = {}, value_bits[KEYS][CHUNKS] = {};  // all on their way before the first is needed
+        bool visible[KEYS];
+#pragma unroll
+        for (int u = 0; u < KEYS; ++u) {
+            const int key = base + u * GROUPS + group;
+            visible[u] = key < last && !(sight.is_real && !sight.is_real[key]);
+#pragma unroll
+            for (int c = 0; c < CHUNKS; ++c) {
+                const int k = (c * LANES + lane) * PER;
+                if (visible[u] && k < sight.stride) {
+                    key_bits[u][c] = load_16(sight.keys + size_t(key) * sight.stride + k);
+                    value_bits[u][c] = load_16(sight.values + size_t(key) * sight.stride + k);
+                }
+            }
+        }
+        A score[KEYS] = {}, peak = state.peak;
+#pragma unroll
+        for (int u = 0; u < KEYS; ++u) {
+#pragma unroll
+            for (int c = 0; c < CHUNKS; ++c) {
+                A part[PER];
+                unpack<T>(key_bits[u][c], part);
+#pragma unroll
+                for (int j = 0; j < PER; ++j) score[u] += query[c * PER + j] * part[j];
+            }
+#pragma unroll
+            for (int lanes = LANES / 2; lanes > 0; lanes /= 2) score[u] += __shfl_xor_sync(ALL_LANES, score[u], lanes);
+            score[u] += sight.slope * A(base + u * GROUPS + group - sight.column);
+            if (visible[u] && score[u] > peak) peak = score[u];
+        }
+        state.raise(peak);
+#pragma unroll
+        for (int u = 0; u < KEYS; ++u) {
+            const A weight = visible[u] ? exp(score[u] - peak) : A(0);
+            state.total += weight;
+#pragma unroll
+            for (int c = 0; c < CHUNKS; ++c) {
+                A part[PER];
+                unpack<T>(value_bits[u][c], part);
+#pragma unroll
+                for (int j = 0; j < PER; ++j) state.sum[c * PER + j] += weight * part[j];
+            }
+        }
+    }
+#pragma unroll
+    for (int lanes = LANES; lanes < WARP; lanes *= 2) state.add_other(lanes);
+    return state;
+}
+
+/// Keys that a warp looks at in one turn.
+template <int LANES, int CHUNKS>
+constexpr int KEYS_PER_TURN = (CHUNKS == 1 ? 4 : 1) * WARP / LANES;
+
+/// The plain kernel: one warp a query, for every T and head width, any start. Writes context (B, T, H, K), rounded.
+/// Grid: (time / 4 rounded up, H, B), 4 warps; no shared memory.
+template <class T, int LANES, int CHUNKS>
+__global__ void __launch_bounds__(128, 4) attention_rows(
+    const Acc<T>* __restrict__ query, const T* __restrict__ keys, const T* __restrict__ values,
+    const unsigned char* __restrict__ is_real, const Acc<T>* __restrict__ slopes, T* __restrict__ context,
+    const int* __restrict__ start, int time, int heads, int head_width, int head_stride, int capacity, double scale) {
+    constexpr int PER = PER_LOAD<T>;
+    const int t = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, head = blockIdx.y, batch = blockIdx.z;
+    if (t >= time) return;
+    const CacheShape cache{heads, head_width, head_stride, capacity};
+    const size_t row = ((size_t(batch) * time + t) * heads + head) * head_width, offset = cache.offset(batch, head, 0);
+    const Sight<T> sight{query + row, keys + offset, values + offset, is_real ? is_real + size_t(batch) * capacity : nullptr,
+                         slopes[head], Acc<T>(scale), *start + t, head_width, head_stride};
+    const int last = sight.sees_nothing() ? 0 : sight.column + 1;
+    const auto state = attend<T, LANES, CHUNKS>(sight, 0, last, 1);
+    const Acc<T> inverse = last == 0 ? Acc<T>(0) : Acc<T>(1) / state.total;
+    if (threadIdx.x % WARP >= LANES) return;
+#pragma unroll
+    for (int i = 0; i < CHUNKS * PER; ++i) {
+        const int k = (i / PER * LANES + threadIdx.x % LANES) * PER + i % PER;
+        if (k < head_width) context[row + k] = round_to<T>(state.sum[i] * inverse);
+    }
+}
+
+/// The states of several parts of one query's keys, each (peak, total, sum (K)), `stride` numbers apart, merged in their order:
+/// peak, total, and channel k of the sum.
+__device__ __forceinline__ float3 merge_parts(const float* parts, int count, int stride, int k) {
+    float3 merged = make_float3(NO_SCORE, 0.f, 0.f);
+    for (int i = 0; i < count; ++i) merged.x = fmaxf(merged.x, parts[size_t(i) * stride]);
+    for (int i = 0; i < count; ++i) {
+        const float* const part = parts + size_t(i) * stride;
+        const float factor = expf(part[0] - merged.x);
+        merged.y += factor * part[1];
+        merged.z += factor * part[2 + k];
+    }
+    return merged;
+}
+
+/// One query a row of the batch (time = 1), its keys divided over gridDim.x blocks; the block that finishes last merges them,
+/// in their order, so that a result never depends on who was last. C, the type of context (B, H, K): float where a
+/// matrix-vector kernel reads it, T where a GEMM does.
+///
+/// Grid: (splits, H, B), 4 warps, which is 4 (K + 2) floats of shared memory, rounded up to whole lanes.
+/// partials: (B, H, splits, K + 2) floats; arrived: (B, H) ints, zero before and after.
+template <class T, class C, int LANES, int CHUNKS>
+__global__ void __launch_bounds__(128, 4) attention_decode(
+    const float* __restrict__ query, const T* __restrict__ keys, const T* __restrict__ values,
+    const unsigned char* __restrict__ is_real, const float* __restrict__ slopes, C* __restrict__ context, float* partials,
+    int* arrived, const int* __restrict__ start, int heads, int head_width, int head_stride, int capacity, double scale) {
+    constexpr int PER = PER_LOAD<T>, TURN = KEYS_PER_TURN<LANES, CHUNKS>, PART = 2 + LANES * CHUNKS * PER;
+    DYNAMIC_SHARED(float, parts);  // (warps, PART)
+    __shared__ bool is_last;
+    const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP, head = blockIdx.y, batch = blockIdx.z;
+    const int pair = batch * heads + head, splits = gridDim.x, part = head_width + 2;
+    const CacheShape cache{heads, head_width, head_stride, capacity};
+    const size_t offset = cache.offset(batch, head, 0);
+    const Sight<T> sight{query + size_t(pair) * head_width, keys + offset, values + offset,
+                         is_real ? is_real + size_t(batch) * capacity : nullptr, slopes[head], float(scale), *start, head_width,
+                         head_stride};
+
+    const int visible = sight.sees_nothing() ? 0 : sight.column + 1, share = (visible + splits - 1) / splits;
+    const int first = blockIdx.x * share, last = min(visible, first + share);
+    const auto state = attend<T, LANES, CHUNKS>(sight, first + warp * TURN, last, warps);
+    if (threadIdx.x % WARP < LANES) {
+#pragma unroll
+        for (int i = 0; i < CHUNKS * PER; ++i)
+            parts[warp * PART + 2 + (i / PER * LANES + threadIdx.x % LANES) * PER + i % PER] = state.sum[i];
+        parts[warp * PART] = state.peak;
+        parts[warp * PART + 1] = state.total;
+    }
+    __syncthreads();
+
+    float* const mine = partials + (size_t(pair) * splits + blockIdx.x) * part;
+    for (int k = threadIdx.x; k < head_width; k += blockDim.x) {
+        const float3 merged = merge_parts(parts, warps, PART, k);
+        mine[0] = merged.x;
+        mine[1] = merged.y;
+        mine[2 + k] = merged.z;
+    }
+    __threadfence();  // this block's part is seen by all before its arrival is counted
+    __syncthreads();
+    if (threadIdx.x == 0) is_last = atomicAdd(arrived + pair, 1) == splits - 1;
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+    for (int k = threadIdx.x; k < head_width; k += blockDim.x) {
+        const float3 merged = merge_parts(partials + size_t(pair) * splits * part, splits, part, k);
+        context[size_t(pair) * head_width + k] = round_to<C>(visible == 0 ? 0.f : merged.z / merged.y);
+    }
+    if (threadIdx.x == 0) arrived[pair] = 0;
+}

@@ -1,0 +1,147 @@
+// What every kernel uses: the two dtypes of NUM-2, loads of 16 bytes, sums over a block, layer norm.
+//
+// T is the compute dtype (float, __half, __nv_bfloat16 or double): weights, hidden states, keys and values.
+// A = Acc<T> is the accumulation dtype (double for double, else float): everything between a load and a store.
+
+constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+template <class T>
+struct Accumulation {
+    using type = float;
+};
+template <>
+struct Accumulation<double> {
+    using type = double;
+};
+template <class T>
+using Acc = typename Accumulation<T>::type;
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+/// The one rounding of NUM-2: to nearest, ties to even.
+template <class T>
+__device__ __forceinline__ T round_to(Acc<T> x) {
+    return x;
+}
+template <>
+__device__ __forceinline__ __half round_to<__half>(float x) {
+    return __float2half_rn(x);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 round_to<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+/// Numbers in a load of 16 bytes.
+template <class T>
+constexpr int PER_LOAD = 16 / sizeof(T);
+
+template <class T>
+__device__ __forceinline__ void unpack(const uint4& bits, Acc<T>* x) {
+    const T* const numbers = reinterpret_cast<const T*>(&bits);
+#pragma unroll
+    for (int j = 0; j < PER_LOAD<T>; ++j) x[j] = widen(numbers[j]);
+}
+
+/// Elements [k, k + N) of a row of `width`, with zeros beyond its end; k is a multiple of N. `whole`: the width is a multiple of N,
+/// as it is for every published model, so that each row starts on 16 bytes; others are read one number at a time.
+template <int N, class T>
+__device__ __forceinline__ void load_row(bool whole, const T* row, int k, int width, Acc<T> (&x)[N]) {
+    if (whole) {
+#pragma unroll
+        for (int j = 0; j < N; j += PER_LOAD<T>) unpack<T>(load_16(row + k + j), x + j);
+    } else {
+#pragma unroll
+        for (int j = 0; j < N; ++j) x[j] = k + j < width ? widen(row[k + j]) : Acc<T>(0);
+    }
+}
+
+template <class A>
+__device__ __forceinline__ A warp_sum(A x) {
+#pragma unroll
+    for (int lane = WARP / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(ALL_LANES, x, lane);
+    return x;
+}
+
+/// Each x[i] becomes its sum over the threads of the block, in the same order whenever it is run.
+/// `scratch`: shared memory for N numbers a warp. Every thread of the block takes part.
+template <int N, class A>
+__device__ __forceinline__ void block_sum(A (&x)[N], A* scratch) {
+    const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        x[i] = warp_sum(x[i]);
+        if (threadIdx.x % WARP == 0) scratch[warp * N + i] = x[i];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        x[i] = 0;
+        for (int w = 0; w < warps; ++w) x[i] += scratch[w * N + i];
+    }
+    __syncthreads();  // the scratch space may be written again
+}
+
+/// Mean and 1 / sqrt(variance + epsilon) of each of `rows` rows (rows, width), rows <= ROWS. Clause: EMB-3.
+template <int ROWS, class T>
+__device__ __forceinline__ void moments(
+    bool whole, const T* x, int rows, int width, double epsilon, Acc<T>* scratch, Acc<T> (&mean)[ROWS], Acc<T> (&inverse)[ROWS]) {
+    using A = Acc<T>;
+    constexpr int N = PER_LOAD<T>;
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) mean[r] = inverse[r] = 0;
+    for (int k = threadIdx.x * N; k < width; k += blockDim.x * N) {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            if (r >= rows) break;
+            A part[N];
+            load_row<N>(whole, x + size_t(r) * width, k, width, part);
+#pragma unroll
+            for (int j = 0; j < N; ++j) mean[r] += part[j];
+        }
+    }
+    block_sum(mean, scratch);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) mean[r] /= width;
+    for (int k = threadIdx.x * N; k < width; k += blockDim.x * N) {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            if (r >= rows) break;
+            A part[N];
+            load_row<N>(whole, x + size_t(r) * width, k, width, part);
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                const A centred = k + j < width ? part[j] - mean[r] : A(0);
+                inverse[r] += centred * centred;
+            }
+        }
+    }
+    block_sum(inverse, scratch);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) inverse[r] = A(1) / sqrt(inverse[r] / width + A(epsilon));
+}
+
+/// x/2 (1 + tanh(0.79788456 x (1 + 0.044715 x^2))). Clause: MLP-2.
+template <class A>
+__device__ __forceinline__ A gelu(A x) {
+    return x * A(0.5) * (A(1) + tanh(A(0.79788456) * x * (A(1) + A(0.044715) * x * x)));
+}
+
+/// Where row b * time + t of the fused projection goes: element n is channel k of head h's query, key or value. Clause: ATT-2.
+struct Projected {
+    int head, part, channel;
+    __device__ __forceinline__ Projected(int n, int head_width)
+        : head(n / (3 * head_width)), part(n / head_width % 3), channel(n % head_width) {}
+};
+
+/// Shapes of one layer's keys and values, (B, H, capacity, stride), and the first column of this call.
+struct CacheShape {
+    int heads, head_width, stride, capacity;
+    __device__ __forceinline__ size_t offset(int batch, int head, int column) const {
+        return ((size_t(batch) * heads + head) * capacity + column) * stride;
+    }
+};

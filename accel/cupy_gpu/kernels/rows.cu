@@ -1,0 +1,72 @@
+// Kernels around the matrix products of a GEMM library, one block a row. Any T, double included.
+//
+// Shared memory: one number of A a warp. A `gain` that is null asks for the residual form without the norm (MOD-3).
+
+/// out[r] = LN(table[ids[r]]). Grid: rows. Clauses: EMB-3 ... EMB-6.
+template <class T>
+__global__ void __launch_bounds__(256) embed_norm(
+    const int* __restrict__ ids, const T* __restrict__ table, int table_stride, const Acc<T>* __restrict__ gain,
+    const Acc<T>* __restrict__ shift, double epsilon, T* __restrict__ out, int width) {
+    DYNAMIC_SHARED(Acc<T>, scratch);
+    const T* const row = table + size_t(ids[blockIdx.x]) * table_stride;
+    Acc<T> mean[1], inverse[1];
+    moments(width % PER_LOAD<T> == 0, row, 1, width, epsilon, scratch, mean, inverse);
+    for (int k = threadIdx.x; k < width; k += blockDim.x)
+        out[size_t(blockIdx.x) * width + k] = round_to<T>((widen(row[k]) - mean[0]) * inverse[0] * gain[k] + shift[k]);
+}
+
+/// out[r] = LN(x[r]), rounded: the final norm, or what enters a GEMM. Grid: rows. Clauses: EMB-3, ATT-1, MLP-1, MOD-4.
+template <class T>
+__global__ void __launch_bounds__(256) layer_norm(
+    const T* __restrict__ x, const Acc<T>* __restrict__ gain, const Acc<T>* __restrict__ shift, double epsilon,
+    T* __restrict__ out, int width) {
+    DYNAMIC_SHARED(Acc<T>, scratch);
+    const T* const row = x + size_t(blockIdx.x) * width;
+    Acc<T> mean[1], inverse[1];
+    moments(width % PER_LOAD<T> == 0, row, 1, width, epsilon, scratch, mean, inverse);
+    for (int k = threadIdx.x; k < width; k += blockDim.x)
+        out[size_t(blockIdx.x) * width + k] = round_to<T>((widen(row[k]) - mean[0]) * inverse[0] * gain[k] + shift[k]);
+}
+
+/// fused (rows, 3 H K) + bias: queries (rows, H K) in A, keys and values rounded into the columns [start, start + time) of the
+/// cache. Grid: rows. Clauses: ATT-2, NUM-2, KVC-1.
+template <class T>
+__global__ void __launch_bounds__(256) qkv_split(
+    const Acc<T>* __restrict__ fused, const Acc<T>* __restrict__ bias, Acc<T>* __restrict__ query, T* __restrict__ keys,
+    T* __restrict__ values, const int* __restrict__ start, int time, int heads, int head_width, int head_stride, int capacity) {
+    const CacheShape cache{heads, head_width, head_stride, capacity};
+    const int width = heads * head_width, batch = blockIdx.x / time, column = *start + blockIdx.x % time;
+    for (int n = threadIdx.x; n < 3 * width; n += blockDim.x) {
+        const Acc<T> x = fused[size_t(blockIdx.x) * 3 * width + n] + bias[n];
+        const Projected to(n, head_width);
+        if (to.part == 0)
+            query[size_t(blockIdx.x) * width + to.head * head_width + to.channel] = x;
+        else
+            (to.part == 1 ? keys : values)[cache.offset(batch, to.head, column) + to.channel] = round_to<T>(x);
+    }
+}
+
+/// out = gelu(y + bias), rounded: what enters the down projection. Grid: rows. Clauses: MLP-2, MLP-3.
+template <class T>
+__global__ void __launch_bounds__(256) bias_gelu(
+    const Acc<T>* __restrict__ y, const Acc<T>* __restrict__ bias, T* __restrict__ out, int width) {
+    const size_t row = size_t(blockIdx.x) * width;
+    for (int n = threadIdx.x; n < width; n += blockDim.x) out[row + n] = round_to<T>(gelu(y[row + n] + bias[n]));
+}
+
+/// out = residual + (y + bias), rounded once; the residual is x, or LN(x) where a gain is given. Grid: rows.
+/// Clauses: MOD-3, NUM-2.
+template <class T>
+__global__ void __launch_bounds__(256) bias_residual(
+    const Acc<T>* __restrict__ y, const Acc<T>* __restrict__ bias, const T* __restrict__ x, const Acc<T>* __restrict__ gain,
+    const Acc<T>* __restrict__ shift, double epsilon, T* __restrict__ out, int width) {
+    DYNAMIC_SHARED(Acc<T>, scratch);
+    const size_t row = size_t(blockIdx.x) * width;
+    Acc<T> mean[1], inverse[1];
+    if (gain) moments(width % PER_LOAD<T> == 0, x + row, 1, width, epsilon, scratch, mean, inverse);
+    for (int n = threadIdx.x; n < width; n += blockDim.x) {
+        Acc<T> residual = widen(x[row + n]);
+        if (gain) residual = (residual - mean[0]) * inverse[0] * gain[n] + shift[n];
+        out[row + n] = round_to<T>(residual + (y[row + n] + bias[n]));
+    }
+}

@@ -1,0 +1,171 @@
+"""How each kernel is launched: instantiation, grid, threads of a block, bytes of shared memory.
+
+One description for whoever launches, on a device or in an emulator. The arguments of a kernel stand at its head in kernels/.
+A grid with a zero in it (no rows) is not launched at all.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from accel.cupy_gpu.sources import ITEMSIZE, Kernel, kernel
+
+WARP = 32
+MATVEC_ROWS = 16
+"""More rows than this go through a GEMM."""
+FLASH_WIDTH = 128
+"""The widest head that the tensor-core kernel keeps in registers without spilling, in every generation."""
+
+_ROW_WARPS = 8
+_ATTENTION_WARPS = 4
+_MATVEC_WARPS = 8
+_OUTPUTS = 4  # of a group of warps: as many loads of 16 bytes are on their way at once
+_TILE = 64
+
+
+@dataclass(frozen=True)
+class Launch:
+    """`splits`: the argument of that name of a matrix-vector kernel."""
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    block: int
+    shared: int
+    splits: int = 0
+
+
+class DecodeWorkspace(NamedTuple):
+    """Sizes of two arguments of attention_decode: floats of `partials`, ints of `arrived`, which starts as zeros."""
+
+    partials: int
+    arrived: int
+
+
+def weight_stride(width: int) -> int:
+    """Numbers from a row of a weight matrix to the next, zeros beyond `width`: each row starts on 16 bytes."""
+    return (width + 7) // 8 * 8
+
+
+def cache_stride(head_width: int) -> int:
+    """The same of keys and values."""
+    return (head_width + 7) // 8 * 8
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def embed_norm(dtype: str, rows: int) -> Launch:
+    return _rows("embed_norm", dtype, rows)
+
+
+def layer_norm(dtype: str, rows: int) -> Launch:
+    return _rows("layer_norm", dtype, rows)
+
+
+def qkv_split(dtype: str, rows: int) -> Launch:
+    return _rows("qkv_split", dtype, rows)
+
+
+def bias_gelu(dtype: str, rows: int) -> Launch:
+    return _rows("bias_gelu", dtype, rows)
+
+
+def bias_residual(dtype: str, rows: int) -> Launch:
+    return _rows("bias_residual", dtype, rows)
+
+
+def _rows(name: str, dtype: str, rows: int) -> Launch:
+    return Launch(kernel("rows", name, dtype), (rows, 1, 1), _ROW_WARPS * WARP, _ROW_WARPS * max(4, ITEMSIZE[dtype]))
+
+
+# --- attention -----------------------------------------------------------------------------------
+
+
+def lanes_and_chunks(dtype: str, head_width: int) -> tuple[int, int]:
+    """Lanes that share a key, and the pieces of 16 bytes that each of them holds."""
+    pieces = -(-head_width * ITEMSIZE[dtype] // 16)
+    lanes = min(WARP, 1 << (pieces - 1).bit_length())
+    return lanes, -(-pieces // lanes)
+
+
+def attention_rows(dtype: str, head_width: int, batch: int, heads: int, time: int) -> Launch:
+    """The plain kernel, for every dtype and head width."""
+    chosen = kernel("attention", "attention_rows", dtype, *lanes_and_chunks(dtype, head_width))
+    return Launch(chosen, (-(-time // _ATTENTION_WARPS), heads, batch), _ATTENTION_WARPS * WARP, 0)
+
+
+def has_flash(dtype: str, head_width: int, arch: int) -> bool:
+    """Whether `attention_flash` runs this; `arch` is 90 for sm_90. Before sm_80 no tensor core multiplies bfloat16."""
+    return head_width <= FLASH_WIDTH and (dtype == "float16" or (dtype == "bfloat16" and arch >= 80))
+
+
+def attention_flash(dtype: str, head_width: int, batch: int, heads: int, time: int, arch: int) -> Launch:
+    """The tensor-core kernel. Two stages need asynchronous copies, and more shared memory than sm_75 has."""
+    width, stages = -(-head_width // 16) * 16, 2 if arch >= 80 else 1
+    shared = (1 + 2 * stages) * _TILE * (width + 8) * 2
+    chosen = kernel("flash", "attention_flash", dtype, width, stages)
+    return Launch(chosen, (-(-time // _TILE), heads, batch), _ATTENTION_WARPS * WARP, shared)
+
+
+def decode_splits(batch: int, heads: int, capacity: int, processors: int) -> int:
+    """Blocks that share the keys of one query: about four blocks a processor, none with fewer than 64 keys of a full cache."""
+    wanted = -(-4 * processors // max(1, batch * heads))
+    return max(1, min(wanted, capacity // 64))
+
+
+def attention_decode(
+    dtype: str, head_width: int, batch: int, heads: int, capacity: int, processors: int, context: str
+) -> Launch:
+    """One query a row; `context` is the dtype of the result, float32 or `dtype`."""
+    lanes, chunks = lanes_and_chunks(dtype, head_width)
+    shared = _ATTENTION_WARPS * (2 + lanes * chunks * 16 // ITEMSIZE[dtype]) * 4
+    chosen = kernel("attention", "attention_decode", dtype, context, lanes, chunks)
+    grid = (decode_splits(batch, heads, capacity, processors), heads, batch)
+    return Launch(chosen, grid, _ATTENTION_WARPS * WARP, shared)
+
+
+def decode_workspace(batch: int, heads: int, head_width: int, capacity: int, processors: int) -> DecodeWorkspace:
+    splits = decode_splits(batch, heads, capacity, processors)
+    return DecodeWorkspace(batch * heads * splits * (head_width + 2), batch * heads)
+
+
+# --- matrix-vector products ----------------------------------------------------------------------
+
+
+def qkv_matvec(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
+    return _matvec("qkv_matvec", dtype, rows, width, outputs, processors)
+
+
+def gelu_matvec(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
+    return _matvec("gelu_matvec", dtype, rows, width, outputs, processors)
+
+
+def residual_matvec(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
+    return _matvec("residual_matvec", dtype, rows, width, outputs, processors)
+
+
+def head_matvec(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
+    return _matvec("head_matvec", dtype, rows, width, outputs, processors)
+
+
+def argmax_merge(rows: int) -> Launch:
+    return Launch(kernel("matvec", "argmax_merge"), (rows, 1, 1), WARP, 0)
+
+
+def splits(dtype: str, width: int, outputs: int, processors: int) -> int:
+    """Warps that share an output: enough for 16 warps a processor, but none without a full load of its own."""
+    groups, loads = -(-outputs // _OUTPUTS), -(-width * ITEMSIZE[dtype] // (16 * WARP))
+    number = 1
+    while number < _MATVEC_WARPS and number * groups < 16 * processors and 2 * number <= loads:
+        number *= 2
+    return number
+
+
+def _matvec(name: str, dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
+    held = 1 << (rows - 1).bit_length()
+    number = splits(dtype, width, outputs, processors)
+    blocks = -(-outputs // (_OUTPUTS * _MATVEC_WARPS // number))
+    shared = (_MATVEC_WARPS * _OUTPUTS + 2) * held * 4
+    chosen = kernel(
+        "matvec", name, dtype, held, _OUTPUTS, width % 8 == 0 and (outputs % 8 == 0 or name != "residual_matvec")
+    )
+    return Launch(chosen, (min(blocks, 8 * processors), 1, 1), _MATVEC_WARPS * WARP, shared, number)

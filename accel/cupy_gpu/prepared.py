@@ -1,0 +1,184 @@
+"""One model on one device, behind bloomref's interface: positions, pieces, and what crosses between host and device."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from accel.cupy_gpu import memory
+from accel.cupy_gpu.blocks import Blocks, Seen
+from accel.cupy_gpu.cache import Cache
+from accel.cupy_gpu.device import Array, Device
+from accel.cupy_gpu.loading import load
+from bloomref import alibi
+from bloomref.config import BloomConfig
+from bloomref.dtypes import DTypePolicy, accumulation_dtype
+from bloomref.errors import invalid
+from bloomref.params import Params
+from bloomref.runtime.backend import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """(B T, D) numbers of the compute dtype on the device. To other libraries, by DLPack, it is one (B, T, D) array."""
+
+    rows: Array
+    batch: int
+    time: int
+
+    @property
+    def array(self) -> Array:
+        """(B, T, D), the same memory."""
+        return self.rows.reshape(self.batch, self.time, self.rows.shape[1])
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Positions of a call that are computed together: whole sequences, or a part of one.
+
+    Args:
+        rows: of the hidden states.
+        sequences: of the batch.
+        batch, time: how many sequences, and positions of each.
+        number: which part of its sequences it is.
+    """
+
+    rows: slice
+    sequences: slice
+    batch: int
+    time: int
+    number: int
+
+
+def pieces(batch: int, time: int, limit: int) -> Iterator[Piece]:
+    """(batch, time) cut into pieces of at most `limit` positions; the parts of a sequence come in order."""
+    if batch * time == 0:
+        return
+    length, group = min(time, limit), max(1, limit // time)
+    for first in range(0, batch, group):
+        last = min(first + group, batch)
+        for begin in range(0, time, length):
+            end = min(begin + length, time)
+            rows = slice(first * time + begin, (last - 1) * time + end)
+            yield Piece(rows, slice(first, last), last - first, end - begin, begin // length)
+
+
+class CupyPrepared:
+    """One model's weights on the device. Work is queued on the stream that is current when a method is called."""
+
+    def __init__(self, device: Device, params: Params, config: BloomConfig, policy: DTypePolicy) -> None:
+        self.device, self.config, self.policy = device, config, policy
+        self.dtype = policy.compute_dtype
+        self._weights = load(device, params, config, policy)
+        slopes = alibi.slopes(config.num_heads, accumulation_dtype(self.dtype))
+        self._blocks = Blocks(device, config, self.dtype, device.upload(slopes))
+
+    # --- the interface ---------------------------------------------------------------------------
+
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        """Raises Unsupported, with what would fit, where the device has no room for it."""
+        memory.check_cache_fits(self.device, self.config, self.policy, batch, capacity)
+        return Cache.zeros(self.device, self.config, self.dtype, batch, capacity)
+
+    def embed(self, token_ids: Any) -> Hidden:
+        ids = self.device.upload(np.ascontiguousarray(token_ids, np.int32).reshape(-1))
+        weights = self._weights
+        return Hidden(self._blocks.embed(ids, weights.embedding, weights.ln_embedding), *token_ids.shape)
+
+    def attention_block(self, layer: int, x: Hidden, cache: Cache, step: Step) -> Hidden:
+        weights, (starts, is_real) = self._weights.layers[layer], self._columns(step, cache)
+        out = self._blocks.narrow_rows(*x.rows.shape)
+        for piece in pieces(x.batch, x.time, memory.CHUNK_ROWS):
+            seen = Seen(
+                starts[piece.number : piece.number + 1],
+                None if is_real is None else is_real[piece.sequences],
+                cache.layers[layer][piece.sequences],
+                cache.partials,
+                cache.arrived,
+                piece.batch,
+                piece.time,
+                cache.capacity,
+            )
+            self._blocks.attention(weights, x.rows[piece.rows], seen, out[piece.rows])
+        return Hidden(out, x.batch, x.time)
+
+    def mlp_block(self, layer: int, x: Hidden) -> Hidden:
+        weights, out = self._weights.layers[layer], self._blocks.narrow_rows(*x.rows.shape)
+        for row in range(0, len(out), memory.CHUNK_ROWS):
+            rows = slice(row, row + memory.CHUNK_ROWS)
+            self._blocks.mlp(weights, x.rows[rows], out[rows])
+        return Hidden(out, x.batch, x.time)
+
+    def final_norm(self, x: Hidden) -> Hidden:
+        return Hidden(self._blocks.norm(x.rows, self._weights.ln_final), x.batch, x.time)
+
+    def logits(self, x: Hidden, last_only: bool) -> Any:
+        rows = self._last(x) if last_only else x.rows
+        out = np.empty((len(rows), self.config.vocabulary_size), self._blocks.wide)
+        step = memory.logits_rows(self.config, self.policy)
+        for row in range(0, len(out), step):
+            out[row : row + step] = self.device.download(
+                self._blocks.scores(rows[row : row + step], self._weights.head)
+            )
+        return out.reshape(self._scores_shape(x, last_only))
+
+    def to_host(self, x: Hidden) -> Any:
+        return self.device.download(x.array)
+
+    def from_host(self, x: Any) -> Hidden:
+        batch, time, width = x.shape
+        return Hidden(self.device.upload(np.ascontiguousarray(x, self.dtype).reshape(batch * time, width)), batch, time)
+
+    # --- arrays of other libraries ---------------------------------------------------------------
+
+    def from_dlpack(self, x: Any) -> Hidden:
+        """Hidden states from an array (B, T, D) of the compute dtype on this device, such as a torch tensor. Not copied.
+
+        Raises:
+            InvalidInput: another shape, dtype, or an array that is not contiguous.
+        """
+        array, width = self.device.adopt(x), self.config.hidden_dim
+        if array.ndim != 3 or array.shape[2] != width or array.dtype != self.dtype or not array.flags.c_contiguous:
+            wanted = f"a contiguous {self.dtype.name} array of shape (B, T, {width})"
+            raise invalid("x", wanted, f"{array.dtype.name} {array.shape}")
+        return Hidden(array.reshape(-1, width), *array.shape[:2])
+
+    def scores(self, x: Hidden, last_only: bool) -> Array:
+        """What `logits` returns, left on the device: (B, T, V), or (B, 1, V) of the last position."""
+        rows = self._last(x) if last_only else x.rows
+        return self._blocks.scores(rows, self._weights.head).reshape(self._scores_shape(x, last_only))
+
+    # --- positions -------------------------------------------------------------------------------
+
+    def _columns(self, step: Step, cache: Cache) -> tuple[Array, Array | None]:
+        """The first column of each part of a long sequence, and which columns are real unless all are; once a call."""
+        key = f"cupy, {cache.capacity} columns"
+        if key not in step.derived:
+            batch, stop = step.key_is_real.shape
+            starts = np.arange(step.start, max(stop, step.start + 1), memory.CHUNK_ROWS, dtype=np.int32)
+            is_real = None
+            if not step.is_dense:
+                padded = np.zeros((batch, cache.capacity), np.uint8)
+                padded[:, :stop] = step.key_is_real
+                is_real = self.device.upload(padded)
+            step.derived[key] = self.device.upload(starts), is_real
+        found: tuple[Array, Array | None] = step.derived[key]
+        return found
+
+    def _last(self, x: Hidden) -> Array:
+        """The rows (B, D) of the last position; none of an empty sequence."""
+        if x.time <= 1:
+            return x.rows
+        out = self._blocks.narrow_rows(x.batch, self.config.hidden_dim)
+        self.device.copy(out, x.array[:, -1])
+        return out
+
+    def _scores_shape(self, x: Hidden, last_only: bool) -> tuple[int, int, int]:
+        return x.batch, min(x.time, 1) if last_only else x.time, self.config.vocabulary_size

@@ -1,0 +1,119 @@
+"""Finds the GPU; where there is none that can be used, says in one sentence what is missing and what to do."""
+
+import importlib
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from accel.cupy_gpu.device import Device
+from bloomref.errors import Unsupported, invalid
+
+PACKAGES = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x", "cupy-rocm-7-0")
+"""All of these bring the module `cupy`; only one may be installed."""
+OLDEST_CUPY = 14
+OLDEST_ARCH = 75
+_NO_DRIVER, _NO_DEVICE = 35, 100  # cudaErrorInsufficientDriver, cudaErrorNoDevice
+_NO_GPU = "there is no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it; use another backend"
+
+
+def device_number(text: str) -> int | None:
+    """The number in a backend's name, "1" of "cupy:1"; None where there is none.
+
+    Raises:
+        InvalidInput: when it is no number.
+    """
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal()):
+        raise invalid("backend", "cupy, or cupy: and the number of a device", repr(f"cupy:{text}"))
+    return int(text)
+
+
+def find_device(number: int | None) -> Device:
+    """The GPU of that number, or CuPy's current device.
+
+    Raises:
+        Unsupported: in one sentence, why there is none.
+    """
+    _check_packages()
+    cupy = _import_cupy()
+    count = _count_devices(cupy.cuda.runtime)
+    number = cupy.cuda.runtime.getDevice() if number is None else number
+    if number >= count:
+        known = "cupy:0 alone" if count == 1 else f"cupy:0 to cupy:{count - 1}"
+        raise Unsupported(f"there is no device {number}; this machine has {known}")
+    device = _open(cupy, number)
+    if device.arch < OLDEST_ARCH:
+        capability = f"{device.arch // 10}.{device.arch % 10}"
+        raise Unsupported(
+            f"{device.name} has compute capability {capability}, older than the 7.5 (Turing) needed; use another backend"
+        )
+    return device
+
+
+def _open(cupy: Any, number: int) -> Device:
+    """CuPy loads these two libraries when they are asked for."""
+    try:
+        cupy.cuda.nvrtc.getVersion()
+        from accel.cupy_gpu.cuda_device import cuda_device
+    except (ImportError, OSError, RuntimeError) as error:
+        raise Unsupported(
+            "CuPy does not find cuBLAS or NVRTC, libraries of CUDA; pip install 'bloomref[cuda13]'"
+        ) from error
+    return cuda_device(number)
+
+
+def _check_packages() -> None:
+    found = [name for name in PACKAGES if _installed(name)]
+    if len(found) > 1:
+        raise Unsupported(
+            f"{' and '.join(found)} overwrite each other's files; pip uninstall {' '.join(found)}, then install one"
+        )
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _import_cupy() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whatever it warns of, the checks here say what to do
+            cupy = importlib.import_module("cupy")
+    except Exception as error:  # a missing library of CUDA shows as ImportError, OSError or AttributeError
+        reason = str(error).strip(" =\n").splitlines()[-1:] or [type(error).__name__]
+        raise Unsupported(
+            f"cupy cannot be imported ({reason[0].strip()}); pip install --force-reinstall 'bloomref[cuda13]'"
+        ) from error
+    if int(cupy.__version__.split(".")[0]) < OLDEST_CUPY:
+        raise Unsupported(
+            f"cupy {cupy.__version__} is older than the {OLDEST_CUPY}.0 needed; pip install --upgrade 'bloomref[cuda13]'"
+        )
+    return cupy
+
+
+def _count_devices(runtime: Any) -> int:
+    try:
+        count = int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+        if driver == 0:
+            reason = "no NVIDIA driver is loaded on this machine; install one, or use another backend"
+        elif error.status == _NO_DRIVER:
+            older = " or pip install 'bloomref[cuda12]'" if driver // 1000 == 12 else ""
+            reason = f"the NVIDIA driver is for CUDA {_cuda(driver)}, this CuPy for {_cuda(needed)}; update the driver{older}"
+        elif error.status == _NO_DEVICE:
+            reason = _NO_GPU
+        else:
+            reason = f"the NVIDIA driver does not answer ({error}); see whether nvidia-smi does"
+        raise Unsupported(reason) from error
+    if count == 0:
+        raise Unsupported(_NO_GPU)
+    return count
+
+
+def _cuda(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"

@@ -1,0 +1,139 @@
+"""What a GPU has to show beside the parity suite, each as a function of a backend's name, so that an emulated one can try it.
+
+python -m benchmarks.gpu_checks greedy --backend cupy      the reference's tokens, in float32, at bloom-560m's dimensions
+python -m benchmarks.gpu_checks repeat --backend cupy      the same bits, again and in another process
+python -m benchmarks.gpu_checks exercise --backend cupy    every kernel once; to be run under compute-sanitizer
+"""
+
+import argparse
+import hashlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from benchmarks.model import model_config
+from bloomref import BloomBackbone, BloomCausalLM
+from bloomref.config import BloomConfig
+from bloomref.dtypes import dtype_policy
+from bloomref.params import init_params
+from bloomref.runtime.engine import Engine
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+WIDTHS = (64, 80, 96, 128, 33)
+PRESET = "bloom_560m_multi"
+SMALL = "small"
+"""In the place of a preset: sizes for a processor that only plays a GPU."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("check", choices=("greedy", "repeat", "digest", "exercise"))
+    parser.add_argument("--backend", default="cupy")
+    parser.add_argument("--preset", default=PRESET, help=f"whose dimensions to use, or {SMALL}")
+    arguments = parser.parse_args()
+    checks = {"greedy": greedy, "repeat": repeat, "digest": digest, "exercise": exercise}
+    print(checks[arguments.check](arguments.backend, arguments.preset))
+
+
+def config_of(preset: str) -> Any:
+    """BLOOM's dimensions, or tiny ones whose heads still take the tensor-core kernel."""
+    if preset != SMALL:
+        return model_config(preset)
+    return BloomConfig(vocabulary_size=300, num_layers=2, num_heads=2, hidden_dim=128, intermediate_dim=256)
+
+
+# --- the reference's tokens --------------------------------------------------------------------------------------
+
+
+def greedy(backend: str, preset: str, tokens: int = 48) -> str:
+    """Three prompts of other lengths, together and alone, on random weights in float32.
+
+    Raises:
+        AssertionError: naming the first token that differs.
+    """
+    config = config_of(preset)
+    params = init_params(config, 0)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(4, config.vocabulary_size, n).tolist() for n in (1, 20, 33)]
+    found, expected = (_continue(name, params, config, prompts, tokens) for name in (backend, "numpy"))
+    for i, (ours, reference) in enumerate(zip(found, expected, strict=True)):
+        wrong = [t for t, pair in enumerate(zip(ours, reference, strict=True)) if pair[0] != pair[1]]
+        assert not wrong, f"prompt {i % 3}: token {wrong[0]} is {ours[wrong[0]]}, the reference's {reference[wrong[0]]}"
+    return f"{tokens} tokens behind each of {len(prompts)} prompts, together and alone"
+
+
+def _continue(backend: str, params: Any, config: Any, prompts: list[list[int]], tokens: int) -> list[Any]:
+    model = BloomCausalLM(BloomBackbone.from_params(config, params, dtype_policy("float32"), backend=backend))
+    options: dict[str, Any] = {"max_new_tokens": tokens, "stop_token_ids": None}
+    return [*model.generate(prompts, **options), *(model.generate(prompt, **options) for prompt in prompts)]
+
+
+# --- the same bits -----------------------------------------------------------------------------------------------
+
+
+def repeat(backend: str, preset: str) -> str:
+    """Twice in this process, once in another.
+
+    Raises:
+        AssertionError: naming the dtype.
+    """
+    command = [sys.executable, "-m", "benchmarks.gpu_checks", "digest", "--backend", backend, "--preset", preset]
+    runs = [digest(backend, preset), digest(backend, preset)]
+    runs.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    for dtype, *seen in zip(DTYPES, *(run.split() for run in runs), strict=True):
+        assert len(set(seen)) == 1, f"{dtype}: three runs gave {len(set(seen))} results"
+    return f"{len(DTYPES)} dtypes, three runs, the same bits"
+
+
+def digest(backend: str, preset: str) -> str:
+    """Of all bits of a prompt's and 8 decoding steps' logits, one word a dtype."""
+    config = config_of(preset)
+    return " ".join(_hash(_logits(backend, config, dtype, rows=3, prompt=40, steps=8)) for dtype in DTYPES)
+
+
+def _hash(arrays: list[Any]) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
+
+
+def _logits(backend: str, config: Any, dtype: str, rows: int, prompt: int, steps: int) -> list[Any]:
+    """Of a padded batch, then of one token after the other, the ids 0, 1, 2 ..."""
+    policy = dtype_policy(dtype)
+    engine = Engine(init_params(config, 0, policy.variable_dtype), config, policy, backend)
+    cache = engine.new_cache(rows, prompt + steps)
+    ids = np.arange(rows * (prompt + steps)).reshape(rows, -1) % config.vocabulary_size
+    is_real = np.arange(prompt) >= 5 * np.arange(rows)[:, None]  # other amounts of padding on the left
+    found = [engine.next_logits(engine.run(cache, 0, ids[:, :prompt], is_real))]
+    for t in range(prompt, prompt + steps):
+        found.append(engine.next_logits(engine.run(cache, t, ids[:, t : t + 1])))
+    return found
+
+
+# --- every kernel once -------------------------------------------------------------------------------------------
+
+
+def exercise(backend: str, preset: str) -> str:  # noqa: ARG001
+    """Both paths, one row and many, in every dtype and a list of head widths; without CuPy's pool, whose slack hides mistakes."""
+    if backend.partition(":")[0] == "cupy":
+        import cupy
+
+        cupy.cuda.set_allocator(None)
+    for width in WIDTHS:
+        for form in (False, True):
+            config = BloomConfig(
+                vocabulary_size=301,
+                num_layers=1,
+                num_heads=3,
+                hidden_dim=3 * width,
+                intermediate_dim=150,
+                apply_residual_connection_post_layernorm=form,
+            )
+            for dtype in DTYPES:
+                for rows, prompt in ((1, 70), (17, 2)):
+                    _logits(backend, config, dtype, rows, prompt, 2)
+    return f"head widths {', '.join(map(str, WIDTHS))} in {', '.join(DTYPES)}"
+
+
+if __name__ == "__main__":
+    main()

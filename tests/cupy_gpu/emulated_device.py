@@ -1,0 +1,115 @@
+"""A device whose arrays are NumPy's and whose kernels run on the CPU: the Device protocol of accel.cupy_gpu, for tests."""
+
+import ctypes
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from emulator import EmulationError, compile_kernel, run_grid
+
+from accel.cupy_gpu.launches import Launch
+
+Numbers = np.ndarray[Any, Any]
+GUARD = 256  # bytes of 0xff before and behind each array: NaN, for who reads them
+_AROUND = 2 * GUARD + 64
+_FREE = 1 << 30
+
+
+class EmulatedDevice:
+    """One of accel.cupy_gpu.device.Device.
+
+    Args:
+        arch: 90 plays sm_90; kernels that differ by architecture are chosen for it.
+        processors: multiprocessors, which decide how work is divided.
+        seed: 0 runs blocks and threads in order; any other number draws their order at random.
+        change: edits the text of every module before it is compiled (planted faults).
+    """
+
+    def __init__(self, arch: int = 90, processors: int = 4, seed: int = 1, change: Callable[[str], str] = str) -> None:
+        self.name = f"emulated sm_{arch}"
+        self.arch, self.processors, self.seed, self._change = arch, processors, seed, change
+        self.launched: list[str] = []
+        """The expression of each kernel that was launched, in order."""
+
+    def empty(self, shape: Any, dtype: Any) -> Numbers:
+        """Full of NaN (integers: -1), so that nobody counts on what it holds."""
+        dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, int) else tuple(shape)
+        size = math.prod(shape) * dtype.itemsize
+        room = np.full(size + _AROUND, 0xFF, np.uint8)
+        start = _start(room)
+        return room[start : start + size].view(dtype).reshape(shape)
+
+    def zeros(self, shape: Any, dtype: Any) -> Numbers:
+        made = self.empty(shape, dtype)
+        made[...] = 0
+        return made
+
+    def upload(self, host: Numbers) -> Numbers:
+        made = self.empty(host.shape, host.dtype)
+        made[...] = host
+        return made
+
+    def download(self, array: Numbers) -> Numbers:
+        return array.copy()
+
+    def copy(self, target: Numbers, source: Numbers) -> None:
+        target[...] = source
+
+    def take(self, array: Numbers, rows: Any) -> Numbers:
+        return self.upload(array[rows])
+
+    def free_bytes(self) -> int:
+        return _FREE
+
+    def pinned(self, nbytes: int) -> Numbers:
+        return np.full(nbytes, 0xFF, np.uint8)
+
+    def send(self, source: Numbers, target: Numbers) -> Callable[[], None]:
+        """Nothing arrives before the function returned is called."""
+        return lambda: target.reshape(-1).view(np.uint8).__setitem__(slice(None), source)
+
+    def adopt(self, x: Any) -> Numbers:
+        return np.from_dlpack(x)
+
+    def matmul(self, x: Numbers, weight: Numbers, out: Numbers) -> None:
+        """out = x W^T over the columns of x, accumulated in the dtype of out."""
+        np.matmul(x.astype(out.dtype), weight[:, : x.shape[1]].astype(out.dtype).T, out=out)
+
+    def launch(self, launch: Launch, *arguments: Any) -> None:
+        if 0 in launch.grid:
+            return
+        self.launched.append(launch.kernel.expression)
+        run = compile_kernel(launch.kernel, self._change)
+        run_grid(run, launch.grid, launch.block, launch.shared, [_argument(a) for a in arguments], self.seed)
+        for array in arguments:
+            if isinstance(array, np.ndarray):
+                _check_guards(array)
+
+
+def _argument(value: Any) -> Any:
+    if value is None:
+        return ctypes.c_void_p(None)
+    if isinstance(value, np.ndarray):
+        assert value.flags.c_contiguous
+        return ctypes.c_void_p(value.ctypes.data)
+    if isinstance(value, float):
+        return ctypes.c_double(value)
+    return ctypes.c_int(int(value))
+
+
+def _check_guards(array: Numbers) -> None:
+    """What surrounds the allocation of this array is as it was."""
+    room = array
+    while isinstance(room.base, np.ndarray):
+        room = room.base
+    if room.dtype != np.uint8:
+        return  # adopted
+    start = _start(room)
+    if not ((room[:start] == 0xFF).all() and (room[start + room.size - _AROUND :] == 0xFF).all()):
+        raise EmulationError("written beyond an array")
+
+
+def _start(room: Numbers) -> int:
+    """The first byte of the array in its allocation: 64-byte aligned, behind a guard zone."""
+    return GUARD + -(room.ctypes.data + GUARD) % 64

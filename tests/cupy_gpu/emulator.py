@@ -1,0 +1,89 @@
+"""Compiles a kernel for the CPU with g++ and cuda_on_cpu.h, and runs its grids. Libraries are kept by the hash of their text."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import toolchain
+
+from accel.cupy_gpu import sources
+from accel.cupy_gpu.sources import Kernel
+
+SHIM = Path(__file__).with_name("cuda_on_cpu.h")
+FLAGS = ("-std=c++17", "-O1", "-g0", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
+
+_ENTRY = """
+static const auto kernel = emulated::entry({expression});
+static std::string failure;
+extern "C" const char* run(const unsigned* grid, int threads, size_t shared, unsigned seed, void** arguments) {{
+    failure = emulated::run_grid(dim3(grid[0], grid[1], grid[2]), threads, shared, seed, [&] {{ kernel(arguments); }});
+    return failure.c_str();
+}}
+"""
+
+
+class EmulationError(AssertionError):
+    """A grid broke a rule: a deadlock, a misaligned load, shared memory overrun."""
+
+
+def compile_kernel(kernel: Kernel, change: Callable[[str], str] = str) -> Any:
+    """The C function `run` of a library that holds this one kernel; `change` edits the source first (planted faults)."""
+    return _library(change(sources.source(kernel.module)), kernel.expression)
+
+
+@cache
+def _library(source: str, expression: str) -> Any:
+    text = f'#include "{SHIM.name}"\n{source}\n{_ENTRY.format(expression=expression)}'
+    path = _folder() / f"{_hash(text)}.so"
+    if not path.exists():
+        _compile("-", path, "c++", text)
+    run = ctypes.CDLL(str(path)).run
+    run.restype = ctypes.c_char_p
+    run.argtypes = (ctypes.POINTER(ctypes.c_uint), ctypes.c_int, ctypes.c_size_t, ctypes.c_uint, ctypes.c_void_p)
+    return run
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def _folder() -> Path:
+    """The folder of the libraries made with this shim, these headers and flags; the shim is compiled there, once."""
+    headers = str(toolchain.headers())
+    folder = (
+        Path(tempfile.gettempdir())
+        / f"bloomref-emulated-{os.getuid()}"
+        / _hash("\0".join((SHIM.read_text(), headers, *FLAGS)))
+    )
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    compiled = folder / f"{SHIM.name}.gch"
+    if not compiled.exists():
+        _compile(str(SHIM), compiled, "c++-header")
+    return folder
+
+
+def _compile(source: str, path: Path, language: str, text: str = "") -> None:
+    """`source`: a file, or - for `text`."""
+    partial = path.with_suffix(f".{os.getpid()}{path.suffix}")
+    includes = (f"-I{path.parent}", f"-I{SHIM.parent}", f"-I{toolchain.headers()}")
+    command = [shutil.which("g++") or "g++", *FLAGS, *includes, "-x", language, source, "-o", str(partial)]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"g++ failed:\n{done.stderr[:4000]}")
+    partial.rename(path)  # another process may be here too
+
+
+def run_grid(run: Any, grid: Sequence[int], block: int, shared: int, arguments: Sequence[Any], seed: int) -> None:
+    """Raises EmulationError with the reason."""
+    behind = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
+    failure = run((ctypes.c_uint * 3)(*grid), block, shared, seed, behind).decode()
+    if failure:
+        raise EmulationError(failure)

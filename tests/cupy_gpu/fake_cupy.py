@@ -1,0 +1,282 @@
+"""A stand-in for the parts of CuPy that accel.cupy_gpu.cuda_device uses: memory of the host, kernels of the emulator.
+
+It shows that the device is asked for the right things: shapes, pointers, leading dimensions, dtypes of scalars, an order of
+copies. `NAMES` lists everything that it plays; a test finds each of these in CuPy itself, where that is installed.
+"""
+
+import ctypes
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from emulator import compile_kernel, run_grid
+
+from accel.cupy_gpu.sources import MODULES, Kernel, source
+
+NAMES = (
+    "empty", "zeros", "take", "asarray", "from_dlpack", "RawModule", "ndarray.view", "ndarray.set", "ndarray.get",
+    "ndarray.data", "ndarray.flags", "get_default_memory_pool", "cuda.Device", "cuda.Device.compute_capability",
+    "cuda.Device.attributes", "cuda.Device.id", "cuda.Stream.wait_event", "cuda.Stream.record",
+    "cuda.Event.synchronize", "cuda.get_current_stream", "cuda.MemoryPointer.copy_from_host_async", "cuda.MemoryPointer.ptr",
+    "cuda.MemoryPool.free_bytes", "cuda.compiler.CompileException", "cuda.memory.OutOfMemoryError",
+    "cuda.device.get_cublas_handle", "cuda.nvrtc.getVersion", "RawModule.get_function", "RawKernel.max_dynamic_shared_size_bytes",
+    "cuda.runtime.getDeviceProperties", "cuda.runtime.getDeviceCount", "cuda.runtime.getDevice", "cuda.runtime.memGetInfo",
+    "cuda.runtime.driverGetVersion", "cuda.runtime.runtimeGetVersion", "cuda.runtime.CUDARuntimeError",
+    "cuda.runtime.CUDA_R_16F", "cuda.runtime.CUDA_R_16BF", "cuda.runtime.CUDA_R_32F", "cuda.runtime.CUDA_R_64F",
+)  # fmt: skip
+CUBLAS_NAMES = (
+    "gemmEx", "setMathMode", "getMathMode", "CUBLAS_OP_T", "CUBLAS_OP_N", "CUBLAS_COMPUTE_32F", "CUBLAS_COMPUTE_64F",
+    "CUBLAS_GEMM_DEFAULT",
+)  # fmt: skip
+_R_32F, _R_64F, _R_16F, _R_16BF = range(4)
+_DTYPE = {_R_32F: np.float32, _R_64F: np.float64, _R_16F: np.float16, _R_16BF: ml_dtypes.bfloat16}
+_OP_N, _OP_T, _COMPUTE_32F, _COMPUTE_64F = range(4)
+
+
+class CompileException(Exception):
+    pass
+
+
+class OutOfMemoryError(Exception):
+    pass
+
+
+class CUDARuntimeError(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"cudaError {status}")
+        self.status = status
+
+
+class Array(np.ndarray[Any, Any]):
+    """Device memory: NumPy's functions work on it, but it has no buffer that the host could take by mistake."""
+
+    @property
+    def data(self) -> Any:  # type: ignore[override]
+        return SimpleNamespace(ptr=self.ctypes.data, copy_from_host_async=self._copy_from_host)
+
+    def _copy_from_host(self, address: int, nbytes: int, stream: "Stream") -> None:
+        assert self.flags.c_contiguous
+        assert nbytes == self.nbytes
+        stream.waiting.append((self.ctypes.data, address, nbytes, self))
+
+    def set(self, host: Any) -> None:
+        assert type(host) is np.ndarray
+        assert (host.shape, host.dtype, host.flags.c_contiguous) == (self.shape, self.dtype, True)
+        np.copyto(self, host)
+
+    def get(self) -> Any:
+        return np.array(self)
+
+
+class Stream:
+    """Copies that were asked for happen when somebody waits for them, the latest moment that the rules allow."""
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.waiting: list[Any] = []
+        self.waited_for: list[Any] = []
+        self.non_blocking = non_blocking
+
+    def record(self) -> Any:
+        number = len(self.waiting)
+
+        def synchronize() -> None:
+            for copy in self.waiting[:number]:
+                if copy is not None:
+                    ctypes.memmove(*copy[:3])
+            self.waiting[:number] = [None] * number
+
+        return SimpleNamespace(synchronize=synchronize, stream=self)
+
+    def wait_event(self, event: Any) -> None:
+        self.waited_for.append(event.stream)
+
+
+class RawKernel:
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.max_dynamic_shared_size_bytes = 48 * 1024
+
+    def __call__(self, grid: Any, block: Any, arguments: Any, shared_mem: int) -> None:
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        run_grid(compile_kernel(self.kernel), grid, block[0], shared_mem, [_by_value(a) for a in arguments], 0)
+
+
+def _by_value(argument: Any) -> Any:
+    """What the types of CuPy's arguments mean: a kernel's int is 4 bytes, double and pointer 8."""
+    if isinstance(argument, Array):
+        assert argument.flags.c_contiguous
+        return ctypes.c_void_p(argument.ctypes.data)
+    scalars = {np.int32: ctypes.c_int, np.float64: ctypes.c_double, np.uint64: ctypes.c_void_p}
+    return scalars[type(argument)](argument.item() or None if isinstance(argument, np.uint64) else argument.item())
+
+
+class RawModule:
+    def __init__(self, code: str, options: Any, name_expressions: Any) -> None:
+        assert options
+        self.module = next(name for name in MODULES if source(name) == code)
+        self.names = name_expressions
+
+    def get_function(self, name: str) -> RawKernel:
+        assert name in self.names
+        return RawKernel(Kernel(self.module, name))
+
+
+class Cublas(ModuleType):
+    """gemmEx by its definition: column-major matrices at addresses."""
+
+    CUBLAS_OP_N, CUBLAS_OP_T = _OP_N, _OP_T
+    CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F, CUBLAS_GEMM_DEFAULT = _COMPUTE_32F, _COMPUTE_64F, -1
+
+    def __init__(self) -> None:
+        super().__init__("cupy_backends.cuda.libs.cublas")
+        self.mode = 5
+        self.modes: list[int] = []
+
+    def getMathMode(self, handle: int) -> int:  # noqa: ARG002, N802
+        return self.mode
+
+    def setMathMode(self, handle: int, mode: int) -> None:  # noqa: ARG002, N802
+        self.mode = mode
+
+    def gemmEx(  # noqa: N802
+        self, handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int, a: int, a_type: int, lda: int,  # noqa: ARG002
+        b: int, b_type: int, ldb: int, beta: int, c: int, c_type: int, ldc: int, compute: int, algorithm: int,  # noqa: ARG002
+    ) -> None:  # fmt: skip
+        self.modes.append(self.mode)
+        wide = np.dtype({_COMPUTE_32F: np.float32, _COMPUTE_64F: np.float64}[compute])
+        left, right = _columns(a, a_type, lda, m, k, transa), _columns(b, b_type, ldb, k, n, transb)
+        out = _columns(c, c_type, ldc, m, n, _OP_N)
+        scale, keep = (_memory(address, 1, wide)[0] for address in (alpha, beta))
+        assert keep == 0
+        out[...] = scale * (left.astype(wide) @ right.astype(wide))
+
+
+def _columns(address: int, kind: int, leading: int, rows: int, columns: int, operation: int) -> Any:
+    """op(matrix), (rows, columns)"""
+    stored = (columns, rows) if operation == _OP_T else (rows, columns)
+    assert leading >= stored[0]
+    dtype = np.dtype(_DTYPE[kind])
+    size = leading * (stored[1] - 1) + stored[0]
+    flat = _memory(address, size, dtype)
+    matrix = np.lib.stride_tricks.as_strided(flat, stored, (dtype.itemsize, leading * dtype.itemsize))
+    return matrix.T if operation == _OP_T else matrix
+
+
+def _memory(address: int, size: int, dtype: Any) -> Any:
+    return np.frombuffer((ctypes.c_char * (size * dtype.itemsize)).from_address(address), dtype)
+
+
+class FakeCupy(ModuleType):
+    """The module, with one or more GPUs of `free` bytes each."""
+
+    __version__ = "14.2.0"
+
+    def __init__(self, free: int = 1 << 30, capability: str = "90", count: int = 2) -> None:
+        super().__init__("cupy")
+        self.__spec__ = ModuleSpec("cupy", None)
+        self.free, self.capability, self.count, self.status = free, capability, count, 0
+        self.driver, self.current, self.used, self.entered = 13020, 0, [], [0]
+        self.ndarray, self.RawModule = Array, RawModule
+        self.stream = Stream()
+        self.cublas = Cublas()
+        self.cuda = SimpleNamespace(
+            runtime=self._runtime(),
+            Device=self._device,
+            Stream=Stream,
+            get_current_stream=lambda: self.stream,
+            compiler=SimpleNamespace(CompileException=CompileException),
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            nvrtc=SimpleNamespace(getVersion=lambda: (13, 2)),
+            device=SimpleNamespace(get_cublas_handle=lambda: 1),
+        )
+
+    def _runtime(self) -> Any:
+        return SimpleNamespace(
+            CUDARuntimeError=CUDARuntimeError,
+            CUDA_R_16F=_R_16F,
+            CUDA_R_16BF=_R_16BF,
+            CUDA_R_32F=_R_32F,
+            CUDA_R_64F=_R_64F,
+            getDeviceCount=self._device_count,
+            getDevice=lambda: self.current,
+            getDeviceProperties=lambda number: {"name": f"Fake GPU {number}".encode()},
+            driverGetVersion=lambda: self.driver,
+            runtimeGetVersion=lambda: 13020,
+            memGetInfo=lambda: (self.free, self.free),
+        )
+
+    def _device_count(self) -> int:
+        if self.status:
+            raise CUDARuntimeError(self.status)
+        return self.count
+
+    def _device(self, number: int) -> Any:
+        @contextmanager
+        def entered() -> Iterator[None]:
+            self.entered.append(number)
+            yield
+            self.entered.pop()
+
+        class Device:
+            id = number
+            compute_capability = self.capability
+            attributes = {"MultiProcessorCount": 4}  # noqa: RUF012
+
+            def __enter__(self) -> None:
+                self.held = [*getattr(self, "held", []), entered()]
+                self.held[-1].__enter__()
+
+            def __exit__(self, *error: object) -> None:
+                self.held.pop().__exit__(*error)
+
+        return Device()
+
+    def get_default_memory_pool(self) -> Any:
+        return SimpleNamespace(free_bytes=lambda: 0)
+
+    def empty(self, shape: Any, dtype: Any) -> Array:
+        self.used.append(self.entered[-1])
+        if math.prod(shape) * np.dtype(dtype).itemsize > self.free:
+            raise OutOfMemoryError
+        made = np.full(math.prod(shape) * np.dtype(dtype).itemsize, 0xFF, np.uint8).view(dtype).reshape(shape)
+        return made.view(Array)
+
+    def zeros(self, shape: Any, dtype: Any) -> Array:
+        made = self.empty(shape, dtype)
+        made[...] = 0
+        return made
+
+    def asarray(self, values: Any) -> Array:
+        return np.asarray(values).view(Array)
+
+    def take(self, array: Any, rows: Any, axis: int, out: Any) -> None:
+        assert type(rows) is Array
+        out[...] = np.take(array, rows, axis)
+
+    def from_dlpack(self, array: Any) -> Array:
+        return np.from_dlpack(array).view(Array)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, fake: FakeCupy) -> FakeCupy:
+    """As if this were the installed CuPy, until the test ends."""
+
+    def empty_pinned(shape: Any, dtype: Any) -> Any:
+        return np.full(shape, 0xFF, dtype)
+
+    cupyx, cuda, libs = ModuleType("cupyx"), ModuleType("cupy.cuda"), ModuleType("cupy_backends.cuda.libs")
+    cupyx.empty_pinned = empty_pinned  # type: ignore[attr-defined]
+    cuda.runtime = fake.cuda.runtime  # type: ignore[attr-defined]
+    libs.cublas = fake.cublas  # type: ignore[attr-defined]
+    modules = {"cupy": fake, "cupyx": cupyx, "cupy.cuda": cuda, "cupy_backends.cuda.libs": libs}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "accel.cupy_gpu.cuda_device", fake)  # so that the end of the test forgets it
+    del sys.modules["accel.cupy_gpu.cuda_device"]
+    return fake

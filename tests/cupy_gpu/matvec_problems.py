@@ -1,0 +1,139 @@
+"""Problems for the matrix-vector kernels of the MLP and the head."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from backend_cases import rms
+from emulated_device import EmulatedDevice
+from problem import EPSILON, Numbers, Problem, Rounding, linear, norm, padded, stored
+
+from accel.cupy_gpu import launches
+from bloomref.dtypes import cast
+from bloomref.reference import ops
+
+
+@dataclass(frozen=True)
+class Up(Problem):
+    """gelu_matvec."""
+
+    rows: int = 1
+    width: int = 72
+    outputs: int = 50
+    processors: int = 4
+
+    @property
+    def returned(self) -> str:
+        return "float32"
+
+    @cached_property
+    def given(self) -> tuple[Numbers, ...]:
+        draw, width = self.draws, self.width
+        return (
+            draw.hidden(self.rows, width), draw.vector(width, 1.0), draw.vector(width),
+            draw.matrix(self.outputs, width), draw.vector(self.outputs),
+        )  # fmt: skip
+
+    def run(self, device: EmulatedDevice) -> Numbers:
+        x, gain, shift = map(device.upload, self.given[:3])
+        weight, bias = device.upload(padded(self.given[3])), device.upload(self.given[4])
+        out = device.empty((self.rows, self.outputs), np.float32)
+        launch = launches.gelu_matvec(self.dtype, self.rows, self.width, self.outputs, self.processors)
+        device.launch(
+            launch, x, gain, shift, EPSILON, weight, weight.shape[1], bias, out, self.rows, self.width, self.outputs,
+            launch.splits,
+        )  # fmt: skip
+        return out
+
+    def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
+        x, gain, shift, weight, bias = (array.astype(a) for array in self.given)
+        return ops.gelu(linear(norm(x, gain, shift), weight, bias)[None])[0]
+
+
+@dataclass(frozen=True)
+class Down(Problem):
+    """residual_matvec, in both residual forms."""
+
+    rows: int = 1
+    width: int = 72
+    outputs: int = 50
+    processors: int = 4
+    post_norm: bool = False
+
+    @cached_property
+    def given(self) -> tuple[Numbers, ...]:
+        draw, outputs = self.draws, self.outputs
+        return (
+            draw.inner(self.rows, self.width), draw.hidden(self.rows, outputs), draw.vector(outputs, 1.0),
+            draw.vector(outputs), draw.vector(outputs), draw.matrix(outputs, self.width),
+        )  # fmt: skip
+
+    def run(self, device: EmulatedDevice) -> Numbers:
+        inner, x, gain, shift, bias = map(device.upload, self.given[:5])
+        weight = device.upload(padded(self.given[5]))
+        out = device.empty(x.shape, stored(self.dtype))
+        launch = launches.residual_matvec(self.dtype, self.rows, self.width, self.outputs, self.processors)
+        affine = (gain, shift) if self.post_norm else (None, None)
+        device.launch(
+            launch, inner, weight, weight.shape[1], bias, x, *affine, EPSILON, out, self.rows, self.width, self.outputs,
+            launch.splits,
+        )  # fmt: skip
+        return out
+
+    def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
+        inner, x, gain, shift, bias, weight = (array.astype(a) for array in self.given)
+        return (norm(x, gain, shift) if self.post_norm else x) + linear(inner, weight, bias)
+
+
+@dataclass(frozen=True)
+class Head(Problem):
+    """head_matvec, with or without the final norm, and the arg-max of its parts."""
+
+    rows: int = 1
+    width: int = 72
+    outputs: int = 50
+    processors: int = 4
+    final_norm: bool = True
+
+    @property
+    def returned(self) -> str:
+        return "float32"
+
+    @cached_property
+    def given(self) -> tuple[Numbers, ...]:
+        draw, width = self.draws, self.width
+        head = draw.matrix(self.outputs, width)
+        head[self.outputs // 2 :] = head[: self.outputs - self.outputs // 2]  # every best score occurs twice
+        return draw.hidden(self.rows, width), draw.vector(width, 1.0), draw.vector(width), head
+
+    def run(self, device: EmulatedDevice) -> Numbers:
+        x, gain, shift = map(device.upload, self.given[:3])
+        weight = device.upload(padded(self.given[3]))
+        launch = launches.head_matvec(self.dtype, self.rows, self.width, self.outputs, self.processors)
+        logits, parts = device.empty((self.rows, self.outputs), np.float32), launch.grid[0]
+        score, best = device.empty((self.rows, parts), np.float32), device.empty((self.rows, parts), np.int32)
+        affine = (gain, shift) if self.final_norm else (None, None)
+        device.launch(
+            launch, x, *affine, EPSILON, weight, weight.shape[1], logits, score, best, self.rows, self.width,
+            self.outputs, launch.splits,
+        )  # fmt: skip
+        token = device.empty(self.rows, np.int32)
+        device.launch(launches.argmax_merge(self.rows), score, best, token, parts)
+        assert token.tolist() == logits.argmax(axis=1).tolist()  # the lowest of equal ones
+        return logits
+
+    def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
+        x, gain, shift, weight = (array.astype(a) for array in self.given)
+        hidden = cast(norm(x, gain, shift), stored(self.dtype)).astype(a) if self.final_norm else x
+        return hidden @ weight.T
+
+    def slack(self) -> Numbers | float:
+        """The final norm is rounded to T: where float32 cannot tell to which number, both are right."""
+        if not self.final_norm or self.dtype == "float32":
+            return 0.0
+        x, gain, shift, weight = (array.astype(np.float64) for array in self.given)
+        exact, single = norm(x, gain, shift), norm(*(a.astype(np.float32) for a in (x, gain, shift)))
+        doubt = 4.0 * np.max(np.abs(single - exact), initial=0.0)
+        low, high = (cast(exact + d, stored(self.dtype)).astype(np.float64) for d in (-doubt, doubt))
+        return 2.0 * rms(np.sqrt((high - low) ** 2 @ (weight**2).T))

@@ -1,0 +1,111 @@
+"""Compiles kernels for a GPU that is not there: NVRTC through ctypes, nvdisasm for what came out. From NVIDIA's wheels."""
+
+import ctypes
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import toolchain
+
+from accel.cupy_gpu import sources
+
+CUPY_ADDS = "--ftz=true"  # CuPy compiles every kernel so
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a compiled kernel needs. Bytes of stack and of spills count memory that should be registers."""
+
+    registers: int
+    stack: int
+    spills: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A module for one architecture: by expression, the report of each kernel and its instructions, one string a kernel."""
+
+    reports: dict[str, Report]
+    instructions: dict[str, str]
+
+
+def compile_module(module: str, expressions: Sequence[str], arch: int) -> Compiled:
+    """
+    Raises:
+        RuntimeError: with the compiler's log.
+    """
+    program, lib = ctypes.c_void_p(), _library()
+    _check(lib.nvrtcCreateProgram(ctypes.byref(program), sources.source(module).encode(), b"module.cu", 0, None, None))
+    for expression in expressions:
+        _check(lib.nvrtcAddNameExpression(program, expression.encode()))
+    headers = toolchain.headers()
+    options = [
+        f"-arch=sm_{arch}",
+        *sources.OPTIONS,
+        CUPY_ADDS,
+        "--ptxas-options=-v",
+        f"-I{headers}",
+        f"-I{headers}/cccl",
+    ]
+    given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    failed = lib.nvrtcCompileProgram(program, len(options), given)
+    log = _bytes(program, "ProgramLog").decode()
+    if failed:
+        raise RuntimeError(log)
+    names = {_lowered(program, expression): expression for expression in expressions}
+    reports = {names[name]: report for name, report in _reports(log).items() if name in names}
+    instructions = {names[name]: text for name, text in _disassemble(_bytes(program, "CUBIN")) if name in names}
+    _check(lib.nvrtcDestroyProgram(ctypes.byref(program)))
+    return Compiled(reports, instructions)
+
+
+@cache
+def _library() -> Any:
+    for name in ("libnvrtc-builtins.so*", "libnvrtc.so*"):  # the second one does not find the first by itself
+        library = ctypes.CDLL(str(toolchain.wheel_file(f"*/lib/{name}")), mode=ctypes.RTLD_GLOBAL)
+    library.nvrtcGetErrorString.restype = ctypes.c_char_p
+    return library
+
+
+def _check(status: int) -> None:
+    if status:
+        raise RuntimeError(_library().nvrtcGetErrorString(status).decode())
+
+
+def _bytes(program: ctypes.c_void_p, what: str) -> bytes:
+    size = ctypes.c_size_t()
+    _check(getattr(_library(), f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+    data = ctypes.create_string_buffer(size.value)
+    _check(getattr(_library(), f"nvrtcGet{what}")(program, data))
+    return data.raw.rstrip(b"\0") if what == "ProgramLog" else data.raw
+
+
+def _lowered(program: ctypes.c_void_p, expression: str) -> str:
+    name = ctypes.c_char_p()
+    _check(_library().nvrtcGetLoweredName(program, expression.encode(), ctypes.byref(name)))
+    return (name.value or b"").decode()
+
+
+def _reports(log: str) -> dict[str, Report]:
+    pattern = (
+        r"Function properties for (\w+)\s[^\n]*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers"
+    )
+    found = re.findall(pattern.replace(r"\s[^\n]*?", r"\n[^\n]*?"), log, re.DOTALL)
+    return {name: Report(int(used), int(stack), int(out) + int(back)) for name, stack, out, back, used in found}
+
+
+def _disassemble(cubin: bytes) -> list[tuple[str, str]]:
+    """(lowered name, instructions) of each kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(toolchain.wheel_file("*/bin/nvdisasm")), "-c", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    sections = re.split(r"^\.section\s+\.text\.(\w+)|^//-+ \.text\.(\w+)", text, flags=re.MULTILINE)
+    names = [a or b for a, b in zip(sections[1::3], sections[2::3], strict=True)]
+    return list(zip(names, sections[3::3], strict=True))

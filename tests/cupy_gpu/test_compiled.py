@@ -1,0 +1,129 @@
+"""Every kernel compiled for every generation of GPUs, without one: nothing spills, and the instructions are those that the kernel is
+written for. The fast tests take the oldest generation and the H200's."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import toolchain
+from nvrtc import Compiled, compile_module
+
+from accel.cupy_gpu import launches
+from accel.cupy_gpu.launches import Launch
+
+ARCHS = (75, 80, 86, 89, 90, 100, 120)
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+HEAD_WIDTHS = (64, 80, 96, 128)
+H200 = 132  # multiprocessors
+ROWS = {(75, "float16"): (1, 16), (90, "bfloat16"): (1, 2, 4, 8, 16)}
+"""Row counts of the matrix-vector kernels, whose compilation takes the most time; the others take fewer."""
+FAST = {(75, "float16"), (90, "bfloat16")}
+MAX_SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+"""KiB of shared memory that a block may have."""
+
+TARGETS = [
+    pytest.param(arch, dtype, marks=() if (arch, dtype) in FAST else pytest.mark.slow, id=f"sm_{arch}-{dtype}")
+    for arch in ARCHS
+    for dtype in DTYPES
+    if (arch, dtype) != (75, "bfloat16")  # which the backend refuses
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiler(request: pytest.FixtureRequest) -> None:
+    toolchain.require(toolchain.compiler_missing(), request.config)
+
+
+def row_kernels(dtype: str) -> Iterator[Launch]:
+    for kernel in (
+        launches.embed_norm,
+        launches.layer_norm,
+        launches.qkv_split,
+        launches.bias_gelu,
+        launches.bias_residual,
+    ):
+        yield kernel(dtype, 1)
+
+
+def attention_kernels(dtype: str) -> Iterator[Launch]:
+    for width in HEAD_WIDTHS:
+        yield launches.attention_rows(dtype, width, 1, 1, 1)
+        for context in {"float32", dtype} if dtype != "float64" else ():
+            yield launches.attention_decode(dtype, width, 1, 1, 64, H200, context)
+
+
+def flash_kernels(dtype: str, arch: int) -> Iterator[Launch]:
+    for width in HEAD_WIDTHS:
+        if launches.has_flash(dtype, width, arch):
+            yield launches.attention_flash(dtype, width, 1, 1, 1, arch)
+
+
+def matvec_kernels(dtype: str, rows: tuple[int, ...]) -> Iterator[Launch]:
+    if dtype == "float64":
+        return
+    for count in rows:
+        for kernel in (launches.qkv_matvec, launches.gelu_matvec, launches.residual_matvec, launches.head_matvec):
+            yield kernel(dtype, count, 1024, 4096, H200)
+
+
+def compiled(kernels: Iterator[Launch], arch: int) -> dict[str, str]:
+    """Instructions of each kernel by its expression, of kernels that are seen to fit the chip without spilling."""
+    by_expression = {launch.kernel.expression: launch for launch in kernels}
+    if not by_expression:
+        return {}
+    module = next(iter(by_expression.values())).kernel.module
+    result = compile_module(module, tuple(by_expression), arch)
+    assert set(result.instructions) == set(result.reports) == set(by_expression)
+    for expression, report in result.reports.items():
+        launch = by_expression[expression]
+        assert (report.spills, report.stack) == (0, 0), f"{expression} on sm_{arch}: {report}"
+        assert report.registers * launch.block <= 65536
+        assert launch.shared <= MAX_SHARED[arch] * 1024
+        assert not re.search(r"\b(LDL|STL)\b", result.instructions[expression])
+    return result.instructions
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_argmax_merge(arch: int) -> None:
+    assert len(compiled(iter([launches.argmax_merge(1)]), arch)) == 1
+
+
+@pytest.mark.parametrize(("arch", "dtype"), TARGETS)
+class TestKernels:
+    def test_rows(self, arch: int, dtype: str) -> None:
+        compiled(row_kernels(dtype), arch)
+
+    def test_attention_loads_16_bytes(self, arch: int, dtype: str) -> None:
+        for expression, instructions in compiled(attention_kernels(dtype), arch).items():
+            assert wide_loads(instructions) >= 4, expression
+
+    def test_flash_runs_on_tensor_cores(self, arch: int, dtype: str) -> None:
+        for expression, instructions in compiled(flash_kernels(dtype, arch), arch).items():
+            assert len(re.findall(r"\bHMMA\.(16816|1688)\.F32", instructions)) >= 64, expression
+            assert "LDSM" in instructions, expression
+            assert ("LDGSTS" in instructions) == (arch >= 80), expression
+
+    def test_matvec_has_several_loads_of_16_bytes_on_their_way(self, arch: int, dtype: str) -> None:
+        rows = ROWS.get((arch, dtype), (1, 16) if dtype == "bfloat16" else (1,))
+        for expression, instructions in compiled(matvec_kernels(dtype, rows), arch).items():
+            assert in_a_row(instructions) >= 4, expression
+
+
+def test_a_spill_is_seen() -> None:
+    """The control: the widest head is the last one that the tensor-core kernel holds in registers."""
+    name = "attention_flash<__half, 512, 1>"
+    assert compile_module("flash", (name,), 80).reports[name].spills > 0
+
+
+def wide_loads(instructions: str) -> int:
+    return len(re.findall(r"\bLDG\.E[.\w]*\.128", instructions))
+
+
+def in_a_row(instructions: str) -> int:
+    """The most loads of 16 bytes that begin before a number of theirs is used, taken as: before the next multiplication."""
+    return max(wide_loads(stretch) for stretch in re.split(r"\bFFMA\b", instructions))
+
+
+def test_the_report_names_every_kernel() -> None:
+    result: Compiled = compile_module("rows", ("layer_norm<float>", "bias_gelu<double>"), 90)
+    assert set(result.reports) == set(result.instructions) == {"layer_norm<float>", "bias_gelu<double>"}

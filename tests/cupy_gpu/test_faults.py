@@ -1,0 +1,111 @@
+"""Mistakes planted in the kernels, each by an edit of their text: every one must be found by a problem that the right text passes.
+
+Barriers, waits and fences are taken out, lanes and columns are off by one, a split or a mask is forgotten. A fault is found when
+some order of blocks and threads breaks the budget of the error or a rule of the emulator.
+"""
+
+from dataclasses import dataclass
+
+import pytest
+from attention_problem import Attention
+from budget import check
+from emulated_device import EmulatedDevice
+from matvec_problems import Down, Head, Up
+from problem import Problem
+from row_problems import Activation, Norm, Projection, Residual
+
+from accel.cupy_gpu import sources
+
+SEEDS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`old` occurs in `module`; `new` stands in its place, `count` times (0: wherever it occurs)."""
+
+    name: str
+    module: str
+    old: str
+    new: str
+    problem: Problem
+    count: int = 0
+
+    def plant(self, text: str) -> str:
+        return text.replace(self.old, self.new, self.count or -1)
+
+
+ROWS = Attention("float32", 5, "rows", 2, 80, 2, 9, 30, "holes")
+FLASH = Attention("bfloat16", 5, "flash", 3, 80, 1, 130, 70, "holes")
+ONE_STAGE = Attention("float16", 5, "flash", 3, 64, 1, 100, 40, "real")
+DECODE = Attention("float16", 5, "decode", 3, 96, 2, 1, 250, "left", 16, "float32")
+GROUPS = Attention("float16", 5, "rows", 2, 64, 2, 9, 30, "holes")  # four keys at a time
+SEVERAL_LOADS = Attention("float32", 5, "rows", 1, 160, 1, 9, 30)
+UP, MANY_ROWS = Up("bfloat16", 5, 1, 1000, 56), Up("float16", 5, 13, 264, 56)
+DOWN = Down("bfloat16", 5, 2, 2048, 56, 132, True)
+HEAD = Head("bfloat16", 5, 3, 264, 129)
+QKV = Projection("bfloat16", 5, 3, 1, 3, 80, 2, True)
+SPLIT = Projection("float16", 5, 2, 3, 3, 20, 2)
+NORM, RAGGED = Norm("float32", 5, 3, 264), Norm("bfloat16", 5, 3, 41)
+
+FAULTS = (
+    Fault("no barrier before the sums of the warps are read", "rows", "    __syncthreads();\n", "", NORM, 1),
+    Fault("no barrier before the sums of the warps are written again", "rows", "    __syncthreads();  // the s", "    // the s", NORM),
+    Fault("a sum without its last lanes", "rows", "lane = WARP / 2; lane > 0", "lane = WARP / 2; lane > 1", NORM),
+    Fault("a tail that enters the variance", "rows", "k + j < width ? part[j] - mean[r] : A(0)", "part[j] - mean[r]", RAGGED),
+    Fault("the unbiased variance", "rows", "inverse[r] / width", "inverse[r] / (width - 1)", NORM),
+    Fault("epsilon forgotten", "rows", " + A(epsilon)", "", Norm("float32", 5, 3, 264, True)),
+    Fault("a rounded GELU constant", "rows", "0.044715", "0.0447", Activation("float32", 5)),
+    Fault("the residual form ignored", "rows", "if (gain) residual", "if (false) residual", Residual("bfloat16", 5, post_norm=True)),
+    Fault("queries, keys and values in three blocks", "rows", "head(n / (3 * head_width)), part(n / head_width % 3)", "head(n / head_width % 3), part(n / (3 * head_width))", SPLIT),
+    Fault("the cache written one column late", "rows", "column = *start + blockIdx.x % time", "column = *start + 1 + blockIdx.x % time", SPLIT),
+    Fault("the query sees the next column", "attention", "sight.column + 1;\n    const auto state", "sight.column + 2;\n    const auto state", ROWS),
+    Fault("the query does not see itself", "attention", "sight.column + 1;\n    const auto state", "sight.column;\n    const auto state", ROWS),
+    Fault("the mask of the keys forgotten", "attention", "visible[u] = key < last && !(sight.is_real && !sight.is_real[key])", "visible[u] = key < last", ROWS),
+    Fault("a padded query that attends", "attention", "return is_real && !is_real[column]", "return false", ROWS),
+    Fault("the mask of another row", "attention", "is_real + size_t(batch) * capacity", "is_real", ROWS),
+    Fault("the distance of the first key of each group", "attention", "+ group - sight.column", "- sight.column", GROUPS),
+    Fault("lane groups not merged", "attention", "lanes < WARP; lanes *= 2", "lanes < WARP / 2; lanes *= 2", GROUPS),
+    Fault("the sum not brought to the new peak", "attention", "sum[i] *= factor", "sum[i] *= 1", ROWS),
+    Fault("only the first piece of each lane", "attention", "if (visible[u] && k < sight.stride)", "if (visible[u] && c == 0)", SEVERAL_LOADS),
+    Fault("a split lost", "attention", "for (int i = 0; i < count; ++i) {", "for (int i = 0; i < count - (count != 4); ++i) {", DECODE),
+    Fault("a share rounded down", "attention", "share = (visible + splits - 1) / splits", "share = visible / splits", DECODE),
+    Fault("no barrier before the warps are merged", "attention", "    __syncthreads();\n\n    float* const mine", "    float* const mine", DECODE),
+    Fault("merged before the last block has arrived", "attention", "== splits - 1", "== splits - 2", DECODE),
+    Fault("the arrivals not counted back to zero", "attention", "arrived[pair] = 0", "(void)0", DECODE),
+    Fault("copies not waited for", "flash", "wait_for_copies<STAGES - 1>();", "", FLASH),
+    Fault("the wait one group short", "flash", "wait_for_copies<STAGES - 1>()", "wait_for_copies<STAGES>()", FLASH),
+    Fault("no barrier behind the copies", "flash", "        wait_for_copies<STAGES - 1>();\n        __syncthreads();", "        wait_for_copies<STAGES - 1>();", FLASH),
+    Fault("tiles overwritten while they are read", "flash", "        __syncthreads();  // the tiles", "        // the tiles", FLASH),
+    Fault("key rows of the wrong lanes", "flash", "lane % 8 + lane / 16 * 8", "lane % 8 + lane / 8 % 2 * 8", FLASH),
+    Fault("values not transposed", "flash", "load_matrices_transposed(b", "load_matrices(b", FLASH),
+    Fault("halves of the probabilities exchanged", "flash", "pack<T>(low[2], low[3]), pack<T>(high[0], high[1])", "pack<T>(high[0], high[1]), pack<T>(low[2], low[3])", FLASH),
+    Fault("the diagonal left out", "flash", "key > column[e / 2] ||", "key >= column[e / 2] ||", FLASH),
+    Fault("whole tiles taken one too far", "flash", "first_column + warp * 16 + 1;", "first_column + warp * 16 + 65;", ONE_STAGE),
+    Fault("the start of the cache ignored", "flash", "first_column = *start + t", "first_column = t", FLASH),
+    Fault("the padding of the head width not zero", "flash", "key >= last || k >= stride", "key >= last", Attention("bfloat16", 5, "flash", 2, 33, 1, 70, 9, spare=0)),
+    Fault("the slope not in powers of two", "flash", "slopes[head] * LOG2_E", "slopes[head]", FLASH),
+    Fault("the wrong lanes hold a query's peak", "flash", "__shfl_xor_sync(ALL_LANES, x, 2));\n}\n__device__ __forceinline__ float sum", "__shfl_xor_sync(ALL_LANES, x, 4));\n}\n__device__ __forceinline__ float sum", FLASH),
+    Fault("a shared tile too small", "flash", "constexpr int PITCH = WIDTH + 8;", "constexpr int PITCH = WIDTH + 16;", FLASH),
+    Fault("rows of a tile not on 16 bytes", "flash", "constexpr int PITCH = WIDTH + 8;", "constexpr int PITCH = WIDTH + 2;", FLASH),
+    Fault("no barrier before the products are summed", "matvec", "        }\n        __syncthreads();\n        for (int i", "        }\n        for (int i", UP),
+    Fault("no barrier before the next products", "matvec", "        __syncthreads();  // the scratch", "        // the scratch", Up("bfloat16", 5, 1, 264, 600, 1)),
+    Fault("a warp's share of the products lost", "matvec", "part < splits; ++part", "part < splits - 1; ++part", UP),
+    Fault("the last load of a row left out", "matvec", "k < width; k += splits", "k + N < width; k += splits", UP),
+    Fault("row 8 onwards left out", "matvec", "if (r >= rows) break;\n            float x[N]", "if (r >= rows || r >= 8) break;\n            float x[N]", MANY_ROWS),
+    Fault("the last outputs left out", "matvec", "row < rows && n < outputs", "row < rows && n + 4 < outputs", UP),
+    Fault("outputs beyond the last", "matvec", "row < rows && n < outputs", "row < rows", HEAD),
+    Fault("the moments of row 0 for all", "matvec", "value - moments[row]", "value - moments[0]", QKV),
+    Fault("keys and values exchanged", "matvec", "to.part == 1 ? keys : values", "to.part == 2 ? keys : values", QKV),
+    Fault("the residual not normalised", "matvec", "return gain ? normed(value, row, gain[n], shift[n]) : value", "return value", DOWN),
+    Fault("the final norm not rounded", "matvec", "return ROUNDED ? widen(round_to<T>(y)) : y", "return y", HEAD),
+    Fault("the highest of equal tokens", "matvec", "other_token < token", "other_token > token", HEAD),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_found(emulator: type[EmulatedDevice], fault: Fault) -> None:
+    assert fault.old in sources.source(fault.module)
+    check(fault.problem, emulator())
+    with pytest.raises(AssertionError):  # noqa: PT012  # any order of threads may be the one that shows it
+        for seed in SEEDS:
+            check(fault.problem, emulator(seed=seed, change=fault.plant))

@@ -1,0 +1,237 @@
+"""The host's side of a call: pieces, memory before allocation, arrays of other libraries. The kernels are emulated."""
+
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import strategies
+from emulated_device import EmulatedDevice
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accel.cupy_gpu import memory
+from accel.cupy_gpu.backend import CupyBackend
+from accel.cupy_gpu.prepared import CupyPrepared, pieces
+from bloomref.config import BloomConfig
+from bloomref.dtypes import POLICIES, accumulation_dtype
+from bloomref.errors import InvalidInput, Unsupported
+from bloomref.runtime.backend import Memory, step
+
+CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=48, intermediate_dim=37)
+FLOAT32 = POLICIES["float32"]
+
+
+class Small(EmulatedDevice):
+    """A device of so many free bytes."""
+
+    def __init__(self, free: int = 1 << 30) -> None:
+        super().__init__(seed=0)
+        self.free = free
+
+    def free_bytes(self) -> int:
+        return self.free
+
+
+def prepare(device: Any, policy: str = "float32", config: BloomConfig = CONFIG) -> CupyPrepared:
+    case, names = strategies.Case(config, seed=2), POLICIES[policy]
+    return CupyBackend("cupy", lambda: device).prepare(case.params, config, names)
+
+
+def hidden(prepared: CupyPrepared, ids: Any, real: Any, cuts: tuple[int, ...] = ()) -> Any:
+    cache, parts = prepared.new_cache(*ids.shape), []
+    for start, stop in zip((0, *cuts), (*cuts, ids.shape[1]), strict=True):
+        x, facts = prepared.embed(ids[:, start:stop]), step(start, real[:, :stop])
+        for layer in range(prepared.config.num_layers):
+            x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
+        parts.append(x)
+    return parts
+
+
+# --- pieces ------------------------------------------------------------------------------------------------------
+
+
+@given(batch=st.integers(0, 9), time=st.integers(0, 40), limit=st.integers(1, 50))
+def test_pieces_cover_every_position_once_and_in_order(batch: int, time: int, limit: int) -> None:
+    seen = np.zeros((batch, time), int)
+    for piece in pieces(batch, time, limit):
+        assert piece.batch * piece.time == piece.rows.stop - piece.rows.start <= max(limit, 1)
+        assert piece.batch == 1 or piece.time == time
+        rows, columns = np.divmod(np.arange(batch * time)[piece.rows], max(time, 1))
+        assert set(rows) == set(range(batch)[piece.sequences])
+        first = piece.number * min(time, limit)
+        assert set(columns) == set(range(first, first + piece.time))
+        assert (seen[rows, :first] == 1).all()  # a part comes behind the ones that it attends to
+        seen[rows, columns] += 1
+    assert (seen == 1).all()
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("policy", ["float64", "float32"])
+@pytest.mark.parametrize("limit", [1, 7, 25, 64])
+def test_a_call_in_pieces_is_the_call(monkeypatch: pytest.MonkeyPatch, policy: str, limit: int) -> None:
+    case = strategies.Case(CONFIG, seed=5, batch=3, time=25, kind="holes")
+    prepared = prepare(Small(), policy)
+
+    def run() -> Any:
+        parts = hidden(prepared, case.token_ids, case.is_real, (3, 24))
+        return np.concatenate([prepared.logits(prepared.final_norm(x), False) for x in parts], 1)[case.is_real]
+
+    whole = run()
+    monkeypatch.setattr(memory, "CHUNK_ROWS", limit)
+    monkeypatch.setattr(memory, "LOGITS_BYTES", 0)
+    np.testing.assert_allclose(run(), whole, rtol=0, atol=1e-12 if policy == "float64" else 2e-5)
+
+
+@pytest.mark.usefixtures("emulator")
+def test_one_step_serves_caches_of_several_sizes() -> None:
+    case = strategies.Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
+    prepared, facts = prepare(Small()), step(0, case.is_real)
+    x = prepared.embed(case.token_ids)
+    found = [prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, p), facts)) for p in (5, 9)]
+    assert found[0].tobytes() == found[1].tobytes()
+
+
+@pytest.mark.usefixtures("emulator")
+def test_the_last_position_is_scored_alone() -> None:
+    prepared, x = prepare(Small()), np.random.default_rng(0).standard_normal((2, 5, 48)).astype(np.float32)
+    everything, last = (prepared.logits(prepared.from_host(x), only) for only in (False, True))
+    assert last.shape == (2, 1, 40)
+    assert last.tobytes() == everything[:, -1:].tobytes()
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize(
+    ("batch", "time", "policy", "expected"),
+    [
+        (16, 1, "float16", "qkv_matvec attention_decode residual_matvec gelu_matvec residual_matvec"),
+        (17, 1, "float16", "layer_norm qkv_split attention_decode bias_residual layer_norm bias_gelu bias_residual"),
+        (1, 17, "float16", "layer_norm qkv_split attention_flash bias_residual layer_norm bias_gelu bias_residual"),
+        (1, 17, "float32", "layer_norm qkv_split attention_rows bias_residual layer_norm bias_gelu bias_residual"),
+        (2, 3, "float32", "layer_norm qkv_split attention_rows bias_residual gelu_matvec residual_matvec"),
+        (1, 1, "float64", "layer_norm qkv_split attention_rows bias_residual layer_norm bias_gelu bias_residual"),
+    ],
+)
+def test_the_kernels_of_a_block(batch: int, time: int, policy: str, expected: str) -> None:
+    """docs/cupy.md shows the two paths."""
+    device = Small()
+    prepared = prepare(device, policy, CONFIG.replace(num_layers=1))
+    device.launched.clear()
+    hidden(prepared, np.zeros((batch, time), int), np.ones((batch, time), bool))
+    assert " ".join(name.split("<")[0] for name in device.launched) == f"embed_norm {expected}"
+
+
+# --- memory, before it is allocated ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_cache_that_fits_and_one_that_does_not(policy: str) -> None:
+    device, names = Small(), POLICIES[policy]
+    prepared = prepare(device, policy)
+    device.free = memory.cache_bytes(CONFIG, names, 4, 100, 4) + memory.working_bytes(CONFIG, names, 400)
+    prepared.new_cache(4, 100)
+    with pytest.raises(
+        Unsupported,
+        match=r"^cache: .*B for 4 rows of 101 positions do not fit into .*; 100 positions for 4 rows or 3 rows of 101 positions fit$",
+    ):
+        prepared.new_cache(4, 101)
+    with pytest.raises(Unsupported, match=r"5 rows of 100 positions do not fit .* or 4 rows of 100 positions fit$"):
+        prepared.new_cache(5, 100)
+    device.free = 10
+    with pytest.raises(Unsupported, match=r"free on emulated sm_90; free memory there, or use a narrower dtype$"):
+        prepared.new_cache(1, 1)
+
+
+def test_a_whole_generation_is_refused_before_anything_is_allocated() -> None:
+    from bloomref.runtime.engine import Engine, EngineCache  # the caller's side
+
+    engine = Engine.__new__(Engine)
+    engine.prepared = prepare(Small(free=200_000))
+    assert isinstance(engine.new_cache(1, 10), EngineCache)
+    with pytest.raises(Unsupported, match="positions for 8 rows"):
+        engine.new_cache(8, 2048)
+
+
+class Counting(EmulatedDevice):
+    """Counts the bytes that were asked for and are still held."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=0)
+        self.held = self.peak = 0
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        made = super().empty(shape, dtype)
+        self.held += made.nbytes
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(made.base, self._drop, made.nbytes)  # views of it keep the base, not the array
+        return made
+
+    def _drop(self, nbytes: int) -> None:
+        self.held -= nbytes
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("policy", ["float64", "float32", "float16"])
+@pytest.mark.parametrize(("batch", "time"), [(3, 1), (20, 1), (2, 40)])
+def test_what_a_call_takes_was_known_before(
+    monkeypatch: pytest.MonkeyPatch, policy: str, batch: int, time: int
+) -> None:
+    monkeypatch.setattr(memory, "CHUNK_ROWS", 32)
+    device, names = Counting(), POLICIES[policy]
+    config = CONFIG.replace(intermediate_dim=192)
+    prepared = prepare(device, policy, config)
+    assert device.held == pytest.approx(memory.weight_bytes(config, names), rel=1e-3)  # and the slopes
+    cache = prepared.new_cache(batch, time)
+    before = device.peak = device.held
+    assert before == pytest.approx(
+        memory.weight_bytes(config, names) + memory.cache_bytes(config, names, batch, time, 4), rel=1e-3
+    )
+    facts, x = step(0, np.ones((batch, time), bool)), prepared.embed(np.zeros((batch, time), int))
+    for layer in range(2):
+        x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
+    prepared.logits(prepared.final_norm(x), False)
+    need = memory.working_bytes(config, names, batch * time)
+    assert 0.5 * need < device.peak - before <= need
+
+
+@pytest.mark.parametrize("name", ["bloom_560m_multi", "bloom_7b_multi"])
+def test_the_bytes_of_real_models(name: str) -> None:
+    """2 bytes a parameter, 4 for the few vectors; 2 L D numbers a cached position."""
+    from bloomref.params import count_params
+    from bloomref.presets.registry import PRESETS
+
+    config = PRESETS[name].config
+    need = CupyBackend("cupy", Small).memory(config, POLICIES["bfloat16"], 1, 2048)
+    assert isinstance(need, Memory)
+    assert need.weights == pytest.approx(2 * count_params(config), rel=2e-3)
+    assert need.cache == pytest.approx(2 * 2 * config.num_layers * config.hidden_dim * 2048, rel=2e-2)
+    assert need.working < 0.01 * need.weights
+
+
+# --- arrays of other libraries -----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("policy", ["float64", "float32", "float16"])
+def test_dlpack_in_and_out(policy: str) -> None:
+    prepared, names = prepare(Small(), policy), POLICIES[policy]
+    theirs = np.random.default_rng(0).standard_normal((2, 3, 48)).astype(names.compute_dtype)
+    x = prepared.from_dlpack(theirs)
+    assert np.shares_memory(x.rows, theirs)
+    ours = np.from_dlpack(prepared.final_norm(x))
+    assert (ours.shape, ours.dtype) == ((2, 3, 48), names.compute_dtype)
+    assert ours.tobytes() == prepared.to_host(prepared.final_norm(prepared.from_host(theirs))).tobytes()
+    for last_only in (False, True):
+        scores = np.from_dlpack(prepared.scores(x, last_only))
+        assert scores.dtype == accumulation_dtype(names.compute_dtype)
+        assert scores.tobytes() == prepared.logits(x, last_only).tobytes()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((2, 48), np.float32), np.zeros((1, 2, 47), np.float32), np.zeros((1, 2, 48)), np.zeros((1, 2, 96), np.float32)[..., ::2]],
+    ids=["no batch", "another width", "another dtype", "strided"],
+)  # fmt: skip
+def test_an_array_that_is_no_hidden_state_is_refused(array: Any) -> None:
+    with pytest.raises(InvalidInput, match=r"^x: expected a contiguous float32 array of shape \(B, T, 48\), got "):
+        prepare(Small()).from_dlpack(array)
