@@ -10,9 +10,11 @@ packed panels, like every other product here. Scores and sums are float32; where
 queries and weights are rounded to them. A block of keys starts at a multiple of BLOCK whatever the queries are: a row's result
 depends on its own query and the keys it sees, not on how the sequence was cut into calls.
 
+Versions, on two cores of a Zen 4, 512 positions of 16 heads of 64 in bfloat16:
+
 v1  one query at a time, dot products: 6 GFLOP/s a core.
-v2  tiles of TILE_ROWS queries over blocks of BLOCK keys.
-v3  the weights are multiplied where they are, by rows; pairs of bfloat16.
+v2  tiles of TILE_ROWS queries over blocks of BLOCK keys, widened: 5.8 ms.
+v3  pairs of bfloat16; the weights are multiplied by rows, where they are: 4.8 ms; arrays at the beginning of a cache line: 3.4 ms.
 """
 
 from typing import Any
