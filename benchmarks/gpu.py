@@ -34,7 +34,7 @@ from bloomref.runtime import registry
 
 ROOT = Path(__file__).parents[1]
 KERNELS = "tests/cupy_gpu"
-COMPILED = f"{KERNELS}/test_compiled.py"
+COMPILED = f"{KERNELS}/test_nvrtc.py"
 PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cublas")
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
