@@ -6,6 +6,7 @@ nothing: no bias is zero, no gain is one.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,7 +80,7 @@ def same(x: Numbers) -> Numbers:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(ABC):
     dtype: str
     seed: int = 0
 
@@ -92,12 +93,12 @@ class Problem:
     def draws(self) -> Draws:
         return Draws(self.dtype, self.seed)
 
-    def run(self, device: EmulatedDevice) -> Numbers:
-        raise NotImplementedError
+    @abstractmethod
+    def run(self, device: EmulatedDevice) -> Numbers: ...
 
+    @abstractmethod
     def formula(self, a: Any, rounding: Rounding) -> Numbers:
         """`rounding`: for a kernel that rounds inputs of products to T, that rounding; nothing, for the truth."""
-        raise NotImplementedError
 
     def slack(self) -> Numbers | float:
         """What a row's error may be besides, where a rounding inside the kernel can go either way."""

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from benchmarks.children import Child, ChildError
 from benchmarks.field import Field
 from benchmarks.figures import floors, results
 from benchmarks.floors import Memory, product_rate
+from benchmarks.kernels import Kernel, measure, table
 from benchmarks.machine import without_folders
 from benchmarks.model import Sizes, model_config, relative_error, sizes
 from benchmarks.plan import Job, Plan
@@ -172,3 +174,21 @@ def test_an_interpreter_that_is_not_there_is_refused():
     with pytest.raises(Exception, match="an interpreter, got keras=/nowhere"):
         run._interpreter("keras=/nowhere")
     assert run._interpreter(f"keras={sys.executable}") == ("keras", sys.executable)
+
+
+def test_kernels_of_a_block_are_timed_beside_their_floor():
+    """The floor is the arithmetic at the best rate: the best kernel is on it, one without arithmetic has none."""
+    calls = []
+    kernels = [
+        Kernel("fast", lambda: calls.append("fast"), 10**9),
+        Kernel("slow", lambda: time.sleep(0.01), 10**9),
+        Kernel("copy", lambda: calls.append("copy"), times=2),
+    ]
+    fast, slow, copy = measure(kernels, 3)
+    assert calls == ["fast", "copy"] * 4  # in turns, the first untimed
+    assert fast["milliseconds"] == pytest.approx(fast["floor_milliseconds"])
+    assert slow["milliseconds"] >= 10 > slow["floor_milliseconds"]
+    assert copy["floor_milliseconds"] == copy["gflop_per_second"] == 0
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(table("a block", [fast, slow, copy]))
+    assert all(word in shown.getvalue() for word in ("a block", "slow", "copy", "all"))
