@@ -1,0 +1,90 @@
+"""What the kit asks of an implementation. An adapter for one's own function takes some twenty lines: docs/conformance.md."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from bloomref.config import BloomConfig
+from bloomref.shapes import Array, Bool, Float, Int
+
+FEATURES = ("post-layernorm", "untied", "mlp-width", "epsilon", "no-layers", "batch")
+"""What a config or an input may ask for, and an implementation may lack: the other residual form; a head of its own; an MLP
+width other than 4 D; an epsilon other than 1e-5; a model without blocks; more than one row."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an implementation says that it can do. What it leaves out is skipped with that reason, never guessed.
+
+    Args:
+        dtypes: in which it can compute.
+        masks: the kinds of `cases.MASKS` that it accepts ("real" is no mask at all).
+        features: those of `FEATURES` that it has.
+        scores: where the attention scores of its 16-bit types are rounded: "float32" or "model" (the model's dtype).
+        max_time: the longest input; None: any.
+    """
+
+    dtypes: tuple[str, ...] = ("float32",)
+    masks: tuple[str, ...] = ("real", "left", "right", "holes", "padding row")
+    features: frozenset[str] = frozenset(FEATURES)
+    scores: str = "float32"
+    max_time: int | None = None
+
+
+@runtime_checkable
+class Model(Protocol):
+    """One loaded model. Arrays are NumPy's; `is_real` is boolean; results of padded positions are not looked at.
+
+    More methods are more that can be checked, each optional:
+        `hidden(token_ids, is_real)`: after the final norm, (B, T, D);
+        `trace(token_ids, is_real)`: named intermediates (clause MOD-8), as many as it has;
+        `in_pieces(token_ids, is_real, cuts)`: logits (B, T, V) from runs over a cache, cut before those positions;
+        `loss_and_gradients(token_ids, is_real, labels)`: a number, and gradients by Hugging Face key, in Hugging Face's shapes.
+    """
+
+    def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]: ...
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """An implementation: `--implementation package.module:Adapter` names a class or a function without arguments that makes one."""
+
+    name: str
+    capabilities: Capabilities
+
+    def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> Model:
+        """A model of these weights: float32 arrays under Hugging Face's keys (`transformer.h.0...`), in Hugging Face's shapes.
+
+        Raises:
+            Unsupported: what is needed is not there, with the reason; it is a skip, or with `--require` a failure.
+        """
+        ...
+
+    def versions(self) -> Mapping[str, str]:
+        """Names and versions of what computes, for the report."""
+        ...
+
+
+@dataclass(frozen=True)
+class Waiver:
+    """A known failure: tests and cases that match are expected to fail, and it is an error when none matches or all pass again.
+
+    Args:
+        where: a pattern (fnmatch) of `property` or `property/flag` names.
+        reason: a sentence: what is wrong, and who is right.
+        link: where it is reported, if it is.
+    """
+
+    where: str
+    reason: str
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one question to an implementation needs of it."""
+
+    features: Sequence[str] = ()
+    mask: str = "real"
+    methods: Sequence[str] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
