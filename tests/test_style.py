@@ -139,7 +139,7 @@ def too_long(paths: list[Path], limit: int) -> list[str]:
 
 
 def test_the_core_can_be_held_in_mind():
-    assert sum(map(lines, CORE)) < 800
+    assert sum(map(lines, CORE)) < 820
 
 
 def test_no_file_is_longer_than_500_lines():

@@ -13,13 +13,14 @@ from accel.numba_cpu.blocks import attention_block, mlp_block
 from accel.numba_cpu.compiled import is_marked, mark
 from accel.numba_cpu.cpu import PANEL, thread_count
 from accel.numba_cpu.double import DoublePrepared
+from accel.numba_cpu.kept import Store, open_store
 from accel.numba_cpu.linear import BFLOAT16, FLOAT16, FLOAT32, PLAIN, product, put_rows
 from accel.numba_cpu.memory import cache_elements, memory, whole_blocks
-from accel.numba_cpu.packing import FORMATS, Linear, aligned, pack, up, vector
+from accel.numba_cpu.packing import FORMATS, Linear, aligned, pack, panel_bytes, up, vector
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
-from bloomref.params import LayerParams, Params, init_params
+from bloomref.params import LayerParams, Params, Source, init_params, keys
 from bloomref.runtime.backend import API_VERSION, Memory, Step, step
 
 _ROUNDING = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
@@ -76,21 +77,36 @@ class NumbaPrepared:
         self._scale = np.float32(1.0 / np.sqrt(config.head_dim))
         self._ln_embedding = self._norm(params.ln_embedding_weight, params.ln_embedding_bias)
         self._ln_final = self._norm(params.ln_final_weight, params.ln_final_bias)
-        self._layers = [self._pack_layer(layer) for layer in params.layers]
-        self._embedding = pack(params.word_embedding, None, self.dtype, self._variable)
+        store = self._open_store(params.source)
+        try:
+            self._pack(params, store.take)
+            store.finish()
+        except BaseException:
+            store.abandon()
+            raise
+
+    def _open_store(self, source: Source | None) -> Store:
+        facts = {"dtypes": f"{self._variable} {self.dtype}", "tied": self.config.tie_word_embeddings}
+        shapes = [w.hf_shape(self.config) for _, w in keys(self.config)]
+        sizes = [panel_bytes(*shape, self.dtype) for shape in shapes if len(shape) == 2]
+        return open_store(source, facts | self.config.sizes | {"L": self.config.num_layers}, sizes)
+
+    def _pack(self, params: Params, take: Any) -> None:
+        self._layers = [self._pack_layer(layer, take) for layer in params.layers]
+        self._embedding = pack(params.word_embedding, None, self.dtype, self._variable, take)
         self._head = self._embedding
         if params.lm_head is not None:
-            self._head = pack(params.lm_head, None, self.dtype, self._variable)
+            self._head = pack(params.lm_head, None, self.dtype, self._variable, take)
 
     def _norm(self, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
         epsilon = np.float32(self.config.layer_norm_epsilon)
         return vector(weight, self.dtype, self._variable), vector(bias, self.dtype, self._variable), epsilon
 
-    def _pack_layer(self, layer: LayerParams) -> _Layer:
+    def _pack_layer(self, layer: LayerParams, take: Any) -> _Layer:
         d, f = self.config.hidden_dim, self.config.intermediate_dim
 
         def linear(weight: Any, bias: Any, n: int, k: int) -> Linear:
-            return pack(weight.reshape(n, k), bias, self.dtype, self._variable)
+            return pack(weight.reshape(n, k), bias, self.dtype, self._variable, take)
 
         return _Layer(
             self._norm(layer.ln_attn_weight, layer.ln_attn_bias),

@@ -19,9 +19,13 @@ def cache_folder() -> Path:
     digest = hashlib.sha256(f"{numba.__version__} {ISA}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + source.read_bytes())
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    base = os.environ.get("NUMBA_CACHE_DIR") or str(Path(home) / "bloomref" / "numba")
-    return Path(base) / digest.hexdigest()[:16]
+    base = Path(os.environ.get("NUMBA_CACHE_DIR") or user_folder())
+    return base / digest.hexdigest()[:16]
+
+
+def user_folder() -> Path:
+    """`~/.cache/bloomref/numba`, or below `$XDG_CACHE_HOME`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bloomref" / "numba"
 
 
 def use_cache_folder() -> None:

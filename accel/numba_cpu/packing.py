@@ -60,21 +60,34 @@ class Linear:
     k: int
 
 
-def pack(weight: Any, bias: Any, compute: Any, variable: Any) -> Linear:
-    """Pack (N, K), rounding each element to the variable dtype and then to the compute dtype (NUM-1)."""
+def in_memory(elements: int, dtype: Any) -> tuple[Any, bool]:
+    """Space for a packed weight, and that it is not there yet."""
+    return aligned((elements,), dtype), False
+
+
+def pack(weight: Any, bias: Any, compute: Any, variable: Any, take: Any = in_memory) -> Linear:
+    """Pack (N, K), rounding each element to the variable dtype and then to the compute dtype (NUM-1).
+
+    `take(elements, dtype)` gives the space for it, and whether it holds the packed weight already.
+    """
     form = FORMATS[compute]
     n, k = weight.shape
-    size = form.panel_elements(k)
-    panels = aligned((panels_of(n) * size,), form.weight)
-    step = max(1, CHUNK // (PANEL * max(k, 1))) * PANEL
-    for row in range(0, n, step):
-        rows = _rounded(weight[row : row + step], compute, variable)
-        target = panels[row // PANEL * size : (row // PANEL + panels_of(len(rows))) * size]
-        pack_bits(np.ascontiguousarray(rows).view(form.weight), form, target)
+    panels, is_filled = take(panels_of(n) * form.panel_elements(k), form.weight)
+    if not is_filled:
+        _fill(panels, weight, compute, variable)
     padded = np.zeros(up(n), np.float32)
     if bias is not None:
         padded[:n] = vector(bias, compute, variable)
     return Linear(panels, padded, n, k)
+
+
+def _fill(panels: Any, weight: Any, compute: Any, variable: Any) -> None:
+    form, (n, k) = FORMATS[compute], weight.shape
+    size, step = form.panel_elements(k), max(1, CHUNK // (PANEL * max(k, 1))) * PANEL
+    for row in range(0, n, step):
+        rows = _rounded(weight[row : row + step], compute, variable)
+        target = panels[row // PANEL * size : (row // PANEL + panels_of(len(rows))) * size]
+        pack_bits(np.ascontiguousarray(rows).view(form.weight), form, target)
 
 
 def pack_bits(rows: Any, form: Format, panels: Any) -> None:
@@ -100,8 +113,12 @@ def aligned(shape: Any, dtype: Any, zeroed: bool = False) -> Any:
 
 def linear_bytes(n: int, k: int, compute: Any) -> int:
     """What `pack` keeps of (N, K), its bias included."""
+    return panel_bytes(n, k, compute) + 4 * up(n)
+
+
+def panel_bytes(n: int, k: int, compute: Any) -> int:
     form = FORMATS[compute]
-    return panels_of(n) * form.panel_elements(k) * np.dtype(form.weight).itemsize + 4 * up(n)
+    return panels_of(n) * form.panel_elements(k) * np.dtype(form.weight).itemsize
 
 
 def panels_of(n: int) -> int:

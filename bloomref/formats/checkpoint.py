@@ -11,6 +11,7 @@ from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe
 from bloomref.formats import hf, keras
 from bloomref.formats.arrays import check_fits
 from bloomref.formats.files import read_json
+from bloomref.formats.noted import is_noted, note
 from bloomref.formats.tokenizer_files import tokenizer_files
 from bloomref.params import Params
 
@@ -82,8 +83,10 @@ class Checkpoint:
         if self.layout == "keras":
             return self.params(dtype)
         params = self.params()
-        for key, _, array in params.named():
-            check_fits(array, dtype, key)
+        if not is_noted(params.source, dtype.name):
+            for key, _, array in params.named():
+                check_fits(array, dtype, key)
+            note(params.source, dtype.name, sum(array.nbytes for _, _, array in params.named()))
         return params
 
     def replace_config(self, config: BloomConfig) -> "Checkpoint":

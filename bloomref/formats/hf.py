@@ -1,7 +1,8 @@
 """The Hugging Face layout: config.json, model.safetensors or shards of it with an index, tokenizer files."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
@@ -12,9 +13,10 @@ from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.arrays import check_finite, common_dtype, convert, into_shards
 from bloomref.formats.files import regular_file, shard_path, staged, weight_map, write_json
+from bloomref.formats.noted import is_noted, note
 from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFile, write_safetensors
 from bloomref.formats.tokenizer_files import write_hf_tokenizer
-from bloomref.params import LM_HEAD, MODEL_WEIGHTS, Params, Weight, keys
+from bloomref.params import LM_HEAD, MODEL_WEIGHTS, Params, Source, Weight, keys
 from bloomref.shapes import Array
 
 CONFIG = "config.json"
@@ -54,21 +56,31 @@ class HfWeights:
                 lm_head.weight that differs from the embedding it is tied to.
         """
         self._check(config)
-        target = self.dtype if dtype is None else dtype
+        target, source = self.dtype if dtype is None else dtype, self.source
+        seen = is_noted(source, "finite")
 
         def get(weight: Weight, key: str) -> Array:
-            return self._read(key, target).reshape(weight.shape(config))
+            return self._read(key, target, seen).reshape(weight.shape(config))
 
         params = Params.build(config.num_layers, config.tie_word_embeddings, get)
         if config.tie_word_embeddings and LM_HEAD.hf_key in self.files:
             self._check_tied()
-        return params
+        note(source, "finite", sum(array.nbytes for _, _, array in params.named()))
+        return replace(params, source=source)
 
-    def _read(self, key: str, dtype: DType) -> Array:
+    @property
+    def source(self) -> Source:
+        """The folder, and what of its files changes when they do."""
+        paths = sorted({file.path for file, _ in self.files.values()})
+        facts = [(p.name, s.st_size, s.st_mtime_ns, s.st_ino) for p in paths for s in (p.stat(),)]
+        return Source(str(paths[0].parent.absolute()), hashlib.sha256(repr(facts).encode()).hexdigest())
+
+    def _read(self, key: str, dtype: DType, is_checked: bool) -> Array:
         file, name = self.files[key]
         if DTYPES[self.entry(key).dtype] == dtype:
             array = file.view(name)
-            check_finite(array, key)
+            if not is_checked:
+                check_finite(array, key)
             return array
         return convert(file.pieces(name), self.entry(key).shape, dtype, key)
 

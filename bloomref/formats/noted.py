@@ -1,0 +1,32 @@
+"""What was found out about large files is noted, so that they are not read through again until they change.
+
+A note is an empty file below the user's cache folder, whose name is a hash of where the files lie, their sizes, times and inodes.
+"""
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from bloomref.params import Source
+
+SMALLEST = 64 << 20
+"""Bytes of weights from which it is worth a file."""
+
+
+def is_noted(source: Source | None, fact: str) -> bool:
+    return source is not None and _path(source, fact).exists()
+
+
+def note(source: Source | None, fact: str, size: int) -> None:
+    """Where nothing can be written, nothing is noted."""
+    if source is not None and size >= SMALLEST:
+        with suppress(OSError):
+            path = _path(source, fact)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+
+def _path(source: Source, fact: str) -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "bloomref" / "noted" / hashlib.sha256(f"{source} {fact}".encode()).hexdigest()[:32]
