@@ -7,7 +7,11 @@
 Prints a table; `--output` writes the same as JSON. Exit status: 0 when everything passed, 1 when something failed, 2 when all
 that could run without a GPU passed, but there is none.
 
-Example: python -m benchmarks.gpu --check --output gpu-check.json
+`--measure` times decoding and prompts beside transformers, cuBLAS alone and a copy, each checked before (see gpu_measure.py).
+
+Examples:
+  python -m benchmarks.gpu --check --output gpu-check.json
+  python -m benchmarks.gpu --measure --output benchmarks/results/gpu.json
 """
 
 import argparse
@@ -25,7 +29,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine
+from benchmarks import gpu_figures, machine
+from benchmarks.gpu_kernels import PRESETS as MEASURED
 from benchmarks.machine import command_line, versions
 from bloomref.dtypes import dtype_policy
 from bloomref.errors import Unsupported
@@ -65,15 +70,39 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", required=True, help="run the checks; there is nothing else yet")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--check", action="store_true", help="run the checks")
+    what.add_argument("--measure", action="store_true", help="time it, beside the others")
+    parser.add_argument("--presets", nargs="+", default=list(MEASURED), help="measured: whose dimensions to use")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="measured")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1, 8, 32], help="measured: rows that are decoded together"
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="measured: tokens of a timed run")
+    parser.add_argument("--runs", type=int, default=5, help="measured: timed runs, of which the median counts")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="leave the other stages out")
     parser.add_argument("--backend", default="cupy", help="cupy, or another of several GPUs: cupy:1")
     parser.add_argument("--output", type=Path, help="write the report to this JSON file")
     arguments = parser.parse_args()
     reason = no_device(arguments.backend)
+    if arguments.measure:
+        measured(reason, arguments)
+        return
     results = [run(check) for check in checks(arguments.backend, reason) if check.stage in arguments.stages]
     report(results, reason, arguments)
     sys.exit(status(results, reason))
+
+
+def measured(reason: str | None, arguments: argparse.Namespace) -> None:
+    """Exits with 2 where there is no device."""
+    if reason is not None:
+        print(f"device: none ({reason})")
+        sys.exit(2)
+    found = gpu_figures.measure(arguments)
+    gpu_figures.show(found, Console(width=160 if not sys.stdout.isatty() else None, markup=False))
+    if arguments.output:
+        report = {**about(reason), "measured": found}
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 
 
 def no_device(backend: str) -> str | None:
@@ -106,6 +135,7 @@ def checks(backend: str, reason: str | None) -> list[Check]:
         ),
         Check("device", "parity suite, embedded preset", pytest(*suite), reason),
         Check("device", "greedy tokens, 560m, float32", checked("greedy", backend), reason),
+        Check("device", "tokens chosen there, 560m", checked("tokens", backend), reason),
         Check("device", "bits of repeated runs, 560m", checked("repeat", backend), reason),
         Check("device", "compute-sanitizer memcheck", sanitized("memcheck", backend), reason or no_sanitizer()),
         Check("device", "compute-sanitizer racecheck", sanitized("racecheck", backend), reason or no_sanitizer()),
@@ -167,17 +197,27 @@ def report(results: Sequence[Result], reason: str | None, arguments: argparse.Na
 
 
 def as_dict(results: Sequence[Result], reason: str | None) -> dict[str, Any]:
+    return {**about(reason), "results": [asdict(result) for result in results]}
+
+
+def about(reason: str | None) -> dict[str, Any]:
+    """The command, the machine, the packages and the device of a report."""
     return {
         "command": command_line(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "packages": versions((*machine.PACKAGES, *PACKAGES)),
         "device": {"missing": reason} if reason else device(),
-        "results": [asdict(result) for result in results],
     }
 
 
 def device() -> dict[str, Any]:
-    import cupy
+    """Of the GPU; the emulator plays one without CuPy."""
+    try:
+        import cupy
+    except ImportError:
+        return {"name": "none: an emulated one"}
+    if cupy.cuda.runtime.driverGetVersion() == 0:
+        return {"name": "none: an emulated one"}
 
     runtime = cupy.cuda.runtime
     properties = runtime.getDeviceProperties(runtime.getDevice())

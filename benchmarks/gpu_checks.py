@@ -1,6 +1,7 @@
 """What a GPU has to show beside the parity suite, each as a function of a backend's name, so that an emulated one can try it.
 
 python -m benchmarks.gpu_checks greedy --backend cupy      the reference's tokens, in float32, at bloom-560m's dimensions
+python -m benchmarks.gpu_checks tokens --backend cupy      tokens chosen on the device, those that the host chooses; draws, twice the same
 python -m benchmarks.gpu_checks repeat --backend cupy      the same bits, again and in another process
 python -m benchmarks.gpu_checks exercise --backend cupy    every kernel once; to be run under compute-sanitizer
 """
@@ -9,6 +10,7 @@ import argparse
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from bloomref import BloomBackbone, BloomCausalLM
 from bloomref.config import BloomConfig
 from bloomref.dtypes import dtype_policy
 from bloomref.params import init_params
+from bloomref.runtime.backend import Choice, step
 from bloomref.runtime.engine import Engine
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -29,11 +32,11 @@ SMALL = "small"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("check", choices=("greedy", "repeat", "digest", "exercise"))
+    parser.add_argument("check", choices=("greedy", "tokens", "repeat", "digest", "exercise"))
     parser.add_argument("--backend", default="cupy")
     parser.add_argument("--preset", default=PRESET, help=f"whose dimensions to use, or {SMALL}")
     arguments = parser.parse_args()
-    checks = {"greedy": greedy, "repeat": repeat, "digest": digest, "exercise": exercise}
+    checks = {"greedy": greedy, "tokens": tokens, "repeat": repeat, "digest": digest, "exercise": exercise}
     print(checks[arguments.check](arguments.backend, arguments.preset))
 
 
@@ -68,6 +71,48 @@ def _continue(backend: str, params: Any, config: Any, prompts: list[list[int]], 
     model = BloomCausalLM(BloomBackbone.from_params(config, params, dtype_policy("float32"), backend=backend))
     options: dict[str, Any] = {"max_new_tokens": tokens, "stop_token_ids": None}
     return [*model.generate(prompts, **options), *(model.generate(prompt, **options) for prompt in prompts)]
+
+
+# --- tokens chosen on the device ---------------------------------------------------------------------------------
+
+CHOICES = (Choice(), Choice(0.8, 40), Choice(0.8, 40, 0.9), Choice(0.8), Choice(0.8, None, 0.9))
+
+
+def tokens(backend: str, preset: str, count: int = 24) -> str:
+    """Greedy ones against the arg-max of `step`, in every dtype that has them; all kinds of draws against themselves.
+
+    Raises:
+        AssertionError: naming the dtype and the choice.
+    """
+    config = config_of(preset)
+    for dtype in DTYPES[:3]:
+        policy = dtype_policy(dtype)
+        engine = Engine(init_params(config, 0, policy.variable_dtype), config, policy, backend)
+        by_host = _by_host(engine, count)
+        for choice in CHOICES:
+            one, two = (_chosen(engine, choice, count) for _ in range(2))
+            assert np.array_equal(one, two), f"{dtype}: {choice} gave other tokens the second time"
+            assert choice.temperature is not None or np.array_equal(one, by_host), f"{dtype}: the host chooses others"
+    return f"{count} tokens of 3 rows, {len(CHOICES)} choices, {', '.join(DTYPES[:3])}"
+
+
+def _chosen(engine: Any, choice: Choice, count: int, rows: int = 3) -> Any:
+    """(rows, count) tokens behind one of each row, in two calls."""
+    cache, ids, found = engine.new_cache(rows, count), np.arange(rows), []
+    for start, length in ((0, count // 2), (count // 2, count - count // 2)):
+        facts = step(start, np.ones((rows, start + 1), bool))
+        here = replace(choice, seeds=np.arange(rows), drawn=start)
+        found.append(engine.prepared.tokens(ids, cache.blocks, facts, here, length))
+        ids = found[-1][:, -1]
+    return np.concatenate(found, axis=1)
+
+
+def _by_host(engine: Any, count: int, rows: int = 3) -> Any:
+    cache, ids, found = engine.new_cache(rows, count), np.arange(rows), []
+    for t in range(count):
+        ids = engine.read(cache, t, ids[:, None]).argmax(axis=1)
+        found.append(ids)
+    return np.stack(found, axis=1)
 
 
 # --- the same bits -----------------------------------------------------------------------------------------------
@@ -132,6 +177,11 @@ def exercise(backend: str, preset: str) -> str:  # noqa: ARG001
             for dtype in DTYPES:
                 for rows, prompt in ((1, 70), (17, 2)):
                     _logits(backend, config, dtype, rows, prompt, 2)
+                if dtype != "float64":
+                    policy = dtype_policy(dtype)
+                    engine = Engine(init_params(config, 0, policy.variable_dtype), config, policy, backend)
+                    for choice in CHOICES:
+                        _chosen(engine, choice, 4)
     return f"head widths {', '.join(map(str, WIDTHS))} in {', '.join(DTYPES)}"
 
 

@@ -6,6 +6,7 @@ and float64, go through matrix products, whose inputs are rounded to the compute
 Rows are (rows, D), row b T + t of a piece of B sequences and T positions. Nothing here remembers anything.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype
 
 _NO_NORM = Norm(None, None)
+Space = Callable[[str, tuple[int, int], Any], Array]
+"""Where a temporary (rows, width) of this name and dtype goes; it is not needed any more when the next one of the name is asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +45,37 @@ class Seen:
     capacity: int
 
 
-class Blocks:
-    """The blocks of one config in one dtype on one device; the weights are arguments."""
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the head leaves beside the scores.
 
-    def __init__(self, device: Device, config: BloomConfig, dtype: Any, slopes: Array) -> None:
+    Args:
+        forbidden: uint8 (V,), not zero for tokens that do not count; None where all do.
+        scores, tokens: float32 and int32 (rows, parts), the best of each part of the tokens.
+        broken: int32 (1,), set to 1 where a score is NaN or infinite; None asks for nothing of all this.
+    """
+
+    forbidden: Array | None
+    scores: Array | None
+    tokens: Array | None
+    broken: Array | None
+
+
+NOTHING_FOUND = Found(None, None, None, None)
+
+
+class Blocks:
+    """The blocks of one config in one dtype on one device; the weights are arguments.
+
+    Args:
+        space: of temporaries; fresh memory for each unless given.
+    """
+
+    def __init__(
+        self, device: Device, config: BloomConfig, dtype: Any, slopes: Array, space: Space | None = None
+    ) -> None:
         self.device, self.config = device, config
+        self._space = space or (lambda _, shape, dtype: device.empty(shape, dtype))
         self.dtype, self.name = dtype, dtype.name
         self.wide = accumulation_dtype(dtype)
         self.slopes = slopes
@@ -57,29 +86,41 @@ class Blocks:
 
     def embed(self, ids: Array, table: Array, norm: Norm) -> Array:
         """Look-up and embedding norm: int32 (rows,) to (rows, D)."""
-        out = self.narrow_rows(len(ids), self.d)
+        out = self.narrow_rows("embedded", len(ids), self.d)
         self.device.launch(
             launches.embed_norm(self.name, len(ids)), ids, table, table.shape[1], *self._norm(norm), out, self.d
         )
         return out
 
     def norm(self, x: Array, norm: Norm) -> Array:
-        out = self.narrow_rows(len(x), self.d)
+        out = self.narrow_rows("normed", len(x), self.d)
         self.device.launch(launches.layer_norm(self.name, len(x)), x, *self._norm(norm), out, self.d)
         return out
 
     def scores(self, x: Array, head: Array) -> Array:
         """(rows, V) in the accumulation dtype, of final hidden states."""
-        out = self.wide_rows(len(x), head.shape[0])
+        out = self.wide_rows("scores", len(x), head.shape[0])
         if self.by_products(len(x)):
             self.device.matmul(x, head, out)
         elif len(x):
-            launch = launches.head_matvec(self.name, len(x), self.d, len(head), self.device.processors)
-            self.device.launch(
-                launch, x, *self._norm(_NO_NORM), head, head.shape[1], out, None, None,
-                len(x), self.d, len(head), launch.splits,
-            )  # fmt: skip
+            self._head(x, _NO_NORM, head, out, NOTHING_FOUND)
         return out
+
+    def normed_scores(self, x: Array, norm: Norm, head: Array, found: Found) -> Array:
+        """`scores` of `norm(x)` for up to MATVEC_ROWS rows of a block's output, in one kernel, and what it finds on its way."""
+        out = self.wide_rows("scores", len(x), head.shape[0])
+        self._head(x, norm, head, out, found)
+        return out
+
+    def head_launch(self, rows: int, vocabulary: int) -> launches.Launch:
+        return launches.head_matvec(self.name, rows, self.d, vocabulary, self.device.processors)
+
+    def _head(self, x: Array, norm: Norm, head: Array, out: Array, found: Found) -> None:
+        launch = self.head_launch(len(x), len(head))
+        self.device.launch(
+            launch, x, *self._norm(norm), head, head.shape[1], out, found.forbidden, found.scores, found.tokens,
+            found.broken, len(x), self.d, len(head), launch.splits,
+        )  # fmt: skip
 
     # --- blocks ----------------------------------------------------------------------------------
 
@@ -103,7 +144,7 @@ class Blocks:
     # --- few rows --------------------------------------------------------------------------------
 
     def _attention_by_vectors(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
-        query, context = self.wide_rows(len(x), self.d), self.wide_rows(len(x), self.d)
+        query, context = (self.wide_rows(name, len(x), self.d) for name in ("query", "context"))
         launch = launches.qkv_matvec(self.name, len(x), self.d, 3 * self.d, self.device.processors)
         self.device.launch(
             launch, x, *self._norm(layer.ln_attn), layer.qkv.weight, layer.qkv.weight.shape[1], layer.qkv.bias, query,
@@ -114,7 +155,7 @@ class Blocks:
         self._residual_matvec(context, layer.dense, x, layer.ln_attn, out)
 
     def _mlp_by_vectors(self, layer: Layer, x: Array, out: Array) -> None:
-        inner = self.wide_rows(len(x), self.f)
+        inner = self.wide_rows("inner", len(x), self.f)
         launch = launches.gelu_matvec(self.name, len(x), self.d, self.f, self.device.processors)
         self.device.launch(
             launch, x, *self._norm(layer.ln_mlp), layer.up.weight, layer.up.weight.shape[1], layer.up.bias, inner,
@@ -133,27 +174,27 @@ class Blocks:
     # --- many rows -------------------------------------------------------------------------------
 
     def _attention_by_products(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
-        rows, query = len(x), self.wide_rows(len(x), self.d)
+        rows, query = len(x), self.wide_rows("query", len(x), self.d)
         fused = self._product(self.norm(x, layer.ln_attn), layer.qkv)
         self.device.launch(
             launches.qkv_split(self.name, rows), fused, layer.qkv.bias, query, seen.cache.keys, seen.cache.values,
             seen.start, seen.time, *self._cache_shape(seen),
         )  # fmt: skip
         del fused  # its memory is free for what follows, which is queued behind its last reader
-        context = self.narrow_rows(rows, self.d)
+        context = self.narrow_rows("context", rows, self.d)
         attend = self._attend_from_one if seen.time == 1 and self.name != "float64" else self._attend_from_many
         attend(query, seen, context)
         self._add_residual(self._product(context, layer.dense), layer.dense, x, layer.ln_attn, out)
 
     def _mlp_by_products(self, layer: Layer, x: Array, out: Array) -> None:
         up = self._product(self.norm(x, layer.ln_mlp), layer.up)
-        inner = self.narrow_rows(len(x), self.f)
+        inner = self.narrow_rows("inner", len(x), self.f)
         self.device.launch(launches.bias_gelu(self.name, len(x)), up, layer.up.bias, inner, self.f)
         del up
         self._add_residual(self._product(inner, layer.down), layer.down, x, layer.ln_mlp, out)
 
     def _product(self, x: Array, linear: Linear) -> Array:
-        out = self.wide_rows(len(x), len(linear.weight))
+        out = self.wide_rows("product", len(x), len(linear.weight))
         self.device.matmul(x, linear.weight, out)
         return out
 
@@ -204,8 +245,8 @@ class Blocks:
         """Null pointers where the block's input is the residual, not its norm (MOD-3)."""
         return self._norm(norm if self.config.apply_residual_connection_post_layernorm else _NO_NORM)
 
-    def narrow_rows(self, rows: int, width: int) -> Array:
-        return self.device.empty((rows, width), self.dtype)
+    def narrow_rows(self, name: str, rows: int, width: int) -> Array:
+        return self._space(name, (rows, width), self.dtype)
 
-    def wide_rows(self, rows: int, width: int) -> Array:
-        return self.device.empty((rows, width), self.wide)
+    def wide_rows(self, name: str, rows: int, width: int) -> Array:
+        return self._space(name, (rows, width), self.wide)

@@ -1,6 +1,6 @@
 """Keys and values on the device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,11 @@ class LayerCache:
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """Every layer's keys and values, and where the parts of a decoding step's attention meet: a call leaves `arrived` zero."""
+    """Every layer's keys and values, and where the parts of a decoding step's attention meet: a call leaves `arrived` zero.
+
+    Args:
+        steps: decoding steps over these keys and values, with their memory and graphs (see decode.py), by what they do.
+    """
 
     device: Device
     config: BloomConfig
@@ -32,6 +36,7 @@ class Cache:
     arrived: Array
     batch: int
     capacity: int
+    steps: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, device: Device, config: BloomConfig, layers: list[LayerCache], batch: int, capacity: int) -> "Cache":

@@ -10,7 +10,7 @@ import numpy as np
 from cupy.cuda import runtime
 from cupy_backends.cuda.libs import cublas
 
-from accel.cupy_gpu.device import Array
+from accel.cupy_gpu.device import ALIGNMENT, Array
 from accel.cupy_gpu.launches import Launch
 from accel.cupy_gpu.sources import OPTIONS, Kernel, source
 from bloomref.errors import Unsupported, invalid
@@ -73,9 +73,13 @@ class CudaDevice:
 
     def upload(self, host: Any) -> Array:
         made = self.empty(host.shape, host.dtype)
-        with self._device:
-            _bits(made).set(np.ascontiguousarray(host).view(_bits(made).dtype))
+        self.write(made, host)
         return made
+
+    def write(self, target: Array, host: Any) -> None:
+        bits = _bits(target)
+        with self._device:
+            bits.set(np.ascontiguousarray(host).view(bits.dtype))
 
     def download(self, array: Array) -> Any:
         with self._device:
@@ -110,7 +114,12 @@ class CudaDevice:
         if kind not in _CUDA_MEMORY or number != self._device.id:
             raise invalid("x", f"an array on {self.name}", f"one on DLPack device ({kind}, {number})")
         with self._device:
-            return cupy.from_dlpack(x)
+            array = cupy.from_dlpack(x)
+        if array.data.ptr % ALIGNMENT:
+            raise invalid(
+                "x", f"an array that begins on {ALIGNMENT} bytes", f"one at address {array.data.ptr:#x}", "copy it"
+            )
+        return array
 
     # --- work ------------------------------------------------------------------------------------
 
@@ -120,6 +129,20 @@ class CudaDevice:
         with self._device:
             kernel = self._kernels.get(launch.kernel) or self._load(launch)
             kernel(launch.grid, (launch.block, 1, 1), tuple(map(_argument, arguments)), shared_mem=launch.shared)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """As a CUDA graph, captured on a stream of its own: the caller's may be the default one, which cannot be captured."""
+        with self._device, cupy.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture()
+            try:
+                work()
+            finally:
+                graph = stream.end_capture()
+        return lambda: self._replay(graph)
+
+    def _replay(self, graph: Any) -> None:
+        with self._device:
+            graph.launch()
 
     def _load(self, launch: Launch) -> Any:
         """Compiled by NVRTC at its first use on a machine, then found on disk."""
@@ -145,12 +168,14 @@ class CudaDevice:
             handle = cupy.cuda.device.get_cublas_handle()
             before = cublas.getMathMode(handle)
             cublas.setMathMode(handle, _EXACT_SUMS)
-            cublas.gemmEx(
-                handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, n, m, k, one.ctypes.data, weight.data.ptr, kind,
-                weight.shape[1], x.data.ptr, kind, k, zero.ctypes.data, out.data.ptr, wide, n, compute,
-                cublas.CUBLAS_GEMM_DEFAULT,
-            )  # fmt: skip
-            cublas.setMathMode(handle, before)
+            try:
+                cublas.gemmEx(
+                    handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, n, m, k, one.ctypes.data, weight.data.ptr, kind,
+                    weight.shape[1], x.data.ptr, kind, k, zero.ctypes.data, out.data.ptr, wide, n, compute,
+                    cublas.CUBLAS_GEMM_DEFAULT,
+                )  # fmt: skip
+            finally:
+                cublas.setMathMode(handle, before)
 
 
 def _bits(array: Array) -> Array:

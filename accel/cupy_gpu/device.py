@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from accel.cupy_gpu.launches import Launch
 
 Array = Any
+ALIGNMENT = 16
+"""Kernels read so many bytes at once."""
 
 
 class Device(Protocol):
@@ -38,6 +40,10 @@ class Device(Protocol):
         """A copy of a host array, which may change afterwards."""
         ...
 
+    def write(self, target: Array, host: Any) -> None:
+        """Into an array that is there already; the host array is of its shape and dtype and may change afterwards."""
+        ...
+
     def download(self, array: Array) -> Any:
         """A NumPy array, after everything that was queued before."""
         ...
@@ -56,6 +62,12 @@ class Device(Protocol):
 
     def matmul(self, x: Array, weight: Array, out: Array) -> None:
         """out (M, N) = x (M, K) weight[:, :K]^T, summed in the dtype of `out`, the accumulation dtype; weight (N, at least K)."""
+        ...
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Remember what `work` launches, and only launches, without doing it. The function returned does it, on the stream that is
+        current then, for as long as the caller holds every array that was named. Each kernel has been launched before.
+        """
         ...
 
     def free_bytes(self) -> int:
@@ -77,6 +89,6 @@ class Device(Protocol):
         """The memory of any array on this device that speaks DLPack, not copied.
 
         Raises:
-            InvalidInput: when it is elsewhere.
+            InvalidInput: when it is elsewhere, or does not begin on ALIGNMENT bytes.
         """
         ...

@@ -12,6 +12,8 @@ from accel.cupy_gpu.sources import ITEMSIZE, Kernel, kernel
 WARP = 32
 MATVEC_ROWS = 16
 """More rows than this go through a GEMM."""
+TOP_K = 64
+"""The largest k of top_parts and choose_top, whose time grows with it."""
 FLASH_WIDTH = 128
 """The widest head that the tensor-core kernel keeps in registers without spilling, in every generation."""
 
@@ -20,6 +22,8 @@ _ATTENTION_WARPS = 4
 _MATVEC_WARPS = 8
 _OUTPUTS = 4  # of a group of warps: as many loads of 16 bytes are on their way at once
 _TILE = 64
+_MERGED_LISTS = 256
+_CHOICE_WARPS = 16
 
 
 @dataclass(frozen=True)
@@ -147,10 +151,6 @@ def head_matvec(dtype: str, rows: int, width: int, outputs: int, processors: int
     return _matvec("head_matvec", dtype, rows, width, outputs, processors)
 
 
-def argmax_merge(rows: int) -> Launch:
-    return Launch(kernel("matvec", "argmax_merge"), (rows, 1, 1), WARP, 0)
-
-
 def splits(dtype: str, width: int, outputs: int, processors: int) -> int:
     """Warps that share an output: enough for 16 warps a processor, but none without a full load of its own."""
     groups, loads = -(-outputs // _OUTPUTS), -(-width * ITEMSIZE[dtype] // (16 * WARP))
@@ -169,3 +169,28 @@ def _matvec(name: str, dtype: str, rows: int, width: int, outputs: int, processo
         "matvec", name, dtype, held, _OUTPUTS, width % 8 == 0 and (outputs % 8 == 0 or name != "residual_matvec")
     )
     return Launch(chosen, (min(blocks, 8 * processors), 1, 1), _MATVEC_WARPS * WARP, shared, number)
+
+
+# --- the choice of a token -----------------------------------------------------------------------
+
+
+def choose_best(rows: int) -> Launch:
+    return Launch(kernel("choice", "choose_best"), (rows, 1, 1), WARP, 0)
+
+
+def top_lists(vocabulary: int) -> int:
+    """Lists that top_parts makes of a row: one a warp, each of at least 256 tokens, and no more than choose_top merges."""
+    return _ROW_WARPS * max(1, min(_MERGED_LISTS // _ROW_WARPS, vocabulary // (256 * _ROW_WARPS)))
+
+
+def top_parts(rows: int, vocabulary: int) -> Launch:
+    grid = (top_lists(vocabulary) // _ROW_WARPS, rows, 1)
+    return Launch(kernel("choice", "top_parts"), grid, _ROW_WARPS * WARP, 0)
+
+
+def choose_top(rows: int, k: int) -> Launch:
+    return Launch(kernel("choice", "choose_top"), (rows, 1, 1), _ROW_WARPS * WARP, k * (8 + _ROW_WARPS * (4 + 4)))
+
+
+def choose_any(rows: int) -> Launch:
+    return Launch(kernel("choice", "choose_any"), (rows, 1, 1), _CHOICE_WARPS * WARP, _CHOICE_WARPS * (WARP + 1) * 8)

@@ -137,16 +137,21 @@ class _Loader:
         """Buffers are filled by threads and sent in order; each is filled again when its bytes have arrived."""
         size = max(piece.target.nbytes for piece in self.pieces)
         buffers = [_Buffer(self.device.pinned(size)) for _ in range(min(BUFFERS, len(self.pieces)))]
+        try:
+            with ThreadPoolExecutor(len(buffers)) as threads:
+                self._fill_and_send(buffers, threads)
+        finally:
+            for buffer in buffers:
+                buffer.wait()  # before its memory is given back
+
+    def _fill_and_send(self, buffers: list[_Buffer], threads: ThreadPoolExecutor) -> None:
         filling: deque[tuple[Future[Any], _Piece]] = deque()
-        with ThreadPoolExecutor(len(buffers)) as threads:
-            for piece, buffer in zip(self.pieces, cycle(buffers), strict=False):
-                if len(filling) == len(buffers):
-                    self._send(*filling.popleft())
-                filling.append((threads.submit(self._fill, buffer, piece), piece))
-            while filling:
+        for piece, buffer in zip(self.pieces, cycle(buffers), strict=False):
+            if len(filling) == len(buffers):
                 self._send(*filling.popleft())
-        for buffer in buffers:
-            buffer.wait()  # before its memory is given back
+            filling.append((threads.submit(self._fill, buffer, piece), piece))
+        while filling:
+            self._send(*filling.popleft())
 
     def _fill(self, buffer: _Buffer, piece: _Piece) -> _Buffer:
         buffer.wait()

@@ -4,15 +4,24 @@ from collections.abc import Callable
 from math import prod
 
 from accel.cupy_gpu.device import Device
-from accel.cupy_gpu.launches import MATVEC_ROWS, cache_stride, decode_workspace, weight_stride
+from accel.cupy_gpu.launches import (
+    MATVEC_ROWS,
+    TOP_K,
+    cache_stride,
+    decode_workspace,
+    top_lists,
+    weight_stride,
+)
 from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES, DTypePolicy, accumulation_dtype
 from bloomref.errors import Unsupported
 from bloomref.params import Weight, keys
-from bloomref.runtime.backend import Memory
+from bloomref.runtime.backend import READ_ROWS, Memory
 
-CHUNK_ROWS = 4096
+CHUNK_ROWS = READ_ROWS
 """Positions that a block takes at a time: enough for a matrix product to reach its full rate."""
+_STEP_BYTES = 1 << 14
+"""The small arrays of a decoding step, for each row."""
 LOGITS_BYTES = 1 << 28
 """Scores of many positions go to the host in pieces of about this size."""
 
@@ -22,7 +31,7 @@ def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int, pr
     return Memory(
         weight_bytes(config, policy),
         cache_bytes(config, policy, batch, length, processors),
-        working_bytes(config, policy, batch),
+        max(working_bytes(config, policy, batch), step_bytes(config, policy, batch, length)),
     )
 
 
@@ -59,6 +68,16 @@ def working_bytes(config: BloomConfig, policy: DTypePolicy, rows: int) -> int:
     return block + min(rows, logits_rows(config, policy)) * config.vocabulary_size * wide
 
 
+def step_bytes(config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> int:
+    """What a cache's decoding steps hold on to: activations, scores, mask, and the lists of the best tokens."""
+    if batch > MATVEC_ROWS or policy.compute_dtype.itemsize > 4:
+        return 0
+    narrow, d = policy.compute_dtype.itemsize, config.hidden_dim
+    row = 3 * d * narrow + (2 * d + config.intermediate_dim + config.vocabulary_size) * 4
+    lists = (top_lists(config.vocabulary_size) + 1) * TOP_K * 8
+    return batch * (row + lists + 5 * length + _STEP_BYTES)
+
+
 def logits_rows(config: BloomConfig, policy: DTypePolicy) -> int:
     """Positions scored at a time."""
     wide = accumulation_dtype(policy.compute_dtype).itemsize
@@ -88,12 +107,16 @@ def half_dtypes(arch: int) -> tuple[str, ...]:
 
 
 def check_cache_fits(device: Device, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> None:
-    """Raises Unsupported, with the batch or the length that would fit, where a cache and its longest call do not."""
+    """Raises Unsupported, with the batch or the length that would fit, where a cache and what a generation runs over it do not.
+
+    A prompt is read READ_ROWS positions at a time (`Engine.read`), or one of each row where the rows are more.
+    """
     free = device.free_bytes()
 
     def need(rows: int, positions: int) -> int:
         cache = cache_bytes(config, policy, rows, positions, device.processors)
-        return cache + working_bytes(config, policy, rows * positions)
+        read = min(rows * positions, max(rows, READ_ROWS))
+        return cache + step_bytes(config, policy, rows, positions) + working_bytes(config, policy, read)
 
     if need(batch, length) <= free:
         return

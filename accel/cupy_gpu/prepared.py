@@ -9,14 +9,16 @@ import numpy as np
 from accel.cupy_gpu import memory
 from accel.cupy_gpu.blocks import Blocks, Seen
 from accel.cupy_gpu.cache import Cache
+from accel.cupy_gpu.decode import ChoosingStep, DecodeStep, Kept, chooses
 from accel.cupy_gpu.device import Array, Device
+from accel.cupy_gpu.launches import MATVEC_ROWS, TOP_K
 from accel.cupy_gpu.loading import load
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy, accumulation_dtype
-from bloomref.errors import invalid
+from bloomref.errors import BadWeights, Unsupported, invalid
 from bloomref.params import Params
-from bloomref.runtime.backend import Step
+from bloomref.runtime.backend import Choice, Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +73,20 @@ def pieces(batch: int, time: int, limit: int) -> Iterator[Piece]:
 
 
 class CupyPrepared:
-    """One model's weights on the device. Work is queued on the stream that is current when a method is called."""
+    """One model's weights on the device. Work is queued on the stream that is current when a method is called.
+
+    Attributes:
+        graphs: whether decoding steps are captured; False launches the same kernels one by one, for debugging.
+    """
+
+    graphs = True
 
     def __init__(self, device: Device, params: Params, config: BloomConfig, policy: DTypePolicy) -> None:
         self.device, self.config, self.policy = device, config, policy
         self.dtype = policy.compute_dtype
         self._weights = load(device, params, config, policy)
-        slopes = alibi.slopes(config.num_heads, accumulation_dtype(self.dtype))
-        self._blocks = Blocks(device, config, self.dtype, device.upload(slopes))
+        self._slopes = device.upload(alibi.slopes(config.num_heads, accumulation_dtype(self.dtype)))
+        self._blocks = Blocks(device, config, self.dtype, self._slopes)
 
     # --- the interface ---------------------------------------------------------------------------
 
@@ -94,7 +102,7 @@ class CupyPrepared:
 
     def attention_block(self, layer: int, x: Hidden, cache: Cache, step: Step) -> Hidden:
         weights, (starts, is_real) = self._weights.layers[layer], self._columns(step, cache)
-        out = self._blocks.narrow_rows(*x.rows.shape)
+        out = self._blocks.narrow_rows("attended", *x.rows.shape)
         for piece in pieces(x.batch, x.time, memory.CHUNK_ROWS):
             seen = Seen(
                 starts[piece.number : piece.number + 1],
@@ -110,7 +118,7 @@ class CupyPrepared:
         return Hidden(out, x.batch, x.time)
 
     def mlp_block(self, layer: int, x: Hidden) -> Hidden:
-        weights, out = self._weights.layers[layer], self._blocks.narrow_rows(*x.rows.shape)
+        weights, out = self._weights.layers[layer], self._blocks.narrow_rows("hidden", *x.rows.shape)
         for row in range(0, len(out), memory.CHUNK_ROWS):
             rows = slice(row, row + memory.CHUNK_ROWS)
             self._blocks.mlp(weights, x.rows[rows], out[rows])
@@ -136,6 +144,62 @@ class CupyPrepared:
         batch, time, width = x.shape
         return Hidden(self.device.upload(np.ascontiguousarray(x, self.dtype).reshape(batch * time, width)), batch, time)
 
+    # --- whole decoding steps --------------------------------------------------------------------
+
+    def step(self, token_ids: Any, cache: Cache, step: Step) -> Any:
+        """(B, V) on the host. More rows than MATVEC_ROWS, and float64, are launched product by product: cuBLAS is not captured."""
+        if self._blocks.by_products(cache.batch) or cache.batch == 0:
+            return self._step_by_products(token_ids, cache, step)
+        decode = self._decode_step(cache, step.is_dense)
+        decode.place(token_ids, step.start, step.key_is_real)
+        decode.run()
+        return self.device.download(decode.scores)
+
+    def tokens(self, token_ids: Any, cache: Cache, step: Step, choice: Choice, count: int) -> Any:
+        """(B, count). Nothing is waited for before the last step."""
+        if self._blocks.by_products(cache.batch) or cache.batch == 0 or not chooses(choice):
+            raise Unsupported(
+                f"tokens: chosen on the device for 1 to {MATVEC_ROWS} rows in 16 or 32 bits and top_k up to {TOP_K}"
+            )
+        choosing = self._choosing_step(cache, step.is_dense, choice)
+        choosing.begin(np.zeros(cache.batch, np.uint64) if choice.seeds is None else choice.seeds, choice.drawn)
+        choosing.place(token_ids, step.start, step.key_is_real)
+        for _ in range(count):
+            choosing.run()
+        chosen = self.device.download(choosing.chosen)[:, choice.drawn : choice.drawn + count]
+        if self.device.download(choosing.broken)[0]:
+            raise BadWeights(f"logits: expected finite numbers; the weights hold NaN or overflow in {self.policy.name}")
+        return chosen
+
+    def _step_by_products(self, token_ids: Any, cache: Cache, step: Step) -> Any:
+        x = self.embed(np.asarray(token_ids)[:, None])
+        for layer in range(self.config.num_layers):
+            x = self.mlp_block(layer, self.attention_block(layer, x, cache, step))
+        return self.logits(self.final_norm(x), True)[:, 0]
+
+    def _decode_step(self, cache: Cache, is_dense: bool) -> DecodeStep:
+        key = is_dense, self.graphs
+        if key not in cache.steps:
+            cache.steps[key] = DecodeStep(**self._of_step(cache, is_dense))
+        found: DecodeStep = cache.steps[key]
+        return found
+
+    def _choosing_step(self, cache: Cache, is_dense: bool, choice: Choice) -> ChoosingStep:
+        forbidden = None if choice.forbidden is None else np.packbits(choice.forbidden).tobytes()
+        key = is_dense, self.graphs, choice.temperature, choice.top_k, choice.top_p, forbidden
+        if key not in cache.steps:
+            cache.steps[key] = ChoosingStep(choice, **self._of_step(cache, is_dense))
+        found: ChoosingStep = cache.steps[key]
+        return found
+
+    def _of_step(self, cache: Cache, is_dense: bool) -> dict[str, Any]:
+        space = cache.steps.setdefault("space", Kept(self.device))
+        blocks = Blocks(self.device, self.config, self.dtype, self._slopes, space)
+        return {
+            "weights": self._weights, "blocks": blocks, "space": space, "cache": cache, "is_dense": is_dense,
+            "graph": self.graphs,
+        }  # fmt: skip
+
     # --- arrays of other libraries ---------------------------------------------------------------
 
     def from_dlpack(self, x: Any) -> Hidden:
@@ -159,7 +223,7 @@ class CupyPrepared:
 
     def _columns(self, step: Step, cache: Cache) -> tuple[Array, Array | None]:
         """The first column of each part of a long sequence, and which columns are real unless all are; once a call."""
-        key = f"cupy, {cache.capacity} columns"
+        key = f"{self.device.name}, {cache.capacity} columns"
         if key not in step.derived:
             batch, stop = step.key_is_real.shape
             starts = np.arange(step.start, max(stop, step.start + 1), memory.CHUNK_ROWS, dtype=np.int32)
@@ -176,7 +240,7 @@ class CupyPrepared:
         """The rows (B, D) of the last position; none of an empty sequence."""
         if x.time <= 1:
             return x.rows
-        out = self._blocks.narrow_rows(x.batch, self.config.hidden_dim)
+        out = self._blocks.narrow_rows("last", x.batch, self.config.hidden_dim)
         self.device.copy(out, x.array[:, -1])
         return out
 

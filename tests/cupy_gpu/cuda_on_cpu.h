@@ -278,6 +278,14 @@ T __shfl_xor_sync(unsigned, T x, int lanes) {
     });
 }
 
+inline void __syncwarp() {
+    emulated::exchange<int, int>(2000, 0, [](const int**, int**) {});
+}
+
+inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
+    return static_cast<unsigned long long>((unsigned __int128)x * y >> 64);
+}
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 

@@ -2,13 +2,16 @@
 
 import ctypes
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from emulator import EmulationError, compile_kernel, run_grid
 
+from accel.cupy_gpu.device import ALIGNMENT
 from accel.cupy_gpu.launches import Launch
+from bloomref.errors import invalid
 
 Numbers = np.ndarray[Any, Any]
 GUARD = 256  # bytes of 0xff before and behind each array: NaN, for who reads them
@@ -31,9 +34,12 @@ class EmulatedDevice:
         self.arch, self.processors, self.seed, self._change = arch, processors, seed, change
         self.launched: list[str] = []
         """The expression of each kernel that was launched, in order."""
+        self.captured: list[tuple[Launch, tuple[Any, ...]]] | None = None
+        """What is being captured."""
 
     def empty(self, shape: Any, dtype: Any) -> Numbers:
         """Full of NaN (integers: -1), so that nobody counts on what it holds."""
+        self._not_captured("allocates")
         dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, int) else tuple(shape)
         size = math.prod(shape) * dtype.itemsize
         room = np.full(size + _AROUND, 0xFF, np.uint8)
@@ -50,10 +56,17 @@ class EmulatedDevice:
         made[...] = host
         return made
 
+    def write(self, target: Numbers, host: Numbers) -> None:
+        self._not_captured("writes")
+        assert (target.shape, target.dtype) == (host.shape, host.dtype)
+        target[...] = host
+
     def download(self, array: Numbers) -> Numbers:
+        self._not_captured("waits")
         return array.copy()
 
     def copy(self, target: Numbers, source: Numbers) -> None:
+        self._not_captured("copies")
         target[...] = source
 
     def take(self, array: Numbers, rows: Any) -> Numbers:
@@ -70,14 +83,40 @@ class EmulatedDevice:
         return lambda: target.reshape(-1).view(np.uint8).__setitem__(slice(None), source)
 
     def adopt(self, x: Any) -> Numbers:
-        return np.from_dlpack(x)
+        array: Numbers = np.from_dlpack(x)
+        if array.ctypes.data % ALIGNMENT:
+            raise invalid("x", f"an array that begins on {ALIGNMENT} bytes", "another address", "copy it")
+        return array
 
     def matmul(self, x: Numbers, weight: Numbers, out: Numbers) -> None:
         """out = x W^T over the columns of x, accumulated in the dtype of out."""
+        self._not_captured("calls cuBLAS")
         np.matmul(x.astype(out.dtype), weight[:, : x.shape[1]].astype(out.dtype).T, out=out)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Only kernels, with arguments that stay: what a CUDA graph can hold without anybody else's help."""
+        known, self.captured = set(self.launched), []
+        try:
+            work()
+        finally:
+            captured, self.captured = self.captured, None
+        assert {launch.kernel.expression for launch, _ in captured} <= known, "a kernel is loaded in a capture"
+        held = [(launch, tuple(map(_weakly, arguments))) for launch, arguments in captured]
+        del captured
+        return lambda: self._replay(held)
+
+    def _replay(self, held: list[tuple[Launch, tuple[Any, ...]]]) -> None:
+        for launch, arguments in held:
+            self.launch(launch, *(a() if isinstance(a, _Weak) else a for a in arguments))
+
+    def _not_captured(self, what: str) -> None:
+        assert self.captured is None, f"a capture that {what}"
 
     def launch(self, launch: Launch, *arguments: Any) -> None:
         if 0 in launch.grid:
+            return
+        if self.captured is not None:
+            self.captured.append((launch, arguments))
             return
         self.launched.append(launch.kernel.expression)
         run = compile_kernel(launch.kernel, self._change)
@@ -85,6 +124,23 @@ class EmulatedDevice:
         for array in arguments:
             if isinstance(array, np.ndarray):
                 _check_guards(array)
+
+
+class _Weak:
+    """An array as a graph knows it: where it was, not whether it is still held."""
+
+    def __init__(self, array: Numbers) -> None:
+        self._owner, self._view = weakref.ref(_room(array)), (array.ctypes.data, array.shape, array.dtype)
+
+    def __call__(self) -> Numbers:
+        room, (address, shape, dtype) = self._owner(), self._view
+        assert room is not None, "a graph uses memory that nobody holds any more"
+        start = address - room.ctypes.data
+        return room[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+
+
+def _weakly(argument: Any) -> Any:
+    return _Weak(argument) if isinstance(argument, np.ndarray) else argument
 
 
 def _argument(value: Any) -> Any:
@@ -100,14 +156,19 @@ def _argument(value: Any) -> Any:
 
 def _check_guards(array: Numbers) -> None:
     """What surrounds the allocation of this array is as it was."""
-    room = array
-    while isinstance(room.base, np.ndarray):
-        room = room.base
+    room = _room(array)
     if room.dtype != np.uint8:
         return  # adopted
     start = _start(room)
     if not ((room[:start] == 0xFF).all() and (room[start + room.size - _AROUND :] == 0xFF).all()):
         raise EmulationError("written beyond an array")
+
+
+def _room(array: Numbers) -> Numbers:
+    """The allocation that an array is in."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
 
 
 def _start(room: Numbers) -> int:

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
+from threading import Lock
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -21,7 +22,7 @@ from emulator import compile_kernel, run_grid
 from accel.cupy_gpu.sources import MODULES, Kernel, source
 
 NAMES = (
-    "empty", "zeros", "take", "asarray", "from_dlpack", "RawModule", "ndarray.view", "ndarray.set", "ndarray.get",
+    "empty", "zeros", "take", "cuda.Stream.begin_capture", "cuda.Stream.end_capture", "cuda.Graph.launch", "asarray", "from_dlpack", "RawModule", "ndarray.view", "ndarray.set", "ndarray.get",
     "ndarray.data", "ndarray.flags", "get_default_memory_pool", "cuda.Device", "cuda.Device.compute_capability",
     "cuda.Device.attributes", "cuda.Device.id", "cuda.Stream.wait_event", "cuda.Stream.record",
     "cuda.Event.synchronize", "cuda.get_current_stream", "cuda.MemoryPointer.copy_from_host_async", "cuda.MemoryPointer.ptr",
@@ -68,17 +69,28 @@ class Array(np.ndarray[Any, Any]):
 
     def set(self, host: Any) -> None:
         assert type(host) is np.ndarray
+        assert Stream.capturing() is None
         assert (host.shape, host.dtype, host.flags.c_contiguous) == (self.shape, self.dtype, True)
         np.copyto(self, host)
 
     def get(self) -> Any:
+        assert Stream.capturing() is None
         return np.array(self)
 
 
 class Stream:
     """Copies that were asked for happen when somebody waits for them, the latest moment that the rules allow."""
 
+    entered: ClassVar[list["Stream"]] = []
+
+    @classmethod
+    def capturing(cls) -> list[Any] | None:
+        """Where a launch goes while the current stream is captured."""
+        return cls.entered[-1].launches if cls.entered else None
+
     def __init__(self, non_blocking: bool = False) -> None:
+        self.lock = Lock()
+        self.launches: list[Any] | None = None
         self.waiting: list[Any] = []
         self.waited_for: list[Any] = []
         self.non_blocking = non_blocking
@@ -87,15 +99,44 @@ class Stream:
         number = len(self.waiting)
 
         def synchronize() -> None:
-            for copy in self.waiting[:number]:
-                if copy is not None:
-                    ctypes.memmove(*copy[:3])
-            self.waiting[:number] = [None] * number
+            with self.lock:  # a copy is carried out once, whoever waits for it
+                for copy in self.waiting[:number]:
+                    if copy is not None:
+                        ctypes.memmove(*copy[:3])
+                self.waiting[:number] = [None] * number
 
         return SimpleNamespace(synchronize=synchronize, stream=self)
 
     def wait_event(self, event: Any) -> None:
         self.waited_for.append(event.stream)
+
+    def __enter__(self) -> "Stream":
+        Stream.entered.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Stream.entered.pop()
+
+    def begin_capture(self) -> None:
+        assert self.non_blocking
+        self.launches = []
+
+    def end_capture(self) -> "Graph":
+        held, self.launches = self.launches, None
+        assert held is not None
+        return Graph(held)
+
+
+class Graph:
+    """What was launched, with the addresses that it was launched with: as in CUDA, nothing keeps the arrays alive."""
+
+    def __init__(self, launches: list[Any]) -> None:
+        self.launches = launches
+
+    def launch(self) -> None:
+        assert not Stream.capturing()
+        for launch in self.launches:
+            run_grid(*launch, 0)
 
 
 class RawKernel:
@@ -105,7 +146,12 @@ class RawKernel:
 
     def __call__(self, grid: Any, block: Any, arguments: Any, shared_mem: int) -> None:
         assert shared_mem <= self.max_dynamic_shared_size_bytes
-        run_grid(compile_kernel(self.kernel), grid, block[0], shared_mem, [_by_value(a) for a in arguments], 0)
+        launch = compile_kernel(self.kernel), grid, block[0], shared_mem, [_by_value(a) for a in arguments]
+        capturing = Stream.capturing()
+        if capturing is None:
+            run_grid(*launch, 0)
+        else:
+            capturing.append(launch)
 
 
 def _by_value(argument: Any) -> Any:
@@ -149,13 +195,19 @@ class Cublas(ModuleType):
         self, handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int, a: int, a_type: int, lda: int,  # noqa: ARG002
         b: int, b_type: int, ldb: int, beta: int, c: int, c_type: int, ldc: int, compute: int, algorithm: int,  # noqa: ARG002
     ) -> None:  # fmt: skip
+        assert Stream.capturing() is None, "CuPy refuses cuBLAS in a capture"
         self.modes.append(self.mode)
         wide = np.dtype({_COMPUTE_32F: np.float32, _COMPUTE_64F: np.float64}[compute])
         left, right = _columns(a, a_type, lda, m, k, transa), _columns(b, b_type, ldb, k, n, transb)
         out = _columns(c, c_type, ldc, m, n, _OP_N)
         scale, keep = (_memory(address, 1, wide)[0] for address in (alpha, beta))
         assert keep == 0
-        out[...] = scale * (left.astype(wide) @ right.astype(wide))
+        out[...] = scale * product(left.astype(wide), right.astype(wide))
+
+
+def product(left: Any, right: Any) -> Any:
+    """left @ right with one order of sums, whichever of the two is the weight."""
+    return np.ascontiguousarray(left[:, None, :] * right.T[None]).sum(-1)
 
 
 def _columns(address: int, kind: int, leading: int, rows: int, columns: int, operation: int) -> Any:
@@ -190,6 +242,7 @@ class FakeCupy(ModuleType):
             runtime=self._runtime(),
             Device=self._device,
             Stream=Stream,
+            Graph=Graph,
             get_current_stream=lambda: self.stream,
             compiler=SimpleNamespace(CompileException=CompileException),
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
@@ -242,6 +295,7 @@ class FakeCupy(ModuleType):
         return SimpleNamespace(free_bytes=lambda: 0)
 
     def empty(self, shape: Any, dtype: Any) -> Array:
+        assert Stream.capturing() is None, "memory of a capture is not held by its graph"
         self.used.append(self.entered[-1])
         if math.prod(shape) * np.dtype(dtype).itemsize > self.free:
             raise OutOfMemoryError

@@ -104,7 +104,7 @@ class Head(Problem):
     def given(self) -> tuple[Numbers, ...]:
         draw, width = self.draws, self.width
         head = draw.matrix(self.outputs, width)
-        head[self.outputs // 2 :] = head[: self.outputs - self.outputs // 2]  # every best score occurs twice
+        head = head[np.arange(self.outputs) % (self.outputs // 3)]  # every best score occurs three times
         return draw.hidden(self.rows, width), draw.vector(width, 1.0), draw.vector(width), head
 
     def run(self, device: EmulatedDevice) -> Numbers:
@@ -113,15 +113,26 @@ class Head(Problem):
         launch = launches.head_matvec(self.dtype, self.rows, self.width, self.outputs, self.processors)
         logits, parts = device.empty((self.rows, self.outputs), np.float32), launch.grid[0]
         score, best = device.empty((self.rows, parts), np.float32), device.empty((self.rows, parts), np.int32)
+        forbidden, broken = device.upload(self.forbidden), device.zeros(1, np.int32)
         affine = (gain, shift) if self.final_norm else (None, None)
         device.launch(
-            launch, x, *affine, EPSILON, weight, weight.shape[1], logits, score, best, self.rows, self.width,
-            self.outputs, launch.splits,
+            launch, x, *affine, EPSILON, weight, weight.shape[1], logits, forbidden, score, best, broken, self.rows,
+            self.width, self.outputs, launch.splits,
         )  # fmt: skip
-        token = device.empty(self.rows, np.int32)
-        device.launch(launches.argmax_merge(self.rows), score, best, token, parts)
-        assert token.tolist() == logits.argmax(axis=1).tolist()  # the lowest of equal ones
+        ids, chosen, drawn = (device.zeros(shape, np.int32) for shape in ((self.rows,), (self.rows, 1), (self.rows,)))
+        device.launch(
+            launches.choose_best(self.rows), score, best, ids, chosen, drawn, device.zeros(1, np.int32), 1, parts
+        )
+        allowed = np.where(self.forbidden, -np.inf, logits)
+        assert ids.tolist() == chosen[:, 0].tolist() == allowed.argmax(axis=1).tolist()  # the lowest of equal ones
+        assert broken.tolist() == [0]
         return logits
+
+    @cached_property
+    def forbidden(self) -> Numbers:
+        """Each row's best token; those that equal it are not."""
+        best = self.formula(np.dtype(np.float64), lambda x: x).argmax(axis=1)
+        return np.isin(np.arange(self.outputs), best).astype(np.uint8)
 
     def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
         x, gain, shift, weight = (array.astype(a) for array in self.given)

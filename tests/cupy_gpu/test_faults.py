@@ -98,7 +98,8 @@ FAULTS = (
     Fault("keys and values exchanged", "matvec", "to.part == 1 ? keys : values", "to.part == 2 ? keys : values", QKV),
     Fault("the residual not normalised", "matvec", "return gain ? normed(value, row, gain[n], shift[n]) : value", "return value", DOWN),
     Fault("the final norm not rounded", "matvec", "return ROUNDED ? widen(round_to<T>(y)) : y", "return y", HEAD),
-    Fault("the highest of equal tokens", "matvec", "other_token < token", "other_token > token", HEAD),
+    Fault("the highest of equal tokens", "matvec", "token < other_token", "token > other_token", HEAD),
+    Fault("forbidden tokens are chosen", "matvec", "!(forbidden && forbidden[n])", "true", HEAD),
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from emulated_device import EmulatedDevice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel.cupy_gpu import memory
+from accel.cupy_gpu import launches, memory
 from accel.cupy_gpu.backend import CupyBackend
 from accel.cupy_gpu.prepared import CupyPrepared, pieces
 from bloomref.config import BloomConfig
@@ -114,11 +114,53 @@ def test_the_last_position_is_scored_alone() -> None:
 )
 def test_the_kernels_of_a_block(batch: int, time: int, policy: str, expected: str) -> None:
     """docs/cupy.md shows the two paths."""
+    run_block(CONFIG, batch, time, policy, expected)
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize(
+    ("head_width", "attention"), [(128, "attention_flash"), (136, "attention_rows"), (160, "attention_rows")]
+)
+def test_heads_wider_than_the_tensor_cores_take(head_width: int, attention: str) -> None:
+    config = CONFIG.replace(num_heads=1, hidden_dim=head_width)
+    rest = "bias_residual layer_norm bias_gelu bias_residual"
+    run_block(config, 1, 17, "float16", f"layer_norm qkv_split {attention} {rest}")
+
+
+def run_block(config: BloomConfig, batch: int, time: int, policy: str, expected: str) -> None:
     device = Small()
-    prepared = prepare(device, policy, CONFIG.replace(num_layers=1))
+    prepared = prepare(device, policy, config.replace(num_layers=1))
     device.launched.clear()
     hidden(prepared, np.zeros((batch, time), int), np.ones((batch, time), bool))
     assert " ".join(name.split("<")[0] for name in device.launched) == f"embed_norm {expected}"
+
+
+@pytest.mark.usefixtures("emulator")
+def test_one_step_serves_two_devices() -> None:
+    case = strategies.Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
+    facts, found = step(0, case.is_real), []
+    for name in ("GPU 0", "GPU 1"):
+        device = Small()
+        device.name = name
+        prepared = prepare(device)
+        x = prepared.embed(case.token_ids)
+        found.append(prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, 5), facts)).tobytes())
+    assert found[0] == found[1]
+    assert len(facts.derived) == 2
+
+
+@given(
+    heads=st.sampled_from((16, 32, 1)),
+    rows=st.integers(1, 10_000),
+    length=st.integers(1, 5000),
+    processors=st.sampled_from((20, 132, 200)),
+)
+def test_the_parts_of_every_piece_have_room(heads: int, rows: int, length: int, processors: int) -> None:
+    """A batch that is cut is long enough that its last, short piece needs no more than the whole."""
+    whole = launches.decode_workspace(rows, heads, 64, length, processors)
+    for piece in pieces(rows, 1, memory.CHUNK_ROWS):
+        part = launches.decode_workspace(piece.batch, heads, 64, length, processors)
+        assert (part.partials, part.arrived) <= (whole.partials, whole.arrived)
 
 
 # --- memory, before it is allocated ------------------------------------------------------------------------------
@@ -128,7 +170,11 @@ def test_the_kernels_of_a_block(batch: int, time: int, policy: str, expected: st
 def test_a_cache_that_fits_and_one_that_does_not(policy: str) -> None:
     device, names = Small(), POLICIES[policy]
     prepared = prepare(device, policy)
-    device.free = memory.cache_bytes(CONFIG, names, 4, 100, 4) + memory.working_bytes(CONFIG, names, 400)
+    device.free = (
+        memory.cache_bytes(CONFIG, names, 4, 100, 4)
+        + memory.step_bytes(CONFIG, names, 4, 100)
+        + memory.working_bytes(CONFIG, names, 400)
+    )
     prepared.new_cache(4, 100)
     with pytest.raises(
         Unsupported,
@@ -146,7 +192,7 @@ def test_a_whole_generation_is_refused_before_anything_is_allocated() -> None:
     from bloomref.runtime.engine import Engine, EngineCache  # the caller's side
 
     engine = Engine.__new__(Engine)
-    engine.prepared = prepare(Small(free=200_000))
+    engine.prepared = prepare(Small(free=500_000))
     assert isinstance(engine.new_cache(1, 10), EngineCache)
     with pytest.raises(Unsupported, match="positions for 8 rows"):
         engine.new_cache(8, 2048)

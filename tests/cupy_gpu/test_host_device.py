@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from emulated_device import EmulatedDevice
-from fake_cupy import CUBLAS_NAMES, NAMES, FakeCupy, install
+from fake_cupy import CUBLAS_NAMES, NAMES, Array, FakeCupy, install, product
 
 from accel import cupy_gpu
 from accel.cupy_gpu import probe
@@ -103,6 +103,19 @@ def test_a_product(device: Any, fake: FakeCupy, dtype: Any, m: int, n: int, k: i
     assert fake.cublas.mode == 5  # and afterwards, for others, as it was
 
 
+def test_a_product_that_fails_leaves_the_library_as_it_was(
+    device: Any, fake: FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
+
+    monkeypatch.setattr(fake.cublas, "gemmEx", fail)
+    x = device.zeros((8, 8), np.dtype(np.float32))
+    with pytest.raises(RuntimeError, match="CUBLAS"):
+        device.matmul(x, x, x)
+    assert fake.cublas.mode == 5
+
+
 def test_bytes_are_sent_behind_what_is_queued_and_are_there_after_the_wait(device: Any, fake: FakeCupy) -> None:
     source, target = device.pinned(8), device.zeros((4,), np.dtype(np.float16))
     source[:] = np.float16([1, 2, 3, 4]).view(np.uint8)
@@ -128,14 +141,23 @@ class Theirs:
 
 
 def test_an_array_of_another_library(device: Any, fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
-    array = np.arange(6, dtype=np.float32)
-    monkeypatch.setattr(fake, "from_dlpack", lambda x: np.from_dlpack(x.array))
+    array = device.empty((6,), np.dtype(np.float32)).view(np.ndarray)
+    monkeypatch.setattr(fake, "from_dlpack", lambda x: np.from_dlpack(x.array).view(Array))
     assert np.shares_memory(device.adopt(Theirs(array, (2, 1))), array)
+    with pytest.raises(
+        InvalidInput, match=r"^x: expected an array that begins on 16 bytes, got one at address 0x.*; copy it$"
+    ):
+        device.adopt(Theirs(array[1:], (2, 1)))
     for place in ((1, 0), (2, 0)):
         with pytest.raises(
             InvalidInput, match=r"^x: expected an array on Fake GPU 1 \(cupy:1\), got one on DLPack device"
         ):
             device.adopt(Theirs(array, place))
+
+
+class SameSums(EmulatedDevice):
+    def matmul(self, x: Any, weight: Any, out: Any) -> None:
+        out[...] = product(weight[:, : x.shape[1]].astype(out.dtype), x.astype(out.dtype).T).T
 
 
 @pytest.mark.usefixtures("emulator")
@@ -146,7 +168,7 @@ def test_a_model_has_the_bits_of_the_emulated_device(fake: FakeCupy, policy: str
     names, real = POLICIES[policy], np.ones((2, time + 1), bool)
     real[0, 0] = False
     ids = np.arange(2 * time).reshape(2, time) % 40
-    emulated = EmulatedDevice(processors=4, seed=0)
+    emulated = SameSums(processors=4, seed=0)
     results = []
     for backend in (cupy_gpu.make_backend("1"), CupyBackend("emulated", lambda: emulated)):
         prepared = backend.prepare(init_params(CONFIG, 0, names.variable_dtype), CONFIG, names)

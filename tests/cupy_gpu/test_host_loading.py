@@ -98,17 +98,28 @@ def test_a_tied_head_is_the_embedding() -> None:
 
 def test_a_failure_while_reading_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that shrank, or memory that is gone: the threads must neither hang nor hide it."""
-    calls = []
+    calls, device, waited = [], EmulatedDevice(), []
+    send = device.send
+
+    def sending(source: Any, target: Any) -> Any:
+        wait, number = send(source, target), len(waited)
+        waited.append(False)
+        return lambda: (wait(), waited.__setitem__(number, True))
+
+    monkeypatch.setattr(device, "send", sending)
 
     def fail(values: Any, dtype: Any) -> Any:
         calls.append(values.shape)
-        if values.ndim == 2 and len(calls) > 60:
+        if values.ndim == 2 and len(calls) > 120:
             raise OSError("no more")
         return cast(values, dtype)
 
+    monkeypatch.setattr(loading, "BUFFER_BYTES", 100)
     monkeypatch.setattr(loading, "cast", fail)
     with pytest.raises(OSError, match="no more"):
-        loading.load(EmulatedDevice(), strategies.Case(CONFIG).params, CONFIG, POLICIES["float32"])
+        loading.load(device, strategies.Case(CONFIG).params, CONFIG, POLICIES["float32"])
+    assert waited
+    assert all(waited)  # the device copies from no buffer that is given back
 
 
 def test_a_buffer_written_too_early_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,8 +84,14 @@ def compiled(kernels: Iterator[Launch], arch: int) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_argmax_merge(arch: int) -> None:
-    assert len(compiled(iter([launches.argmax_merge(1)]), arch)) == 1
+def test_choice(arch: int) -> None:
+    kernels = [
+        launches.choose_best(1),
+        launches.top_parts(1, 250_880),
+        launches.choose_top(1, launches.TOP_K),
+        launches.choose_any(1),
+    ]
+    assert len(compiled(iter(kernels), arch)) == 4
 
 
 @pytest.mark.parametrize(("arch", "dtype"), TARGETS)

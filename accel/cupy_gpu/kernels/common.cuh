@@ -145,3 +145,29 @@ struct CacheShape {
         return ((size_t(batch) * heads + head) * capacity + column) * stride;
     }
 };
+
+constexpr int NO_TOKEN = 0x7fffffff;
+constexpr float LOWEST = -3.402823466e38f;
+
+/// A score and its token; of two with the same score the lower token is better. A score that is NaN is never better. Clause: GEN-1.
+struct Best {
+    float score;
+    int token;
+    __device__ __forceinline__ bool is_better_than(float other, int other_token) const {
+        return score > other || (score == other && token < other_token);
+    }
+    __device__ __forceinline__ void offer(float other, int other_token) {
+        if (Best{other, other_token}.is_better_than(score, token)) *this = Best{other, other_token};
+    }
+};
+__device__ __forceinline__ Best no_token() { return {LOWEST, NO_TOKEN}; }
+
+/// The best of what the lanes of a warp have, in all of them.
+__device__ __forceinline__ Best warp_best(Best best) {
+#pragma unroll
+    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) {
+        const float score = __shfl_xor_sync(ALL_LANES, best.score, lanes);
+        best.offer(score, __shfl_xor_sync(ALL_LANES, best.token, lanes));
+    }
+    return best;
+}

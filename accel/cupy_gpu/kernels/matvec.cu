@@ -185,52 +185,29 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) residual_matvec(
     });
 }
 
-/// A score and its token; of two with the same score the lower token is better (decoding's rule for ties).
-struct Best {
-    float score;
-    int token;
-    __device__ __forceinline__ void offer(float other, int other_token) {
-        if (other > score || (other == score && other_token < token)) {
-            score = other;
-            token = other_token;
-        }
-    }
-};
-constexpr int NO_TOKEN = 0x7fffffff;
-constexpr float LOWEST = -3.402823466e38f;
-
-/// logits (rows, outputs) = LN(x), rounded, times the head; of x itself with a null gain. If best_score is not null, each block also
-/// leaves the best of its logits for each row, in best_score and best_token (rows, gridDim.x). Clauses: MOD-4 ... MOD-6.
+/// logits (rows, outputs) = LN(x), rounded, times the head; of x itself with a null gain. If `broken` is not null, it becomes
+/// 1 where a logit is NaN or infinite, and each block leaves for each row the best of its tokens that are not forbidden (see
+/// choice.cu), in best_score and best_token (rows, gridDim.x). Clauses: MOD-4 ... MOD-6.
 template <class T, int ROWS, int OUTPUTS, bool WHOLE>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) head_matvec(
     const T* __restrict__ x, const float* __restrict__ gain, const float* __restrict__ shift, double epsilon,
-    const T* __restrict__ weight, int weight_stride, float* __restrict__ logits, float* __restrict__ best_score,
-    int* __restrict__ best_token, int rows, int width, int outputs, int splits) {
+    const T* __restrict__ weight, int weight_stride, float* __restrict__ logits,
+    const unsigned char* __restrict__ forbidden, float* __restrict__ best_score, int* __restrict__ best_token, int* broken, int rows, int width, int outputs, int splits) {
     DYNAMIC_SHARED(float, scratch);
     __shared__ Best found[WARPS * WARP];
     const auto input = normed<true, ROWS, OUTPUTS, WHOLE>(x, gain, shift, epsilon, rows, width, scratch);
-    Best best{LOWEST, NO_TOKEN};
+    Best best = no_token();
     products<ROWS, OUTPUTS>(input, weight, weight_stride, rows, width, outputs, splits, scratch, [&](int row, int n, float y) {
         logits[size_t(row) * outputs + n] = y;
-        best.offer(y, n);
+        if (!broken) return;
+        if (!(fabsf(y) <= -LOWEST)) *broken = 1;
+        if (!(forbidden && forbidden[n])) best.offer(y, n);
     });
-    if (!best_score) return;
+    if (!broken) return;
     found[threadIdx.x] = best;
     __syncthreads();
     if (threadIdx.x >= rows) return;
     for (int i = threadIdx.x; i < WARPS * WARP; i += ROWS) best.offer(found[i].score, found[i].token);
     best_score[size_t(threadIdx.x) * gridDim.x + blockIdx.x] = best.score;
     best_token[size_t(threadIdx.x) * gridDim.x + blockIdx.x] = best.token;
-}
-
-/// token[r] = the best token of the `parts` that head_matvec left for row r. Grid: rows, 1 warp.
-__global__ void __launch_bounds__(32) argmax_merge(
-    const float* __restrict__ best_score, const int* __restrict__ best_token, int* __restrict__ token, int parts) {
-    const size_t row = size_t(blockIdx.x) * parts;
-    Best best{LOWEST, NO_TOKEN};
-    for (int i = threadIdx.x; i < parts; i += WARP) best.offer(best_score[row + i], best_token[row + i]);
-#pragma unroll
-    for (int lanes = WARP / 2; lanes > 0; lanes /= 2)
-        best.offer(__shfl_xor_sync(ALL_LANES, best.score, lanes), __shfl_xor_sync(ALL_LANES, best.token, lanes));
-    if (threadIdx.x == 0) token[blockIdx.x] = best.token;
 }

@@ -1,0 +1,157 @@
+"""A decoding step over memory that stays: launched kernel by kernel the first time, as one CUDA graph from then on.
+
+Tokens, position, mask, and what a draw needs live on the device, and every kernel reads them there: one graph serves every
+position, and the choice of a token can feed the next step without the host. The graph keeps no array alive; the step does.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from accel.cupy_gpu import launches
+from accel.cupy_gpu.blocks import NOTHING_FOUND, Blocks, Found, Seen
+from accel.cupy_gpu.cache import Cache
+from accel.cupy_gpu.device import Array, Device
+from accel.cupy_gpu.launches import TOP_K
+from accel.cupy_gpu.loading import Weights
+from bloomref.runtime.backend import Choice
+
+_INT, _FLOAT, _BYTE = np.dtype(np.int32), np.dtype(np.float32), np.dtype(np.uint8)
+
+
+class Kept:
+    """A `Space` that gives the same memory to whoever asks in the same words."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._held: dict[Any, Array] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        key = name, shape, dtype
+        if key not in self._held:
+            self._held[key] = self._device.empty(shape, dtype)
+        return self._held[key]
+
+
+class DecodeStep:
+    """One position of each row of a cache, of at most MATVEC_ROWS rows.
+
+    Args:
+        space: of the temporaries; whoever shares it does not run at the same time.
+        is_dense: there is no mask.
+        graph: whether to capture; without, every step is launched kernel by kernel.
+    """
+
+    def __init__(
+        self, weights: Weights, blocks: Blocks, space: Kept, cache: Cache, is_dense: bool, graph: bool
+    ) -> None:
+        device, batch = cache.device, cache.batch
+        self.device, self.cache_layers, self.capacity = device, cache.layers, cache.capacity
+        self._weights, self._blocks, self._space, self._graph = weights, blocks, space, graph
+        self.ids, self.position = device.empty((batch,), _INT), device.empty((1,), _INT)
+        self.is_real = None if is_dense else device.empty((batch, cache.capacity), _BYTE)
+        self._host_is_real: Any = None
+        self._hidden = [space(name, (batch, blocks.d), blocks.dtype) for name in ("attended", "hidden")]
+        self._partials, self._arrived, self.batch = cache.partials, cache.arrived, batch
+        self.scores = space("scores", (batch, len(weights.head)), blocks.wide)
+        self._replay: Callable[[], None] | None = None
+        self._is_warm = False
+
+    def place(self, token_ids: Any, start: int, key_is_real: Any) -> None:
+        """The tokens (B,) of column `start`; key_is_real (B, start + 1). The columns behind it hold tokens to come."""
+        self.device.write(self.ids, np.ascontiguousarray(token_ids, np.int32))
+        self.device.write(self.position, np.array([start], np.int32))
+        if self.is_real is not None:
+            wanted = np.ones(self.is_real.shape, np.uint8)
+            wanted[:, : start + 1] = key_is_real
+            if self._host_is_real is None or not np.array_equal(wanted, self._host_is_real):
+                self.device.write(self.is_real, wanted)
+                self._host_is_real = wanted
+
+    def run(self) -> None:
+        """Queue one step. The first one loads the kernels, the second one is captured: a capture can load nothing."""
+        if self._graph and self._is_warm and self._replay is None:
+            self._replay = self.device.capture(self._queue)
+        if self._replay is not None:
+            self._replay()
+        else:
+            self._queue()
+        self._is_warm = True
+
+    def _queue(self) -> None:
+        weights, blocks, (attended, hidden) = self._weights, self._blocks, self._hidden
+        x = blocks.embed(self.ids, weights.embedding, weights.ln_embedding)
+        for layer, cached in zip(weights.layers, self.cache_layers, strict=True):
+            seen = Seen(
+                self.position, self.is_real, cached, self._partials, self._arrived, self.batch, 1, self.capacity
+            )
+            blocks.attention(layer, x, seen, attended)
+            blocks.mlp(layer, attended, hidden)
+            x = hidden
+        blocks.normed_scores(x, weights.ln_final, weights.head, self._found())
+
+    def _found(self) -> Found:
+        return NOTHING_FOUND
+
+
+class ChoosingStep(DecodeStep):
+    """A step that ends with the choice of a token, which is what the next step reads, one column on."""
+
+    def __init__(self, choice: Choice, **options: Any) -> None:
+        """`options`: the arguments of DecodeStep."""
+        super().__init__(**options)
+        device, space, vocabulary = self.device, self._space, self.scores.shape[1]
+        self._choice = choice
+        self._truncation = 1.0 if choice.temperature is None else float(choice.temperature), float(choice.top_p)
+        self.keys = device.empty((self.batch,), np.dtype(np.uint64))
+        self.drawn, self.broken = device.empty((self.batch,), _INT), device.empty((1,), _INT)
+        self.chosen = device.empty((self.batch, self.capacity), _INT)
+        self.forbidden = None if choice.forbidden is None else device.upload(choice.forbidden.astype(np.uint8))
+        parts = self._blocks.head_launch(self.batch, vocabulary).grid[0]
+        self._best = (
+            space("best scores", (self.batch, parts), _FLOAT), space("best tokens", (self.batch, parts), _INT),
+        )  # fmt: skip
+
+    def begin(self, seeds: Any, drawn: int) -> None:
+        """The seeds (B,) of the draws, and how many tokens each row has drawn already."""
+        self.device.write(self.keys, np.ascontiguousarray(seeds, np.uint64))
+        self.device.write(self.drawn, np.full(self.batch, drawn, np.int32))
+        self.device.write(self.broken, np.zeros(1, np.int32))
+
+    def _found(self) -> Found:
+        return Found(self.forbidden, *self._best, self.broken)
+
+    def _queue(self) -> None:
+        super()._queue()
+        record = self.ids, self.chosen, self.drawn, self.position, self.capacity
+        if self._choice.temperature is None:
+            launch = launches.choose_best(self.batch)
+            self.device.launch(launch, *self._best, *record, self._best[0].shape[1])
+        elif self._choice.top_k is not None:
+            self._choose_top(record, self._choice.top_k)
+        else:
+            self.device.launch(
+                launches.choose_any(self.batch), self.scores, self.forbidden, self.keys, *record, self.scores.shape[1],
+                *self._truncation,
+            )  # fmt: skip
+
+    def _choose_top(self, record: tuple[Any, ...], k: int) -> None:
+        vocabulary = self.scores.shape[1]
+        lists = launches.top_lists(vocabulary)
+        parts, best = (
+            (self._space(f"{name} scores", shape, _FLOAT), self._space(f"{name} tokens", shape, _INT))
+            for name, shape in (("listed", (self.batch, lists, k)), ("top", (self.batch, k)))
+        )
+        self.device.launch(
+            launches.top_parts(self.batch, vocabulary), self.scores, self.forbidden, *parts, vocabulary, k
+        )
+        self.device.launch(
+            launches.choose_top(self.batch, k), *parts, self.keys, *best, *record, lists, k,
+            *self._truncation,
+        )  # fmt: skip
+
+
+def chooses(choice: Choice) -> bool:
+    """Whether ChoosingStep has this choice."""
+    return choice.temperature is None or choice.top_k is None or choice.top_k <= TOP_K

@@ -1,0 +1,218 @@
+// The next token from its scores, without the host: the best, or a seeded draw after temperature, top-k and top-p.
+//
+// A score is better than another if it is higher, or equal and of a lower token (GEN-1). Forbidden tokens (bytes that are not
+// zero; null: none) do not take part. What is chosen for row r becomes ids[r], the token that the next step reads, and
+// chosen[r * room + drawn[r]]; then drawn[r] counts it, and block 0 moves *position on, which no kernel of this file reads.
+//
+// Row r's n-th draw is the number (x >> 11) 2^-53, where x is the first word of Philox4x64-10 (Salmon et al. 2011) of the key
+// (keys[r], 0) and the counter (n + 1, 0, 0, 0): that of numpy.random.Philox(key=keys[r], counter=n). It depends on nothing else.
+
+/// What a choice leaves behind.
+struct Record {
+    int *ids, *chosen, *drawn, *position;
+    int room;
+
+    /// One thread of a row's block.
+    __device__ __forceinline__ void put(int row, int token) const {
+        token = token == NO_TOKEN ? 0 : token;  // no score was a number: the head has said so, and nobody will use it
+        ids[row] = token;
+        chosen[size_t(row) * room + drawn[row]] = token;
+        ++drawn[row];
+        if (row == 0) ++*position;
+    }
+};
+
+/// Greedy: the best of the `parts` that head_matvec left for each row. Grid: rows, 1 warp.
+__global__ void __launch_bounds__(32) choose_best(
+    const float* __restrict__ best_score, const int* __restrict__ best_token, int* ids, int* chosen, int* drawn, int* position,
+    int room, int parts) {
+    const size_t row = size_t(blockIdx.x) * parts;
+    Best best = no_token();
+    for (int i = threadIdx.x; i < parts; i += WARP) best.offer(best_score[row + i], best_token[row + i]);
+    best = warp_best(best);
+    if (threadIdx.x == 0) Record{ids, chosen, drawn, position, room}.put(blockIdx.x, best.token);
+}
+
+/// Each warp leaves the k best of its share of a row's scores, best first, in top_score and top_token (rows, lists, k), where
+/// lists = gridDim.x * 8; what it lacks is NO_TOKEN. Grid: (lists / 8, rows), 8 warps.
+__global__ void __launch_bounds__(256) top_parts(
+    const float* __restrict__ scores, const unsigned char* __restrict__ forbidden, float* __restrict__ top_score,
+    int* __restrict__ top_token, int vocabulary, int k) {
+    const int lane = threadIdx.x % WARP, lists = gridDim.x * (blockDim.x / WARP);
+    const int list = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, share = (vocabulary + lists - 1) / lists;
+    const int first = list * share, last = min(vocabulary, first + share);
+    const float* const row = scores + size_t(blockIdx.y) * vocabulary;
+    const size_t out = (size_t(blockIdx.y) * lists + list) * k;
+    Best taken{-LOWEST, -1}, mine = no_token();
+    for (int i = 0; i < k; ++i) {
+        const bool rescan = i == 0 || mine.token == taken.token;
+        if (rescan) {  // this lane's best among those behind the one that was taken
+            mine = no_token();
+            for (int n = first + lane; n < last; n += WARP)
+                if (taken.is_better_than(row[n], n) && !(forbidden && forbidden[n])) mine.offer(row[n], n);
+        }
+        taken = warp_best(mine);
+        if (lane == 0) {
+            top_score[out + i] = taken.score;
+            top_token[out + i] = taken.token;
+        }
+    }
+}
+
+/// The k best of up to 32 lists, each best first and k long, of which each lane holds one (null: none), best first, by a warp.
+__device__ __forceinline__ void merge_lists(const float* score, const int* token, int k, float* to_score, int* to_token) {
+    int at = 0;
+    for (int i = 0; i < k; ++i) {
+        Best head = no_token();
+        if (score && at < k) head = Best{score[at], token[at]};
+        const Best best = warp_best(head);
+        if (best.token != NO_TOKEN && best.token == head.token) ++at;
+        if (threadIdx.x % WARP == 0) {
+            to_score[i] = best.score;
+            to_token[i] = best.token;
+        }
+    }
+}
+
+__device__ __forceinline__ double philox_uniform(unsigned long long key, unsigned long long number) {
+    constexpr unsigned long long M0 = 0xD2E7470EE14C6C93ull, M1 = 0xCA5A826395121157ull;
+    unsigned long long c0 = number + 1, c1 = 0, c2 = 0, c3 = 0, k0 = key, k1 = 0;
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        const unsigned long long high0 = __umul64hi(M0, c0), high1 = __umul64hi(M1, c2);
+        const unsigned long long low0 = M0 * c0, low1 = M1 * c2;
+        c0 = high1 ^ c1 ^ k0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ k1;
+        c3 = low0;
+        k0 += 0x9E3779B97F4A7C15ull;
+        k1 += 0xBB67AE8584CAA73Bull;
+    }
+    return double(c0 >> 11) * (1.0 / 9007199254740992.0);
+}
+
+/// A draw among the k best tokens of each row, merged from the `lists` (at most 256) that top_parts left: the weights
+/// exp(score / temperature), the fewest best ones that reach the share top_p of their sum. The k best are left in best_score and
+/// best_token (rows, k), best first. Grid: rows, 8 warps. Shared memory: 8 k floats, 8 k ints, k doubles.
+__global__ void __launch_bounds__(256) choose_top(
+    const float* __restrict__ top_score, const int* __restrict__ top_token, const unsigned long long* __restrict__ keys,
+    float* best_score, int* best_token, int* ids, int* chosen, int* drawn, int* position, int room, int lists, int k,
+    double temperature, double top_p) {
+    DYNAMIC_SHARED(double, weights);
+    float* const merged_score = reinterpret_cast<float*>(weights + k);
+    int* const merged_token = reinterpret_cast<int*>(merged_score + 8 * k);
+    const int row = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const int list = warp * WARP + lane;
+    const size_t from = (size_t(row) * lists + list) * k, to = size_t(row) * k;
+    const bool exists = list < lists;
+    merge_lists(exists ? top_score + from : nullptr, exists ? top_token + from : nullptr, k, merged_score + warp * k,
+                merged_token + warp * k);
+    __syncthreads();
+    if (warp > 0) return;
+    const bool held = lane < 8;
+    merge_lists(held ? merged_score + lane * k : nullptr, held ? merged_token + lane * k : nullptr, k, best_score + to,
+                best_token + to);
+    __syncwarp();
+    for (int i = lane; i < k; i += WARP)
+        weights[i] = best_token[to + i] == NO_TOKEN ? 0.0 : exp((double(best_score[to + i]) - best_score[to]) / temperature);
+    __syncwarp();
+    if (lane > 0) return;
+    double total = 0, kept = 0, sum = 0;
+    for (int i = 0; i < k; ++i) total += weights[i];
+    int count = 0;
+    while (count < k && kept < top_p * total) kept += weights[count++];
+    const double wanted = philox_uniform(keys[row], drawn[row]) * kept;
+    int choice = 0;
+    for (sum = weights[0]; choice + 1 < count && sum <= wanted; sum += weights[++choice]) {}
+    Record{ids, chosen, drawn, position, room}.put(row, best_token[to + choice]);
+}
+
+/// A number that is larger for a higher score.
+__device__ __forceinline__ unsigned ordered(float score) {
+    unsigned bits;
+    memcpy(&bits, &score, sizeof bits);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+/// One row's scores as weights: whole numbers, so that their sums are exact in every order. A token 2^-40 times as likely as the
+/// best one, or less, weighs nothing.
+struct Weights {
+    const float* scores;
+    const unsigned char* forbidden;
+    float peak, inverse_temperature;
+
+    __device__ __forceinline__ unsigned long long of(int n, unsigned lowest) const {
+        if ((forbidden && forbidden[n]) || ordered(scores[n]) < lowest) return 0;
+        return static_cast<unsigned long long>(expf((scores[n] - peak) * inverse_temperature) * 1099511627776.f);
+    }
+};
+
+/// A draw among all tokens of each row that are not forbidden, after temperature, and, where top_p < 1, among the fewest best
+/// ones that reach its share; tokens whose score equals the last one's stay. `scores` (rows, vocabulary). Grid: rows, 16 warps.
+/// Shared memory: 512 + 16 numbers of 8 bytes.
+__global__ void __launch_bounds__(512, 1) choose_any(
+    const float* __restrict__ scores, const unsigned char* __restrict__ forbidden, const unsigned long long* __restrict__ keys,
+    int* ids, int* chosen, int* drawn, int* position, int room, int vocabulary, double temperature, double top_p) {
+    DYNAMIC_SHARED(unsigned long long, sums);
+    __shared__ Best found[WARP];
+    const int row = blockIdx.x, thread = threadIdx.x, threads = blockDim.x;
+    Weights weights{scores + size_t(row) * vocabulary, forbidden, 0.f, float(1.0 / temperature)};
+
+    Best best = no_token();
+    for (int n = thread; n < vocabulary; n += threads)
+        if (!(forbidden && forbidden[n])) best.offer(weights.scores[n], n);
+    best = warp_best(best);
+    if (thread % WARP == 0) found[thread / WARP] = best;
+    __syncthreads();
+    for (int i = 0; i < threads / WARP; ++i) best.offer(found[i].score, found[i].token);
+    weights.peak = best.score;
+
+    // The highest `lowest` so that the scores from there on reach the share; four bits of it at a time, the highest first.
+    unsigned lowest = 0;
+    unsigned long long all[1] = {0};
+    for (int n = thread; n < vocabulary; n += threads) all[0] += weights.of(n, 0);
+    block_sum(all, sums);
+    for (int shift = 28; shift >= 0 && top_p < 1; shift -= 4) {
+        unsigned long long above[15] = {};
+        for (int n = thread; n < vocabulary; n += threads) {
+            const unsigned long long weight = weights.of(n, lowest);
+            const unsigned digit = (ordered(weights.scores[n]) - lowest) >> shift;
+#pragma unroll
+            for (unsigned i = 0; i < 15; ++i) above[i] += digit > i ? weight : 0;
+        }
+        block_sum(above, sums);
+        unsigned digit = 0;
+#pragma unroll
+        for (unsigned i = 0; i < 15; ++i)
+            if (double(above[i]) >= top_p * double(all[0])) digit = i + 1;
+        lowest += digit << shift;
+    }
+
+    // Each thread adds up neighbouring tokens; the one where the sum passes the number drawn looks for the token.
+    const int share = (vocabulary + threads - 1) / threads, first = min(vocabulary, thread * share);
+    const int last = min(vocabulary, first + share);
+    unsigned long long mine[1] = {0};
+    for (int n = first; n < last; ++n) mine[0] += weights.of(n, lowest);
+    unsigned long long kept[1] = {mine[0]};
+    block_sum(kept, sums);
+    unsigned long long* const of_warps = sums + threads;
+    const unsigned long long of_warp = warp_sum(mine[0]);
+    if (thread % WARP == 0) of_warps[thread / WARP] = of_warp;
+    sums[thread] = mine[0];
+    const double uniform = philox_uniform(keys[row], drawn[row]);
+    __syncthreads();  // and the number of the draw has been read by all
+    unsigned long long before = 0;
+    for (int i = 0; i < thread / WARP; ++i) before += of_warps[i];
+    for (int i = thread / WARP * WARP; i < thread; ++i) before += sums[i];
+    const Record record{ids, chosen, drawn, position, room};
+    if (kept[0] == 0) {
+        if (thread == 0) record.put(row, best.token);
+        return;
+    }
+    const unsigned long long wanted = min(static_cast<unsigned long long>(uniform * double(kept[0])), kept[0] - 1);
+    if (before <= wanted && wanted < before + mine[0]) {
+        int n = first;
+        for (unsigned long long sum = before; (sum += weights.of(n, lowest)) <= wanted;) ++n;
+        record.put(row, n);
+    }
+}

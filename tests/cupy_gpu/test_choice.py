@@ -1,0 +1,248 @@
+"""The kernels that choose the next token, against NumPy: its arg-max, its sorting, its Philox."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from emulated_device import EmulatedDevice
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accel.cupy_gpu import launches, sources
+
+seeds = st.integers(0, 2**32 - 1)
+vocabularies = st.one_of(st.integers(1, 70), st.sampled_from((255, 511, 512, 1000, 4097)))
+temperatures = st.sampled_from((0.25, 1.0, 4.0))
+shares = st.sampled_from((1.0, 0.9, 0.5, 0.01))
+ROOM = 3
+
+
+@dataclass
+class Choosing:
+    """Rows of scores between -3 and 3, of so many values that many are equal, and what is known of a generation that has chosen `before` tokens."""
+
+    seed: int
+    rows: int
+    vocabulary: int
+    before: int = 1
+    some_forbidden: bool = True
+    values: int = 24
+    device: EmulatedDevice = field(default_factory=EmulatedDevice)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.seed)
+        self.scores = (rng.integers(self.values, size=(self.rows, self.vocabulary)) * 6 / self.values - 3).astype(
+            np.float32
+        )
+        self.forbidden = (rng.random(self.vocabulary) < 0.3).astype(np.uint8)
+        self.forbidden[rng.integers(self.vocabulary)] = 0
+        if not self.some_forbidden:
+            self.forbidden[:] = 0
+        self.keys = rng.integers(0, 2**64, self.rows, np.uint64)
+        put = self.device.upload
+        self.ids = put(np.full(self.rows, -1, np.int32))
+        self.chosen = put(np.full((self.rows, ROOM), -1, np.int32))
+        self.drawn = put(np.full(self.rows, self.before, np.int32))
+        self.position = put(np.array([41], np.int32))
+
+    @property
+    def record(self) -> tuple[Any, ...]:
+        return self.ids, self.chosen, self.drawn, self.position, ROOM
+
+    @property
+    def mask(self) -> Any:
+        return self.device.upload(self.forbidden) if self.some_forbidden else None
+
+    @property
+    def allowed(self) -> Any:
+        """The scores in float64, -inf where forbidden."""
+        return np.where(self.forbidden, -np.inf, self.scores.astype(np.float64))
+
+    def uniform(self, row: int) -> float:
+        """NumPy's own number for this draw."""
+        bits = np.random.Philox(key=int(self.keys[row]), counter=self.before)
+        return float(np.random.Generator(bits).random())
+
+    def check_record(self) -> list[int]:
+        """The tokens, after everything that goes with them is seen to be right."""
+        tokens: list[int] = self.ids.tolist()
+        expected = np.full((self.rows, ROOM), -1)
+        expected[:, self.before] = tokens
+        assert self.chosen.tolist() == expected.tolist()
+        assert self.drawn.tolist() == [self.before + 1] * self.rows
+        assert self.position.tolist() == [42]
+        return tokens
+
+
+def top(problem: Choosing, k: int, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Any, Any]:
+    """Runs both kernels: scores and tokens (rows, k)."""
+    device, rows, lists = problem.device, problem.rows, launches.top_lists(problem.vocabulary)
+    part_score, part_token = device.empty((rows, lists, k), np.float32), device.empty((rows, lists, k), np.int32)
+    score, token = device.empty((rows, k), np.float32), device.empty((rows, k), np.int32)
+    device.launch(
+        launches.top_parts(rows, problem.vocabulary), device.upload(problem.scores), problem.mask, part_score, part_token,
+        problem.vocabulary, k,
+    )  # fmt: skip
+    device.launch(
+        launches.choose_top(rows, k), part_score, part_token, device.upload(problem.keys), score, token, *problem.record,
+        lists, k, temperature, top_p,
+    )  # fmt: skip
+    return score, token
+
+
+def any_of(problem: Choosing, temperature: float, top_p: float) -> None:
+    device = problem.device
+    device.launch(
+        launches.choose_any(problem.rows), device.upload(problem.scores), problem.mask, device.upload(problem.keys),
+        *problem.record, problem.vocabulary, temperature, top_p,
+    )  # fmt: skip
+
+
+def weights(scores: Any, temperature: float) -> Any:
+    found = np.exp((scores - scores.max()) / temperature)
+    return found / found.sum()
+
+
+def is_drawn(weight: Any, token: int, uniform: float) -> bool:
+    """Whether the cumulative sum of the weights passes the number at this token, give or take what float32 cannot tell."""
+    after = np.cumsum(weight) / weight.sum()
+    return weight[token] > 0 and after[token] - weight[token] / weight.sum() - 1e-5 <= uniform <= after[token] + 1e-5
+
+
+def best_first(problem: Choosing, row: int) -> Any:
+    order = np.lexsort((np.arange(problem.vocabulary), -problem.allowed[row]))
+    return order[: problem.vocabulary - problem.forbidden.sum()]
+
+
+def check_best(problem: Choosing, k: int) -> None:
+    score, token = top(problem, k)
+    for row in range(problem.rows):
+        expected = best_first(problem, row)[:k]
+        assert token[row, : len(expected)].tolist() == expected.tolist()
+        assert score[row, : len(expected)].tolist() == problem.scores[row, expected].tolist()
+        assert (token[row, len(expected) :] == 2**31 - 1).all()
+    problem.check_record()
+
+
+def check_top(problem: Choosing, k: int, temperature: float, top_p: float) -> None:
+    top(problem, k, temperature, top_p)
+    for row, token in enumerate(problem.check_record()):
+        tokens = best_first(problem, row)[:k]
+        weight = weights(problem.allowed[row, tokens], temperature)
+        before = np.cumsum(weight) - weight
+        weight[before >= top_p] = 0  # the fewest that reach the share
+        if top_p < 1 and abs(before - top_p).min() < 1e-9:
+            continue  # where a sum is the share but for its last bits, either is right
+        assert is_drawn(weight, tokens.tolist().index(token), problem.uniform(row))
+
+
+def check_any(problem: Choosing, temperature: float, top_p: float) -> None:
+    any_of(problem, temperature, top_p)
+    for row, token in enumerate(problem.check_record()):
+        allowed = problem.allowed[row]
+        weight = weights(allowed, temperature)
+        better = np.array([weight[allowed > score].sum() for score in allowed])
+        assert better[token] < top_p + 1e-5
+        weight[better >= top_p] = 0  # what equals the last one stays
+        if abs(better - top_p).min() > 1e-5:
+            assert is_drawn(weight, token, problem.uniform(row))
+
+
+# --- every shape -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15)
+@given(seed=seeds, rows=st.integers(1, 3), vocabulary=vocabularies, k=st.sampled_from((1, 2, 5, 33)))
+def test_the_k_best_tokens_best_first(
+    emulator: type[EmulatedDevice], seed: int, rows: int, vocabulary: int, k: int
+) -> None:
+    check_best(Choosing(seed, rows, vocabulary, device=emulator()), k)
+
+
+@settings(max_examples=15)
+@given(seed=seeds, vocabulary=vocabularies, k=st.sampled_from((1, 4, 64)), temperature=temperatures, top_p=shares)
+def test_a_draw_among_the_k_best(
+    emulator: type[EmulatedDevice], seed: int, vocabulary: int, k: int, temperature: float, top_p: float
+) -> None:
+    check_top(Choosing(seed, 2, vocabulary, device=emulator()), k, temperature, top_p)
+
+
+@settings(max_examples=15)
+@given(seed=seeds, vocabulary=vocabularies, temperature=temperatures, top_p=shares, masked=st.booleans())
+def test_a_draw_among_all(
+    emulator: type[EmulatedDevice], seed: int, vocabulary: int, temperature: float, top_p: float, masked: bool
+) -> None:
+    check_any(Choosing(seed, 2, vocabulary, 0, masked, device=emulator()), temperature, top_p)
+
+
+def test_draws_have_the_frequencies_of_their_weights(emulator: type[EmulatedDevice]) -> None:
+    problem = Choosing(3, 400, 6, 0, False, device=emulator(seed=0))
+    problem.scores[:] = [0.0, 1.0, 2.0, -1.0, -40.0, 2.0]
+    expected = 400 * weights(problem.scores[0].astype(np.float64), 1.0)
+    for draw in (lambda: any_of(problem, 1.0, 1.0), lambda: top(problem, 6)):
+        draw()
+        seen = np.bincount(problem.ids, minlength=6)
+        problem.drawn[:] = 1
+        assert seen[4] == 0
+        assert (np.abs(seen - expected) <= 4 * np.sqrt(expected) + 1).all()
+
+
+@pytest.mark.parametrize("broken", [np.nan, -np.inf])
+def test_scores_that_are_no_numbers_give_a_token_all_the_same(emulator: type[EmulatedDevice], broken: float) -> None:
+    """The head says that they are none (`broken`); the next step must still find a row of the embedding."""
+    for k in (None, 1, 8):
+        problem = Choosing(1, 2, 50, device=emulator())
+        problem.scores[:] = broken
+        if k is None:
+            any_of(problem, 1.0, 0.9)
+        else:
+            top(problem, k)
+        assert problem.check_record() == [0, 0]
+
+
+def test_lists_are_as_many_as_can_be_merged() -> None:
+    found = {size: launches.top_lists(size) for size in (1, 256, 4096, 50_000, 250_880, 10**7)}
+    assert found == {1: 8, 256: 8, 4096: 16, 50_000: 192, 250_880: 256, 10**7: 256}
+
+
+# --- planted faults ----------------------------------------------------------------------------------------------
+
+BEST, TOP, ANY = (
+    partial(check_best, k=33),
+    partial(check_top, k=64, temperature=1.0, top_p=0.9),
+    partial(check_any, temperature=4.0, top_p=0.5),
+)
+FAULTS = {
+    "the token that was taken is found again": ("taken.is_better_than(row[n], n) &&", "!(row[n] > taken.score) &&", BEST),
+    "equal scores are lost": ("taken.is_better_than(row[n], n) &&", "row[n] < taken.score &&", BEST),
+    "the last token of a share left out": ("n < last; n += WARP", "n < last - 1; n += WARP", BEST),
+    "forbidden tokens among the best": ("!(forbidden && forbidden[n])) mine", "true) mine", BEST),
+    "a list that does not go on": ("best.token == head.token) ++at", "best.token == head.token) at += 2", BEST),
+    "no barrier before the lists of the warps are merged": ("    __syncthreads();\n    if (warp > 0) return;", "    if (warp > 0) return;", BEST),
+    "the weights read before they are there": ("    __syncwarp();\n    if (lane > 0) return;", "    if (lane > 0) return;", TOP),
+    "temperature forgotten": (") / temperature)", "))", partial(TOP, temperature=0.01, top_p=1.0)),
+    "the last token of the share left out": ("kept < top_p * total", "kept + weights[count] < top_p * total", partial(TOP, top_p=0.02)),
+    "another key schedule": ("k1 += 0xBB67AE8584CAA73Bull", "k1 += 0xBB67AE8584CAA73Aull", TOP),
+    "the counter of the draw before": ("c0 = number + 1", "c0 = number", TOP),
+    "the highest digit alone": ("shift >= 0 && top_p < 1", "shift >= 28 && top_p < 1", ANY),
+    "a digit too high": ("digit = i + 1;", "digit = min(i + 2, 15u);", ANY),
+    "no barrier before the sums are added": ("    __syncthreads();  // and the number", "    // and the number", ANY),
+    "the warps before forgotten": ("before += of_warps[i]", "before += 0", ANY),
+    "not counted": ("++drawn[row];", "", TOP),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(emulator: type[EmulatedDevice], name: str) -> None:
+    old, new, run = FAULTS[name]
+    assert old in sources.source("choice")
+    several_warps_merge = "warps are merged" in name
+    vocabulary, values = (12_000, 4000) if several_warps_merge else (1000, 60)
+    problem = partial(Choosing, rows=3, vocabulary=vocabulary, values=values)
+    for seed in (1, 2, 3):
+        run(problem(seed, device=emulator(seed=seed)))
+    with pytest.raises(AssertionError):  # noqa: PT012  # any draw may be the one that shows it
+        for seed in (1, 2, 3):
+            run(problem(seed, device=emulator(seed=seed, change=lambda text: text.replace(old, new))))

@@ -1,0 +1,272 @@
+"""Whole decoding steps: the same numbers as block by block, captured once, over memory that stays. The kernels are emulated.
+
+The emulated device refuses anything but launches in a capture, and a graph of its knows where arrays were, not that they are held.
+"""
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+import strategies
+from emulated_device import EmulatedDevice
+from fake_cupy import FakeCupy, Graph, Stream, install
+
+from accel import cupy_gpu
+from accel.cupy_gpu import memory, probe
+from accel.cupy_gpu.backend import CupyBackend
+from accel.cupy_gpu.prepared import CupyPrepared
+from bloomref.config import BloomConfig
+from bloomref.dtypes import POLICIES
+from bloomref.errors import BadWeights, Unsupported
+from bloomref.runtime.backend import Choice, Decodes, step
+from bloomref.runtime.engine import Engine
+
+CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=48, intermediate_dim=37)
+CASE = strategies.Case(CONFIG, seed=2, batch=3, time=12, kind="left")
+REAL = np.ones(CASE.is_real.shape, bool)
+
+pytestmark = pytest.mark.usefixtures("emulator")
+
+
+def prepare(policy: str = "float32", device: Any = None, params: Any = CASE.params, config: Any = CONFIG) -> Any:
+    found = device or EmulatedDevice(seed=0)
+    return CupyBackend("cupy", lambda: found).prepare(params, config, POLICIES[policy])
+
+
+def blocks(prepared: CupyPrepared, cache: Any, start: int, stop: int, real: Any) -> Any:
+    """The logits behind column stop - 1, block by block."""
+    x, facts = prepared.embed(CASE.token_ids[:, start:stop]), step(start, real[:, :stop])
+    for layer in range(prepared.config.num_layers):
+        x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
+    return prepared.logits(prepared.final_norm(x), True)[:, 0]
+
+
+def steps(prepared: CupyPrepared, cache: Any, start: int, stop: int, real: Any) -> list[bytes]:
+    return [prepared.step(CASE.token_ids[:, t], cache, step(t, real[:, : t + 1])).tobytes() for t in range(start, stop)]
+
+
+# --- a step ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.clause("BKD-17")
+@pytest.mark.parametrize("real", [REAL, CASE.is_real], ids=["dense", "padded"])
+@pytest.mark.parametrize("policy", ["float64", "float32", "bfloat16", "float16"])
+def test_a_step_is_the_blocks(policy: str, real: Any) -> None:
+    """At every position: it is read from the device's memory, by the one graph that there is."""
+    prepared = prepare(policy)
+    assert isinstance(prepared, Decodes)
+    caches = [prepared.new_cache(3, 70) for _ in range(2)]
+    for cache in caches:
+        blocks(prepared, cache, 0, 4, real)
+    expected = [blocks(prepared, caches[0], t, t + 1, real).tobytes() for t in range(4, 12)]
+    assert steps(prepared, caches[1], 4, 12, real) == expected
+    assert steps(prepared, caches[1], 6, 9, real) == expected[2:5]  # rewound
+    for mine, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
+        assert mine.keys[:, :, :12].tobytes() == theirs.keys[:, :, :12].tobytes()
+        assert mine.values[:, :, :12].tobytes() == theirs.values[:, :, :12].tobytes()
+
+
+def test_one_capture_serves_every_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, captures = EmulatedDevice(seed=0), []
+    capture = device.capture
+    monkeypatch.setattr(device, "capture", lambda work: captures.append(len(device.launched)) or capture(work))
+    prepared = prepare(device=device)
+    cache = prepared.new_cache(3, 70)
+    device.launched.clear()
+    steps(prepared, cache, 0, 12, REAL)
+    each = len(device.launched) // 12
+    assert captures == [each]  # behind the first step, which was launched kernel by kernel
+    assert device.launched == device.launched[:each] * 12
+    expected = [
+        "embed_norm",
+        *["qkv_matvec", "attention_decode", "residual_matvec", "gelu_matvec", "residual_matvec"] * 2,
+    ]
+    assert [name.split("<")[0] for name in device.launched[:each]] == [*expected, "head_matvec"]
+
+
+def test_a_graph_lives_as_long_as_its_cache_and_no_longer() -> None:
+    prepared = prepare()
+    cache = prepared.new_cache(3, 12)
+    found = steps(prepared, cache, 0, 6, CASE.is_real)
+    gc.collect()
+    assert steps(prepared, cache, 0, 6, CASE.is_real) == found
+    chosen = cache.select(np.array([0, 1, 2]))
+    assert chosen.steps == {}
+    replay = next(s for s in cache.steps.values() if hasattr(s, "run"))._replay
+    del cache
+    gc.collect()
+    with pytest.raises(AssertionError, match="memory that nobody holds"):
+        replay()
+
+
+def test_without_graphs_the_same_kernels_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for graphs in (True, False):
+        monkeypatch.setattr(CupyPrepared, "graphs", graphs)
+        device = EmulatedDevice(seed=0)
+        prepared = prepare("bfloat16", device)
+        monkeypatch.setattr(device, "capture", device.capture if graphs else None)
+        found.append((steps(prepared, prepared.new_cache(3, 12), 0, 12, REAL), device.launched))
+    assert found[0] == found[1]
+
+
+def test_more_rows_than_a_graph_has_go_through_products() -> None:
+    device = EmulatedDevice(seed=0)
+    prepared = prepare(device=device)
+    ids = np.arange(17) % 40
+    scores = prepared.step(ids, prepared.new_cache(17, 3), step(0, np.ones((17, 1), bool)))
+    assert scores.shape == (17, 40)
+    assert any("bias_gelu" in name for name in device.launched)
+    few = prepared.step(ids[:5], prepared.new_cache(5, 3), step(0, np.ones((5, 1), bool)))
+    np.testing.assert_allclose(scores[:5], few, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_what_steps_hold_was_known_before(batch: int) -> None:
+    device = EmulatedDevice(seed=0)
+    held = 0
+    empty = device.empty
+
+    def counting(shape: Any, dtype: Any) -> Any:
+        nonlocal held
+        made = empty(shape, dtype)
+        held += made.nbytes
+        return made
+
+    device.empty = counting  # type: ignore[method-assign]
+    prepared = prepare(device=device)
+    cache, before = prepared.new_cache(batch, 100), held
+    facts, ids = step(0, np.ones((batch, 1), bool)), np.zeros(batch, int)
+    prepared.step(ids, cache, facts)
+    prepared.tokens(ids, cache, facts, Choice(1.0, top_k=64), 2)
+    assert 0 < held - before <= memory.step_bytes(CONFIG, POLICIES["float32"], batch, 100)
+
+
+# --- tokens chosen on the device ---------------------------------------------------------------------------------
+
+
+def continued(prepared: CupyPrepared, choice: Choice, cuts: tuple[int, ...], real: Any = REAL) -> Any:
+    """(3, 6) tokens behind four columns, in calls of so many; and the cache."""
+    cache, ids, found = prepared.new_cache(3, 12), CASE.token_ids[:, 4], []
+    blocks(prepared, cache, 0, 4, real)
+    start = 4
+    for count in cuts:
+        here = Choice(choice.temperature, choice.top_k, choice.top_p, choice.forbidden, choice.seeds, start - 4)
+        known = np.concatenate([real[:, :4], np.ones((3, start - 3), bool)], 1)
+        found.append(prepared.tokens(ids, cache, step(start, known), here, count))
+        ids, start = found[-1][:, -1], start + count
+    return np.concatenate(found, 1), cache
+
+
+@pytest.mark.clause("BKD-18", "GEN-1")
+@pytest.mark.parametrize("real", [REAL, CASE.is_real], ids=["dense", "padded"])
+@pytest.mark.parametrize("policy", ["float32", "bfloat16"])
+def test_the_best_tokens_are_those_that_the_host_would_choose(policy: str, real: Any) -> None:
+    prepared = prepare(policy)
+    forbidden = np.arange(40) % 3 == 0
+    tokens, _ = continued(prepared, Choice(forbidden=forbidden), (6,), real)
+    cache, ids = prepared.new_cache(3, 12), CASE.token_ids[:, 4]
+    blocks(prepared, cache, 0, 4, real)
+    for t in range(6):
+        known = np.concatenate([real[:, :4], np.ones((3, t + 1), bool)], 1)
+        scores = prepared.step(ids, cache, step(4 + t, known))
+        ids = np.where(forbidden, -np.inf, scores).argmax(1)
+        assert tokens[:, t].tolist() == ids.tolist()
+
+
+CHOICES = {
+    "best": Choice(),
+    "temperature": Choice(0.7, seeds=np.arange(3)),
+    "top-p": Choice(2.0, top_p=0.8, seeds=np.arange(3)),
+    "top-k": Choice(2.0, 8, seeds=np.arange(3)),
+    "all": Choice(2.0, 20, 0.9, np.arange(40) == 7, np.arange(3)),
+}
+
+
+@pytest.mark.clause("BKD-18")
+@pytest.mark.parametrize("name", CHOICES)
+def test_tokens_do_not_depend_on_how_many_are_asked_for_at_once(name: str) -> None:
+    prepared = prepare()
+    whole, _ = continued(prepared, CHOICES[name], (6,))
+    for cuts in ((1, 5), (2, 2, 2)):
+        assert continued(prepared, CHOICES[name], cuts)[0].tolist() == whole.tolist()
+
+
+@pytest.mark.clause("BKD-18")
+def test_a_row_draws_by_its_seed_alone() -> None:
+    prepared = prepare()
+    cache, facts, ids = prepared.new_cache(3, 12), step(0, np.ones((3, 1), bool)), np.array([5, 5, 5])
+    tokens = prepared.tokens(ids, cache, facts, Choice(3.0, seeds=np.array([1, 2, 1])), 8)
+    assert tokens[0].tolist() == tokens[2].tolist() != tokens[1].tolist()
+
+
+def test_tokens_that_cannot_be_chosen() -> None:
+    prepared, facts = prepare(), step(0, np.ones((2, 1), bool))
+    with pytest.raises(Unsupported, match=r"^tokens: .* 1 to 16 rows in 16 or 32 bits and top_k up to 64$"):
+        prepared.tokens(np.array([1, 2]), prepared.new_cache(2, 4), facts, Choice(1.0, top_k=65), 1)
+    broken = prepare(params=CASE.params.map(lambda array: array * np.float32(np.inf)))
+    with pytest.raises(
+        BadWeights, match=r"^logits: expected finite numbers; the weights hold NaN or overflow in float32$"
+    ):
+        broken.tokens(np.array([1, 2]), broken.new_cache(2, 4), facts, Choice(), 2)
+
+
+# --- who uses it -------------------------------------------------------------------------------------------------
+
+
+def test_the_engine_reads_one_position_by_a_step_and_many_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bloomref.runtime import engine as module
+
+    engine = Engine(CASE.params, CONFIG, POLICIES["float32"])
+    engine.prepared = prepare()
+    cache = engine.new_cache(3, 12)
+    whole = engine.read(cache, 0, CASE.token_ids, CASE.is_real)
+    sizes = []
+    run = engine.run
+    monkeypatch.setattr(engine, "run", lambda *a: sizes.append(a[2].shape[1]) or run(*a))
+    monkeypatch.setattr(module, "READ_ROWS", 15)
+    np.testing.assert_allclose(engine.read(cache, 0, CASE.token_ids, CASE.is_real), whole, atol=1e-5)
+    assert sizes == [5, 5, 2]
+    engine.read(cache, 0, CASE.token_ids[:, :11], CASE.is_real[:, :11])
+    del sizes[:]
+    np.testing.assert_allclose(engine.read(cache, 11, CASE.token_ids[:, 11:], CASE.is_real[:, 11:]), whole, atol=1e-5)
+    assert sizes == []
+
+
+def test_a_cache_is_judged_by_pieces_of_a_prompt_not_by_all_of_it() -> None:
+    config = CONFIG.replace(hidden_dim=384, intermediate_dim=400)
+    device = EmulatedDevice(seed=0)
+    prepared = prepare("float16", device, strategies.Case(config, seed=1).params, config)
+    cache, policy = memory.cache_bytes(config, POLICIES["float16"], 2, 9000, 4), POLICIES["float16"]
+    steps_hold = memory.step_bytes(config, policy, 2, 9000)
+    free = cache + steps_hold + memory.working_bytes(config, policy, memory.CHUNK_ROWS)
+    assert free < cache + memory.working_bytes(config, policy, 18000)
+    device.free_bytes = lambda: free  # type: ignore[method-assign]
+    prepared.new_cache(2, 9000)
+    device.free_bytes = lambda: free - 1  # type: ignore[method-assign]
+    with pytest.raises(Unsupported, match="do not fit"):
+        prepared.new_cache(2, 9000)
+
+
+@pytest.mark.parametrize("policy", ["float32", "bfloat16"])
+def test_what_cupy_is_asked_for(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    """The stand-in refuses memory, copies and cuBLAS while a stream is captured, and captures no default stream."""
+    monkeypatch.setattr(probe, "_check_packages", lambda: None)
+    fake = install(monkeypatch, FakeCupy())
+    replays = []
+    launch = Graph.launch
+    monkeypatch.setattr(Graph, "launch", lambda self: replays.append(len(self.launches)) or launch(self))
+    prepared = cupy_gpu.make_backend("1").prepare(CASE.params, CONFIG, POLICIES[policy])
+    cache, emulated = prepared.new_cache(3, 12), prepare(policy)
+    found = steps(prepared, cache, 0, 5, REAL)
+    assert found == steps(emulated, emulated.new_cache(3, 12), 0, 5, REAL)
+    assert replays == [12] * 4
+    tokens = [
+        p.tokens(CASE.token_ids[:, 0], p.new_cache(3, 12), step(0, REAL[:, :1]), CHOICES["all"], 5)
+        for p in (prepared, emulated)
+    ]
+    assert tokens[0].tolist() == tokens[1].tolist()
+    assert replays[4:] == [14] * 4
+    assert Stream.entered == []
+    assert fake.entered == [0]
