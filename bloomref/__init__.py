@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from bloomref.causal_lm import BloomCausalLM
     from bloomref.config import BloomConfig
     from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
+    from bloomref.lora import LoraConfig
     from bloomref.tokenizer import BloomTokenizer
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ _HOMES = {
     "BloomCausalLM": "bloomref.causal_lm",
     "BloomConfig": "bloomref.config",
     "BloomTokenizer": "bloomref.tokenizer",
+    "LoraConfig": "bloomref.lora",
     "BadWeights": "bloomref.errors",
     "BloomrefError": "bloomref.errors",
     "InvalidInput": "bloomref.errors",
@@ -31,6 +33,7 @@ __all__ = [
     "BloomTokenizer",
     "BloomrefError",
     "InvalidInput",
+    "LoraConfig",
     "Unsupported",
     "__version__",
 ]

@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from bloomref.adapters import AdapterSet
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy, dtype_policy
 from bloomref.errors import InvalidInput, Unsupported, invalid
+from bloomref.lora import LoraMethods
 from bloomref.params import Params, count_params, init_params
 from bloomref.reference import trace
 from bloomref.runtime import registry
@@ -51,7 +54,7 @@ class _Presets:
         return {name: preset.summary() for name, preset in PRESETS.items()}
 
 
-class BloomBackbone:
+class BloomBackbone(LoraMethods):
     """A BLOOM decoder (arXiv:2211.05100): token ids in, final hidden states out.
 
     Args:
@@ -226,10 +229,19 @@ class BloomBackbone:
         """The embedding matrix, as a function in both directions."""
         return TokenEmbedding(self.engine)
 
+    @cached_property
+    def _adapters(self) -> AdapterSet:
+        return AdapterSet(self)
+
     @property
     def params(self) -> Params:
         """The weights, in the variable dtype; a backend that packs them leaves them in their file, or as they were given."""
         return self.engine.params
+
+    def replace_params(self, params: Params) -> None:
+        """Run on other weights of the same config from now on; without adapters. They may be shared, as in `from_params`."""
+        self.engine = Engine(params, self.config, self.policy, self.engine.backend)
+        self.__dict__.pop("_adapters", None)  # they have kept the weights that were
 
     def count_params(self) -> int:
         """Number of scalar weights; a tied head counts once."""
@@ -238,7 +250,7 @@ class BloomBackbone:
     def save_to_preset(self, path: str | Path, format: Literal["hf", "keras"] = "hf") -> None:
         """Write config and weights as a folder that transformers ("hf") or KerasHub ("keras") loads, in the variable dtype.
 
-        The folder is complete or not there: files are written under temporary names and renamed.
+        Active adapters are merged into the weights that are written; `save_adapter` writes them apart. The folder is complete or not there: files are written under temporary names and renamed.
 
         Raises:
             InvalidInput: an unknown format, or a model that the layout cannot express.
@@ -247,7 +259,7 @@ class BloomBackbone:
             raise invalid("format", "'hf' or 'keras'", repr(format))
         from bloomref.formats import hf, keras
 
-        (hf if format == "hf" else keras).save(Path(path), self.config, self.params)
+        (hf if format == "hf" else keras).save(Path(path), *self._adapters.merged())
 
 
 class TokenEmbedding:

@@ -1,17 +1,19 @@
 """BloomCausalLM: a backbone with its tokenizer, that generates text and scores it."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 
+from bloomref.adapters import AdapterSet
 from bloomref.backbone import BloomBackbone
 from bloomref.errors import InvalidInput, invalid
+from bloomref.lora import LoraMethods
 from bloomref.runtime import generation, scoring
-from bloomref.runtime.inputs import token_batch
+from bloomref.runtime.inputs import labelled_batch, token_batch
 from bloomref.runtime.options import GenerationArguments, GenerationOptions
 from bloomref.runtime.prompts import Prompt, right_pad, trim
 from bloomref.runtime.requests import Request, read_request
@@ -22,10 +24,14 @@ from bloomref.runtime.task import Task
 from bloomref.shapes import Array, Bool, Float
 from bloomref.tokenizer import BloomTokenizer
 
+if TYPE_CHECKING:
+    from bloomref.training.fit import Data, Texts
+    from bloomref.training.history import History
+
 StopTokens = Literal["auto"] | int | Sequence[int] | None
 
 
-class BloomCausalLM:
+class BloomCausalLM(LoraMethods):
     """A BLOOM that continues and scores text.
 
     Args:
@@ -62,6 +68,10 @@ class BloomCausalLM:
     def tokenizer(self) -> BloomTokenizer | None:
         return self._tokenizer
 
+    @property
+    def _adapters(self) -> AdapterSet:
+        return self.backbone._adapters
+
     @classmethod
     def from_preset(cls, preset: str | Path, load_weights: bool = True, **kwargs: Any) -> "BloomCausalLM":
         """Backbone and tokenizer of a preset; the arguments are those of `BloomBackbone.from_preset`.
@@ -77,7 +87,7 @@ class BloomCausalLM:
     def save_to_preset(self, path: str | Path, format: Literal["hf", "keras"] = "hf") -> None:
         """Write backbone and tokenizer as a folder that transformers ("hf") or KerasHub ("keras") loads.
 
-        The folder is complete or not there, as with `BloomBackbone.save_to_preset`.
+        The folder is complete or not there, and adapters are merged, as with `BloomBackbone.save_to_preset`.
 
         Raises:
             InvalidInput: an unknown format, or a model that the layout cannot express.
@@ -91,7 +101,7 @@ class BloomCausalLM:
             if self.tokenizer is not None:
                 self.tokenizer.save(Path(folder))
             source = None if self.tokenizer is None else Path(folder)
-            save(Path(path), self.backbone.config, self.backbone.params, tokenizer_from=source)
+            save(Path(path), *self._adapters.merged(), tokenizer_from=source)
 
     # --- logits ----------------------------------------------------------------------------------
 
@@ -110,6 +120,77 @@ class BloomCausalLM:
     def __call__(self, inputs: Any) -> Float[Array, "B T V"]:
         """As `logits`."""
         return self.logits(inputs)
+
+    def loss_and_gradients(self, inputs: Any) -> tuple[float, dict[str, Array]]:
+        """The mean cross-entropy of the next tokens, in nats, and its gradient by each of `trainable_variables()`.
+
+        Args:
+            inputs: `{"token_ids": (B, T), "padding_mask": (B, T)}`, as for the backbone, and `"labels": (B, T)`: the token
+                at each column, not shifted, or -100 where it does not count. Without labels, every real token counts.
+
+        A gradient has the shape of its variable, and is float32 (float64 for a float64 model). There is no dropout.
+        Clauses: GRD-1 ... GRD-13.
+
+        Raises:
+            InvalidInput: naming the key, what was expected and what came; Unsupported: by a backend without gradients.
+        """
+        batch, labels = labelled_batch(inputs, self._vocabulary_size)
+        wanted = self.trainable_variables().__contains__
+        loss, _, gradients = self.backbone.engine.loss_and_gradients(batch, labels, wanted)
+        return loss, gradients
+
+    # --- training --------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        data: "Data",
+        *,
+        held_out: "float | Texts" = 0.0,
+        separator: str | None = None,
+        evaluate: Callable[["BloomCausalLM"], float] | None = None,
+        checkpoints: str | Path | None = None,
+        save_every: int = 100,
+        resume: bool = False,
+        progress: bool = False,
+        **settings: Any,
+    ) -> "History":
+        """Train all weights or, when adapters are enabled, those alone; in place.
+
+        Args:
+            data: the path of a text file or of a `.jsonl` file of {"text"} or {"prompt", "completion"}; a list of `Path`s, of
+                texts or of such objects; or batches: a function of their number, or an iterable
+                (`bloomref.training.packing.Batch`).
+            held_out: what is not learned from and evaluated: a share of the documents, or documents of its own, as `data`.
+            separator: what stands between two documents of a text file; None: a file is one document.
+            evaluate: a function of this model in place of the held-out loss; the lower its result the better.
+            checkpoints: a folder in which the state of the run is kept.
+            save_every: steps between two checkpoints; 0: only at the end.
+            resume: continue from the newest checkpoint, if there is one.
+            progress: show loss, tokens a second and time left on stderr.
+            **settings: the fields of `bloomref.training.settings.Settings`, such as `steps`, `batch`, `learning_rate`.
+
+        Returns:
+            The loss of every step, and of every evaluation. Clauses: TRN-1 ... TRN-19.
+
+        Raises:
+            InvalidInput: naming the setting, or the file and the line; Unsupported: weights that cannot be trained;
+            KeyboardInterrupt: after Ctrl-C, once the step is done and the state is saved.
+
+        Example:
+            >>> lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
+            >>> history = lm.fit(["Every line counts."] * 4, steps=3, batch=2, learning_rate=1e-3)
+            >>> history.losses[0] > history.losses[-1]
+            True
+        """
+        from bloomref.training.fit import Run, fit
+        from bloomref.training.settings import Settings
+
+        given = isinstance(held_out, (int, float))
+        chosen = Settings.create(**settings, **({"held_out": held_out} if given else {}))
+        folder = None if checkpoints is None else Path(checkpoints)
+        run = Run(folder=folder, save_every=save_every, resume=resume, progress=progress)
+        own = None if given else cast("Texts", held_out)
+        return fit(self, data, chosen, run, held_out=own, separator=separator, evaluate=evaluate)
 
     # --- generation ------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ query-key-value weight shows in its axes: (H C K) rows, not three blocks (WGT-3)
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,6 +68,7 @@ LAYER_WEIGHTS: tuple[Weight, ...] = (
 )
 # fmt: on
 LM_HEAD = Weight("lm_head", "V D", "V, D", "lm_head.weight", "", "")
+Adapters = Mapping[str, tuple[Any, ...]]  # attribute of a weight -> what `reference.lora` adds to its products
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,14 @@ class LayerParams:
     mlp_up_bias: Float[Array, " F"]
     mlp_down_weight: Float[Array, "D F"]
     mlp_down_bias: Float[Array, " D"]
+    adapters: Adapters = field(default_factory=dict)
+
+
+class Source(NamedTuple):
+    """The folder whose files weights are views of, and what changes with them: a backend may keep what it made of them."""
+
+    folder: str
+    state: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +108,16 @@ class Params:
     ln_final_weight: Float[Array, " D"]
     ln_final_bias: Float[Array, " D"]
     lm_head: Float[Array, "V D"] | None = None
+    adapters: Adapters = field(default_factory=dict)
+    source: Source | None = None
 
     @classmethod
-    def build(cls, num_layers: int, tied: bool, get: Callable[[Weight, str], Array]) -> "Params":
+    def build(cls, num_layers: int, tied: bool, get: Callable[[Weight, str], Any]) -> "Params":
         """Assemble from `get(table row, Hugging Face key without prefix)`, which returns an array of the row's shape."""
-        model = {w.attribute: get(w, w.hf_key) for w in MODEL_WEIGHTS}
+        model: dict[str, Any] = {w.attribute: get(w, w.hf_key) for w in MODEL_WEIGHTS}
         layers = tuple(
-            LayerParams(**{w.attribute: get(w, layer_key(i, w)) for w in LAYER_WEIGHTS}) for i in range(num_layers)
+            LayerParams(**{w.attribute: get(w, layer_key(i, w)) for w in LAYER_WEIGHTS})
+            for i in range(num_layers)
         )
         return cls(**model, layers=layers, lm_head=None if tied else get(LM_HEAD, LM_HEAD.hf_key))
 
@@ -140,9 +152,11 @@ class Params:
             yield LM_HEAD.hf_key, LM_HEAD, self.lm_head
 
     def map(self, change: Callable[[Array], Array]) -> "Params":
-        """A copy with `change` applied to every array."""
+        """A copy with `change` applied to every array; adapters stay as they are."""
         arrays = {key: change(array) for key, _, array in self.named()}
-        return Params.build(len(self.layers), self.lm_head is None, lambda _, key: arrays[key])
+        changed = Params.build(len(self.layers), self.lm_head is None, lambda _, key: arrays[key])
+        layers = (replace(new, adapters=old.adapters) for new, old in zip(changed.layers, self.layers, strict=True))
+        return replace(changed, layers=tuple(layers), adapters=self.adapters)
 
     def astype(self, dtype: DType) -> "Params":
         """The weights rounded to `dtype`; arrays that have it already are shared."""

@@ -40,7 +40,7 @@ def make_lm(
     config: BloomConfig, seed: int = 0, tokenizer: BloomTokenizer | None = None, scale: float = 1.0
 ) -> BloomCausalLM:
     """Logits are a few units apart: enough to decide, too little for probabilities that round to 1 and tie."""
-    params = draw_params(config, np.random.default_rng(seed), scale, 2.0 / np.sqrt(config.hidden_dim))
+    params = draw_params(config, seed, scale, embedding_std=2.0 / np.sqrt(config.hidden_dim))
     return BloomCausalLM(BloomBackbone.from_params(config, params), tokenizer)
 
 

@@ -21,7 +21,7 @@ from bloomref import docs
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "specs").glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
-FENCE = re.compile(r"(?:^<!-- skip: (.+) -->\n)?^( *)```(\w*)[^\n]*\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"(?:^<!-- skip: ([^\n]+) -->\n)?^( *)```(\w*)[^\n]*\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)

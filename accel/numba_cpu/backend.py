@@ -20,6 +20,7 @@ from accel.numba_cpu.packing import FORMATS, Linear, aligned, pack, panel_bytes,
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
+from bloomref.errors import Unsupported, describe
 from bloomref.params import LayerParams, Params, Source, init_params, keys
 from bloomref.runtime.backend import API_VERSION, Memory, Step, step
 
@@ -250,6 +251,16 @@ class NumbaBackend:
 
     def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
         return memory(config, policy, batch, length)
+
+    def loss_and_gradients(
+        self, params: Params, config: BloomConfig, token_ids: Any, targets: Any, document: Any, trainable: Any, rng: Any
+    ) -> tuple[float, dict[str, Any]]:
+        if params.word_embedding.dtype == np.float64:
+            hint = "train with backend 'numpy', or in float32"
+            raise Unsupported(describe("dtype", "float32 or narrower for training", "float64", hint))
+        from accel.numba_cpu.training.step import loss_and_gradients
+
+        return loss_and_gradients(params, config, token_ids, targets, document, trainable, rng)
 
     def is_compiled(self, policy: DTypePolicy) -> bool:
         return is_marked(policy.compute_dtype.name)

@@ -54,6 +54,11 @@ def thread_count() -> int:
     return min(numba.get_num_threads(), _quota())
 
 
+# How long a thread of GNU's OpenMP that waits for work keeps its core busy: by default for milliseconds, in which BLAS, whose
+# threads take turns with these in training, has half the cores. Read when the first parallel kernel runs.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 @cache
 def _quota() -> int:
     """Processors' worth of time that the control group (version 2) grants."""

@@ -6,14 +6,13 @@ backend are right to 1e-13, where float32 could hide a mistake in its noise.
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numba import njit, prange
-from threadpoolctl import ThreadpoolController
 
-from accel.numba_cpu.cpu import FASTMATH, thread_count
+from accel.numba_cpu.blas import limited
+from accel.numba_cpu.cpu import FASTMATH
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
@@ -76,16 +75,9 @@ def attend(query: Any, keys: Any, values: Any, real: Any, start: int, slopes: An
                     out[b, t, h, k] /= total
 
 
-@cache
-def _pools() -> ThreadpoolController:
-    return ThreadpoolController()
-
-
 def product(x: Any, weight: Any) -> Any:
-    """x W^T by BLAS, on no more threads than the kernels take. It is the only BLAS call of this backend."""
-    pools = _pools().select(user_api="blas")
-    least = min([thread_count(), *(pool["num_threads"] for pool in pools.info())])
-    with pools.limit(limits=least):
+    """x W^T."""
+    with limited():
         return x @ weight.T
 
 

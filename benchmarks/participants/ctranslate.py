@@ -10,11 +10,9 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.participants import protocol
+from bloomref.conformance.adapters.ctranslate2 import SPECIAL, write_tokenizer
 
-SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
-TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast"} | dict(
-    zip(("unk_token", "bos_token", "eos_token", "pad_token"), SPECIAL, strict=True)
-)
+NAMES = tuple(SPECIAL.values())
 
 
 def unsupported(dtype: str) -> str | None:
@@ -31,19 +29,8 @@ def convert(folder: Path, dtype: str) -> None:
     source.mkdir()
     for file in (folder / "model").iterdir():
         (source / file.name).symlink_to(file)
-    _write_tokenizer(source)
+    write_tokenizer(source, json.loads((source / "config.json").read_text())["vocab_size"])
     TransformersConverter(str(source)).convert(str(folder / "ctranslate2"), quantization=dtype)
-
-
-def _write_tokenizer(folder: Path) -> None:
-    """Names for the tokens: the model is addressed by them."""
-    from tokenizers import Tokenizer, models
-
-    size = json.loads((folder / "config.json").read_text())["vocab_size"]
-    names = [*SPECIAL, *(f"t{i}" for i in range(len(SPECIAL), size))]
-    vocabulary = {name: i for i, name in enumerate(names)}
-    Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER))
 
 
 class Model(protocol.Model):
@@ -81,4 +68,4 @@ class Model(protocol.Model):
 
 
 def _names(ids: Any) -> list[list[str]]:
-    return [[SPECIAL[i] if i < len(SPECIAL) else f"t{i}" for i in row] for row in ids.tolist()]
+    return [[NAMES[i] if i < len(NAMES) else f"t{i}" for i in row] for row in ids.tolist()]

@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.participants.gguf_file import write_gguf
 from benchmarks.participants.protocol import Stepwise
+from bloomref.conformance.adapters.gguf_file import write_gguf
+from bloomref.formats.checkpoint import open_checkpoint
 
 FILE = "model.gguf"
 BATCH = 512
 
 
 def convert(folder: Path, dtype: str) -> None:
-    write_gguf(folder / "model", folder / FILE, dtype)
+    checkpoint = open_checkpoint(folder / "model")
+    write_gguf(folder / FILE, checkpoint.config, checkpoint.params(None), dtype)
 
 
 class Model(Stepwise):

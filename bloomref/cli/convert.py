@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bloomref.cli.shared import Json, Revision, print_json, working
+from bloomref.errors import invalid
 
 
 class Layout(StrEnum):
@@ -21,18 +22,26 @@ def command(
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
     to: Annotated[Layout, typer.Option("--to", help="hf for transformers, keras for KerasHub.")],
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: bit for bit as stored.")] = "auto",
+    base: Annotated[str | None, typer.Option(help="Of an adapter: the model it is for.", metavar="PRESET")] = None,
+    expand: Annotated[bool, typer.Option("--expand", help="Of an adapter: to a higher rank, where needed.")] = False,
     revision: Revision = None,
     json: Json = False,
 ) -> None:
     """Write SOURCE as a folder that transformers (hf) or KerasHub (keras) loads, tokenizer included.
 
+    An adapter is written as a folder of PEFT (hf) or a .lora.h5 file of KerasHub (keras).
+
     Example: bloomref convert bloom_tiny_udhr ./tiny-keras --to keras
     """
+    from bloomref.adapter_files import is_adapter
     from bloomref.dtypes import floating_dtype
     from bloomref.formats import hf, keras
     from bloomref.formats.checkpoint import open_checkpoint
     from bloomref.presets.resolver import resolve
 
+    if is_adapter(Path(source)):
+        _convert_adapter(Path(source), target, to, base, expand, json)
+        return
     folder = resolve(source, revision=revision)
     checkpoint = open_checkpoint(folder)
     params = checkpoint.params(None if dtype == "auto" else floating_dtype(dtype))
@@ -49,3 +58,23 @@ def command(
         print_json(report)
     else:
         typer.echo(f"{target}: {to.value} layout, {report['dtype']}")
+
+
+def _convert_adapter(source: Path, target: Path, to: Layout, base: str | None, expand: bool, json: bool) -> None:
+    from bloomref import adapter_files
+    from bloomref.dtypes import FLOAT32
+    from bloomref.formats.checkpoint import open_checkpoint
+    from bloomref.presets.resolver import resolve
+
+    if base is None:
+        raise invalid("--base", "the model that the adapter is for", "nothing")
+    if (to is Layout.keras) is not target.name.endswith(".lora.h5"):
+        raise invalid("target", "a name that ends in .lora.h5 for keras, a folder for hf", str(target))
+    config = open_checkpoint(resolve(base, weights=False)).config
+    adapter = adapter_files.load(source, "default", config, FLOAT32)
+    adapter_files.save(target, adapter, config, expand)
+    report = {"source": str(source), "target": str(target), "layout": to.value, **adapter_files.describe_files(target)}
+    if json:
+        print_json(report)
+    else:
+        typer.echo(f"{target}: {report['format']} adapter, {report['parameters']:,} parameters")

@@ -22,6 +22,7 @@ def command(
     penalty_alpha: Annotated[float | None, typer.Option(help="Contrastive search; give --top-k too.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End at this string; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    adapter: shared.Adapter = None,
     backend: shared.Backend = "auto",
     dtype: shared.DType = None,
     revision: shared.Revision = None,
@@ -45,7 +46,7 @@ def command(
     }
     options: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     text = shared.text_or_stdin(prompt, "prompt")
-    language_model = shared.load_on(backend, model, dtype, revision, quiet=json)
+    language_model = shared.load_on(backend, model, dtype, revision, json, adapter)
     tokenizer = shared.tokenizer_of(language_model)
     stream = language_model.stream(text, max_new_tokens=max_new_tokens, **options)
     began = time.perf_counter()

@@ -1,6 +1,7 @@
 """`bloomref info`: what a checkpoint is, and what it needs to run, without loading its weights."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,10 +24,15 @@ def command(
     revision: Revision = None,
     json: Json = False,
 ) -> None:
-    """Show a checkpoint's config, parameters, dtype, and the memory it needs by backend and dtype.
+    """Show a checkpoint's config, parameters, dtype, and the memory it needs by backend and dtype; or what an adapter is.
 
     Example: bloomref info bloom_560m_multi --length 512
     """
+    from bloomref import adapter_files
+
+    if adapter_files.is_adapter(Path(model)):
+        _show_adapter(Path(model), json)
+        return
     report = _report(model, revision, backend, batch, length)
     if json:
         print_json(report)
@@ -38,6 +44,19 @@ def command(
     for row in report["memory"]:
         parts = " + ".join(size(row[part]) for part in ("weights", "cache", "working"))
         typer.echo(f"  {row['backend']:8} {row['dtype']:16} {size(row['total']):>8}  = {parts}")
+
+
+def _show_adapter(path: Path, json: bool) -> None:
+    from bloomref.adapter_files import describe_files
+
+    report = describe_files(path)
+    if json:
+        print_json(report)
+        return
+    typer.echo(f"{path}: LoRA adapter, {report['parameters']:,} parameters")
+    for name, value in report.items():
+        if name != "parameters":
+            typer.echo(f"  {name:42} {value}")
 
 
 def _report(model: str, revision: str | None, backend: str | None, batch: int, length: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ def command(
     text: Annotated[str, typer.Argument(help="The text to score; - reads standard input.")],
     context: Annotated[str | None, typer.Option("--context", "-c", help="Score TEXT as its continuation.")] = None,
     model: shared.Model = shared.DEFAULT_PRESET,
+    adapter: shared.Adapter = None,
     backend: shared.Backend = "auto",
     dtype: shared.DType = None,
     revision: shared.Revision = None,
@@ -21,7 +22,7 @@ def command(
     Example: bloomref score " education." --context "Everyone has the right to"
     """
     wanted = shared.text_or_stdin(text, "text")
-    language_model = shared.load_on(backend, model, dtype, revision, quiet=json)
+    language_model = shared.load_on(backend, model, dtype, revision, json, adapter)
     score = language_model.score(wanted, context=context)
     if json:
         run = {"model": model, "backend": language_model.backbone.engine.backend}

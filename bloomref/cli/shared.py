@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,6 +34,9 @@ Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or
 Backend = Annotated[
     str, typer.Option("--backend", help="numpy, another name that `bloomref backends` lists, or auto.", metavar="NAME")
 ]
+Adapter = Annotated[
+    Path | None, typer.Option("--adapter", help="LoRA: a folder of PEFT, or a .lora.h5 file of KerasHub.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -44,9 +48,13 @@ def load(model: str, dtype: str | None, revision: str | None, backend: str = reg
         return BloomCausalLM.from_preset(model, dtype=dtype, revision=revision, backend=backend)
 
 
-def load_on(backend: str, model: str, dtype: str | None, revision: str | None, quiet: bool) -> "BloomCausalLM":
+def load_on(
+    backend: str, model: str, dtype: str | None, revision: str | None, quiet: bool, adapter: Path | None = None
+) -> "BloomCausalLM":
     """`load`, and say on which backend: `auto` decides by itself, but never in silence (BKD-7)."""
     language_model = load(model, dtype, revision, backend)
+    if adapter is not None:
+        language_model.load_adapter(adapter)
     note(f"backend {language_model.backbone.engine.backend}")
     compile_kernels(language_model.backbone.engine.backend, language_model.backbone.policy, quiet)
     return language_model

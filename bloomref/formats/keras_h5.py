@@ -68,13 +68,13 @@ def load_h5py() -> Any:
     return h5py
 
 
-def read_single(path: Path, prefix: str = "") -> dict[str, Variable]:
-    """The variables of a file by path; with a prefix, only those under it, without it.
+def read_single(path: Path, prefix: str = "", integers: tuple[str, ...] = ()) -> dict[str, Variable]:
+    """The variables of a file by path; with a prefix, only those under it, without it. `integers` may be no floats.
 
     Raises:
         BadWeights: when the file is damaged or hostile. Unsupported: when a variable is quantized.
     """
-    found = _variables(path)
+    found = _variables(path, integers)
     return {name.removeprefix(prefix): found[name] for name in found if name.startswith(prefix)}
 
 
@@ -104,7 +104,7 @@ def _file_names(value: object, index: str) -> list[str]:
     return names
 
 
-def _variables(path: Path) -> dict[str, Variable]:
+def _variables(path: Path, integers: tuple[str, ...] = ()) -> dict[str, Variable]:
     h5py = load_h5py()
     try:
         file = h5py.File(regular_file(path), "r")
@@ -112,7 +112,7 @@ def _variables(path: Path) -> dict[str, Variable]:
         datasets: dict[str, Any] = {}
         file.visititems(lambda name, item: datasets.update({name: item}) if isinstance(item, h5py.Dataset) else None)
         return {
-            name: _variable(dataset, f"{path.name}: {name}")
+            name: _variable(dataset, f"{path.name}: {name}", name in integers)
             for name, dataset in datasets.items()
             if not any(part in _STATE for part in name.split("/"))
         }
@@ -132,12 +132,14 @@ def _check_links(file: Any, name: str) -> None:
             raise BadWeights(f"{name}: {path}: expected data in this place, got the link {type(link).__name__}")
 
 
-def _variable(dataset: Any, name: str) -> Variable:
+def _variable(dataset: Any, name: str, may_be_integer: bool) -> Variable:
     if dataset.is_virtual or dataset.external:
         raise BadWeights(f"{name}: expected data in this file, got data that lives in another one")
     if dataset.shape is None or dataset.id.get_storage_size() != dataset.nbytes:
         held = dataset.id.get_storage_size()
         raise BadWeights(describe(name, f"{dataset.nbytes} plain bytes for {dataset.dtype} {dataset.shape}", held))
+    if may_be_integer and dataset.dtype.kind == "i":
+        return Variable(dataset, name, dataset.dtype)
     return Variable(dataset, name, _dtype(dataset, name))
 
 

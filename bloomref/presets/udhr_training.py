@@ -15,7 +15,8 @@ import numpy as np
 from bloomref.presets.udhr_tokenizer import EOS_ID, PAD_ID, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
     from rich.console import Console
@@ -114,16 +115,21 @@ def nll_of_texts(model: Any, sequences: Sequence[Sequence[int]], batch: int = 16
     return results
 
 
-def bits_per_byte(model: Any, tokenizer: Any, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def bits_per_byte(
+    model: Any,
+    tokenizer: Any,
+    items: Sequence[dict[str, Any]],
+    nll: Callable[[Any, Sequence[Sequence[int]]], list[float]] = nll_of_texts,
+) -> dict[str, Any]:
     """Bits per byte of the held-out articles, overall and per language.
 
     Each article (heading and paragraphs, each line with its newline) is scored by itself, behind one
     ``</s>``. The figure is the sum of all bits over the sum of all UTF-8 bytes.
     """
-    nll = nll_of_texts(model, [encode(tokenizer, item["text"]) for item in items])
+    losses = nll(model, [encode(tokenizer, item["text"]) for item in items])
     bits: dict[str, float] = {}
     size: dict[str, int] = {}
-    for item, nats in zip(items, nll, strict=True):
+    for item, nats in zip(items, losses, strict=True):
         code = item["language"]
         bits[code] = bits.get(code, 0.0) + nats / math.log(2)
         size[code] = size.get(code, 0) + len(item["text"].encode())
@@ -164,6 +170,24 @@ def learning_rate(step: int, steps: int, settings: Settings) -> float:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
     return settings.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Writes the weights as float16, and a configuration without dropout."""
+    import torch
+
+    model.config.hidden_dropout = 0.0
+    model.to(torch.float16).save_pretrained(folder)
+
+
+def evaluate_folder(folder: Path, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Bits per byte of the preset in `folder`, its float16 weights computed with in float32."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import BloomForCausalLM
+
+    model = BloomForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return bits_per_byte(model, Tokenizer.from_file(str(folder / "tokenizer.json")), items)
 
 
 def make_optimizer(model: Any, settings: Settings) -> Any:
@@ -212,6 +236,7 @@ class Trained:
     """The best checkpoint of a run."""
 
     model: Any
+    parameters: int
     best_step: int
     bits_per_byte: float
     seconds: float
@@ -225,6 +250,8 @@ def train(
     steps: int,
     seed: int,
     console: Console,
+    checkpoints: Path | None = None,  # noqa: ARG001 (a run of torch is not kept)
+    backend: str = "numpy",  # noqa: ARG001 (nor does it have one)
 ) -> Trained:
     """Trains for `steps` and returns the checkpoint with the lowest held-out bits per byte."""
     import torch
@@ -258,4 +285,5 @@ def train(
             )
             recent.clear()
     model.load_state_dict(best_state)
-    return Trained(model, best_step, best, time.perf_counter() - began)
+    parameters = sum(p.numel() for p in model.parameters())
+    return Trained(model, parameters, best_step, best, time.perf_counter() - began)

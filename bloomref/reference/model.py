@@ -14,6 +14,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DType, accumulation_dtype
 from bloomref.params import LayerParams, Params
 from bloomref.reference.cache import Cache, LayerCache
+from bloomref.reference.lora import adapt
 from bloomref.reference.ops import dropout, gelu, layer_norm, linear, softmax
 from bloomref.reference.trace import in_layer, tap
 from bloomref.shapes import Array, Bool, Float, Int
@@ -44,7 +45,8 @@ def view(config: BloomConfig, is_real: Bool[Array, "B S"], start: int, dtype: DT
 
 def embed(params: Params, config: BloomConfig, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Look up, then normalise. Clauses: EMB-3 ... EMB-6."""
-    x = tap("word_embedding", widen(params.word_embedding[token_ids]))
+    x = adapt(widen(params.word_embedding[token_ids]), params, "word_embedding", token_ids)
+    x = tap("word_embedding", x)
     x = layer_norm(x, params.ln_embedding_weight, params.ln_embedding_bias, config.layer_norm_epsilon)
     return tap("embedding_norm", x.astype(params.word_embedding.dtype))
 
@@ -62,6 +64,7 @@ def attention(
 ) -> Float[Array, "B T D"]:
     batch, time, width = x.shape
     fused = linear(x, layer.qkv_weight.reshape(-1, width), layer.qkv_bias.reshape(-1))
+    fused = adapt(fused, layer, "qkv_weight", x, rng)
     per_head = fused.reshape(batch, time, config.num_heads, 3, config.head_dim)  # ATT-2: query, key, value of each head
     query, key, value = (
         tap(f"attention.{name}", per_head[:, :, :, c].swapaxes(1, 2))
@@ -76,7 +79,8 @@ def attention(
 
     context = (probabilities @ widen(values)).swapaxes(1, 2).reshape(batch, time, width)
     context = tap("attention.context", context)
-    return tap("attention.output", linear(context, layer.attn_out_weight.reshape(width, -1), layer.attn_out_bias))
+    output = linear(context, layer.attn_out_weight.reshape(width, -1), layer.attn_out_bias)
+    return tap("attention.output", adapt(output, layer, "attn_out_weight", context, rng))
 
 
 def mlp_block(
@@ -84,12 +88,14 @@ def mlp_block(
 ) -> Float[Array, "B T D"]:
     """Layer norm, two-layer perceptron with GELU, residual. Clauses: MLP-1 ... MLP-4."""
     normed = layer_norm(widen(x), layer.ln_mlp_weight, layer.ln_mlp_bias, config.layer_norm_epsilon)
-    return _residual(config, x, normed, mlp(layer, tap("mlp.norm", normed)), rng)
+    return _residual(config, x, normed, mlp(layer, tap("mlp.norm", normed), rng), rng)
 
 
-def mlp(layer: LayerParams, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    inner = tap("mlp.up", linear(x, layer.mlp_up_weight, layer.mlp_up_bias))
-    return tap("mlp.output", linear(tap("mlp.gelu", gelu(inner)), layer.mlp_down_weight, layer.mlp_down_bias))
+def mlp(layer: LayerParams, x: Float[Array, "B T D"], rng: Rng = None) -> Float[Array, "B T D"]:
+    up = adapt(linear(x, layer.mlp_up_weight, layer.mlp_up_bias), layer, "mlp_up_weight", x, rng)
+    inner = tap("mlp.gelu", gelu(tap("mlp.up", up)))
+    down = adapt(linear(inner, layer.mlp_down_weight, layer.mlp_down_bias), layer, "mlp_down_weight", inner, rng)
+    return tap("mlp.output", down)
 
 
 def _residual(

@@ -4,6 +4,7 @@ Weights are prepared once, into the backend's own layout on its own device; bloc
 the blocks exists once, in `runtime.engine`. Position is an argument: nothing remembers where it is (BKD-2).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,8 @@ from bloomref.shapes import Array, Bool, Float, Int
 
 API_VERSION = 1
 """Grows when a backend of before would no longer be right. What a backend may leave out, such as `TellsMemory`, does not count."""
+READ_ROWS = 4096
+"""A prompt is read about so many positions at a time, over all rows, where nobody asks for its hidden states."""
 GROUP = "bloomref.backends"
 """The entry-point group in which a package names its backends: `name = "package.module:factory"`."""
 
@@ -80,6 +83,46 @@ class Prepared(Protocol):
     def from_host(self, x: Float[Array, "B T D"]) -> Hidden: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """How one token of each row is chosen from its scores without the host.
+
+    Args:
+        temperature: divides the scores before a draw; None: the best token, and no draw.
+        top_k: draw among the k best, of equal ones those of the lowest ids; None: among all.
+        top_p: of these, draw among the fewest best ones whose probabilities reach it.
+        forbidden: ids that are never chosen; at least one is not.
+        seeds: one for each row (B,); what a row draws depends on its seed and on how many tokens it has drawn.
+        drawn: that number.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float = 1.0
+    forbidden: Bool[Array, " V"] | None = None
+    seeds: Int[Array, " B"] | None = None
+    drawn: int = 0
+
+
+@runtime_checkable
+class Decodes(Protocol):
+    """What a prepared model may have beside the methods of `Prepared`: decoding steps as a whole (BKD-17, BKD-18)."""
+
+    def step(self, token_ids: Int[Array, " B"], cache: Any, step: Step) -> Float[Array, "B V"]:
+        """What `embed`, the blocks, `final_norm` and `logits` give for one position of each row."""
+        ...
+
+    def tokens(
+        self, token_ids: Int[Array, " B"], cache: Any, step: Step, choice: Choice, count: int
+    ) -> Int[Array, "B N"]:
+        """`count` steps, each with the tokens that the one before chose; the columns behind `step.start` are real.
+
+        Raises:
+            Unsupported: a choice that it does not have; BadWeights: a score is NaN or infinite.
+        """
+        ...
+
+
 @runtime_checkable
 class Backend(Protocol):
     """Cheap to make; holds no weights and no device memory."""
@@ -121,6 +164,35 @@ class TellsMemory(Protocol):
 
     def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
         """What it takes to generate `length` positions for `batch` rows, before any of it is allocated (BKD-15)."""
+        ...
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """What a backend may have beside the methods of `Backend`: the reverse mode of the whole model (BKD-19)."""
+
+    def loss_and_gradients(
+        self,
+        params: Params,
+        config: BloomConfig,
+        token_ids: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        document: Int[Array, "B T"],
+        trainable: Callable[[str], bool],
+        rng: np.random.Generator | None,
+    ) -> tuple[float, dict[str, Array]]:
+        """What `reference.vjp` gives: the mean cross-entropy, and its gradients, adapters' factors included.
+
+        Args:
+            params: in any dtype; read where they lie, for they change from step to step.
+            targets: the id that each position is to predict, or -100.
+            document: positions of one number see each other; negative: padding.
+            trainable: the keys whose gradients are wanted.
+            rng: for dropout, in the order of the reference's draws; None: nothing is dropped.
+
+        Raises:
+            Unsupported: a dtype that it does not train in.
+        """
         ...
 
 

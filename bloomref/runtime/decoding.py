@@ -34,11 +34,12 @@ class Decoder:
         self._prompt_hidden = self._read(batch.token_ids, batch.is_real)
 
     def _read(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None) -> Array | None:
-        hidden = self._engine.run(self._cache, self._position, token_ids, is_real)
-        self._position += token_ids.shape[1]
-        self._scores = finite(self._engine, partial(self._engine.next_logits, hidden))
+        start, self._position = self._position, self._position + token_ids.shape[1]
         if not self._keep_hidden:
+            self._scores = finite(self._engine, partial(self._engine.read, self._cache, start, token_ids, is_real))
             return None
+        hidden = self._engine.run(self._cache, start, token_ids, is_real)
+        self._scores = finite(self._engine, partial(self._engine.next_logits, hidden))
         states = self._engine.prepared.to_host(hidden)
         self.last_hidden: Array = states[:, -1]
         return states

@@ -1,5 +1,6 @@
 """Runs a prepared model on checked input: the wiring of the blocks, once, over whichever backend."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,10 +11,10 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy, accumulation_dtype, cast
 from bloomref.errors import Unsupported, invalid
 from bloomref.params import Params
-from bloomref.reference import model
+from bloomref.reference import lora, loss, model, vjp
 from bloomref.reference.numpy_backend import NumpyPrepared
 from bloomref.runtime import registry
-from bloomref.runtime.backend import Cache, Hidden, step
+from bloomref.runtime.backend import READ_ROWS, Backend, Cache, Decodes, Hidden, Prepared, Step, Trains, step
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.shapes import Array, Bool, Float, Int
 
@@ -53,7 +54,7 @@ class Engine:
         self.policy = policy
         chosen = registry.choose(backend, config, policy)
         self.backend = chosen.name
-        self.prepared = chosen.prepare(params, config, policy)
+        self.prepared = _prepare(chosen, params, config, policy)
         self._params = params
         if isinstance(self.prepared, NumpyPrepared) and policy.variable_dtype == policy.compute_dtype:
             self._params = self.prepared.params
@@ -62,6 +63,11 @@ class Engine:
     def params(self) -> Params:
         """The weights in the variable dtype: rounded anew at each call where they are kept in another one."""
         return self._params.astype(self.policy.variable_dtype)
+
+    @property
+    def kept(self) -> Params:
+        """The weights that were given, or those that the reference runs on: in any dtype, not copied."""
+        return self._params
 
     # --- whole sequences -------------------------------------------------------------------------
 
@@ -77,6 +83,15 @@ class Engine:
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of every vocabulary entry from final hidden states, in float32 (float64 for a float64 model)."""
         return self.prepared.logits(self.prepared.from_host(hidden), False)
+
+    def loss_and_gradients(
+        self, batch: TokenBatch, labels: Int[Array, "B T"] | None, trainable: Callable[[str], bool] | None = None
+    ) -> tuple[float, int, dict[str, Array]]:
+        """What `gradients` gives at the weights as they are, in the compute dtype."""
+        params = self._params.map(
+            lambda array: cast(cast(array, self.policy.variable_dtype), self.policy.compute_dtype)
+        )
+        return gradients(self.backend, params, self.config, batch, labels, trainable=trainable)
 
     # --- piece by piece over a cache -------------------------------------------------------------
 
@@ -99,18 +114,42 @@ class Engine:
         Raises:
             InvalidInput: when rows or positions do not fit into the cache. Clauses: KVC-1 ... KVC-6.
         """
+        facts = self._facts(cache, start, token_ids, is_real)
+        x = self.prepared.embed(token_ids)
+        for layer in range(self.config.num_layers):
+            x = self.prepared.attention_block(layer, x, cache.blocks, facts)
+            x = self.prepared.mlp_block(layer, x)
+        return self.prepared.final_norm(x)
+
+    def _facts(
+        self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None
+    ) -> Step:
+        """Checks that the positions fit, and remembers which of them are real."""
         stop = start + token_ids.shape[1]
         if token_ids.shape[0] != cache.is_real.shape[0]:
             raise invalid("token_ids", f"the {cache.is_real.shape[0]} rows of the cache", f"{token_ids.shape[0]} rows")
         if not 0 <= start <= stop <= cache.capacity:
             raise invalid("start", f"positions within the cache's capacity of {cache.capacity}", f"[{start}, {stop})")
         cache.is_real[:, start:stop] = True if is_real is None else is_real
-        facts = step(start, cache.is_real[:, :stop].copy())
-        x = self.prepared.embed(token_ids)
-        for layer in range(self.config.num_layers):
-            x = self.prepared.attention_block(layer, x, cache.blocks, facts)
-            x = self.prepared.mlp_block(layer, x)
-        return self.prepared.final_norm(x)
+        return step(start, cache.is_real[:, :stop].copy())
+
+    def read(
+        self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B V"]:
+        """Scores of the token that follows the T > 0 positions from `start` on, which are written to the cache.
+
+        One position is a `step` where the backend has it (BKD-17); many are run in pieces of about READ_ROWS, so that there are
+        never hidden states of more. Raises what `run` raises.
+        """
+        batch, time = token_ids.shape
+        if time == 1 and isinstance(self.prepared, Decodes):
+            facts = self._facts(cache, start, token_ids, is_real)
+            return self.prepared.step(token_ids[:, 0], cache.blocks, facts)
+        piece = max(1, READ_ROWS // max(1, batch))
+        for begin in range(0, time, piece):
+            part = slice(begin, begin + piece)
+            hidden = self.run(cache, start + begin, token_ids[:, part], None if is_real is None else is_real[:, part])
+        return self.next_logits(hidden)
 
     def next_logits(self, hidden: Hidden) -> Float[Array, "B V"]:
         """Scores of the token that follows the last position of what `run` returned."""
@@ -127,3 +166,45 @@ class Engine:
         """(..., D) times the embedding matrix, tied or not: (..., V)."""
         dtype = accumulation_dtype(self.policy.compute_dtype)
         return hidden.astype(dtype, copy=False) @ self.word_embedding.astype(dtype, copy=False).T
+
+
+def gradients(
+    backend: str,
+    params: Params,
+    config: BloomConfig,
+    batch: TokenBatch,
+    labels: Int[Array, "B T"] | None,
+    *,
+    trainable: Callable[[str], bool] | None = None,
+    rng: np.random.Generator | None = None,
+    document: Int[Array, "B T"] | None = None,
+) -> tuple[float, int, dict[str, Array]]:
+    """The mean loss of whole sequences, the number of tokens that it is a mean over, and its gradients by what is trainable.
+
+    The arguments are those of `reference.vjp.loss_and_gradients`, which computes them unless the backend does (BKD-19).
+
+    Raises:
+        Unsupported: by a backend that has no gradients, or not in this dtype (GRD-13).
+    """
+    ids, is_real = batch.token_ids, batch.is_real
+    if backend == registry.REFERENCE:
+        found = vjp.loss_and_gradients(
+            params, config, ids, is_real, labels, trainable=trainable, rng=rng, document=document
+        )
+        return found.loss, found.counted, found.gradients
+    chosen = registry.load(backend)
+    if not isinstance(chosen, Trains):
+        raise Unsupported(f"gradients: expected a backend that has them, such as 'numpy', got {backend!r}")
+    targets = loss.targets(ids, is_real, labels, document)
+    numbers = np.where(is_real, 0 if document is None else document, -1)
+    value, of = chosen.loss_and_gradients(params, config, ids, targets, numbers, trainable or (lambda _: True), rng)
+    return value, int((targets != loss.IGNORED).sum()), of
+
+
+def _prepare(backend: Backend, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:
+    """The reference adds adapters where it runs; every other backend gets weights that they are merged into (LRA-8)."""
+    if backend.name != registry.REFERENCE:
+        params = lora.merged(params, policy.variable_dtype) if lora.is_adapted(params) else params
+    if params.lm_head is not None and config.tie_word_embeddings:  # an adapted embedding leaves the head alone
+        config = config.replace(tie_word_embeddings=False)
+    return backend.prepare(params, config, policy)

@@ -11,6 +11,7 @@ from bloomref.errors import InvalidInput, invalid
 from bloomref.shapes import Array, Bool, Int
 
 _KEYS = ("token_ids", "padding_mask")
+IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,31 @@ def token_batch(inputs: object, vocabulary_size: int) -> TokenBatch:
         raise invalid("inputs", "a key 'token_ids'", sorted(inputs))
     token_ids = check_token_ids(inputs["token_ids"], vocabulary_size)
     return TokenBatch(token_ids, check_padding_mask(inputs.get("padding_mask"), token_ids.shape))
+
+
+def labelled_batch(inputs: object, vocabulary_size: int) -> tuple[TokenBatch, Int[Array, "B T"] | None]:
+    """As `token_batch`, and the value of a third key, `labels`, or None without it.
+
+    Raises:
+        InvalidInput: naming the key, what was expected and what came. Clause: GRD-10.
+    """
+    if not isinstance(inputs, Mapping) or "labels" not in inputs:
+        return token_batch(inputs, vocabulary_size), None
+    batch = token_batch({key: value for key, value in inputs.items() if key != "labels"}, vocabulary_size)
+    return batch, check_labels(inputs["labels"], batch.token_ids.shape, vocabulary_size)
+
+
+def check_labels(labels: object, shape: tuple[int, ...], vocabulary_size: int) -> Int[Array, "B T"]:
+    """Integers of any dtype in the shape of the ids, each in [0, vocabulary_size) or -100; as int64."""
+    array = to_array("labels", labels)
+    if array.shape != shape:
+        raise invalid("labels", f"the shape of token_ids, {shape}", f"shape {array.shape}")
+    if array.size and array.dtype.kind not in "iu":
+        raise invalid("labels", "integers", f"dtype {array.dtype}")
+    wrong = array[((array < 0) | (array >= vocabulary_size)) & (array != IGNORED_LABEL)]
+    if wrong.size:
+        raise invalid("labels", f"ids in [0, {vocabulary_size}), or {IGNORED_LABEL} to ignore one", str(wrong[0]))
+    return array.astype(np.int64)
 
 
 def check_token_ids(token_ids: object, vocabulary_size: int) -> Int[Array, "B T"]:

@@ -74,7 +74,7 @@ CASES = {
     "9 heads of 33": Case(config(9, 33, 260, 64, 1), seed=6, time=27, kind="right"),
     "12 heads of 64": Case(config(12, 64, 515, 65, 1), seed=7, batch=3, time=13, kind="padding row"),
     "16 heads of 16": Case(config(16, 16, 77, 50, **POST_NORM), seed=8, time=129, kind="holes"),
-    "16 heads of 7": Case(config(16, 7, 450, 31), seed=9, batch=1, time=300, scale=0.3),
+    "16 heads of 7": Case(config(16, 7, 450, 31), seed=9, batch=1, time=300, gain=0.3),
     "3 heads of 33, long": Case(config(3, 33, 100, 41, **UNTIED), seed=10, batch=2, time=300, kind="holes"),
     "9 heads of 1": Case(config(9, 1, 5), seed=11, batch=4, time=12, kind="left"),
 }
@@ -100,7 +100,7 @@ def cases(draw: st.DrawFn, max_time: int = 24, kinds: tuple[str, ...] = MASKS) -
         batch=draw(st.integers(1, 3)),
         time=draw(st.one_of(st.integers(2, max_time), st.sampled_from((31, 32, 33, 127, 129, 140)))),
         kind=draw(st.sampled_from(kinds)),
-        scale=draw(st.sampled_from((0.3, 1.0))),
+        gain=draw(st.sampled_from((0.3, 1.0))),
         embedding_std=draw(st.sampled_from((1.0, 2e-3))),
     )
 

@@ -43,7 +43,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize(model=st.sampled_from(CONFIGS), seed=st.integers(0, 1000), batch=st.integers(1, 3))
     def start(self, model: Any, seed: int, batch: int) -> None:
-        self.trial = Trial(Case(model, seed, scale=0.3), self.policy, self.backend)
+        self.trial = Trial(Case(model, seed, gain=0.3), self.policy, self.backend)
         self.engine = Engine(self.trial.params, model, dtype_policy(self.policy), self.backend)
         self.branches: list[Branch] = []
         self.new(batch)

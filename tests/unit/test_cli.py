@@ -16,7 +16,7 @@ from bloomref.dtypes import DTypePolicy, dtype_policy
 from bloomref.presets.registry import PRESETS
 from bloomref.runtime import registry
 
-COMMANDS = ("generate", "score", "presets", "backends", "info", "trace", "download", "convert")
+COMMANDS = ("generate", "score", "presets", "backends", "info", "trace", "download", "convert", "finetune", "conform")
 
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
@@ -252,3 +252,50 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         f"{sys.executable} -m bloomref presets | head -1", shell=True, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- adapters ----------------------------------------------------------------------------------------------------
+
+
+def adapter(tmp_path: Path) -> Path:
+    """Of the embedded preset, in PEFT's form, with factors that count."""
+    lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
+    lm.add_adapter({"r": 2})
+    rng = np.random.default_rng(1)
+    lm.assign_variables({name: 0.1 * rng.standard_normal(x.shape) for name, x in lm.trainable_variables().items()})
+    lm.save_adapter(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_generate_and_score_with_an_adapter(tmp_path: Path) -> None:
+    path = adapter(tmp_path)
+    lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
+    plain = lm.score("Everyone has").log_likelihood
+    lm.load_adapter(path)
+    said = answer("generate", "Everyone has", "-n", "6", "--adapter", str(path), "--backend", "numpy")
+    assert said["continuation"] == lm.generate("Everyone has", max_new_tokens=6, strip_prompt=True)
+    scored = answer("score", "Everyone has", "--adapter", str(path), "--backend", "numpy")
+    assert scored["log_likelihood"] == pytest.approx(lm.score("Everyone has").log_likelihood)
+    assert abs(scored["log_likelihood"] - plain) > 1e-3
+
+
+def test_info_and_convert_of_an_adapter(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    path, target = adapter(tmp_path), tmp_path / "adapter.lora.h5"
+    config = PRESETS["bloom_tiny_udhr"].config
+    told = answer("info", str(path))
+    assert told["parameters"] == config.num_layers * 2 * 4 * config.hidden_dim
+    assert told["modules"] == ["query_key_value"]
+    refused = run("convert", str(path), str(target), "--to", "keras", "--base", "bloom_tiny_udhr")
+    assert refused.returncode == 2
+    assert "expand" in refused.stderr
+    written = answer("convert", str(path), str(target), "--to", "keras", "--base", "bloom_tiny_udhr", "--expand")
+    width, heads = config.hidden_dim, config.num_heads
+    rank = config.head_dim
+    assert written["parameters"] == config.num_layers * 3 * (width * heads * rank + rank * config.head_dim)
+    assert answer("info", str(target))["layers"] == 3 * config.num_layers
+    lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
+    lm.load_adapter(path, "peft")
+    expected = lm({"token_ids": [[5, 6, 7]]})
+    lm.load_adapter(target, "keras")
+    np.testing.assert_allclose(lm({"token_ids": [[5, 6, 7]]}), expected, rtol=1e-3, atol=1e-3)

@@ -346,7 +346,7 @@ def test_a_mixed_policy_equals_the_half_policy_on_rounded_weights(half):
 def test_long_sequences_and_nine_heads_stay_near_float64(dtype, budget):
     """Where a bias in 16 bits shows: slopes that are no powers of two, and more than 257 positions."""
     config = BloomConfig(vocabulary_size=60, num_layers=1, num_heads=9, hidden_dim=45, intermediate_dim=20)
-    case = Case(config, 1, batch=1, time=600, scale=0.5)
+    case = Case(config, 1, batch=1, time=600, gain=0.5)
     params = case.params.astype(dtype)
     results, probabilities = [], []
     for weights in (params, params.astype(FLOAT64)):

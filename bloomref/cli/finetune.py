@@ -1,0 +1,178 @@
+"""`bloomref finetune`: train adapters, or all weights, on text; interrupted at any time, continued where it was."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bloomref.cli import shared
+from bloomref.errors import Unsupported, invalid
+
+if TYPE_CHECKING:
+    from bloomref.causal_lm import BloomCausalLM
+    from bloomref.training.history import History
+    from bloomref.training.settings import Settings
+
+STATE = "training"
+
+
+def command(
+    data: Annotated[list[Path], typer.Argument(help="Text files, or .jsonl of {text} or {prompt, completion}.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write: an adapter, or a model with --full.")],
+    model: shared.Model = shared.DEFAULT_PRESET,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of an adapter.")] = False,
+    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [default: 8]")] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 8]")
+    ] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="Of the adapter's input.  [default: 0]")] = None,
+    target_modules: Annotated[
+        list[str] | None,
+        typer.Option(help="Layers to adapt, or all-linear; may be repeated.  [default: query_key_value]"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates; without it, --epochs decides.")] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
+    batch: Annotated[int, typer.Option(help="Rows of one pass.")] = 8,
+    context: Annotated[int, typer.Option(help="Tokens of a row.")] = 256,
+    accumulate: Annotated[int, typer.Option(help="Passes that make one update.")] = 1,
+    lr: Annotated[float, typer.Option(help="The peak of the learning rate.")] = 1e-3,
+    warmup: Annotated[int, typer.Option(help="Steps to that peak.")] = 0,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled, of matrices only.")] = 0.0,
+    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradients.")] = 1.0,
+    dropout: Annotated[float | None, typer.Option(help="Of both blocks' outputs.  [default: the model's]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the data, of dropout and of a new adapter.")] = 0,
+    held_out: Annotated[str, typer.Option(help="Share of documents to evaluate on, or a file of them.")] = "0",
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: at the end.")] = 0,
+    keep_best: Annotated[bool, typer.Option("--keep-best", help="Write the weights of the best evaluation.")] = False,
+    completion_only: Annotated[bool, typer.Option("--completion-only", help="Learn completions, not prompts.")] = False,
+    separator: Annotated[
+        str | None,
+        typer.Option(help=r"Between documents of a text file, \n for a line end; without it, a file is one."),
+    ] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: at the end and on Ctrl-C.")] = 100,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that was begun in OUT.")] = False,
+    dtype: shared.DType = None,
+    revision: shared.Revision = None,
+    json: shared.Json = False,
+) -> None:
+    """Train a model on DATA and write the result to OUT, with its loss curve.
+
+    Example: bloomref finetune lines.txt --out my-adapter --steps 100 --context 64
+    """
+    from bloomref.training.settings import Settings
+
+    _check_out(out, resume)
+    share, own = _held_out(held_out)
+    settings = Settings(
+        steps=steps,
+        epochs=epochs,
+        batch=batch,
+        context=context,
+        accumulate=accumulate,
+        learning_rate=lr,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        hidden_dropout=dropout,
+        seed=seed,
+        held_out=share,
+        eval_every=eval_every,
+        keep_best=keep_best,
+        completion_only=completion_only,
+    )
+    lora = _lora(full, lora_rank, lora_alpha, lora_dropout, target_modules)
+    language_model = shared.load(model, dtype, revision)
+    shared.tokenizer_of(language_model)
+    if not full:
+        language_model.add_adapter(lora, seed=seed)
+    history = _train(
+        language_model,
+        data,
+        settings,
+        out / STATE,
+        save_every=save_every,
+        resume=resume,
+        progress=not json,
+        facts={"preset": model, "full": full, "lora": lora},
+        held_out=own,
+        separator=None if separator is None else separator.replace("\\n", "\n"),
+    )
+    _write(language_model, history, out, full)
+    _report(history, out, full, json)
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise invalid("--out", "a folder", f"the file {out}")
+    if not resume and out.is_dir() and any(out.iterdir()):
+        raise invalid("--out", "a new or empty folder", str(out), "--resume continues the run that was begun there")
+
+
+def _held_out(value: str) -> tuple[float, list[Path] | None]:
+    """A share, or a file."""
+    try:
+        return float(value), None
+    except ValueError:
+        return 0.0, [Path(value)]
+
+
+def _lora(full: bool, rank: int | None, alpha: float | None, dropout: float | None, targets: list[str] | None) -> Any:
+    """The fields of PEFT's LoraConfig that were given, the others at their defaults; None when all weights are trained."""
+    modules = targets[0] if targets == ["all-linear"] else targets
+    given = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": modules}
+    named = {name: value for name, value in given.items() if value is not None}
+    if full and named:
+        raise invalid("--full", f"no setting of an adapter beside it, such as {next(iter(named))}", "both")
+    return None if full else named
+
+
+def _train(
+    language_model: "BloomCausalLM",
+    data: list[Path],
+    settings: "Settings",
+    folder: Path,
+    *,
+    save_every: int,
+    resume: bool,
+    progress: bool,
+    facts: dict[str, Any],
+    held_out: list[Path] | None,
+    separator: str | None,
+) -> "History":
+    from bloomref.training import checkpoint
+    from bloomref.training.fit import Run, fit
+
+    run = Run(folder=folder, save_every=save_every, resume=resume, progress=progress, facts=facts)
+    try:
+        return fit(language_model, data, settings, run, held_out=held_out, separator=separator)
+    except KeyboardInterrupt:
+        if found := checkpoint.latest(folder):
+            shared.note(f"saved {found}; the same command with --resume continues from it")
+        raise
+
+
+def _write(language_model: "BloomCausalLM", history: "History", out: Path, full: bool) -> None:
+    """The result, and the loss curve beside the checkpoint."""
+    from bloomref.training.plot import save_curve
+
+    if full:
+        language_model.save_to_preset(out)
+    else:
+        language_model.save_adapter(out)
+    history.save(out / STATE / "history.json")
+    try:
+        save_curve(history, out / STATE / "loss.png")
+    except Unsupported as error:  # no reason to fail at the end of a long run
+        shared.note(str(error))
+
+
+def _report(history: "History", out: Path, full: bool, json: bool) -> None:
+    kind = "model" if full else "adapter"
+    last, best = history.steps[-1], history.best
+    if json:
+        evaluations = [{"step": e.step, "loss": e.loss} for e in history.evaluations]
+        report = {"out": str(out), "kind": kind, "steps": last.step, "losses": history.losses}
+        shared.print_json(report | {"evaluations": evaluations})
+        return
+    held_out = "" if best is None else f", best on held-out text {best.loss:.4f} at step {best.step}"
+    typer.echo(f"{out}: {kind} after {last.step} steps, loss {history.losses[0]:.4f} to {last.loss:.4f}{held_out}")

@@ -1,0 +1,122 @@
+"""LoRA weights of KerasHub: `.lora.h5`, one rank, and two factors for each adapted layer.
+
+KerasHub numbers the layers that have weights as it finds them, from the last to the first within a decoder: behind
+`token_embedding` (0) and `embedding_layernorm` (1), decoder i begins at 2 + 10 i. So value comes before query.
+"""
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from bloomref.config import BloomConfig
+from bloomref.errors import BadWeights, InvalidInput, describe
+from bloomref.formats.arrays import check_finite
+from bloomref.formats.keras_h5 import Variable, load_h5py, read_single
+from bloomref.shapes import Array
+
+SUFFIX = ".lora.h5"
+OFFSETS = {
+    "mlp_output_dense": 1,
+    "mlp_intermediate_dense": 2,
+    "output_dense": 5,
+    "value_dense": 6,
+    "key_dense": 7,
+    "query_dense": 8,
+}
+_FIRST, _PER_LAYER = 2, 10
+_RANK = "lora/vars/rank"
+
+Kernels = dict[tuple[int, str], tuple[Array, Array]]
+"""(layer, name of the dense layer) -> lora_kernel_a, lora_kernel_b, in the order (layer, path through the block)."""
+
+
+def kernel_shapes(config: BloomConfig, name: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of lora_kernel_a and lora_kernel_b: the input axes of the kernel and R, R and its last axis."""
+    size = config.sizes
+    kernel = {
+        "output_dense": (size["D"], size["D"]),
+        "mlp_intermediate_dense": (size["D"], size["F"]),
+        "mlp_output_dense": (size["F"], size["D"]),
+    }.get(name, (size["D"], size["H"], size["K"]))
+    return (*kernel[:-1], rank), (rank, kernel[-1])
+
+
+def read(path: Path, config: BloomConfig) -> tuple[int, Kernels]:
+    """The rank and the factors, for a model of `config`.
+
+    Raises:
+        BadWeights: when the file is damaged or hostile, or has other layers or shapes than such a model.
+        Unsupported: when h5py is not installed.
+    """
+    stored = variables(path)
+    rank = _rank(stored, path.name)
+    names = {f"lora/{_index(i, n)}/vars/": (i, n) for i in range(config.num_layers) for n in reversed(OFFSETS)}
+    found = {prefix: place for prefix, place in names.items() if prefix + "lora_kernel_a" in stored}
+    wanted = {prefix + kernel for prefix in found for kernel in ("lora_kernel_a", "lora_kernel_b")}
+    for name in sorted(wanted ^ (stored.keys() - {_RANK})):
+        problem = "missing" if name in wanted else f"not of a model with {config.num_layers} layers"
+        raise BadWeights(f"{path.name}: expected two factors for each adapted layer, got {name}: {problem}")
+    if not found:
+        raise BadWeights(describe(path.name, "factors of at least one layer", "none"))
+    return rank, {place: _pair(stored, prefix, config, place[1], rank) for prefix, place in found.items()}
+
+
+def variables(path: Path) -> dict[str, Variable]:
+    """Everything that a file holds, not read yet."""
+    return read_single(path, integers=(_RANK,))
+
+
+def _rank(variables: Mapping[str, Variable], file: str) -> int:
+    variable = variables.get(_RANK)
+    if variable is None or variable.dtype.kind != "i" or variable.shape != ():
+        raise BadWeights(
+            describe(f"{file}: {_RANK}", "an integer", "none" if variable is None else str(variable.shape))
+        )
+    rank = int(variable.dataset[()])
+    if rank < 1:
+        raise BadWeights(describe(f"{file}: {_RANK}", "an integer >= 1", rank))
+    return rank
+
+
+def _index(layer: int, name: str) -> int:
+    return _FIRST + _PER_LAYER * layer + OFFSETS[name]
+
+
+def _pair(
+    variables: Mapping[str, Variable], prefix: str, config: BloomConfig, name: str, rank: int
+) -> tuple[Array, Array]:
+    a, b = kernel_shapes(config, name, rank)
+    return _kernel(variables[prefix + "lora_kernel_a"], a), _kernel(variables[prefix + "lora_kernel_b"], b)
+
+
+def _kernel(variable: Variable, shape: tuple[int, ...]) -> Array:
+    if variable.shape != shape or variable.dtype.kind == "i":
+        raise BadWeights(
+            describe(variable.path, f"floating numbers of shape {shape}", f"{variable.dtype} {variable.shape}")
+        )
+    ((_, values),) = variable.pieces(by_rows=False)
+    check_finite(values, variable.path)
+    return np.ascontiguousarray(values)
+
+
+def save(path: Path, rank: int, kernels: Mapping[tuple[int, str], tuple[Array, Array]]) -> None:
+    """Write a file that KerasHub's `load_lora_weights` reads, in float32; under a temporary name first.
+
+    Raises:
+        InvalidInput: when the path does not end in `.lora.h5`; Unsupported: when h5py is not installed.
+    """
+    if not path.name.endswith(SUFFIX):
+        raise InvalidInput(describe("path", f"a name that ends in {SUFFIX}, as KerasHub wants it", str(path)))
+    temporary = path.with_name(f".{secrets.token_hex(6)}.{path.name}")
+    try:
+        with load_h5py().File(temporary, "w") as file:
+            file.create_dataset(_RANK, data=np.int64(rank))
+            for (layer, name), pair in kernels.items():
+                for kernel, array in zip(("lora_kernel_a", "lora_kernel_b"), pair, strict=True):
+                    file.create_dataset(f"lora/{_index(layer, name)}/vars/{kernel}", data=array.astype(np.float32))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,223 @@
+"""What a LoRA adapter of PEFT adapts, with which ranks and scales: adapter_config.json, and the matching of module names.
+
+Modules have the names that they have in transformers' BloomForCausalLM: `transformer.h.0.self_attention.query_key_value`.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bloomref.config import BloomConfig
+from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe, invalid
+from bloomref.params import Weight, keys
+
+PREFIX = "transformer."
+LINEARS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+EMBEDDING = "word_embeddings"
+ALL_LINEAR = "all-linear"
+_USED = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
+_MATCHING = ("target_modules", "exclude_modules", "layers_to_transform")
+# no effect on what an adapter does, or the default of a switch that is refused when it is on
+_INERT: tuple[str, ...] = (
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+)
+_INERT += ("megatron_core", "qalora_group_size", "peft_type", "init_lora_weights")
+_PLAIN_INITS = (True, False, "gaussian", "orthogonal")
+_UNSAFE = re.compile(r"\(\?|\\[1-9]|[)}\]*+?][*+{]|\{|.{201}")
+_QUANTIFIER = re.compile(r"(?<!\\)[*+?]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """PEFT's LoraConfig, as far as it concerns a BLOOM. The defaults are PEFT's.
+
+    Args:
+        r: the rank R.
+        lora_alpha: what the adapter adds is scaled by lora_alpha / r, with `use_rslora` by lora_alpha / sqrt(r).
+        target_modules: names, or endings of names behind a dot, of the modules to adapt (`query_key_value`, `dense`,
+            `dense_h_to_4h`, `dense_4h_to_h`, `word_embeddings`); a regular expression for whole names; or "all-linear".
+        exclude_modules: likewise, of modules to leave out.
+        layers_to_transform: the layers to adapt; None: all.
+        lora_dropout: of the input of the adapter, in training. None for the embedding.
+        rank_pattern, alpha_pattern: the end of a module's name (a regular expression) -> its own r, its own lora_alpha.
+
+    Raises:
+        InvalidInput: when a value is outside its domain.
+    """
+
+    r: int = 8
+    lora_alpha: float = 8
+    target_modules: str | tuple[str, ...] = ("query_key_value",)
+    exclude_modules: str | tuple[str, ...] = ()
+    layers_to_transform: tuple[int, ...] | None = None
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_rank("r", self.r)
+        _check_number("lora_alpha", self.lora_alpha)
+        _check_number("lora_dropout", self.lora_dropout)
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise invalid("lora_dropout", "a probability in [0, 1)", self.lora_dropout)
+        if not isinstance(self.use_rslora, bool):
+            raise invalid("use_rslora", "True or False", repr(self.use_rslora))
+        for name in ("target_modules", "exclude_modules"):
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
+        if self.layers_to_transform is not None:
+            object.__setattr__(self, "layers_to_transform", _layers(self.layers_to_transform))
+        for name, check in (("rank_pattern", _check_rank), ("alpha_pattern", _check_number)):
+            for pattern, value in _pattern(name, getattr(self, name)).items():
+                _check_expression(name, pattern)
+                check(f"{name}: {pattern}", value)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "LoraConfig":
+        """What an adapter_config.json says.
+
+        Raises:
+            Unsupported: for another method than LoRA, and for any of its variants; BadWeights: for a value out of its domain.
+        """
+        _check_supported(data)
+        given = {name: data[name] for name in (*_USED, *_MATCHING) if data.get(name) is not None}
+        if isinstance(given.get("layers_to_transform"), int):
+            given["layers_to_transform"] = [given["layers_to_transform"]]
+        try:
+            return cls(**given)
+        except InvalidInput as error:
+            raise BadWeights(f"adapter_config.json: {error}") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """An adapter_config.json that PEFT reads: what it does not say has PEFT's default there."""
+        listed = {name: getattr(self, name) for name in (*_USED, *_MATCHING)}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in listed.items()}
+        fixed = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True}
+        open_ends = {"base_model_name_or_path": None, "exclude_modules": plain["exclude_modules"] or None}
+        return dict(sorted((plain | fixed | open_ends | {"init_lora_weights": True, "modules_to_save": None}).items()))
+
+    # --- modules ---------------------------------------------------------------------------------
+
+    def targets(self, config: BloomConfig) -> dict[str, Weight]:
+        """Hugging Face key (without `transformer.`) of every adapted weight -> its row of the table.
+
+        Raises:
+            InvalidInput: when there is none, or when a name is not one of a BLOOM's; Unsupported: for the head.
+        """
+        for name in self.target_modules if isinstance(self.target_modules, tuple) else ():
+            if name.rpartition(".")[2] == "lm_head":
+                hint = "adapt the layers below it instead"
+                raise Unsupported(describe("target_modules", "modules other than the head", name, hint))
+        found = {
+            key: weight for key, weight in keys(config) if _is_adaptable(weight) and self._adapts(module_name(key))
+        }
+        if not found:
+            hint = f"known: {', '.join((*LINEARS, EMBEDDING, ALL_LINEAR))}"
+            raise invalid("target_modules", "modules of this model", str(self.target_modules), hint)
+        return found
+
+    def rank(self, key: str) -> int:
+        """Of the adapter of the weight with this Hugging Face key."""
+        return int(_matching(self.rank_pattern, module_name(key), self.r))
+
+    def scale(self, key: str) -> float:
+        alpha, rank = float(_matching(self.alpha_pattern, module_name(key), self.lora_alpha)), self.rank(key)
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+    def _adapts(self, module: str) -> bool:
+        if _fits(self.exclude_modules, module) or not _fits(self.target_modules, module):
+            return False
+        if not self.layers_to_transform or isinstance(self.target_modules, str):
+            return True
+        layer = re.match(r"transformer\.h\.(\d+)\.", module)
+        return layer is not None and int(layer[1]) in self.layers_to_transform
+
+
+def module_name(key: str) -> str:
+    """Of the module whose weight has this Hugging Face key."""
+    return PREFIX + key.removesuffix(".weight")
+
+
+def _is_adaptable(weight: Weight) -> bool:
+    return weight.hf_key.removesuffix(".weight").rpartition(".")[2] in (*LINEARS, EMBEDDING)
+
+
+def _fits(wanted: str | tuple[str, ...], module: str) -> bool:
+    if wanted == ALL_LINEAR:
+        return module.rpartition(".")[2] in LINEARS
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in wanted)
+
+
+def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """The value of the first pattern that the end of the name matches, behind a dot."""
+    return next((value for p, value in patterns.items() if re.match(rf"(.*\.)?({p})$", module)), default)
+
+
+# --- checks ----------------------------------------------------------------------------------------------------
+
+
+def _check_supported(data: Mapping[str, Any]) -> None:
+    if data.get("peft_type") != "LORA":
+        raise Unsupported(describe("adapter_config.json: peft_type", "'LORA'", repr(data.get("peft_type"))))
+    if data.get("bias", "none") != "none":
+        raise Unsupported(describe("adapter_config.json: bias", "'none': biases stay frozen", repr(data["bias"])))
+    if data.get("init_lora_weights", True) not in _PLAIN_INITS:
+        hint = "such an adapter changes the base weights, too; convert it with PEFT's path_initial_model_for_weight_conversion"
+        got = repr(data["init_lora_weights"])
+        raise Unsupported(describe("adapter_config.json: init_lora_weights", "a plain initialisation", got, hint))
+    known = (*_USED, *_MATCHING, *_INERT, "bias")
+    for name, value in data.items():
+        if name not in known and value not in (None, False, {}, [], ""):
+            hint = "bloomref runs plain LoRA: low-rank products added to linear layers and to the look-up"
+            raise Unsupported(describe(f"adapter_config.json: {name}", "an adapter without it", repr(value), hint))
+
+
+def _check_rank(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise invalid(name, "an integer >= 1", repr(value))
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise invalid(name, "a finite number", repr(value))
+
+
+def _names(name: str, value: object) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        _check_expression(name, value)
+        return value
+    if not isinstance(value, list | tuple | set) or not all(isinstance(item, str) for item in value):
+        raise invalid(name, "names of modules, or one regular expression", repr(value))
+    return tuple(sorted(value) if isinstance(value, set) else value)
+
+
+def _layers(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or not all(type(item) is int and item >= 0 for item in value):
+        raise invalid("layers_to_transform", "numbers of layers", repr(value))
+    return tuple(value)
+
+
+def _pattern(name: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value):
+        raise invalid(name, "a dictionary from names of modules", repr(value))
+    return value
+
+
+def _check_expression(name: str, expression: str) -> None:
+    """Refuse what can take forever to match: an expression may come from a file that somebody else has written."""
+    try:
+        re.compile(expression)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise invalid(name, "a regular expression", repr(expression), str(error)) from error
+    if _UNSAFE.search(expression) or len(_QUANTIFIER.findall(expression)) > 3:
+        hint = "write it without repeated groups, and with three of * + ? at most; or list the modules"
+        raise invalid(name, "a simple regular expression", repr(expression), hint)

@@ -1,0 +1,67 @@
+"""Cross-entropy of the next token, and its gradient. Clauses: GRD-1, GRD-2, GRD-8."""
+
+import numpy as np
+
+from bloomref.shapes import Array, Bool, Float, Int
+
+IGNORED = -100
+_LOGIT_BYTES = 2**28  # of logits that exist at a time: 267 positions of float32 logits at BLOOM's 250,880 tokens
+_PRODUCT_BYTES = 2**26  # of a product that is added to the head's gradient
+
+
+def targets(
+    token_ids: Int[Array, "B T"],
+    is_real: Bool[Array, "B T"],
+    labels: Int[Array, "B T"] | None,
+    document: Int[Array, "B T"] | None,
+) -> Int[Array, "B T"]:
+    """What each position is to predict: the label of the next column, or IGNORED where nothing counts (GRD-1)."""
+    counts = is_real[:, :-1] & is_real[:, 1:]
+    if document is not None:
+        counts &= document[:, :-1] == document[:, 1:]
+    wanted = np.full(token_ids.shape, IGNORED, np.int64)
+    wanted[:, :-1] = np.where(counts, (token_ids if labels is None else labels)[:, 1:], IGNORED)
+    return wanted
+
+
+def cross_entropy(logits: Float[Array, "N V"], wanted: Int[Array, " N"]) -> tuple[float, Float[Array, "N V"]]:
+    """Sum over the rows of log(sum of exp(logits)) - logits[wanted]; and its gradient, softmax(logits) - one_hot(wanted).
+
+    The gradient overwrites `logits`.
+    """
+    rows = np.arange(len(wanted))
+    logits -= logits.max(axis=-1, keepdims=True)
+    chosen = logits[rows, wanted]
+    np.exp(logits, out=logits)
+    total = logits.sum(axis=-1)
+    logits /= total[:, None]
+    logits[rows, wanted] -= 1.0
+    return float((np.log(total) - chosen).sum(dtype=np.float64)), logits
+
+
+def head_vjp(
+    hidden: Float[Array, "N D"], head: Float[Array, "V D"], wanted: Int[Array, " N"], dhead: Float[Array, "V D"] | None
+) -> tuple[float, Float[Array, "N D"]]:
+    """The mean cross-entropy of logits = hidden head^T, and dhidden; dhead is added to `dhead` unless that is None.
+
+    Some rows at a time, each there and back, so that the logits of all positions never exist at once.
+    """
+    total, dhidden = 0.0, np.empty_like(hidden)
+    step = max(1, _LOGIT_BYTES // (len(head) * hidden.itemsize))
+    for start in range(0, len(hidden), step):
+        rows = slice(start, start + step)
+        part, dlogits = cross_entropy(hidden[rows] @ head.T, wanted[rows])
+        total += part
+        dlogits /= len(hidden)
+        dhidden[rows] = dlogits @ head
+        if dhead is not None:
+            _add_product(dhead, dlogits, hidden[rows])
+    return total / max(1, len(hidden)), dhidden
+
+
+def _add_product(total: Float[Array, "V D"], dlogits: Float[Array, "N V"], hidden: Float[Array, "N D"]) -> None:
+    """total += dlogits^T hidden, some vocabulary entries at a time: the product alone is as large as the head."""
+    step = max(1, _PRODUCT_BYTES // (total.shape[1] * total.itemsize))
+    for start in range(0, len(total), step):
+        entries = slice(start, start + step)
+        total[entries] += dlogits[:, entries].T @ hidden

@@ -1,0 +1,140 @@
+"""From text files and JSON lines to token ids, each document with what of it is to be learned."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bloomref.errors import InvalidInput, describe, invalid
+from bloomref.shapes import Array, Bool, Int
+
+if TYPE_CHECKING:
+    from bloomref.tokenizer import BloomTokenizer
+
+_RECORD = 'a text, or an object with "text", or with "prompt" and "completion"'
+
+
+@dataclass(frozen=True)
+class Text:
+    """One document before it is tokenised: `prompt` is empty but for pairs of prompt and completion."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """The ids of one document, its end token included, and which of them count in the loss."""
+
+    token_ids: Int[Array, " N"]
+    is_target: Bool[Array, " N"]
+
+
+def read(paths: Sequence[Path], separator: str | None = None) -> list[Text]:
+    """The documents of the files, in order. Clauses: TRN-1, TRN-2.
+
+    Args:
+        paths: `.jsonl` files hold one object a line, {"text"} or {"prompt", "completion"} (other keys are ignored);
+            every other file is UTF-8 text.
+        separator: what stands between two documents of a text file; None: a file is one document.
+
+    Raises:
+        InvalidInput: naming the file and the line.
+    """
+    return [text for path in paths for text in _read_file(Path(path), separator)]
+
+
+def _read_file(path: Path, separator: str | None) -> list[Text]:
+    try:
+        content = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise invalid("data", "a file that can be read", f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise invalid("data", "UTF-8 text", f"{path}, line {line}: {error.reason}") from None
+    texts = list(_json_lines(path, content) if path.suffix == ".jsonl" else _plain(content, separator))
+    if not texts:
+        raise invalid("data", "a file with text", f"{path}, which has none")
+    return texts
+
+
+def _plain(content: str, separator: str | None) -> Iterator[Text]:
+    pieces = content.split(separator) if separator else [content]
+    return (Text("", piece) for piece in pieces if piece.strip())
+
+
+def _json_lines(path: Path, content: str) -> Iterator[Text]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield _record(line, f"{path}, line {number}")
+
+
+def _record(line: str, place: str) -> Text:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(describe(place, _RECORD, f"no JSON: {error}")) from None
+    return of_record(record, place)
+
+
+def of_record(record: object, place: str) -> Text:
+    """The document of a text, or of a mapping as a line of a `.jsonl` file spells it.
+
+    Raises:
+        InvalidInput: naming the place.
+    """
+    if isinstance(record, str):
+        record = {"text": record}
+    if not isinstance(record, Mapping):
+        raise InvalidInput(describe(place, _RECORD, type(record).__name__))
+    if "text" in record and {"prompt", "completion"} & record.keys():
+        raise InvalidInput(describe(place, _RECORD, "both"))
+    names = ("text",) if "text" in record else ("prompt", "completion")
+    for name in names:
+        if not isinstance(record.get(name), str):
+            raise InvalidInput(describe(place, _RECORD, f"{name} = {record.get(name)!r}"))
+    if not record[names[-1]]:
+        raise InvalidInput(describe(place, f"a {names[-1]} that is not empty", "an empty one"))
+    return Text("" if len(names) == 1 else record["prompt"], record[names[-1]])
+
+
+def tokenize(texts: Sequence[Text], tokenizer: "BloomTokenizer", completion_only: bool = False) -> list[Document]:
+    """The ids of each text, closed by the end token. Clauses: TRN-3, TRN-4.
+
+    Prompt and completion are tokenised together; the prompt's part is what its own tokens and these begin with alike, so
+    that a token that reaches over the seam belongs to the completion.
+
+    Raises:
+        InvalidInput: when the tokenizer has no end token.
+    """
+    end = tokenizer.end_token_id
+    if end is None:
+        raise invalid("tokenizer", "an end token </s>", "none")
+    rows = tokenizer.tokenize([text.prompt + text.completion for text in texts])
+    prompts = tokenizer.tokenize([text.prompt for text in texts]) if completion_only else [[] for _ in texts]
+    return [_document([*row, end], prompt) for row, prompt in zip(rows, prompts, strict=True)]
+
+
+def _document(row: Sequence[int], prompt: Sequence[int]) -> Document:
+    ids = np.array(row, np.int64)
+    length = next((i for i, (a, b) in enumerate(zip(row, prompt, strict=False)) if a != b), min(len(row), len(prompt)))
+    return Document(ids, np.arange(len(ids)) >= length)
+
+
+def split(documents: Sequence[Document], share: float, seed: int) -> tuple[list[Document], list[Document]]:
+    """(training, held-out) documents: a share of them drawn by the seed, each part in the given order. Clause: TRN-7.
+
+    Raises:
+        InvalidInput: when a part would be empty.
+    """
+    if share == 0.0:
+        return list(documents), []
+    count = max(1, round(share * len(documents)))
+    if count >= len(documents):
+        raise invalid("held_out", f"a share that leaves some of the {len(documents)} documents", share)
+    drawn = set(np.random.default_rng([seed, 2]).permutation(len(documents))[:count].tolist())
+    kept = [document for i, document in enumerate(documents) if i not in drawn]
+    return kept, [documents[i] for i in sorted(drawn)]

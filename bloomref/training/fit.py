@@ -1,0 +1,157 @@
+"""`BloomCausalLM.fit`: brings model, data and settings together, and runs the loop."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from bloomref.errors import invalid
+from bloomref.training import checkpoint, documents
+from bloomref.training.batches import BatchSource, Packed, as_source, fingerprint, source_fingerprint, steps_of
+from bloomref.training.documents import Document, Text
+from bloomref.training.evaluation import in_rows, mean_loss
+from bloomref.training.history import History
+from bloomref.training.loop import train
+from bloomref.training.optimizer import AdamW
+from bloomref.training.packing import Batch, cut
+from bloomref.training.settings import Settings
+from bloomref.training.trainable import Trainable, trainable
+from bloomref.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from bloomref.causal_lm import BloomCausalLM
+
+Texts = str | Path | Sequence[Path | str | Mapping[str, str]]
+Data = Texts | Callable[[int], Batch] | Iterable[Batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How a run is kept and shown; nothing here changes its result.
+
+    Args:
+        folder: where checkpoints go; None keeps none.
+        save_every: steps between two checkpoints; 0: only at the end, and on Ctrl-C.
+        resume: continue from the newest checkpoint of the folder, if there is one.
+        progress: show a bar on stderr.
+        facts: name -> value of what else must be the same when the run is resumed.
+    """
+
+    folder: Path | None = None
+    save_every: int = 100
+    resume: bool = False
+    progress: bool = False
+    facts: Mapping[str, Any] | None = None
+
+
+def fit(
+    model: "BloomCausalLM",
+    data: Data,
+    settings: Settings,
+    run: Run,
+    *,
+    held_out: Texts | None = None,
+    separator: str | None = None,
+    evaluate: Callable[["BloomCausalLM"], float] | None = None,
+) -> History:
+    """Train the model in place. The arguments are those of `BloomCausalLM.fit`.
+
+    Raises:
+        InvalidInput: naming the setting, or the file and line; Unsupported: weights that cannot be trained;
+        KeyboardInterrupt: after Ctrl-C, when the state has been saved.
+    """
+    source, kept_back = _data(model, data, held_out, separator, settings)
+    part = trainable(model.backbone, settings)
+    measure = _measure(model, part, kept_back, settings, evaluate)
+    facts = {**(run.facts or {}), "data": _identity(source, kept_back), "model": part.identity}
+    trainer = _trainer(part, source, settings, measure, facts)
+    _resume(trainer, run)
+    part.commit()
+    try:
+        train(trainer, run.folder, run.save_every, run.progress)
+    finally:
+        part.commit()
+    return trainer.history
+
+
+def _trainer(
+    part: Trainable,
+    source: BatchSource,
+    settings: Settings,
+    measure: Callable[[], float] | None,
+    facts: Mapping[str, Any],
+) -> Trainer:
+    betas = (settings.beta1, settings.beta2, settings.epsilon)
+    optimizer = AdamW.create(part.variables, part.decays, *betas, settings.weight_decay)
+    steps = steps_of(settings, source)
+    return Trainer(part.variables, part.step, source, settings, steps, optimizer, part.drops, measure, facts)
+
+
+def _resume(trainer: Trainer, run: Run) -> None:
+    found = None if run.folder is None else checkpoint.latest(run.folder)
+    if found is None:
+        return
+    if not run.resume:
+        hint = "resume it, or choose another folder"
+        raise invalid("checkpoint", "a folder without a checkpoint, for a new run", str(found), hint)
+    trainer.restore(checkpoint.load(found))
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+def _data(
+    model: "BloomCausalLM", data: Data, held_out: Texts | None, separator: str | None, settings: Settings
+) -> tuple[BatchSource, list[Document]]:
+    """Where batches come from, and the documents that are kept back."""
+    own = [] if held_out is None else _documents(model, held_out, separator, settings)
+    if not _is_texts(data):
+        return as_source(cast("Callable[[int], Batch] | Iterable[Batch]", data)), own
+    learned, drawn = documents.split(_documents(model, data, separator, settings), settings.held_out, settings.seed)
+    return Packed(learned, settings, model.backbone.config.pad_token_id or 0), own + drawn
+
+
+def _is_texts(data: Any) -> bool:
+    """Whether it is no source of batches."""
+    return isinstance(data, (str, Path)) or (isinstance(data, Sequence) and not any(isinstance(d, Batch) for d in data))
+
+
+def _documents(model: "BloomCausalLM", data: Any, separator: str | None, settings: Settings) -> list[Document]:
+    if model.tokenizer is None:
+        raise invalid("data", "batches of token ids, for this model has no tokenizer", "text")
+    texts = documents.read([Path(data)], separator) if isinstance(data, (str, Path)) else _texts(data, separator)
+    return documents.tokenize(texts, model.tokenizer, settings.completion_only)
+
+
+def _texts(data: Sequence[Any], separator: str | None) -> list[Text]:
+    """Paths are read, texts and records taken as they are."""
+    found: list[Text] = []
+    for index, item in enumerate(data):
+        is_path = isinstance(item, Path)
+        found += documents.read([item], separator) if is_path else [documents.of_record(item, f"data[{index}]")]
+    return found
+
+
+def _identity(source: BatchSource, kept_back: Sequence[Document]) -> str:
+    arrays = [array for document in kept_back for array in (document.token_ids, document.is_target)]
+    return f"{source_fingerprint(source)} {fingerprint(arrays)}"
+
+
+def _measure(
+    model: "BloomCausalLM",
+    part: Trainable,
+    kept_back: Sequence[Document],
+    settings: Settings,
+    evaluate: Callable[["BloomCausalLM"], float] | None,
+) -> Callable[[], float] | None:
+    """The function that evaluates the variables as they are: the caller's, or the loss on the documents kept back."""
+    pieces = cut(kept_back, settings.context)
+    if evaluate is None and not pieces:
+        return None
+    batches = in_rows(pieces, settings.batch, model.backbone.config.pad_token_id or 0)
+
+    def measure() -> float:
+        part.commit()
+        return mean_loss(model.backbone.engine, batches) if evaluate is None else float(evaluate(model))
+
+    return measure

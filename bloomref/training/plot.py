@@ -1,0 +1,29 @@
+"""The loss curve as a picture."""
+
+from pathlib import Path
+
+from bloomref.errors import Unsupported
+from bloomref.training.history import History
+
+
+def save_curve(history: History, path: Path) -> None:
+    """Write the loss of every step, and of every evaluation, as a PNG.
+
+    Raises:
+        Unsupported: without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        hint = "pip install 'bloomref[plot]'"
+        raise Unsupported(f"matplotlib: expected it to be installed, to draw the loss curve; {hint}") from None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([r.step for r in history.steps], history.losses, linewidth=1, label="training")
+    if history.evaluations:
+        places, losses = zip(*((e.step, e.loss) for e in history.evaluations), strict=True)
+        axes.plot(places, losses, marker="o", label="held out")
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,61 @@
+"""How a run shows itself on stderr: loss, tokens a second, time left."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from bloomref.training.history import Evaluation, StepRecord
+
+
+class Progress(Protocol):
+    """What the loop tells."""
+
+    def step(self, record: StepRecord) -> None: ...
+
+    def evaluation(self, evaluation: Evaluation) -> None: ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def step(self, record: StepRecord) -> None: ...
+
+    def evaluation(self, evaluation: Evaluation) -> None: ...
+
+
+class Bar:
+    """A line of rich that is rewritten at each step, and a line of its own for every evaluation."""
+
+    def __init__(self, done: int, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        text = TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s")
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), text)
+        console = Console(file=sys.stderr, highlight=False)
+        self.rich = RichProgress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+        self._task = self.rich.add_task("training", total=steps, completed=done, loss="-", speed="-")
+        self._began, self._tokens, self._loss = time.perf_counter(), 0, 0.0
+
+    def step(self, record: StepRecord) -> None:
+        self._tokens += record.tokens
+        self._loss = record.loss
+        speed = self._tokens / max(1e-9, time.perf_counter() - self._began)
+        self.rich.update(self._task, advance=1, loss=f"{record.loss:.4f}", speed=f"{speed:.0f}")
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        self.rich.console.print(f"step {evaluation.step}: loss {self._loss:.4f}, held out {evaluation.loss:.4f}")
+
+
+@contextmanager
+def shown(wanted: bool, done: int, steps: int) -> Iterator[Progress]:
+    """A progress bar on stderr, or silence."""
+    if not wanted:
+        yield Silent()
+        return
+    bar = Bar(done, steps)
+    with bar.rich:
+        yield bar

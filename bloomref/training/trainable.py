@@ -1,0 +1,153 @@
+"""What of a model is trained, and how: all of its weights, or the factors of its adapters, in arrays of their own."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bloomref.config import BloomConfig
+from bloomref.dtypes import cast
+from bloomref.errors import InvalidInput, Unsupported, describe
+from bloomref.params import Params, Weight, keys
+from bloomref.reference import lora
+from bloomref.runtime import engine
+from bloomref.runtime.inputs import TokenBatch
+from bloomref.shapes import Array
+from bloomref.training.batches import fingerprint
+from bloomref.training.packing import Batch
+from bloomref.training.settings import Settings
+from bloomref.training.step import Gradients, Step
+
+if TYPE_CHECKING:
+    from bloomref.backbone import BloomBackbone
+
+Rng = np.random.Generator | None
+
+
+@dataclass(frozen=True, eq=False)
+class Trainable:
+    """The trained part of a model.
+
+    Args:
+        variables: name -> the array that training changes in place.
+        decays: the names that weight decay acts on.
+        step: the gradients of the variables as they are.
+        commit: makes the model run with the variables as they are.
+        drops: whether anything is dropped, so that steps need generators.
+        identity: of everything that stays as it is.
+    """
+
+    variables: dict[str, Array]
+    decays: frozenset[str]
+    step: Step
+    commit: Callable[[], None]
+    drops: bool
+    identity: str
+
+
+def trainable(backbone: "BloomBackbone", settings: Settings) -> Trainable:
+    """The factors of the active adapters, or all weights of a model without any. Clause: TRN-18.
+
+    Raises:
+        InvalidInput: when everything is frozen; Unsupported: when weights to be trained are kept in 16 bits.
+    """
+    variables = backbone.trainable_variables()
+    if not variables:
+        hint = "set_adapter or unmerge_adapter, or set backbone.trainable = True"
+        raise InvalidInput(describe("model", "something to train", "frozen weights", hint))
+    is_full = variables.keys() == {key for key, _ in keys(backbone.config)}
+    return full(backbone, settings) if is_full else adapters(backbone, settings)
+
+
+def full(backbone: "BloomBackbone", settings: Settings) -> Trainable:
+    """All weights. Biases and norms do not decay; the embedding does, as in Megatron, unless the settings say otherwise.
+
+    Raises:
+        Unsupported: for weights that are kept in 16 bits: most updates would be rounded away.
+    """
+    policy = backbone.policy
+    if policy.variable_dtype.name not in ("float32", "float64"):
+        hint = "load the model in mixed_bfloat16 or float32, or train adapters"
+        raise Unsupported(describe("dtype", "weights kept in float32 or float64", policy.name, hint))
+    params = backbone.params.map(_own)
+    config = with_dropout(backbone.config, settings)
+    variables = {key: array for key, _, array in params.named()}
+    step = model_step(backbone.engine.backend, lambda: params.astype(policy.compute_dtype), config, variables)
+    return Trainable(
+        variables,
+        frozenset(key for key, weight, _ in params.named() if _decays(weight, settings)),
+        step,
+        lambda: backbone.replace_params(params),
+        config.attention_dropout > 0 or config.hidden_dropout > 0,
+        _identity(backbone, variables, []),
+    )
+
+
+def adapters(backbone: "BloomBackbone", settings: Settings) -> Trainable:
+    """The factors of the active adapters, all of which decay; the weights are read only."""
+    kept, policy = backbone.engine.kept, backbone.policy
+    variables = {name: _own(array) for name, array in lora.factors(kept).items()}
+    rounded = kept.map(lambda array: cast(cast(array, policy.variable_dtype), policy.compute_dtype))
+    params = lora.with_factors(rounded, variables)
+    config = with_dropout(backbone.config, settings)
+    parts = [part for _, part in lora.attached(params)]
+    rates = [config.attention_dropout, config.hidden_dropout, *(part.dropout for part in parts)]
+    return Trainable(
+        variables,
+        frozenset(variables),
+        model_step(backbone.engine.backend, lambda: params, config, variables),
+        lambda: backbone._adapters.assign(variables),
+        any(rate > 0 for rate in rates),
+        _identity(backbone, variables, (array for _, _, array in kept.named()), [(p.scale, p.dropout) for p in parts]),
+    )
+
+
+def _own(array: Array) -> Array:
+    return np.array(array, order="C")
+
+
+def _decays(weight: Weight, settings: Settings) -> bool:
+    if weight.attribute == "word_embedding":
+        return settings.decay_embedding
+    return weight.axes != "D" and not weight.attribute.endswith("bias")
+
+
+def _identity(
+    backbone: "BloomBackbone", variables: Mapping[str, Array], frozen: Iterable[Array], facts: object = None
+) -> str:
+    """What must be the same for a run to be continued: sizes, dtype, the names and shapes that are trained, frozen weights."""
+    shapes = {name: array.shape for name, array in variables.items()}
+    texts = [backbone.config.to_dict(), backbone.policy.name, shapes, facts]
+    return fingerprint(frozen, json.dumps(texts, sort_keys=True))
+
+
+def with_dropout(config: BloomConfig, settings: Settings) -> BloomConfig:
+    """The config with the rates of the settings, where they name one."""
+    given = {name: getattr(settings, name) for name in ("attention_dropout", "hidden_dropout")}
+    return config.replace(**{name: rate for name, rate in given.items() if rate is not None})
+
+
+def model_step(backend: str, params: Callable[[], Params], config: BloomConfig, variables: Mapping[str, Array]) -> Step:
+    """Gradients of the variables by the model's backend, each in the dtype of its variable.
+
+    Args:
+        params: the weights to compute with, in the compute dtype, made of the variables as they are.
+    """
+
+    def step(batch: Batch, rng: Rng) -> Gradients:
+        tokens = TokenBatch(batch.token_ids, batch.is_real)
+        loss, counted, of = engine.gradients(
+            backend,
+            params(),
+            config,
+            tokens,
+            batch.labels,
+            trainable=variables.__contains__,
+            rng=rng,
+            document=batch.document,
+        )
+        return Gradients(loss, counted, {name: cast(of[name], array.dtype) for name, array in variables.items()})
+
+    return step

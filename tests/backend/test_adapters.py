@@ -1,0 +1,62 @@
+"""Every backend runs a model with adapters as the reference does."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from backend_cases import config
+from strategies import draw_params
+
+from bloomref import BloomBackbone, BloomCausalLM
+from bloomref.params import Params
+from bloomref.runtime import registry
+
+CONFIG = config(3, 16, 96, 60)
+ALL = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "word_embeddings")
+OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "stop_token_ids": None}
+PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3, 5]]
+
+
+def params() -> Params:
+    return draw_params(CONFIG, np.random.default_rng(1)).astype(np.dtype(np.float32))
+
+
+def model(backend: str, kind: str, dtype: str = "float32") -> BloomCausalLM:
+    """With factors that count, on the backend."""
+    lm = BloomCausalLM(BloomBackbone.from_params(CONFIG, params(), dtype, backend=backend))
+    if kind == "peft":
+        lm.add_adapter({"target_modules": ALL, "r": 4, "use_rslora": True})
+    else:
+        lm.enable_lora(4)
+    rng = np.random.default_rng(2)
+    factors = {name: 0.2 * rng.standard_normal(x.shape) for name, x in lm.trainable_variables().items()}
+    lm.assign_variables(factors)
+    return lm
+
+
+@pytest.mark.clause("LRA-8")
+@pytest.mark.parametrize("kind", ["peft", "keras"])
+def test_generates_with_an_adapter_as_the_reference_does(backend: str, kind: str):
+    tested, reference = model(backend, kind), model(registry.REFERENCE, kind)
+    exact = model(registry.REFERENCE, kind, "float64")
+    truth, own = exact({"token_ids": [PROMPTS[1]]}), reference({"token_ids": [PROMPTS[1]]})
+    error, noise = (np.sqrt(np.mean((x - truth) ** 2)) for x in (tested({"token_ids": [PROMPTS[1]]}), own))
+    assert error <= 4 * noise + 2.0**-24 * np.sqrt(np.mean(truth**2))
+    assert tested.generate(PROMPTS, **OPTIONS) == reference.generate(PROMPTS, **OPTIONS)
+
+
+@pytest.mark.clause("LRA-7", "LRA-8")
+def test_switching_off_and_on(backend: str):
+    lm = model(backend, "peft")
+    batch = {"token_ids": [PROMPTS[0]]}
+    adapted = lm(batch)
+    plain = BloomCausalLM(BloomBackbone.from_params(CONFIG, params(), "float32", backend=backend))(batch)
+    lm.set_adapter(None)
+    np.testing.assert_array_equal(lm(batch), plain)
+    lm.set_adapter("default")
+    np.testing.assert_array_equal(lm(batch), adapted)
+    lm.merge_adapter()
+    np.testing.assert_allclose(lm(batch), adapted, rtol=1e-4, atol=1e-4)
+    lm.unmerge_adapter()
+    np.testing.assert_array_equal(lm(batch), adapted)
+    assert np.abs(adapted - plain).max() > 0.1

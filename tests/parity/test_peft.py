@@ -1,0 +1,210 @@
+"""Adapters against peft: the same files, the same logits, there and back."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+if not (find_spec("torch") and find_spec("transformers") and find_spec("peft")):
+    pytest.skip("needs torch, transformers and peft: pip install 'bloomref[peers]'", allow_module_level=True)
+
+import torch
+from parity import hugging_face
+from peft import LoraConfig as PeftConfig
+from peft import PeftModel, get_peft_model
+from strategies import draw_params
+
+from bloomref import BloomBackbone, BloomCausalLM, BloomConfig
+from bloomref.formats.safetensors_io import SafetensorsFile
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),  # on tied embeddings: what it warns of is tested here
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=48)
+UNTIED = CONFIG.replace(tie_word_embeddings=False)
+ALL = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "word_embeddings"]
+TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
+CASES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "all-linear": {"target_modules": "all-linear", "r": 3, "lora_alpha": 7},
+    "everything": {"target_modules": ALL, "r": 4},
+    "rslora": {"target_modules": ALL, "r": 4, "lora_alpha": 16, "use_rslora": True, "lora_dropout": 0.3},
+    "dense alone": {"target_modules": ["dense"], "r": 2},
+    "the embedding alone": {"target_modules": ["word_embeddings"], "r": 2},
+    "patterns": {
+        "target_modules": ALL,
+        "r": 4,
+        "rank_pattern": {"dense": 2, r"h\.1\.self_attention\.query_key_value": 5, "word_embeddings": 1},
+        "alpha_pattern": {"mlp.dense_h_to_4h": 3, r".*4h_to_h": 20.5},
+    },
+    "a regular expression": {"target_modules": r".*\.h\.[01]\..*dense.*", "r": 3},
+    "some layers": {"target_modules": ["query_key_value", "dense_4h_to_h"], "layers_to_transform": [1]},
+    "without some": {"target_modules": "all-linear", "exclude_modules": ["dense"], "use_rslora": True},
+}
+
+
+def peer(config: BloomConfig, params: Any, seed: int, dtype: torch.dtype = torch.float64, **settings: Any) -> PeftModel:
+    """peft's model with random factors, B included."""
+    model = get_peft_model(hugging_face.build(config, params, dtype), PeftConfig(task_type="CAUSAL_LM", **settings))
+    fill(model, seed)
+    return model.eval()
+
+
+def fill(model: PeftModel, seed: int, name: str = "default") -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if "lora_" in key and f".{name}" in key:
+                value.copy_(0.3 * torch.randn(value.shape, generator=generator, dtype=torch.float32))
+
+
+def logits(model: PeftModel) -> np.ndarray:
+    with torch.no_grad(), hugging_face.in_float64():
+        return model(torch.from_numpy(TOKENS)).logits.double().numpy()
+
+
+def ours(config: BloomConfig, params: Any, dtype: str = "float64") -> BloomCausalLM:
+    return BloomCausalLM(BloomBackbone.from_params(config, params, dtype))
+
+
+def distance(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.mark.clause("LRA-1", "LRA-3", "LRA-4", "LRA-10", "LRA-12")
+@pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
+@pytest.mark.parametrize("case", CASES)
+def test_there_and_back(case: str, config: BloomConfig, tmp_path: Path):
+    params = draw_params(config, np.random.default_rng(1))
+    theirs = peer(config, params, 2, **CASES[case])
+    theirs.save_pretrained(tmp_path / "theirs")
+    wanted = logits(theirs)
+
+    lm = ours(config, params)
+    before = lm({"token_ids": TOKENS})
+    lm.load_adapter(tmp_path / "theirs")
+    assert distance(lm({"token_ids": TOKENS}), wanted) < 1e-12
+    assert distance(before, wanted) > 1e-3
+    assert lm.count_trainable_params() == theirs.get_nb_trainable_parameters()[0]
+
+    lm.save_adapter(tmp_path / "ours")
+    again = PeftModel.from_pretrained(hugging_face.build(config, params), tmp_path / "ours").eval()
+    assert distance(logits(again), wanted) < 1e-12
+    assert_same_files(tmp_path / "ours", tmp_path / "theirs")
+
+
+def assert_same_files(found: Path, wanted: Path) -> None:
+    ours, theirs = (SafetensorsFile(folder / "adapter_model.safetensors") for folder in (found, wanted))
+    assert ours.entries.keys() == theirs.entries.keys()
+    for name in ours.entries:
+        np.testing.assert_array_equal(ours.view(name), theirs.view(name))
+    said, meant = (json.loads((folder / "adapter_config.json").read_text("utf-8")) for folder in (found, wanted))
+    meant = {name: value for name, value in meant.items() if name in said}
+    assert set(map(str, said.pop("target_modules"))) == set(map(str, meant.pop("target_modules")))
+    assert said == meant
+
+
+@pytest.mark.parametrize("case", ["everything", "rslora"])
+def test_in_float32(case: str, tmp_path: Path):
+    """As near to the float64 result as peft's own float32 result, or nearer than four times that."""
+    params = draw_params(CONFIG, np.random.default_rng(3)).astype(np.dtype(np.float32))
+    theirs = peer(CONFIG, params, 4, torch.float32, **CASES[case])
+    theirs.save_pretrained(tmp_path / "adapter")
+    exact = ours(CONFIG, params)
+    exact.load_adapter(tmp_path / "adapter")
+    lm = ours(CONFIG, params, "float32")
+    lm.load_adapter(tmp_path / "adapter")
+    truth = exact({"token_ids": TOKENS})
+    assert distance(lm({"token_ids": TOKENS}), truth) < 4 * distance(logits(theirs), truth)
+
+
+@pytest.mark.clause("LRA-5")
+def test_two_adapters_alone_and_mixed(tmp_path: Path):
+    params = draw_params(CONFIG, np.random.default_rng(5))
+    theirs = peer(CONFIG, params, 6, target_modules=ALL, r=2)
+    theirs.add_adapter("second", PeftConfig(task_type="CAUSAL_LM", r=5, lora_alpha=3, use_rslora=True))
+    fill(theirs, 7, "second")
+    theirs.save_pretrained(tmp_path)
+    lm = ours(CONFIG, params)
+    lm.load_adapter(tmp_path, "first")
+    lm.load_adapter(tmp_path / "second", "second")
+
+    theirs.set_adapter("default")
+    lm.set_adapter("first")
+    assert distance(lm({"token_ids": TOKENS}), logits(theirs)) < 1e-12
+    theirs.set_adapter("second")
+    lm.set_adapter("second")
+    assert distance(lm({"token_ids": TOKENS}), logits(theirs)) < 1e-12
+    theirs.base_model.set_adapter(["default", "second"])
+    lm.set_adapter({"first": 1.0, "second": 1.0})
+    assert distance(lm({"token_ids": TOKENS}), logits(theirs)) < 1e-12
+    with theirs.disable_adapter():
+        lm.set_adapter(None)
+        assert distance(lm({"token_ids": TOKENS}), logits(theirs)) < 1e-12
+
+
+@pytest.mark.clause("LRA-5")
+def test_a_weighted_mix(tmp_path: Path):
+    """peft makes one adapter of two with `add_weighted_adapter`; its "cat" is the exact sum."""
+    params = draw_params(CONFIG, np.random.default_rng(8))
+    theirs = peer(CONFIG, params, 9, r=2)
+    theirs.add_adapter("second", PeftConfig(task_type="CAUSAL_LM", r=5))
+    fill(theirs, 10, "second")
+    theirs.save_pretrained(tmp_path)
+    theirs.add_weighted_adapter(["default", "second"], [0.7, 0.3], "mix", combination_type="cat")
+    theirs.set_adapter("mix")
+    lm = ours(CONFIG, params)
+    lm.load_adapter(tmp_path, "first")
+    lm.load_adapter(tmp_path / "second", "second")
+    lm.set_adapter({"first": 0.7, "second": 0.3})
+    assert distance(lm({"token_ids": TOKENS}), logits(theirs)) < 1e-12
+
+
+@pytest.mark.clause("LRA-4", "LRA-6")
+def test_merging_an_embedding_leaves_the_tied_head(tmp_path: Path):
+    """peft adds to the one matrix that both use, so that its merged model differs from its adapted one."""
+    params = draw_params(CONFIG, np.random.default_rng(11))
+    theirs = peer(CONFIG, params, 12, target_modules=["word_embeddings"], r=2)
+    theirs.save_pretrained(tmp_path)
+    adapted = logits(theirs)
+    lm = ours(CONFIG, params)
+    lm.load_adapter(tmp_path)
+    lm.merge_adapter()
+    assert distance(lm({"token_ids": TOKENS}), adapted) < 1e-12
+    theirs.merge_adapter()
+    assert distance(logits(theirs), adapted) > 1e-3
+
+
+@pytest.mark.clause("LRA-14")
+def test_an_expanded_adapter_of_heads(tmp_path: Path):
+    """KerasHub's form at rank 2 is PEFT's at rank 2 x 3 heads x 2 projections."""
+    params = draw_params(CONFIG, np.random.default_rng(13))
+    lm = ours(CONFIG, params)
+    lm.enable_lora(2, ["query_dense", "value_dense", "output_dense", "mlp_output_dense"])
+    rng = np.random.default_rng(14)
+    lm.assign_variables({n: 0.3 * rng.standard_normal(x.shape) for n, x in lm.trainable_variables().items()})
+    lm.save_adapter(tmp_path, expand=True)
+    theirs = PeftModel.from_pretrained(hugging_face.build(CONFIG, params), tmp_path).eval()
+    assert distance(logits(theirs), lm({"token_ids": TOKENS})) < 1e-12
+    assert {m.r["default"] for n, m in theirs.named_modules() if n.endswith("query_key_value")} == {12}
+
+
+def test_a_fresh_adapter_is_initialised_as_peft_does():
+    params = draw_params(CONFIG, np.random.default_rng(15))
+    theirs = get_peft_model(hugging_face.build(CONFIG, params), PeftConfig(target_modules=ALL, r=4))
+    lm = ours(CONFIG, params)
+    lm.add_adapter({"target_modules": ALL, "r": 4})
+    wanted = {k.removeprefix("base_model.model.transformer."): v for k, v in theirs.named_parameters() if "lora_" in k}
+    found = lm.trainable_variables()
+    assert found.keys() == wanted.keys()
+    for name, array in found.items():
+        assert array.shape == tuple(wanted[name].shape)
+        assert bool(array.any()) == bool(wanted[name].any())
+        if "lora_A" in name:
+            assert 0.5 < np.abs(array).max() * np.sqrt(array.shape[1]) <= 1.0
+            assert float(wanted[name].detach().abs().max()) * np.sqrt(array.shape[1]) <= 1.0

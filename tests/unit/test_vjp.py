@@ -1,0 +1,661 @@
+"""Gradients against finite and complex differences of the forward pass, and their laws. transformers' are in tests/parity."""
+
+import inspect
+import tracemalloc
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import MASKS, Case, cases, draw_params
+
+from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput, Unsupported
+from bloomref.params import Params, init_params, keys
+from bloomref.reference import lora, loss, model, ops, ops_vjp, tape, vjp
+from bloomref.runtime import registry
+
+Array = np.ndarray[Any, Any]
+seeds = st.integers(0, 2**32 - 1)
+widths = st.integers(1, 7)
+CONFIG = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)
+DROPPING = CONFIG.replace(attention_dropout=0.3, hidden_dropout=0.2)
+
+
+def normal(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+# --- operations, by a complex step: exact to the last digits, for no difference is taken --------------------------
+
+
+def directional(function: Callable[[Array], Array], x: Array, direction: Array) -> Array:
+    """The derivative of an analytic function along a direction."""
+    step = 1e-30
+    return inspect.unwrap(function)(x + 1j * step * direction).imag / step
+
+
+def assert_reverse(function: Callable[[Array], Array], x: Array, dy: Array, dx: Array, seed: int) -> None:
+    """dx . v = dy . (the derivative of the function along v), for a v that knows of neither."""
+    direction = normal(seed + 99, *x.shape)
+    expected = dy * directional(function, x, direction)
+    assert dx.shape == x.shape
+    scale = np.abs(dx * direction).sum() + np.abs(expected).sum()
+    assert abs((dx * direction).sum() - expected.sum()) <= 1e-12 * scale + 1e-15 * np.abs(dy).sum()
+
+
+@pytest.mark.clause("GRD-3")
+@given(seeds, widths, widths, widths)
+def test_linear(seed, time, n, m):
+    x, weight, bias, dy = (normal(seed + i, *s) for i, s in enumerate([(2, time, n), (m, n), (m,), (2, time, m)]))
+    linear = inspect.unwrap(ops.linear)
+    dx, dweight, dbias = ops_vjp.linear_vjp(weight, dy), ops_vjp.linear_weight_vjp(x, dy), ops_vjp.bias_vjp(dy)
+    assert_reverse(lambda x: linear(x, weight, bias), x, dy, dx, seed)
+    assert_reverse(lambda w: linear(x + 0j, w, bias), weight, dy, dweight, seed)
+    assert_reverse(lambda b: linear(x + 0j, weight, b), bias, dy, dbias, seed)
+
+
+@pytest.mark.clause("GRD-3")
+@given(seeds, st.integers(3, 50), st.sampled_from((1e-5, 1e-6, 1e-3)), st.sampled_from((2e-3, 1.0, 1e3)))
+def test_layer_norm(seed, width, epsilon, scale):
+    x, weight, bias = scale * normal(seed, 2, 3, width), normal(seed + 1, width), normal(seed + 2, width)
+    dy, layer_norm = normal(seed + 3, 2, 3, width), inspect.unwrap(ops.layer_norm)
+    n, s = ops_vjp.normalised(x, epsilon)
+    np.testing.assert_allclose(n * weight + bias, ops.layer_norm(x, weight, bias, epsilon), rtol=1e-13, atol=1e-13)
+    assert_reverse(
+        lambda x: layer_norm(x, weight, bias, epsilon), x, dy, ops_vjp.layer_norm_vjp(n, s, weight, dy), seed
+    )
+
+
+@pytest.mark.clause("GRD-3")
+@given(seeds, st.integers(1, 30), st.sampled_from((0.1, 1.0, 5.0, 40.0)))
+def test_gelu(seed, width, scale):
+    x, dy = scale * normal(seed, 2, 3, width), normal(seed + 1, 2, 3, width)
+    assert_reverse(ops.gelu, x, dy, ops_vjp.gelu_vjp(x, dy), seed)
+
+
+@pytest.mark.clause("GRD-3")
+@given(seeds, widths, widths, st.sampled_from((0.1, 1.0, 30.0)))
+def test_softmax(seed, time, keys, scale):
+    scores, dy = scale * normal(seed, 2, 3, time, keys), normal(seed + 1, 2, 3, time, keys)
+    visible = normal(seed + 2, 2, 1, time, keys) > 0.0
+
+    def softmax(scores: Array) -> Array:
+        """`ops.softmax` takes a maximum, which complex numbers have not; here it is taken of the real part."""
+        seen = np.where(visible, np.exp(scores - scores.real.max(axis=-1, keepdims=True)), 0.0)
+        total = seen.sum(axis=-1, keepdims=True)
+        return seen / np.where(total == 0.0, 1.0, total)
+
+    y = ops.softmax(scores.copy(), visible)
+    np.testing.assert_allclose(softmax(scores + 0j).real, y, rtol=1e-12, atol=1e-200)
+    dscores = ops_vjp.softmax_vjp(y, dy.copy())
+    assert_reverse(softmax, scores, dy, dscores, seed)
+    assert not dscores[~np.broadcast_to(visible, y.shape)].any()
+
+
+@pytest.mark.clause("GRD-2", "GRD-3")
+@given(seeds, st.integers(0, 6), st.integers(1, 9), st.sampled_from((0.1, 1.0, 300.0)))
+def test_cross_entropy(seed, rows, entries, scale):
+    logits = scale * normal(seed, rows, entries)
+    wanted = np.random.default_rng(seed).integers(0, entries, rows)
+    total, dlogits = loss.cross_entropy(logits.copy(), wanted)
+    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    one_hot = np.arange(entries) == wanted[:, None]
+    assert total == pytest.approx(-logs[one_hot].sum(), rel=1e-12, abs=1e-12)
+    np.testing.assert_allclose(dlogits, np.exp(logs) - one_hot, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.clause("GRD-3")
+@given(seeds, st.integers(0, 3), st.integers(0, 9), st.integers(1, 5))
+def test_rows_of_the_same_token_add_up(seed, batch, time, entries):
+    token_ids, dx = np.random.default_rng(seed).integers(0, entries, (batch, time)), normal(seed, batch, time, 4)
+    total = normal(seed + 1, entries, 4)
+    expected = total.copy()
+    np.add.at(expected, token_ids, dx)
+    ops_vjp.add_rows(total, token_ids, dx)
+    np.testing.assert_allclose(total, expected, rtol=0, atol=1e-13)
+
+
+# --- blocks, by central differences ------------------------------------------------------------------------------
+
+
+def derivative(function: Callable[[float], Any], step: float = 1e-3) -> Any:
+    """d function / d h at 0, with the errors of the second and the fourth order taken out."""
+    near, far = (function(n * step) - function(-n * step) for n in (1, 2))
+    further = function(3 * step) - function(-3 * step)
+    return (45 * near - 9 * far + further) / (60 * step)
+
+
+def close(found: float, expected: float, scale: float) -> bool:
+    return abs(found - expected) <= 1e-7 * scale + 1e-11
+
+
+def block_of(case: Case, name: str, layer: Any = None) -> tape.Block:
+    seen = model.view(case.config, case.is_real, 0, np.dtype(np.float64))
+    attention, mlp = vjp._blocks(case.params.layers[0] if layer is None else layer, case.config, seen)
+    return attention if name == "attention" else mlp
+
+
+REVERSE = {"attention": vjp.attention_block_vjp, "mlp": vjp.mlp_block_vjp}
+one_layer = cases(max_batch=2, max_time=6, max_layers=2).filter(lambda c: c.config.num_layers > 0 and c.gain < 3)
+blocks = st.sampled_from(("attention", "mlp"))
+rates = st.sampled_from((0.0, 0.4))
+
+
+def reverse(case: Case, name: str, x: Array, dy: Array, rng: Any) -> tuple[Array, dict[str, Array]]:
+    """dx, and gradients by attribute."""
+    into = vjp.Collector(lambda _: True, {}, {}).of_layer(0)
+    kept = tape.Kept(block_of(case, name), x, rng, None)
+    dx = REVERSE[name](case.params.layers[0], case.config, kept, dy, into)
+    return dx, {attribute: into.found[key] for attribute, key in into.keys.items() if key in into.found}
+
+
+@pytest.mark.clause("GRD-3", "GRD-11")
+@settings(max_examples=40)
+@given(one_layer, blocks, rates, seeds)
+def test_block(case, name, rate, seed):
+    config = case.config.replace(attention_dropout=rate, hidden_dropout=rate)
+    case, rng = replace(case, config=config), np.random.default_rng(seed) if rate else None
+    shape = (case.batch, case.time, config.hidden_dim)
+    x, dy = normal(seed, *shape), normal(seed + 1, *shape)
+    dx, gradients = reverse(case, name, x, dy, rng)
+
+    def along(change: Callable[[float], Array]) -> float:
+        return derivative(lambda h: (dy * change(h)).sum())
+
+    direction = normal(seed + 2, *shape)
+    run = block_of(case, name)
+    expected = along(lambda h: run(x + h * direction, deepcopy(rng)))
+    assert close((dx * direction).sum(), expected, np.abs(dx * direction).sum())
+    layer = case.params.layers[0]
+    read = {a for a in vars(layer) if a != "adapters" and ("mlp" in a) == (name == "mlp")}
+    assert set(gradients) == read
+    for index, (attribute, gradient) in enumerate(gradients.items()):
+        weight = getattr(layer, attribute)
+        direction = normal(seed + 3 + index, *weight.shape)
+
+        def changed(h: float, attribute: str = attribute, weight: Array = weight, v: Array = direction) -> Array:
+            return block_of(case, name, replace(layer, **{attribute: weight + h * v}))(x, deepcopy(rng))
+
+        assert gradient.shape == weight.shape
+        assert close((gradient * direction).sum(), along(changed), np.abs(gradient * direction).sum()), attribute
+
+
+@pytest.mark.clause("GRD-3")
+@given(one_layer, blocks, seeds)
+def test_a_block_is_linear_in_dy(case, name, seed):
+    shape = (case.batch, case.time, case.config.hidden_dim)
+    x, one, other = (normal(seed + i, *shape) for i in range(3))
+    (dx, found), (dx1, found1), (dx2, found2) = (
+        reverse(case, name, x, dy, None) for dy in (2 * one - 3 * other, one, other)
+    )
+    np.testing.assert_allclose(dx, 2 * dx1 - 3 * dx2, rtol=0, atol=1e-11 * (1 + np.abs(dx1).max()))
+    for key, gradient in found.items():
+        bound = 1e-11 * (1 + np.abs(found1[key]).max() + np.abs(found2[key]).max())
+        np.testing.assert_allclose(gradient, 2 * found1[key] - 3 * found2[key], rtol=0, atol=bound)
+
+
+# --- the whole model ---------------------------------------------------------------------------------------------
+
+
+def forward_loss(case: Case, params: Params, labels: Array, rng: Any = None) -> float:
+    """By loops over the positions, from the logits of the forward pass."""
+    logits = model.logits(params, model.forward(params, case.config, case.token_ids, case.is_real, rng=rng))
+    found = []
+    for b, t in np.ndindex(case.batch, case.time - 1):
+        label = labels[b, t + 1]
+        if case.is_real[b, t] and case.is_real[b, t + 1] and label != -100:
+            row = logits[b, t]
+            found.append(np.log(np.exp(row - row.max()).sum()) + row.max() - row[label])
+    return float(np.mean(found)) if found else 0.0
+
+
+def draw_labels(case: Case) -> Array:
+    rng = np.random.default_rng(case.seed + 7)
+    labels = rng.integers(0, case.config.vocabulary_size, case.token_ids.shape)
+    labels[rng.random(labels.shape) < 0.3] = -100
+    return labels
+
+
+def gradients(case: Case, labels: Array | None = None, **options: Any) -> vjp.LossGradients:
+    return vjp.loss_and_gradients(case.params, case.config, case.token_ids, case.is_real, labels, **options)
+
+
+def changed(params: Params, key: str, value: Array) -> Params:
+    arrays = {k: array for k, _, array in params.named()} | {key: value}
+    return Params.build(len(params.layers), params.lm_head is None, lambda _, k: arrays[k])
+
+
+def same(one: vjp.LossGradients, other: vjp.LossGradients) -> bool:
+    """Bit for bit."""
+    assert list(one.gradients) == list(other.gradients)
+    pairs = [(one.gradients[key], other.gradients[key]) for key in one.gradients] + [(one.inputs, other.inputs)]
+    return one.loss == other.loss and all(a.tobytes() == b.tobytes() for a, b in pairs)
+
+
+@pytest.mark.clause("GRD-1", "GRD-2", "GRD-3", "GRD-4", "GRD-11")
+@settings(max_examples=25)
+@given(cases(max_batch=2, max_time=6).filter(lambda c: c.gain < 3 and c.config.hidden_dim > 2), rates)
+def test_every_gradient_is_the_derivative_of_the_loss(case, rate):
+    case = replace(case, config=case.config.replace(attention_dropout=rate, hidden_dropout=rate))
+    labels, params = draw_labels(case), case.params
+
+    def rng() -> Any:
+        return np.random.default_rng(case.seed) if rate else None
+
+    found = gradients(case, labels, rng=rng())
+    assert found.loss == pytest.approx(forward_loss(case, params, labels, rng()), rel=1e-12)
+    assert list(keys(case.config)) == [(key, w) for key, w in keys(case.config) if key in found.gradients]
+    for index, (key, _, array) in enumerate(params.named()):
+        direction, gradient = normal(case.seed + index, *array.shape), found.gradients[key]
+        step = 1e-3 * min(1.0, float(np.abs(array).mean()))  # of an embedding of 2e-3, a millionth
+
+        def along(h: float, key: str = key, array: Array = array, v: Array = direction) -> float:
+            return forward_loss(case, changed(params, key, array + h * v), labels, rng())
+
+        expected = derivative(along, step)
+        scale = np.abs(gradient * direction).sum()
+        assert abs((gradient * direction).sum() - expected) <= 1e-6 * scale + 1e-14 / step, key
+
+
+@pytest.mark.clause("GRD-4")
+@given(cases())
+def test_gradients_have_the_keys_shapes_and_dtype_of_the_weights(case):
+    found = gradients(case)
+    assert {key: g.shape for key, g in found.gradients.items()} == {k: a.shape for k, _, a in case.params.named()}
+    assert {g.dtype for g in found.gradients.values()} == {np.dtype(np.float64)}
+    assert found.inputs.shape == (case.batch, case.time, case.config.hidden_dim)
+
+
+@pytest.mark.clause("GRD-4")
+@given(cases())
+def test_a_tied_head_sums_both_uses(case):
+    tied = replace(case, config=case.config.replace(tie_word_embeddings=True))
+    config = tied.config.replace(tie_word_embeddings=False)
+    params = replace(tied.params, lm_head=tied.params.word_embedding)
+    apart = vjp.loss_and_gradients(params, config, case.token_ids, case.is_real).gradients
+    together = gradients(tied).gradients
+    both = apart.pop("word_embeddings.weight") + apart.pop("lm_head.weight")
+    np.testing.assert_allclose(together.pop("word_embeddings.weight"), both, rtol=1e-12, atol=1e-15)
+    assert all(np.array_equal(together[key], apart[key]) for key in together | apart)
+
+
+# --- what counts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.clause("GRD-1")
+def test_which_tokens_are_counted():
+    ids = np.arange(1, 8)[None]
+    real = np.array([[False, True, True, True, False, True, True]])
+    none = [-100] * 7
+    assert loss.targets(ids, real, None, None).tolist() == [[-100, 3, 4, -100, -100, 7, -100]]
+    assert loss.targets(ids, real, np.array([[9, 9, -100, 8, 9, 9, 7]]), None).tolist() == [
+        [-100, -100, 8, -100, -100, 7, -100]
+    ]
+    assert loss.targets(ids, real, None, np.array([[0, 0, 0, 1, 1, 1, 1]])).tolist() == [
+        [-100, 3, -100, -100, -100, 7, -100]
+    ]
+    assert loss.targets(ids, ~real, None, None).tolist() == [none]
+
+
+@pytest.mark.clause("GRD-1")
+@given(cases(), seeds)
+def test_what_is_not_counted_has_no_influence(case, seed):
+    """A row whose labels are all ignored could as well be missing."""
+    labels = draw_labels(case)
+    more = np.random.default_rng(seed).integers(0, case.config.vocabulary_size, (1, case.time))
+    alone = gradients(case, labels)
+    ids, real = np.concatenate([case.token_ids, more]), np.concatenate([case.is_real, np.ones_like(more, bool)])
+    ignored = np.concatenate([labels, np.full_like(more, -100)])
+    beside = vjp.loss_and_gradients(case.params, case.config, ids, real, ignored)
+    assert beside.counted == alone.counted
+    assert beside.loss == pytest.approx(alone.loss, rel=1e-12)
+    assert not beside.inputs[-1].any()
+    assert_all_close(beside.gradients, alone.gradients)
+
+
+def assert_all_close(found: dict[str, Array], expected: dict[str, Array], tolerance: float = 1e-11) -> None:
+    assert set(found) == set(expected)
+    for key, array in expected.items():
+        largest = max(float(np.abs(array).max(initial=0.0)), 1e-3)
+        np.testing.assert_allclose(found[key], array, rtol=0, atol=tolerance * largest, err_msg=key)
+
+
+@pytest.mark.clause("GRD-2")
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (2, 1), (2, 4)])
+def test_where_nothing_counts_the_loss_and_all_gradients_are_zero(shape):
+    params = init_params(CONFIG, 0)
+    nothing = np.full(shape, -100)
+    found = vjp.loss_and_gradients(params, CONFIG, np.ones(shape, int), np.ones(shape, bool), nothing)
+    assert (found.loss, found.counted) == (0.0, 0)
+    assert len(found.gradients) == len(list(keys(CONFIG)))
+    assert not any(g.any() for g in found.gradients.values())
+
+
+@pytest.mark.clause("GRD-3")
+@given(cases(kinds=("real", "right")), st.integers(0, 8))
+def test_later_positions_have_no_influence_on_an_earlier_loss(case, last):
+    labels = case.token_ids.copy()
+    labels[:, last + 1 :] = -100
+    assert not gradients(case, labels).inputs[:, last:].any()
+
+
+@pytest.mark.clause("GRD-12")
+@given(cases(kinds=[kind for kind in MASKS if kind != "real"]), seeds)
+def test_padding_has_no_influence(case, seed):
+    found = gradients(case)
+    other = np.random.default_rng(seed).integers(0, case.config.vocabulary_size, case.token_ids.shape)
+    token_ids = np.where(case.is_real, case.token_ids, other)
+    assert not found.inputs[~case.is_real].any()
+    other = vjp.loss_and_gradients(case.params, case.config, token_ids, case.is_real)
+    assert (found.loss, found.counted) == (other.loss, other.counted)
+    assert np.array_equal(found.inputs, other.inputs)
+    assert_all_close(found.gradients, other.gradients, 1e-14)  # zeros change the order of the embedding's sums
+
+
+# --- documents ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.clause("GRD-9")
+@settings(max_examples=40)
+@given(cases(kinds=("real", "left", "right", "holes"), max_time=8), seeds)
+def test_documents_in_one_row_are_documents_in_rows_of_their_own(case, seed):
+    starts = np.random.default_rng(seed).random((case.batch, case.time)) < 0.3
+    document = np.cumsum(starts, axis=1)
+    packed = gradients(case, document=document)
+    counted, total, sums = 0, 0.0, {key: np.zeros_like(g) for key, g in packed.gradients.items()}
+    for number in range(case.time + 1):  # every document in a batch of its own, where the others are padding
+        found = vjp.loss_and_gradients(case.params, case.config, case.token_ids, case.is_real & (document == number))
+        counted, total = counted + found.counted, total + found.loss * found.counted
+        for key, gradient in found.gradients.items():
+            sums[key] += gradient * found.counted
+    assert packed.counted == counted
+    assert packed.loss * counted == pytest.approx(total, rel=1e-11)
+    assert_all_close({key: g * counted for key, g in packed.gradients.items()}, sums, 1e-10)
+
+
+@pytest.mark.clause("GRD-9")
+def test_a_document_may_stand_at_any_column():
+    """ALiBi's distances are relative: three tokens packed behind four others are three tokens."""
+    params = draw_params(CONFIG, np.random.default_rng(0))
+    ids, real = np.array([[1, 2, 3, 4, 5, 6, 7]]), np.ones((1, 7), bool)
+    labels = np.where(np.arange(7) < 4, -100, ids)
+    packed = vjp.loss_and_gradients(params, CONFIG, ids, real, labels, document=np.array([[0, 0, 0, 0, 1, 1, 1]]))
+    alone = vjp.loss_and_gradients(params, CONFIG, ids[:, 4:], real[:, 4:])
+    assert packed.loss == pytest.approx(alone.loss, rel=1e-12)
+    assert_all_close(packed.gradients, alone.gradients)
+    apart = vjp.loss_and_gradients(params, CONFIG, ids, real, labels)
+    assert abs(apart.loss - alone.loss) > 1e-3
+
+
+# --- frozen weights, checkpoints, parts of the head, dropout, dtypes ---------------------------------------------
+
+
+@pytest.mark.clause("GRD-6")
+@given(cases(), seeds)
+def test_what_is_not_trainable_is_absent_and_the_rest_is_the_same(case, seed):
+    rng = np.random.default_rng(seed)
+    chosen = {key for key, _ in keys(case.config) if rng.random() < 0.3}
+    found, everything = gradients(case, trainable=chosen.__contains__), gradients(case)
+    assert set(found.gradients) == chosen
+    assert all(found.gradients[key].tobytes() == everything.gradients[key].tobytes() for key in chosen)
+
+
+@pytest.mark.clause("GRD-6")
+def test_a_frozen_weight_costs_no_product(monkeypatch):
+    case = Case(CONFIG)
+    wanted = "h.1.mlp.dense_h_to_4h.weight"
+    products, inner = [], ops_vjp.linear_weight_vjp
+    monkeypatch.setattr(vjp, "linear_weight_vjp", lambda x, dy: products.append(dy.shape) or inner(x, dy))
+    monkeypatch.setattr(loss, "_add_product", lambda *_: pytest.fail("a frozen head"))
+    monkeypatch.setattr(vjp, "add_rows", lambda *_: pytest.fail("a frozen embedding"))
+    assert set(gradients(case, trainable=wanted.__eq__).gradients) == {wanted}
+    assert products == [(2, 6, CONFIG.intermediate_dim)]
+
+
+@pytest.mark.clause("GRD-7", "GRD-11")
+@given(cases(), rates, seeds)
+def test_recomputed_or_kept_is_the_same(case, rate, seed):
+    case = replace(case, config=case.config.replace(attention_dropout=rate, hidden_dropout=rate))
+    found = [gradients(case, rng=np.random.default_rng(seed), checkpoint=c) for c in (True, False)]
+    assert same(*found)
+
+
+WIDE = BloomConfig(vocabulary_size=64, num_layers=2, num_heads=4, hidden_dim=64, intermediate_dim=256)
+
+
+def peak_bytes(config: BloomConfig, time: int, **options: Any) -> int:
+    params, ids = init_params(config, 0), np.zeros((1, time), int)
+    tracemalloc.start()
+    try:
+        vjp.loss_and_gradients(params, config, ids, np.ones_like(ids, bool), trainable=lambda _: False, **options)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.clause("GRD-7")
+def test_another_layer_takes_the_memory_of_its_blocks_inputs():
+    time, more = 384, 6
+    state = time * WIDE.hidden_dim * 4
+    deep = WIDE.replace(num_layers=2 + more)
+    grown = peak_bytes(deep, time) - peak_bytes(WIDE, time)
+    assert grown < 1.2 * more * 2 * state
+    kept = peak_bytes(deep, time, checkpoint=False) - peak_bytes(WIDE, time, checkpoint=False)
+    assert kept > 8 * grown, "the measurement sees what checkpointing saves"
+
+
+@pytest.mark.clause("GRD-8")
+def test_logits_of_all_positions_never_exist(monkeypatch):
+    config = WIDE.replace(vocabulary_size=20_000, num_layers=0)
+    logits = 64 * config.vocabulary_size * 4
+    head = config.vocabulary_size * config.hidden_dim * 4
+    assert peak_bytes(config, 65) > logits, "all of them are in one part"
+    monkeypatch.setattr(loss, "_LOGIT_BYTES", 8 * config.vocabulary_size * 4)
+    assert peak_bytes(config, 65) < logits / 2 + head / 10
+
+
+@pytest.mark.clause("GRD-8")
+def test_a_part_of_bloom_s_logits_takes_less_than_256_mib():
+    assert loss._LOGIT_BYTES == 256 * 2**20
+
+
+@pytest.mark.clause("GRD-8")
+@settings(max_examples=40)
+@given(cases(), st.integers(1, 300), st.integers(1, 300))
+def test_parts_add_up(case, logit_bytes, product_bytes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss, "_LOGIT_BYTES", logit_bytes)
+        patch.setattr(loss, "_PRODUCT_BYTES", product_bytes)
+        parts = gradients(case)
+    whole = gradients(case)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
+    assert_all_close(parts.gradients, whole.gradients)
+
+
+@pytest.mark.clause("GRD-11")
+def test_the_generator_moves_on_as_in_the_forward_pass():
+    case, (one, other) = Case(DROPPING), (np.random.default_rng(5) for _ in range(2))
+    gradients(case, rng=one)
+    model.forward(case.params, case.config, case.token_ids, case.is_real, rng=other)
+    assert one.random() == other.random()
+
+
+@pytest.mark.clause("GRD-11")
+def test_dropout_changes_the_gradients():
+    case = Case(DROPPING)
+    one, again, other = (gradients(case, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert same(one, again)
+    assert not same(one, other)
+    assert not same(one, gradients(case))
+
+
+@pytest.mark.clause("GRD-5")
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_16_bit_weights_have_the_gradients_of_the_same_weights_in_float32(dtype):
+    case = Case(CONFIG, seed=3)
+    narrow = case.params.astype(np.dtype(dtype))
+    wide = narrow.astype(np.dtype(np.float32))
+    found, expected = (
+        vjp.loss_and_gradients(params, CONFIG, case.token_ids, case.is_real) for params in (narrow, wide)
+    )
+    assert same(found, expected)
+    assert {g.dtype for g in found.gradients.values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.clause("GRD-5")
+@settings(max_examples=40)
+@given(cases().filter(lambda case: case.config.hidden_dim > 2))
+def test_float32_is_near_float64(case):
+    exact = gradients(replace(case, gain=1.0, embedding_std=1.0))
+    single = replace(case, gain=1.0, embedding_std=1.0).params.astype(np.dtype(np.float32))
+    found = vjp.loss_and_gradients(single, case.config, case.token_ids, case.is_real)
+    assert found.inputs.dtype == np.float32
+    assert found.loss == pytest.approx(exact.loss, rel=1e-4, abs=1e-4)
+    assert {g.dtype for g in found.gradients.values()} == {np.dtype(np.float32)}
+
+
+# --- adapters ----------------------------------------------------------------------------------------------------
+
+ADAPTED = ("qkv_weight", "attn_out_weight", "mlp_up_weight", "mlp_down_weight", "word_embedding")
+
+
+def with_adapters(case: Case, rate: float) -> Params:
+    """One adapter on each weight of the table, and two of KerasHub's form beside that of the first."""
+    config, given = case.config, {}
+    for index, (key, weight) in enumerate(keys(config)):
+        if weight.attribute not in ADAPTED:
+            continue
+        m, n = weight.hf_shape(config)
+        a, b = normal(case.seed + index, 2, n), normal(case.seed + index + 1, m, 2)
+        if weight.attribute == "word_embedding":
+            given[key] = (lora.EmbeddingAdapter("one", 0.5, 0.0, normal(index, 2, m), normal(index, n, 2)),)
+            continue
+        given[key] = (lora.LinearAdapter("one", 0.1, rate, a, b, weight.shape(config)),)
+        if weight.attribute == "qkv_weight":
+            a, b = normal(index, config.hidden_dim, config.num_heads, 2), normal(index + 1, 2, config.head_dim)
+            given[key] += tuple(lora.HeadAdapter("two", 0.1, rate, a, b, projection) for projection in (0, 2))
+    return lora.attach(case.params, given)
+
+
+@pytest.mark.clause("GRD-3", "GRD-6", "GRD-11")
+@settings(max_examples=7)
+@given(
+    cases(max_batch=2, max_time=5, kinds=("real", "left")).filter(
+        lambda c: c.gain < 3 and c.embedding_std == 1 and c.config.hidden_dim > 2
+    ),
+    rates,
+)
+def test_adapters(case, rate):
+    """Of their factors, and of everything below them, with every generator drawn from in its turn."""
+    case = replace(case, config=case.config.replace(attention_dropout=rate, hidden_dropout=rate))
+    params, labels = with_adapters(case, rate), draw_labels(case)
+
+    def rng() -> Any:
+        return np.random.default_rng(case.seed) if rate else None
+
+    found = vjp.loss_and_gradients(params, case.config, case.token_ids, case.is_real, labels, rng=rng())
+    factors = lora.factors(params)
+    assert found.loss == pytest.approx(forward_loss(case, params, labels, rng()), rel=1e-12)
+    assert set(found.gradients) == {key for key, _ in keys(case.config)} | set(factors)
+    for index, (key, factor) in enumerate(factors.items()):
+        direction, gradient = normal(index, *factor.shape), found.gradients[key]
+
+        def along(h: float, key: str = key, factor: Array = factor, v: Array = direction) -> float:
+            return forward_loss(case, lora.with_factors(params, {key: factor + h * v}), labels, rng())
+
+        expected = derivative(along)
+        scale = np.abs(gradient * direction).sum()
+        assert abs((gradient * direction).sum() - expected) <= 1e-6 * scale + 1e-10, key
+    frozen = vjp.loss_and_gradients(
+        params, case.config, case.token_ids, case.is_real, labels, rng=rng(), trainable=factors.__contains__
+    )
+    assert set(frozen.gradients) == set(factors)
+    assert all(frozen.gradients[key].tobytes() == found.gradients[key].tobytes() for key in factors)
+
+
+# --- the front door ----------------------------------------------------------------------------------------------
+
+IDS = [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def language_model(**options: Any) -> BloomCausalLM:
+    return BloomCausalLM(BloomBackbone.from_params(CONFIG, init_params(CONFIG, 0), **options))
+
+
+@pytest.mark.clause("GRD-2", "GRD-4")
+def test_the_front_door():
+    lm, mask = language_model(), [[0, 1, 1, 1], [1, 1, 1, 1]]
+    value, found = lm.loss_and_gradients({"token_ids": IDS, "padding_mask": mask})
+    scores = [lm.score([2, 3, 4]), lm.score(IDS[1])]
+    assert value == pytest.approx(-sum(score.log_likelihood for score in scores) / 5, rel=1e-6)
+    assert {key: g.shape for key, g in found.items()} == {k: a.shape for k, _, a in lm.backbone.params.named()}
+    labels = [[-100, -100, 3, -100], [-100] * 4]
+    only_third, _ = lm.loss_and_gradients({"token_ids": IDS, "padding_mask": mask, "labels": labels})
+    assert only_third == pytest.approx(-lm.score([3], context=[2]).log_likelihood, rel=1e-6)
+
+
+@pytest.mark.clause("GRD-6")
+def test_the_front_door_gives_the_gradients_of_what_is_trainable():
+    lm = language_model()
+    lm.backbone.trainable = False
+    assert lm.loss_and_gradients({"token_ids": IDS})[1] == {}
+    lm.enable_lora(2)
+    found = lm.loss_and_gradients({"token_ids": IDS})[1]
+    variables = lm.trainable_variables()
+    assert variables
+    assert {key: g.shape for key, g in found.items()} == {key: v.shape for key, v in variables.items()}
+
+
+@pytest.mark.clause("GRD-5")
+def test_a_mixed_policy_has_the_gradients_of_the_rounded_weights():
+    batch = {"token_ids": IDS}
+    mixed, pure = (language_model(dtype=d).loss_and_gradients(batch) for d in ("mixed_bfloat16", "bfloat16"))
+    assert mixed[0] == pure[0]
+    assert all(g.tobytes() == pure[1][key].tobytes() and g.dtype == np.float32 for key, g in mixed[1].items())
+
+
+@pytest.mark.clause("GRD-10")
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[1, 2, 3, 4]], r"labels: expected the shape of token_ids, \(2, 4\), got shape \(1, 4\)"),
+        ([[1.0] * 4] * 2, "labels: expected integers, got dtype float64"),
+        ([[True] * 4] * 2, "labels: expected integers, got dtype bool"),
+        ([[1, 2, 3, 11]] * 2, r"labels: expected ids in \[0, 11\), or -100 to ignore one, got 11"),
+        ([[1, 2, 3, -1]] * 2, "got -1"),
+        (np.full((2, 4), 2**64 - 100, np.uint64), "got 18446744073709551516"),
+        ([[1, 2], [3]], "labels: expected a rectangular array"),
+    ],
+)
+def test_wrong_labels_are_refused(labels, message):
+    with pytest.raises(InvalidInput, match=message):
+        language_model().loss_and_gradients({"token_ids": IDS, "labels": labels})
+
+
+@pytest.mark.clause("GRD-10")
+@pytest.mark.parametrize("inputs", [IDS, {"labels": IDS}, {"token_ids": IDS, "label": IDS}, {"token_ids": [[99]]}])
+def test_other_inputs_are_refused_as_everywhere(inputs):
+    with pytest.raises(InvalidInput):
+        language_model().loss_and_gradients(inputs)
+
+
+@pytest.mark.clause("GRD-10")
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32])
+def test_labels_of_any_integer_dtype(dtype):
+    batch, lm = {"token_ids": IDS}, language_model()
+    assert lm.loss_and_gradients(batch | {"labels": np.array(IDS, dtype)})[0] == lm.loss_and_gradients(batch)[0]
+
+
+@pytest.mark.clause("GRD-13")
+def test_a_backend_without_gradients_refuses(monkeypatch):
+    lm = language_model()
+    lm.backbone.engine.backend = "fake"
+    monkeypatch.setattr(registry, "load", {"fake": object()}.get)
+    with pytest.raises(Unsupported, match="expected a backend that has them, such as 'numpy', got 'fake'"):
+        lm.loss_and_gradients({"token_ids": IDS})
