@@ -1,6 +1,7 @@
 """A case: a model and an input that an implementation is asked about.
 
-Weights are exact in float32, float16 and bfloat16 alike, so that every dtype sees the same model; no bias is zero and no gain is one.
+Weights are exact in float32, float16 and bfloat16 alike, so that every dtype sees the same model (or, on request, exact in float32
+only); no bias is zero and no gain is one.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +27,9 @@ class Case:
         qk_gain: the same for query and key, on top of `gain`.
         embedding_std: of the embedding; below 3e-3 its variance is below epsilon, as in the real models.
         cuts: where a run in pieces over a cache is cut.
-        flags: what the case is there to show (closed list: `specs/vectors/README.md`).
+        flags: what the case is there to show, beside what its numbers say (`conformance.flags`).
+        weights: the widest dtype that keeps them exactly is float64; this is the narrowest: "bfloat16", or "float32" for a case
+            that is asked in float32 and float64 only.
     """
 
     config: BloomConfig
@@ -40,11 +43,13 @@ class Case:
     cuts: tuple[int, ...] = ()
     flags: frozenset[str] = field(default_factory=frozenset)
     name: str = ""
+    weights: str = "bfloat16"
 
     @cached_property
     def params(self) -> Params:
-        """float64, every number exact in every dtype."""
-        return draw_params(self.config, self.seed, self.gain, self.qk_gain, self.embedding_std)
+        """float64, every number exact in the dtype `weights` and in all wider ones."""
+        drawn = draw_params(self.config, self.seed, self.gain, self.qk_gain, self.embedding_std)
+        return drawn.map(snap if self.weights == "bfloat16" else lambda x: x.astype(np.float32).astype(np.float64))
 
     @cached_property
     def token_ids(self) -> Int[Array, "B T"]:
@@ -57,8 +62,13 @@ class Case:
 
 
 def draw_params(
-    config: BloomConfig, seed: int, gain: float = 1.0, qk_gain: float = 1.0, embedding_std: float = 1.0
+    config: BloomConfig,
+    seed: int | np.random.Generator,
+    gain: float = 1.0,
+    qk_gain: float = 1.0,
+    embedding_std: float = 1.0,
 ) -> Params:
+    """Weights that hide nothing: no bias is zero, no gain is one, and at a gain of one results keep a size of about one."""
     rng = np.random.default_rng(seed)
 
     def draw(weight: Weight, key: str) -> Array:
@@ -70,10 +80,12 @@ def draw_params(
         elif weight.axes == "D":
             values = 1.0 + 0.3 * values
         else:
-            values *= gain / np.sqrt(config.intermediate_dim if weight.attribute == "mlp_down_weight" else config.hidden_dim)
+            values *= gain / np.sqrt(
+                config.intermediate_dim if weight.attribute == "mlp_down_weight" else config.hidden_dim
+            )
             if weight.attribute == "qkv_weight":
                 values[:, :2] *= qk_gain
-        return snap(values)
+        return values
 
     return Params.build(config.num_layers, config.tie_word_embeddings, draw)
 

@@ -1,8 +1,8 @@
 """What the kit asks of an implementation. An adapter for one's own function takes some twenty lines: docs/conformance.md."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from bloomref.config import BloomConfig
 from bloomref.shapes import Array, Bool, Float, Int
@@ -22,6 +22,7 @@ class Capabilities:
         features: those of `FEATURES` that it has.
         scores: where the attention scores of its 16-bit types are rounded: "float32" or "model" (the model's dtype).
         max_time: the longest input; None: any.
+        repeatable: the same call gives the same bits each time.
     """
 
     dtypes: tuple[str, ...] = ("float32",)
@@ -29,6 +30,7 @@ class Capabilities:
     features: frozenset[str] = frozenset(FEATURES)
     scores: str = "float32"
     max_time: int | None = None
+    repeatable: bool = True
 
 
 @runtime_checkable
@@ -37,9 +39,12 @@ class Model(Protocol):
 
     More methods are more that can be checked, each optional:
         `hidden(token_ids, is_real)`: after the final norm, (B, T, D);
-        `trace(token_ids, is_real)`: named intermediates (clause MOD-8), as many as it has;
-        `in_pieces(token_ids, is_real, cuts)`: logits (B, T, V) from runs over a cache, cut before those positions;
-        `loss_and_gradients(token_ids, is_real, labels)`: a number, and gradients by Hugging Face key, in Hugging Face's shapes.
+        `trace(token_ids, is_real)`: a mapping of named intermediates (clause MOD-8), as many as it has;
+        `in_pieces(token_ids, is_real, cuts, capacity)`: logits (B, T, V) from calls over one cache, each starting at 0 or a cut;
+            the cache has room for `capacity` >= T positions (a cache that grows by itself ignores that);
+        `loss_and_gradients(token_ids, is_real, labels)`: a number, and gradients by Hugging Face key, in Hugging Face's shapes;
+        `call(token_ids, padding_mask)`: logits from the front door that its users call, with whatever they hand in, `None` for
+            no mask; it raises (any exception) where the specification refuses (EMB-2, ATT-11).
     """
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]: ...
@@ -67,10 +72,11 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True)
 class Waiver:
-    """A known failure: tests and cases that match are expected to fail, and it is an error when none matches or all pass again.
+    """A known failure: what matches may fail, and it is an error when nothing matches or all that matches passes again.
 
     Args:
-        where: a pattern (fnmatch) of `property` or `property/flag` names.
+        where: a pattern (fnmatch) of `property` or `property/flag`, either perhaps with `@dtype` behind it:
+            `*/left-pad@float64` (properties: `conformance.properties`, flags: `conformance.flags`).
         reason: a sentence: what is wrong, and who is right.
         link: where it is reported, if it is.
     """
@@ -78,13 +84,3 @@ class Waiver:
     where: str
     reason: str
     link: str = ""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What one question to an implementation needs of it."""
-
-    features: Sequence[str] = ()
-    mask: str = "real"
-    methods: Sequence[str] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)

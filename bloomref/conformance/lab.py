@@ -15,6 +15,7 @@ import numpy as np
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.params import LayerParams, Params
+from bloomref.runtime.inputs import token_batch
 from bloomref.shapes import Array, Bool, Float, Int
 
 GELU_CONSTANT = 0.79788456
@@ -58,6 +59,8 @@ class Lab:
     Args:
         dtype: in which it computes; the weights are cast to it.
         anchor: the column that ALiBi counts from: that of the query (None: the reference), or a fixed one, which is the same function.
+
+    While it runs, `start` is the first column of the piece, `index` the layer.
     """
 
     anchor: int | None = None
@@ -67,19 +70,37 @@ class Lab:
     ) -> None:
         self.config = config
         self.dtype = np.dtype(dtype)
-        self.params = params.astype(self.dtype)
+        self.params = self.load(params.astype(self.dtype))
         self.arithmetic = arithmetic
         self.seen: dict[str, Array] = {}
         self.prefix = ""
+        self.start = 0
+        self.index = 0
+
+    def load(self, params: Params) -> Params:
+        """The weights as they are used."""
+        return params
 
     # --- the wiring ------------------------------------------------------------------------------
 
+    def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+        """The front door: what a user hands in, checked (EMB-2, ATT-11).
+
+        Raises:
+            InvalidInput: where the specification refuses.
+        """
+        batch = token_batch({"token_ids": token_ids, "padding_mask": padding_mask}, self.config.vocabulary_size)
+        return batch.token_ids, batch.is_real
+
     def run(
-        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int] = ()
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int] = (), capacity: int = 0
     ) -> dict[str, Array]:
-        """Every intermediate by name. With `cuts`, in pieces over a cache: then only those of shape (B, T, ...) are there."""
+        """Every intermediate by name. With `cuts`, in pieces over a cache: then only those of shape (B, T, ...) are there.
+
+        `capacity`: positions that the caches have room for, if those are more than T.
+        """
         batch, time = token_ids.shape
-        caches = [self.new_cache(batch, time) for _ in self.params.layers]
+        caches = [self.new_cache(batch, max(capacity, time)) for _ in self.params.layers]
         pieces = [
             self.piece(caches, token_ids[:, start:stop], is_real[:, :stop], start)
             for start, stop in pairwise((0, *cuts, time))
@@ -90,11 +111,12 @@ class Lab:
         self, caches: list[LabCache], token_ids: Int[Array, "B T"], is_real: Bool[Array, "B S"], start: int
     ) -> dict[str, Array]:
         """The positions from `start` on."""
-        self.seen, self.prefix = {}, ""
+        self.seen, self.prefix, self.start = {}, "", start
         x = self.embed(token_ids)
+        is_real = self.key_is_real(is_real, start)
         visible, bias = self.visible(is_real, start), self.bias(is_real, start)
         for i, (layer, cache) in enumerate(zip(self.params.layers, caches, strict=True)):
-            self.prefix = f"layers.{i}."
+            self.index, self.prefix = i, f"layers.{i}."
             x = self.block(layer, x, cache, start, visible, bias)
         self.prefix = ""
         hidden = self.note("final_norm", self.final_norm(x))
@@ -114,7 +136,11 @@ class Lab:
         self, layer: LayerParams, x: Array, cache: LabCache, start: int, visible: Array, bias: Array
     ) -> Float[Array, "B T D"]:
         query, key, value = self.split(self.qkv(layer, x))
-        query, key, value = self.note("attention.query", query), self.note("attention.key", key), self.note("attention.value", value)
+        query, key, value = (
+            self.note("attention.query", query),
+            self.note("attention.key", key),
+            self.note("attention.value", value),
+        )
         keys, values = self.remember(cache, start, key, value)
         scores = self.note("attention.scores", self.scores(query, keys, bias))
         probabilities = self.note("attention.probabilities", self.softmax(scores, visible))
@@ -152,10 +178,17 @@ class Lab:
 
     def layer_norm(self, x: Array, weight: Array, bias: Array) -> Array:
         wide = self.arithmetic.wide
-        centred = wide(x - wide(x.mean(axis=-1, keepdims=True)))
-        variance = wide(np.square(centred).mean(axis=-1, keepdims=True))
+        centred = self.centred(x)
+        variance = wide(self.variance(centred))
         normed = wide(centred / wide(self.deviation(variance)))
         return self.arithmetic.stored(wide(normed * weight) + bias)
+
+    def centred(self, x: Array) -> Array:
+        wide = self.arithmetic.wide
+        return wide(x - wide(x.mean(axis=-1, keepdims=True)))
+
+    def variance(self, centred: Array) -> Array:
+        return np.square(centred).mean(axis=-1, keepdims=True)
 
     def deviation(self, variance: Array) -> Array:
         return np.sqrt(variance + self.epsilon())
@@ -185,6 +218,10 @@ class Lab:
         cache.values[:, :, start:stop] = value
         return cache.keys[:, :, :stop], cache.values[:, :, :stop]
 
+    def key_is_real(self, is_real: Bool[Array, "B S"], start: int) -> Bool[Array, "B S"]:  # noqa: ARG002
+        """The mask of all columns so far: that of the earlier ones is remembered (KVC-3)."""
+        return is_real
+
     def slopes(self) -> Float[Array, " H"]:
         return alibi.slopes(self.config.num_heads, self.dtype)
 
@@ -197,7 +234,9 @@ class Lab:
         if self.anchor is None:
             distance = position[:, None, :] - position[:, start:, None]
         else:
-            distance = np.broadcast_to((position - self.anchor)[:, None, :], (len(position), is_real.shape[1] - start, is_real.shape[1]))
+            distance = np.broadcast_to(
+                (position - self.anchor)[:, None, :], (len(position), is_real.shape[1] - start, is_real.shape[1])
+            )
         return self.arithmetic.score(self.slopes()[:, None, None] * distance[:, None].astype(self.dtype))
 
     def visible(self, is_real: Bool[Array, "B S"], start: int) -> Bool[Array, "B 1 T S"]:
@@ -219,19 +258,22 @@ class Lab:
         hidden = self.hide(scores, visible)
         peak = hidden.max(axis=-1, keepdims=True, initial=np.finfo(self.dtype).min)
         powers = wide(np.exp(wide(hidden - peak)))
-        total = wide(powers.sum(axis=-1, keepdims=True))
+        total = wide(self.total(powers))
         total[total == 0.0] = 1.0
         return self.arithmetic.stored(powers / total)
 
     def hide(self, scores: Array, visible: Array) -> Array:
         return np.where(visible, scores, -math.inf)
 
+    def total(self, powers: Array) -> Array:
+        return powers.sum(axis=-1, keepdims=True)
+
     def context(self, probabilities: Array, values: Array) -> Float[Array, "B H T K"]:
         return self.arithmetic.stored(self.arithmetic.matmul(probabilities, values))
 
     def merge(self, context: Float[Array, "B H T K"]) -> Float[Array, "B T D"]:
         batch, _, time, _ = context.shape
-        return context.swapaxes(1, 2).reshape(batch, time, -1)
+        return context.swapaxes(1, 2).reshape(batch, time, self.config.hidden_dim)
 
     def attention_output(self, layer: LayerParams, context: Array) -> Array:
         return self.linear(context, layer.attn_out_weight.reshape(self.config.hidden_dim, -1), layer.attn_out_bias)

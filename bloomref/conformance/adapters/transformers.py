@@ -1,0 +1,228 @@
+"""transformers' eager BLOOM on torch, as installed; and in float64, which takes two patches.
+
+In a model of dtype float64, transformers computes the softmax of the scores and the ALiBi slopes in float32. That costs 1e-9 to
+1e-4 of accuracy, and under left padding it turns real positions into NaN. `TransformersFloat64` gives the module that defines
+the model a `torch` whose name `float32` means float64; the code that runs is transformers' own otherwise.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from bloomref.config import BloomConfig
+from bloomref.conformance.adapters.common import need, refuse, versions_of
+from bloomref.conformance.implementation import FEATURES, Capabilities
+from bloomref.shapes import Array, Bool, Float, Int
+
+INSTALL = '"torch>=2.6" "transformers>=5.0"'
+
+
+class Transformers:
+    """The model as installed, in the dtype asked for."""
+
+    name = "transformers"
+    capabilities = Capabilities(
+        dtypes=("float32", "bfloat16", "float16", "float64"),
+        features=frozenset(FEATURES) - {"mlp-width"},
+        scores="model",
+    )
+
+    def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "TorchModel":
+        """The weights become the model's own tensors; nothing is initialised.
+
+        Raises:
+            Unsupported: torch or transformers is not installed; the MLP is not 4 D wide.
+        """
+        need(self.name, "torch", "transformers", command=INSTALL)
+        refuse(self.name, an_MLP_width_other_than_4_D=config.intermediate_dim != 4 * config.hidden_dim)
+        return TorchModel(_build(config, weights, dtype), nullcontext)
+
+    def versions(self) -> Mapping[str, str]:
+        return versions_of("transformers", "torch")
+
+
+class TransformersFloat64(Transformers):
+    """The model with the softmax and the slopes of its float64 in float64."""
+
+    name = "transformers-float64"
+    capabilities = Capabilities(dtypes=("float64",), features=Transformers.capabilities.features)
+
+    def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "TorchModel":
+        """As `Transformers.load`."""
+        model = super().load(config, weights, dtype)
+        return TorchModel(model.model, in_float64)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Inside, transformers computes slopes and softmax in float64."""
+    import torch
+    from transformers.models.bloom import modeling_bloom
+
+    class Wide:
+        float32 = torch.float64
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    with mock.patch.object(modeling_bloom, "torch", Wide()):
+        yield
+
+
+def _build(config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> Any:
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.BloomForCausalLM(transformers.BloomConfig.from_dict(config.to_hf()))
+    tensors = {key: torch.tensor(array).to(getattr(torch, dtype)) for key, array in weights.items()}
+    missing, unknown = model.load_state_dict(tensors, strict=False, assign=True)
+    assert not unknown
+    assert missing == (["lm_head.weight"] if config.tie_word_embeddings else [])
+    model.tie_weights()
+    return model.train(False)
+
+
+class TorchModel:
+    """One loaded model. `patched` is entered around every call."""
+
+    def __init__(self, model: Any, patched: Callable[[], AbstractContextManager[None]]) -> None:
+        self.model = model
+        self.patched = patched
+
+    def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
+        return _array(self._run(token_ids, is_real, use_cache=False).logits)
+
+    def hidden(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.trace(token_ids, is_real)["final_norm"]
+
+    def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> dict[str, Array]:
+        """All names of MOD-8 but the scores, which never leave transformers' attention function."""
+        with observed(self.model) as seen:
+            output = self._run(token_ids, is_real, use_cache=False, output_attentions=True)
+        seen |= {f"layers.{i}.attention.probabilities": _array(p) for i, p in enumerate(output.attentions)}
+        return seen | {"logits": _array(output.logits)}
+
+    def in_pieces(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int = 0
+    ) -> Float[Array, "B T V"]:
+        """Over a DynamicCache, which grows by itself; each piece gets the mask of all positions so far."""
+        from transformers import DynamicCache
+
+        del capacity
+        cache, parts = DynamicCache(config=self.model.config), []
+        for start, stop in pairwise((0, *cuts, token_ids.shape[1])):
+            output = self._run(token_ids[:, start:stop], is_real[:, :stop], past_key_values=cache, use_cache=True)
+            parts.append(_array(output.logits))
+        return np.concatenate(parts, axis=1)
+
+    def loss_and_gradients(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
+    ) -> tuple[float, dict[str, Array]]:
+        """The loss of GRD-1 and GRD-2 and its gradients by autograd, from the model's logits, in float32 or wider.
+
+        transformers' own loss is never wider than float32, and counts tokens that follow padding.
+        """
+        import torch
+
+        self.model.zero_grad(set_to_none=True)
+        counted = is_real[:, 1:] & is_real[:, :-1]
+        target = torch.tensor(np.where(counted, labels[:, 1:], -100).astype(np.int64))
+        with torch.enable_grad(), self.patched():
+            logits = self._call(token_ids, is_real, use_cache=False).logits[:, :-1]
+            wide = logits if logits.dtype == torch.float64 else logits.float()
+            total = torch.nn.functional.cross_entropy(wide.flatten(0, 1), target.flatten(), reduction="sum")
+            loss = total / max(int((target != -100).sum()), 1)
+            torch.autograd.backward(loss)
+        gradients = {key: _array(value.grad) for key, value in self.model.named_parameters() if value.grad is not None}
+        return loss.item(), gradients
+
+    def call(self, token_ids: Any, padding_mask: Any) -> Array:
+        """`model(input_ids, attention_mask)` of what `torch.tensor` makes of the arguments."""
+        import torch
+
+        mask = None if padding_mask is None else torch.tensor(padding_mask)
+        with torch.no_grad(), self.patched():
+            return _array(self.model(torch.tensor(token_ids), attention_mask=mask).logits)
+
+    def _run(self, token_ids: Array, is_real: Array, **options: Any) -> Any:
+        import torch
+
+        with torch.no_grad(), self.patched():
+            return self._call(token_ids, is_real, **options)
+
+    def _call(self, token_ids: Array, is_real: Array, **options: Any) -> Any:
+        """Without a mask where nothing is padded: another path of transformers."""
+        import torch
+
+        mask = None if is_real.all() else torch.tensor(np.ascontiguousarray(is_real, np.int64))
+        return self.model(torch.tensor(np.ascontiguousarray(token_ids)), attention_mask=mask, **options)
+
+
+def _array(tensor: Any) -> Array:
+    """float64 stays, every other dtype becomes float32, which holds it exactly."""
+    import torch
+
+    wide = tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()
+    return wide.numpy().copy()
+
+
+@contextmanager
+def observed(model: Any) -> Iterator[dict[str, Array]]:
+    """A dictionary that fills with what enters and leaves the modules of a BloomForCausalLM, under the names of MOD-8."""
+    seen: dict[str, Array] = {}
+    handles = []
+    for name, module in _modules(model.transformer):
+        handles.append(module.register_forward_hook(_keep(seen, name)))
+    for i, block in enumerate(model.transformer.h):
+        attention = block.self_attention
+        handles.append(attention.query_key_value.register_forward_hook(_keep_split(seen, i, attention)))
+        handles.append(attention.dense.register_forward_pre_hook(_keep_input(seen, f"layers.{i}.attention.context")))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _modules(body: Any) -> Iterator[tuple[str, Any]]:
+    yield "word_embedding", body.word_embeddings
+    yield "embedding_norm", body.word_embeddings_layernorm
+    for i, block in enumerate(body.h):
+        yield f"layers.{i}.attention.norm", block.input_layernorm
+        yield f"layers.{i}.attention.output", block.self_attention.dense
+        yield f"layers.{i}.attention_block", block.self_attention
+        yield f"layers.{i}.mlp.norm", block.post_attention_layernorm
+        yield f"layers.{i}.mlp.up", block.mlp.dense_h_to_4h
+        yield f"layers.{i}.mlp.gelu", block.mlp.gelu_impl
+        yield f"layers.{i}.mlp.output", block.mlp.dense_4h_to_h
+        yield f"layers.{i}.mlp_block", block
+    yield "final_norm", body.ln_f
+
+
+def _keep(seen: dict[str, Array], name: str) -> Callable[..., None]:
+    def hook(_module: object, _inputs: object, output: Any) -> None:
+        seen[name] = _array(output[0] if isinstance(output, tuple) else output)
+
+    return hook
+
+
+def _keep_input(seen: dict[str, Array], name: str) -> Callable[..., None]:
+    def hook(_module: object, inputs: Any) -> None:
+        seen[name] = _array(inputs[0])
+
+    return hook
+
+
+def _keep_split(seen: dict[str, Array], layer: int, attention: Any) -> Callable[..., None]:
+    """Query, key and value as transformers' own function splits them."""
+
+    def hook(_module: object, _inputs: object, fused: Any) -> None:
+        for name, part in zip(("query", "key", "value"), attention._reshape(fused), strict=True):
+            seen[f"layers.{layer}.attention.{name}"] = _array(part)
+
+    return hook

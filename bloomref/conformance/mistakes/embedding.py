@@ -1,0 +1,64 @@
+"""Mistakes between a token id and the first block."""
+
+import math
+
+import numpy as np
+
+from bloomref.conformance.lab import Lab
+from bloomref.conformance.mistakes.mistake import mistake
+from bloomref.shapes import Array
+
+
+@mistake("no-embedding-norm", "no layer norm after the embedding, as in GPT-2", "EMB-5", first="embedding_norm")
+class NoEmbeddingNorm(Lab):
+    def embedding_norm(self, x: Array) -> Array:
+        return self.arithmetic.stored(x)
+
+
+@mistake("embedding-norm-twice", "the layer norm of the embedding applied twice", "EMB-5", first="embedding_norm")
+class EmbeddingNormTwice(Lab):
+    def embedding_norm(self, x: Array) -> Array:
+        return super().embedding_norm(super().embedding_norm(x))
+
+
+@mistake(
+    "scaled-embedding", "the embedding multiplied by sqrt(D)", "EMB-5", first="word_embedding", needs="eps-sensitive"
+)
+class ScaledEmbedding(Lab):
+    def look_up(self, token_ids: Array) -> Array:
+        return super().look_up(token_ids) * math.sqrt(self.config.hidden_dim)
+
+
+@mistake("position-vectors", "sinusoidal position vectors added to the embedding", "EMB-5", first="embedding_norm")
+class PositionVectors(Lab):
+    def embedding_norm(self, x: Array) -> Array:
+        time, width = x.shape[1:]
+        column = np.arange(self.start, self.start + time)[:, None]
+        angle = column / 10000.0 ** (2 * (np.arange(width) // 2) / width)
+        return super().embedding_norm(x) + np.where(np.arange(width) % 2, np.cos(angle), np.sin(angle)).astype(x.dtype)
+
+
+@mistake(
+    "pad-row-zeroed", "the embedding row of the pad token set to zero", "CFG-11", first="word_embedding", needs="pad-id"
+)
+class PadRowZeroed(Lab):
+    def look_up(self, token_ids: Array) -> Array:
+        return np.where((token_ids == self.config.pad_token_id)[..., None], 0.0, super().look_up(token_ids))
+
+
+@mistake(
+    "last-id-clipped",
+    "the highest token id read as the one before it",
+    "EMB-2",
+    first="word_embedding",
+    needs="last-id",
+)
+class LastIdClipped(Lab):
+    def look_up(self, token_ids: Array) -> Array:
+        return super().look_up(np.minimum(token_ids, max(0, self.config.vocabulary_size - 2)))
+
+
+@mistake("ids-off-by-one", "token ids counted from one", "EMB-1", first="word_embedding")
+class IdsOffByOne(Lab):
+    def look_up(self, token_ids: Array) -> Array:
+        return super().look_up((token_ids - 1) % self.config.vocabulary_size)

@@ -1,0 +1,24 @@
+"""Properties against the truth: the case's result, and what leads to it, within the error that rounding explains."""
+
+from collections.abc import Iterable
+
+from bloomref.conformance.budgets import Judgement, judge
+from bloomref.conformance.cases import Case
+from bloomref.conformance.comparing import in_pieces, run
+from bloomref.conformance.subject import Subject
+
+
+def logits(subject: Subject, case: Case) -> Iterable[Judgement]:
+    return judge(case, subject.tier, {"logits": run(subject, case)})
+
+
+def hidden(subject: Subject, case: Case) -> Iterable[Judgement]:
+    return judge(case, subject.tier, {"final_norm": subject.ask(case, "hidden", case.token_ids, case.is_real)})
+
+
+def intermediates(subject: Subject, case: Case) -> Iterable[Judgement]:
+    return judge(case, subject.tier, subject.ask(case, "trace", case.token_ids, case.is_real))
+
+
+def pieces(subject: Subject, case: Case) -> Iterable[Judgement]:
+    return judge(case, subject.tier, {"logits": in_pieces(subject, case, case.cuts, spare=case.seed % 3)})

@@ -1,0 +1,19 @@
+"""The entry point of the pytest plugin. In a run that does not name `bloomref.conformance` it adds nothing: no option, no import."""
+
+import os
+import re
+import shlex
+from typing import Any
+
+import pytest
+
+OURS = re.compile(r"\bbloomref[./\\]conformance\b(?!\.plugin)")
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:  # noqa: ARG001
+    config: Any = pluginmanager.get_plugin("pytestconfig")
+    arguments = [*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
+    if any(OURS.search(str(argument)) for argument in arguments):
+        from bloomref.conformance import session
+
+        pluginmanager.register(session, session.__name__)

@@ -1,0 +1,42 @@
+"""The KerasHub adapter: every method, on cases of every kind, and that what it does wrongly is as the findings say."""
+
+from importlib.util import find_spec
+
+import pytest
+
+if not find_spec("keras_hub"):
+    pytest.skip("needs keras_hub and JAX, in an environment of their own", allow_module_level=True)
+
+from conformance.adapter_cases import CASES, judged
+
+from bloomref.conformance.adapters.keras_hub import KerasHub
+from bloomref.conformance.oracle import truth
+from bloomref.conformance.subject import Subject, named_weights
+from bloomref.errors import Unsupported
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what the imports of Keras, JAX and TensorFlow warn of
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_float32(case):
+    """Over a cache, padding before or in a text is seen."""
+    wrong = judged(Subject(KerasHub(), "float32"), case)
+    assert bool(wrong) == (case.kind in ("left", "holes")), wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bits(dtype):
+    assert judged(Subject(KerasHub(), dtype), CASES[0]) == []
+
+
+def test_the_trace_has_every_name():
+    model = Subject(KerasHub(), "float32").model(CASES[0])
+    assert model.trace(CASES[0].token_ids, CASES[0].is_real).keys() == truth(CASES[0]).values.keys()
+
+
+def test_what_it_cannot_say_is_unsupported():
+    case = CASES[0]
+    for change in ({"apply_residual_connection_post_layernorm": True}, {"tie_word_embeddings": False}):
+        with pytest.raises(Unsupported, match="keras-hub: it cannot do"):
+            KerasHub().load(case.config.replace(**change), named_weights(case.config, case.params), "float32")

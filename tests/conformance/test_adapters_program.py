@@ -1,0 +1,286 @@
+"""The program protocol, clause by clause with stubs, and the example in C through every property of the kit."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bloomref.config import BloomConfig
+from bloomref.conformance.adapters.common import Failed
+from bloomref.conformance.adapters.program import Program
+from bloomref.conformance.cases import Case
+from bloomref.conformance.flags import flags_of
+from bloomref.conformance.oracle import truth
+from bloomref.conformance.properties import PROPERTIES
+from bloomref.conformance.subject import Subject, named_weights
+from bloomref.errors import BadWeights, InvalidInput, Unsupported
+
+ROOT = Path(__file__).parents[2]
+CONFIG = BloomConfig(vocabulary_size=7, num_layers=1, num_heads=3, hidden_dim=6, intermediate_dim=10)
+CASE = Case(CONFIG, batch=2, time=4, kind="left")
+
+# --- stubs: a program in a few lines of Python --------------------------------------------------------------------
+
+STUB = """
+import json, os, struct, sys
+import numpy as np
+from pathlib import Path
+from safetensors.numpy import load_file, save_file
+seen = []
+HELLO = {"protocol": 1, "name": "stub", "methods": METHODS, "versions": {"stub": "2"}}
+for line in sys.stdin:
+    r = json.loads(line)
+    seen.append(r)
+    reply = {}
+    if r["request"] == "hello":
+        reply = dict(HELLO)
+    elif r["request"] == "load":
+        weights = load_file(r["weights"])
+    BODY
+    print(json.dumps(reply), flush=True)
+"""
+
+
+def stub(folder: Path, body: str = "", methods: str = '["logits"]', timeout: float = 30.0) -> Program:
+    body = textwrap.indent(textwrap.dedent(body).strip(), "    ") if body else ""
+    source = STUB.replace("METHODS", methods).replace("    BODY", body)
+    (folder / "stub.py").write_text(source, "utf-8")
+    return Program(f"{shlex.quote(sys.executable)} {shlex.quote(str(folder / 'stub.py'))}", timeout)
+
+
+def loaded(program: Program, config: BloomConfig = CONFIG):
+    return program.load(config, named_weights(config, Case(config).params), "float32")
+
+
+@pytest.mark.clause("PRG-2")
+def test_hello_names_the_program(tmp_path):
+    program = stub(tmp_path)
+    assert (program.name, dict(program.versions()), program.methods) == ("stub", {"stub": "2"}, {"logits"})
+
+
+@pytest.mark.clause("PRG-2")
+def test_without_methods_a_program_has_logits(tmp_path):
+    program = stub(tmp_path, 'if r["request"] == "hello": del reply["methods"]')
+    assert program.methods == {"logits"}
+
+
+@pytest.mark.clause("PRG-2")
+def test_another_version_of_the_protocol_is_unsupported(tmp_path):
+    with pytest.raises(Unsupported, match="protocol: expected 1, got 2"):
+        stub(tmp_path, 'if r["request"] == "hello": reply["protocol"] = 2')
+
+
+@pytest.mark.clause("PRG-3")
+def test_capabilities(tmp_path):
+    told = '{"dtypes": ["bfloat16"], "masks": ["real"], "features": ["batch"], "scores": "model", "max_time": 9}'
+    able = stub(tmp_path, f'if r["request"] == "hello": reply["capabilities"] = {told}').capabilities
+    assert (able.dtypes, able.masks, able.features) == (("bfloat16",), ("real",), {"batch"})
+    assert (able.scores, able.max_time, able.repeatable) == ("model", 9, True)
+
+
+@pytest.mark.clause("PRG-3")
+def test_an_unknown_capability_fails(tmp_path):
+    with pytest.raises(Failed, match="speed"):
+        stub(tmp_path, 'if r["request"] == "hello": reply["capabilities"] = {"speed": 1}')
+
+
+@pytest.mark.clause("PRG-5")
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [("InvalidInput", InvalidInput), ("Unsupported", Unsupported), ("BadWeights", BadWeights), ("Other", Failed)],
+)
+def test_refusals(tmp_path, kind, error):
+    body = f'if r["request"] == "logits": reply = {{"error": {{"kind": "{kind}", "message": "no"}}}}'
+    model = loaded(stub(tmp_path, body))
+    for _ in range(2):
+        with pytest.raises(error, match="no"):
+            model.logits(CASE.token_ids, CASE.is_real)
+
+
+@pytest.mark.clause("PRG-6")
+def test_load_sends_the_config_and_the_weights(tmp_path):
+    checks = """
+    if r["request"] == "load":
+        good = r["dtype"] == "float32" and r["config"]["intermediate_size"] == 10 and r["config"]["n_head"] == 3
+        good = good and weights["transformer.h.0.self_attention.query_key_value.weight"].shape == (18, 6)
+        reply = {} if good else {"error": {"kind": "BadWeights", "message": str(r)}}
+    """
+    loaded(stub(tmp_path, checks))
+
+
+@pytest.mark.clause("PRG-7")
+def test_two_models_of_one_program_do_not_mix(tmp_path):
+    body = """
+    if r["request"] == "load": r0 = r
+    if r["request"] == "logits":
+        ids = load_file(r["inputs"])["token_ids"]
+        save_file({"logits": np.zeros((*ids.shape, r0["config"]["vocab_size"]), np.float32)}, r["outputs"])
+    """
+    program = stub(tmp_path, body)
+    small, large = loaded(program), loaded(program, CONFIG.replace(vocabulary_size=9))
+    for model, vocabulary in ((small, 7), (large, 9), (small, 7)):
+        assert model.logits(CASE.token_ids, CASE.is_real).shape == (2, 4, vocabulary)
+
+
+@pytest.mark.clause("PRG-8", "PRG-9", "PRG-10")
+def test_what_is_asked_and_what_comes_back(tmp_path):
+    body = """
+    if r["request"] in ("logits", "hidden", "trace", "in_pieces", "loss_and_gradients", "call"):
+        given = load_file(r["inputs"])
+        told = {name: [str(a.dtype), *a.shape] for name, a in given.items()}
+        out = {"logits": np.zeros((2, 4, 7), np.float16), "hidden": np.zeros((2, 4, 6), np.float64), "loss": np.array([2.5], np.float32)}
+        if r["request"] == "in_pieces" and (r["cuts"], r["capacity"]) != ([1, 3], 6): del out["logits"]
+        if r["request"] == "call" and told != {"token_ids": ["int64", 2, 4], "padding_mask": ["float64", 4]}: del out["logits"]
+        if r["request"] == "logits" and told != {"token_ids": ["int64", 2, 4], "is_real": ["bool", 2, 4]}: del out["logits"]
+        if r["request"] == "loss_and_gradients" and told["labels"] != ["int64", 2, 4]: del out["loss"]
+        save_file(out, r["outputs"])
+    """
+    model = loaded(stub(tmp_path, body, '["logits", "hidden", "trace", "in_pieces", "loss_and_gradients", "call"]'))
+    ids, real = CASE.token_ids.astype(np.int32), CASE.is_real
+    assert model.logits(ids, real).dtype == np.float16
+    assert model.hidden(ids, real).shape == (2, 4, 6)
+    assert model.trace(ids, real).keys() == {"logits", "hidden", "loss"}
+    assert model.in_pieces(ids, real, (1, 3), 6).shape == (2, 4, 7)
+    loss, gradients = model.loss_and_gradients(ids, real, ids)
+    assert (loss, gradients.keys()) == (2.5, {"logits", "hidden"})
+    assert model.call(ids, np.ones(4)).shape == (2, 4, 7)
+
+
+@pytest.mark.clause("PRG-8", "PRG-10")
+@pytest.mark.parametrize(
+    ("write", "message"), [("pass", "none"), ('save_file({"x": np.zeros(1)}, r["outputs"])', "'logits'")]
+)
+def test_a_missing_result_fails(tmp_path, write, message):
+    model = loaded(stub(tmp_path, f'if r["request"] == "logits": {write}'))
+    with pytest.raises(Failed, match=message):
+        model.logits(CASE.token_ids, CASE.is_real)
+
+
+def test_a_model_has_the_methods_that_the_program_named(tmp_path):
+    model = loaded(stub(tmp_path))
+    assert hasattr(model, "logits")
+    assert not hasattr(model, "trace")
+
+
+# --- breaking down -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.clause("PRG-12")
+def test_a_dead_program_is_reported_with_its_last_words_and_started_anew(tmp_path):
+    body = """
+    if r["request"] == "logits":
+        print("segments at fault", file=sys.stderr, flush=True)
+        os._exit(3)
+    """
+    program = stub(tmp_path, body)
+    model = loaded(program)
+    with pytest.raises(Failed, match=r"(?s)it died \(status 3\) over the request 'logits'.*segments at fault"):
+        model.logits(CASE.token_ids, CASE.is_real)
+    loaded(program)
+
+
+@pytest.mark.clause("PRG-12")
+def test_silence_ends_at_the_time_out(tmp_path):
+    body = """
+    if r["request"] == "logits":
+        import time
+        time.sleep(60)
+    """
+    model = loaded(stub(tmp_path, body, timeout=3.0))
+    with pytest.raises(Failed, match="no reply within 3 s over the request 'logits'"):
+        model.logits(CASE.token_ids, CASE.is_real)
+
+
+@pytest.mark.clause("PRG-1", "PRG-12")
+def test_another_line_on_standard_output_fails(tmp_path):
+    model = loaded(stub(tmp_path, 'if r["request"] == "logits": print("computing ...", flush=True)'))
+    with pytest.raises(Failed, match=r"one JSON object a line, got computing \.\.\."):
+        model.logits(CASE.token_ids, CASE.is_real)
+
+
+def test_a_command_that_does_not_exist():
+    with pytest.raises(Unsupported, match="it cannot be started"):
+        Program("./there-is-no-such-program")
+
+
+@pytest.mark.clause("PRG-11")
+def test_the_program_ends_with_its_input(tmp_path):
+    program = stub(tmp_path)
+    popen = program.process.popen
+    program.close()
+    assert popen.returncode == 0
+
+
+# --- the example in C ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bloom(tmp_path_factory) -> Program:
+    compiler = shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("no C compiler: gcc, cc or clang")
+    binary = tmp_path_factory.mktemp("bloom") / "bloom"
+    flags = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic")
+    subprocess.run([compiler, *flags, "-o", binary, ROOT / "docs/examples/bloom.c", "-lm"], check=True)
+    return Program(shlex.quote(str(binary)))
+
+
+def model_of(seed: int, **changes: object) -> BloomConfig:
+    base = CONFIG.replace(vocabulary_size=11 + seed, num_layers=2)
+    return base.replace(**changes)
+
+
+CASES = [
+    Case(model_of(0), kind="left", time=9, cuts=(1, 2, 7), embedding_std=3e-3, name="left padding"),
+    Case(model_of(1, num_heads=12, hidden_dim=24), kind="holes", batch=3, time=13, cuts=(4,), name="12 heads, holes"),
+    Case(model_of(2, apply_residual_connection_post_layernorm=True), kind="right", gain=2.0, name="the other residual"),
+    Case(model_of(3, tie_word_embeddings=False, layer_norm_epsilon=1e-3), kind="padding row", name="head of its own"),
+    Case(model_of(4, num_layers=0), batch=1, time=2, name="no layers"),
+    Case(model_of(5, num_heads=1, hidden_dim=5, intermediate_dim=1), time=270, batch=1, cuts=(269,), name="long"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_the_example_in_c(bloom, name, case):
+    found = PROPERTIES[name]
+    missing = {*found.needs} - bloom.methods
+    if missing or case.kind not in found.kinds or case.batch < found.rows or case.time < found.time:
+        pytest.skip(f"nothing to ask: it has no {', '.join(missing)}" if missing else "says nothing of such a case")
+    found.check(Subject(bloom, "float32"), case)
+
+
+def test_these_cases_show_much():
+    flags = {flag for case in CASES for flag in flags_of(case)}
+    assert flags >= {
+        "left-pad",
+        "right-pad",
+        "mask-hole",
+        "padding-row",
+        "odd-heads",
+        "long",
+        "post-ln",
+        "untied",
+        "no-layers",
+    }
+
+
+@pytest.mark.clause("PRG-4", "PRG-5")
+def test_the_example_in_c_refuses_and_goes_on(bloom):
+    model = loaded(bloom)
+    with pytest.raises(InvalidInput, match="not in the vocabulary"):
+        model.logits(np.full((1, 2), 7), np.ones((1, 2), bool))
+    with pytest.raises(Unsupported, match="float32 only"):
+        bloom.load(CONFIG, named_weights(CONFIG, Case(CONFIG).params), "bfloat16")
+    bloom.process.ask({"request": "load", "more": 1, **{k: v for k, v in model._load.items() if k != "request"}})
+    got = model.logits(CASE.token_ids, CASE.is_real)
+    np.testing.assert_allclose(got[CASE.is_real], truth(CASE).values["logits"][CASE.is_real], rtol=0, atol=1e-5)
+
+
+def test_the_example_in_c_is_short():
+    assert len((ROOT / "docs/examples/bloom.c").read_text("utf-8").splitlines()) < 300

@@ -1,0 +1,204 @@
+"""`bloomref diff`: the first intermediate that leaves its budget, the mistake that explains it, and what is printed."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bloomref.cli import app
+from bloomref.config import BloomConfig
+from bloomref.conformance import diff_page, diff_report
+from bloomref.conformance.cases import Case
+from bloomref.conformance.diff import Difference, Step, diff
+from bloomref.conformance.mistakes import Mistake, by_name
+from bloomref.conformance.mistakes.examples import example
+from bloomref.conformance.oracle import truth
+from bloomref.conformance.proof import naming
+from bloomref.conformance.sides import Side, side
+from bloomref.conformance.tiers import tier_of
+from bloomref.errors import InvalidInput, Unsupported
+
+SMALL = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=6, hidden_dim=30, intermediate_dim=40)
+CASE = Case(SMALL, seed=3, batch=2, time=10, kind="left")
+SAMPLE = ["qkv-in-blocks", "no-embedding-norm", "gelu-quick", "alibi-restarted", "head-of-one-rank", "epsilon-1e-6"]
+
+
+def compare(a: str, b: str = "oracle", case: Case = CASE, dtype: str = "float32") -> Difference:
+    with np.errstate(all="ignore"):
+        return diff(case, side(a, dtype, case), side(b, dtype, case))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_a_right_implementation_agrees_with_the_oracle(dtype):
+    found = compare("numpy", dtype=dtype)
+    assert not found.differ
+    assert found.explanations == []
+    assert len(found.steps) == len(truth(CASE).values)
+
+
+def test_two_right_implementations_agree_with_each_other():
+    assert not compare("numpy", "mistake:softmax-in-parts").differ
+    assert not compare("numpy@bfloat16", "numpy").differ
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_it_names_the_mistake_and_where_it_begins(name):
+    known = by_name(name)
+    found = naming(known)
+    assert found["named"][0] == found["named_by_logits"][0] == name
+    assert found["first"] == ("logits" if "pieces" in known.needs else known.first)
+
+
+def test_of_two_implementations_it_names_the_one_that_is_wrong():
+    found = compare("numpy", "mistake:query-key-swapped")
+    assert [(e.side, e.mistake.name) for e in found.explanations if e.matches] == [
+        ("mistake:query-key-swapped", "query-key-swapped")
+    ]
+
+
+def test_a_mistake_that_is_in_no_catalogue_is_not_explained():
+    values = dict(truth(CASE).values)
+    values["logits"] = values["logits"] + np.random.default_rng(0).standard_normal(values["logits"].shape)
+    found = diff(CASE, Side("odd", values, tier_of("float32")), side("oracle", "float32", CASE))
+    assert found.first is not None
+    assert found.first.name == "logits"
+    assert not any(e.matches for e in found.explanations)
+    assert "No known mistake explains it." in diff_report.sentences(found)
+
+
+def test_below_the_noise_of_single_numbers_a_mistake_is_named_by_its_direction():
+    case = Case(SMALL, batch=4, time=16)
+    whole = side("mistake:gelu-constant-0.79788", "float32", case)
+    found = diff(case, Side("mine", {"logits": whole.values["logits"]}, whole.tier), side("oracle", "float32", case))
+    assert not found.differ
+    assert [(name, amplitude.name) for name, amplitude in found.below_noise] == [("mine", "gelu-constant-0.79788")]
+    assert "amplitude 1.0" in diff_report.sentences(found)[1]
+    assert compare("numpy", case=case).below_noise == []
+
+
+def test_what_is_not_a_number_is_infinitely_far():
+    values = {name: value.copy() for name, value in truth(CASE).values.items()}
+    values["final_norm"][1, -1, 0] = np.nan
+    found = diff(CASE, Side("nan", values, tier_of("float32")), side("oracle", "float32", CASE), mistakes=())
+    assert found.first is not None
+    assert (found.first.name, found.first.z, found.first.where) == ("final_norm", np.inf, (1, 9))
+    padded = {name: value.copy() for name, value in truth(CASE).values.items()}
+    padded["logits"][~CASE.is_real] = np.nan
+    assert not diff(CASE, Side("pad", padded, tier_of("float32")), side("oracle", "float32", CASE), mistakes=()).differ
+
+
+def test_sides_without_a_common_intermediate_or_of_another_shape_are_refused():
+    tier = tier_of("float32")
+    with pytest.raises(InvalidInput, match="both have"):
+        diff(CASE, Side("a", {"final_norm": np.zeros(1)}, tier), Side("b", {"logits": np.zeros(1)}, tier))
+    with pytest.raises(InvalidInput, match="of shape"):
+        diff(CASE, Side("a", {"logits": np.zeros((1, 1, 1))}, tier), side("oracle", "float32", CASE))
+
+
+def test_unknown_sides_are_refused():
+    for name, error in {
+        "mistake:no-such": InvalidInput,
+        "no_such_backend": InvalidInput,
+        "no.such:Adapter": Unsupported,
+    }.items():
+        with pytest.raises(error):
+            side(name, "float32", CASE)
+    with pytest.raises(Unsupported, match="not in float8"):
+        side("numpy@float8", "float32", CASE)
+
+
+# --- what is printed ---------------------------------------------------------------------------------------------
+
+
+def test_a_bar_is_logarithmic_and_shows_the_limit():
+    assert diff_report.bar(0.1, 1e6).count("#") == 0
+    assert diff_report.bar(np.inf, 1e6).count("#") == diff_report.BAR
+    assert "|" in diff_report.bar(1.0, 1e6)
+    lengths = [diff_report.bar(10.0**k, 1e6).count("#") for k in range(7)]
+    assert lengths == sorted(set(lengths))
+
+
+def test_of_many_intermediates_blocks_and_the_first_difference_are_shown():
+    steps = [
+        Step(f"layers.{i}.{name}", 0.5, 0.0, (0, 0))
+        for i in range(30)
+        for name in ("mlp.up", "mlp.output", "mlp_block")
+    ]
+    steps[40] = replace(steps[40], z=9.0)
+    sides = (side("oracle", "float32", CASE), side("oracle", "float32", CASE))
+    names = [step.name for step in diff_report.shown(Difference(CASE, sides, steps))]
+    assert steps[40].name in names
+    assert "layers.0.mlp_block" in names
+    assert "layers.0.mlp.up" not in names
+
+
+def test_the_page_needs_nothing_else_and_holds_every_intermediate():
+    found = compare("mistake:gelu-erf")
+    text = diff_page.page(found)
+    assert not re.search(r"(?:src|href)\s*=|url\(|@import|https?://", text)
+    for name in truth(CASE).values:
+        assert f"<code>{name}</code>" in text
+    assert "the exact GELU, with erf" in text
+    assert text.count("<svg") == text.count("</svg>") == 2
+    assert "nan" not in text.replace("nan-from-padding", "").lower()
+
+
+def test_the_page_escapes_names():
+    found = compare("numpy")
+    sides = (Side("<script>", found.sides[0].values, found.sides[0].tier), found.sides[1])
+    assert "<script>" not in diff_page.page(Difference(CASE, sides, found.steps))
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+def test_the_exit_code_says_whether_they_differ(capsys, tmp_path):
+    page = tmp_path / "difference.html"
+    assert app.run(["diff", "numpy", "--time", "6"]) == 0
+    assert "agree" in capsys.readouterr().out
+    assert app.run(["diff", "mistake:qkv-in-blocks", "oracle", "--time", "6", "--html", str(page)]) == 1
+    out = capsys.readouterr().out
+    assert "QKV split in three blocks instead of per head" in out
+    assert "layers.0.attention.query" in out
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_json_is_one_object(capsys):
+    assert app.run(["diff", "mistake:relu", "--time", "6", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["first"] == "layers.0.mlp.gelu"
+    assert told["explanations"][0]["mistake"] == "relu"
+    assert told["explanations"][0]["clauses"] == ["MLP-2"]
+
+
+def test_a_run_over_a_cache_is_compared_by_its_logits(capsys):
+    assert app.run(["diff", "mistake:cache-slot-late", "--time", "9", "--cuts", "4,6", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["explanations"][0]["mistake"] == "cache-slot-late"
+
+
+def test_trace_files_are_compared_by_what_they_hold(capsys, tmp_path):
+    files = [str(tmp_path / f"{dtype}.safetensors") for dtype in ("float32", "bfloat16")]
+    for file, dtype in zip(files, ("float32", "bfloat16"), strict=True):
+        assert app.run(["trace", "Everyone", "-o", file, "--dtype", dtype, "--names", "*block"]) == 0
+    capsys.readouterr()
+    assert app.run(["diff", *files, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["intermediates"]) > 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["numpy", "--mask", "diagonal"], ["numpy", "--cuts", "9,3"], ["numpy", "--cuts", "x"], ["mistake:none"]],
+)
+def test_wrong_arguments_are_refused_in_a_sentence(arguments, capsys):
+    assert app.run(["diff", *arguments]) == 2
+    assert "expected" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alibi-in-bfloat16", "positions-wrap", "slopes-of-rank"])
+def test_a_long_input_is_explained_too(name):
+    known: Mistake = by_name(name)
+    assert naming(known)["named"][0] == name
+    assert example(known).time >= 12

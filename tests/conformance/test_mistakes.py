@@ -1,0 +1,136 @@
+"""The catalogue: each mistake changes what it says first, in a case that shows it, and nothing where its needs are not met."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bloomref.conformance.budgets import LIMIT, judge, tier_of
+from bloomref.conformance.cases import Case
+from bloomref.conformance.flags import FLAGS
+from bloomref.conformance.lab import Lab
+from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, FRONT_DOOR, MISTAKES, Mistake, by_name
+from bloomref.conformance.mistakes.examples import example
+from bloomref.conformance.mistakes.mistake import OTHER_NEEDS, mistake
+from bloomref.conformance.oracle import truth
+from bloomref.conformance.tensors import per_position
+from bloomref.errors import InvalidInput
+
+VISIBLE = [m for m in MISTAKES if m.first != FRONT_DOOR]
+FLOAT32 = tier_of("float32")
+
+
+def named(known: Mistake) -> str:
+    return known.name
+
+
+def outputs(lab: type[Lab], case: Case, dtype: type = np.float64) -> dict[str, np.ndarray]:
+    with np.errstate(all="ignore"):
+        return lab(case.config, case.params, dtype=dtype).run(case.token_ids, case.is_real, case.cuts)
+
+
+def first_change(known: Mistake, case: Case) -> str | None:
+    right, wrong = outputs(Lab, case), outputs(known.lab, case)
+    for name, value in right.items():
+        with np.errstate(invalid="ignore"):
+            apart = per_position(name, wrong[name] - value, case.is_real)
+        if not np.all(apart <= 1e-12 * np.abs(value).max(initial=0.0)):
+            return name
+    return None
+
+
+def test_there_are_enough_of_them():
+    assert len(MISTAKES) >= 75
+    assert len(EQUIVALENTS) >= 8
+    assert len({known.name for known in CATALOGUE}) == len(CATALOGUE) == len(MISTAKES) + len(EQUIVALENTS)
+
+
+@pytest.mark.parametrize("known", VISIBLE, ids=named)
+def test_a_mistake_changes_first_what_it_says(known):
+    assert first_change(known, example(known)) == known.first
+
+
+@pytest.mark.parametrize("known", [m for m in EQUIVALENTS if m.name != "gelu-sqrt-2-over-pi"], ids=named)
+@pytest.mark.parametrize("kind", ["real", "left", "holes"])
+def test_an_equivalent_changes_nothing(known, kind):
+    case = Case(example(known).config, batch=3, time=12, kind=kind, cuts=(4, 5))
+    assert first_change(known, case) is None
+
+
+def test_another_constant_of_gelu_is_the_same_in_float32_alone():
+    known = by_name("gelu-sqrt-2-over-pi")
+    case = example(known)
+    assert first_change(known, case) == known.first
+    assert max(found.z for found in judge(case, FLOAT32, outputs(known.lab, case, np.float32))) <= LIMIT
+
+
+@pytest.mark.parametrize("known", EQUIVALENTS, ids=named)
+def test_an_equivalent_is_within_the_budget_of_float32(known):
+    case = Case(example(known).config, batch=2, time=20, kind="left")
+    assert [
+        found.explanation
+        for found in judge(case, FLOAT32, outputs(known.lab, case, np.float32))
+        if found.verdict == "fail"
+    ] == []
+
+
+@pytest.mark.parametrize("known", [m for m in VISIBLE if "pieces" not in m.needs], ids=named)
+def test_a_mistake_of_its_example_leaves_the_budget_of_float32(known):
+    case = example(known)
+    assert "fail" in [found.verdict for found in judge(case, FLOAT32, outputs(known.lab, case, np.float32))]
+
+
+@pytest.mark.parametrize("known", [m for m in VISIBLE if "pieces" in m.needs], ids=named)
+def test_a_mistake_of_the_cache_needs_the_cache(known):
+    case = example(known)
+    whole = Case(case.config, case.seed, case.batch, case.time, case.kind)
+    assert first_change(known, whole) is None
+    wrong = outputs(known.lab, case, np.float32)["logits"]
+    assert judge(whole, FLOAT32, {"logits": wrong})[0].verdict == "fail"
+
+
+@pytest.mark.parametrize("known", [m for m in MISTAKES if m.first == FRONT_DOOR], ids=named)
+def test_a_mistake_at_the_front_door_takes_what_must_be_refused_and_changes_no_result(known):
+    case = example(known)
+    lab = known.lab(case.config, case.params)
+    ones, last = np.ones_like(case.token_ids), case.config.vocabulary_size - 1
+    offers = [
+        (case.token_ids * 0 - 1, ones),
+        (case.token_ids * 0 + last + 1, ones),
+        (case.token_ids + 2**32, ones),
+        (case.token_ids + 0.5, ones),
+        (case.token_ids, ones * 2),
+        (case.token_ids, ones[:, :-1]),
+    ]
+    right = Lab(case.config, case.params)
+    taken = [ids for ids, mask in offers if refused(right, ids, mask) and not refused(lab, ids, mask)]
+    assert taken
+    assert first_change(known, case) is None
+
+
+def refused(lab: Lab, ids: np.ndarray, mask: np.ndarray) -> bool:
+    try:
+        lab.accept(ids, mask)
+    except InvalidInput:
+        return True
+    return False
+
+
+def test_clauses_and_needs_exist_and_sentences_can_stand_behind_a_colon():
+    specs = "\n".join(path.read_text("utf-8") for path in (Path(__file__).parents[2] / "specs").glob("*.md"))
+    clauses = set(re.findall(r"^- \*\*([A-Z]+-\d+)\*\*", specs, re.MULTILINE))
+    order = [*truth(Case(example(CATALOGUE[0]).config)).values, FRONT_DOOR]
+    for known in CATALOGUE:
+        assert known.clauses, known.name
+        assert set(known.clauses) <= clauses, known.name
+        assert known.needs <= FLAGS.keys() | OTHER_NEEDS.keys()
+        assert known.first in order, known.name
+        assert not known.sentence.endswith("."), known.name
+
+
+def test_an_unknown_name_or_need_is_refused():
+    with pytest.raises(InvalidInput, match="known mistake"):
+        by_name("no-such")
+    with pytest.raises(ValueError, match="purple"):
+        mistake("x", "x", "ATT-1", first="logits", needs="purple")

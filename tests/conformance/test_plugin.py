@@ -1,0 +1,270 @@
+"""The pytest plugin and the command line, run as users run them, on right and wrong implementations."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from bloomref.conformance.flags import FLAGS
+from bloomref.conformance.properties import PROPERTIES
+
+MINE = """
+import numpy as np
+from bloomref.conformance.adapters.lab import LabAdapter
+from bloomref.conformance.lab import Lab
+from bloomref.errors import Unsupported
+
+
+class SeesPadding(Lab):
+    def visible(self, is_real, start):
+        return super().visible(np.ones_like(is_real), start)
+
+
+class Raises(Lab):
+    def scale(self):
+        raise ZeroDivisionError("in my own code")
+
+
+class Right(LabAdapter):
+    name = "right"
+
+
+def wrong():
+    return LabAdapter(SeesPadding)
+
+
+def raises():
+    return LabAdapter(Raises)
+
+
+class Absent(LabAdapter):
+    def load(self, *_):
+        raise Unsupported("mine: the driver is not installed")
+
+
+class Unfinished:
+    name = "unfinished"
+"""
+FEW = ("--dtype", "float32", "--examples", "2", "-k", "plain or drawn")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MINE, "utf-8")
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str, module: tuple[str, ...] = ("pytest", "-p", "bloomref.conformance.plugin")):
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "", "COLUMNS": "200"}
+    command = [sys.executable, "-m", *module, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def ask(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, "--pyargs", "bloomref.conformance", *arguments)
+
+
+def waivers(folder: Path, *entries: str) -> tuple[str, str]:
+    path = folder / "waivers.toml"
+    path.write_text("".join(f"[[waiver]]\n{entry}\n" for entry in entries), "utf-8")
+    return ("--waivers", str(path))
+
+
+def test_it_is_installed_as_a_plugin_under_the_name_of_its_module():
+    """Then `-p bloomref.conformance.plugin` and the entry point are one plugin, not two."""
+    points = [point for point in entry_points(group="pytest11") if point.name == "bloomref.conformance.plugin"]
+    assert [point.value for point in points] == ["bloomref.conformance.plugin"]
+
+
+# --- what it says --------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_conforms(here):
+    result = ask(here, "--backend", "numpy", *FEW)
+    assert result.returncode == 0, result.stdout
+    for part in ("bloomref conformance: numpy (bloomref ", "dtypes: float32;", "machine: ", "2 drawn", "waivers: 0"):
+        assert part in result.stdout
+    assert "numpy, float32: conforms (16 holds)" in result.stdout
+
+
+def test_a_mistake_is_red_with_its_sentence_and_clause(here):
+    result = ask(here, "--implementation", "mine:wrong", *FEW)
+    assert result.returncode == 1
+    assert "padding: no real position sees padding" in result.stdout
+    assert "ATT-7, ATT-8" in result.stdout
+    assert "Case(config=BloomConfig(" in result.stdout
+    assert "float32: does not conform" in result.stdout
+
+
+@pytest.mark.clause("CNF-7")
+def test_an_exception_is_shown_where_it_was_raised(here):
+    result = ask(here, "--implementation", "mine:raises", *FEW)
+    assert result.returncode == 1
+    assert "it raised ZeroDivisionError: in my own code" in result.stdout
+    assert 'raise ZeroDivisionError("in my own code")' in result.stdout
+
+
+def test_the_card_as_json(here):
+    result = ask(here, "--implementation", "mine:Right", *FEW, "--conformance-json", "card.json")
+    card = json.loads((here / "card.json").read_text("utf-8"))
+    assert result.returncode == 0
+    assert card["verdicts"] == {"float32": "conforms"}
+    assert {found["name"]: found["verdict"] for found in card["properties"]}["logits"] == "holds"
+    assert card["stale_waivers"] == []
+
+
+# --- waivers -------------------------------------------------------------------------------------------------------
+
+EXCUSE = 'where = "{}"\nreason = "it sees padding; the specification is right"'
+WRONG = ("--implementation", "mine:wrong", "--dtype", "float32", "--examples", "2")
+EXCUSED = [EXCUSE.format(f"*/{flag}") for flag in ("left-pad", "right-pad", "mask-hole", "padding-row")]
+
+
+@pytest.mark.slow
+@pytest.mark.clause("CNF-4")
+def test_a_waiver_excuses_what_it_names_and_no_more(here):
+    result = ask(here, *WRONG, *waivers(here, *EXCUSED))
+    assert result.returncode == 0, result.stdout
+    assert "float32: conforms, but for the waivers" in result.stdout
+    assert "*/left-pad: it sees padding; the specification is right" in result.stdout
+    result = ask(here, *WRONG, *waivers(here, *EXCUSED[1:]))
+    assert result.returncode == 1
+    assert "kind='left'" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.clause("CNF-4")
+def test_a_waiver_that_is_not_needed_fails_the_run(here):
+    entries = [EXCUSE.format("no-such-property"), EXCUSE.format("logits/long"), EXCUSE.format("logits@float64")]
+    result = ask(here, "--implementation", "mine:Right", *FEW[:4], *waivers(here, *entries))
+    assert result.returncode == 1
+    assert "waiver 'no-such-property' matches nothing" in result.stdout
+    assert "waiver 'logits/long' is not needed: what it matches passes" in result.stdout
+    assert "float64' " not in result.stdout  # nobody asked that dtype
+    assert ", 0 failed" not in result.stdout
+
+
+def test_a_part_of_the_suite_says_nothing_about_waivers(here):
+    result = ask(here, "--implementation", "mine:Right", *FEW, *waivers(here, EXCUSE.format("no-such-property")))
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.clause("CNF-4")
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ('where = "logits"', "expected where and reason"),
+        ('where = "logits"\nreason = "  "', "expected where and reason"),
+        ('where = "logits"\nreason = "x"\nuntil = "2030"', "expected where and reason"),
+        ("where = ", "expected a TOML file"),
+    ],
+)
+def test_a_waiver_gives_a_reason(here, entry, message):
+    result = ask(here, "--implementation", "mine:Right", *waivers(here, entry))
+    assert result.returncode == 4
+    assert message in result.stderr
+
+
+def test_a_waiver_file_by_name_comes_with_bloomref(here):
+    result = ask(here, "--implementation", "mine:Right", "--waivers", "nobody")
+    assert result.returncode == 4
+    assert "transformers" in result.stderr
+
+
+# --- what is not there ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.clause("CNF-8")
+def test_not_available_is_a_skip_or_with_require_a_failure(here):
+    result = ask(here, "--implementation", "mine:Absent", *FEW)
+    assert result.returncode == 0
+    assert "the driver is not installed" in result.stdout
+    assert "float32: not checked" in result.stdout
+    result = ask(here, "--implementation", "mine:Absent", *FEW, "--require")
+    assert result.returncode == 1
+    assert "required, but not available: mine: the driver is not installed" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--implementation", "no_such_module:Adapter"), "No module named 'no_such_module'"),
+        (("--implementation", "mine:NoSuchName"), "NoSuchName"),
+        (("--implementation", "mine"), "expected package.module:Adapter"),
+        (("--implementation", "mine:Unfinished"), "without capabilities, load, versions"),
+        (("--implementation", "mine:Right", "--backend", "numpy"), "expected one of --implementation, --backend and"),
+        (("--implementation", "mine:Right", "--dtype", "int8"), "int8"),
+        ((), "expected one of --implementation, --backend and --program"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(here, arguments, message):
+    result = ask(here, *arguments)
+    assert result.returncode == 4
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# --- other people's runs -------------------------------------------------------------------------------------------
+
+FOREIGN = """
+import sys
+
+
+def pytest_addoption(parser):
+    for name in ("--backend", "--dtype", "--require", "--seed", "--examples", "--program"):
+        parser.addoption(name)
+
+
+def pytest_configure(config):
+    loaded = [name for name in ("numpy", "hypothesis", "bloomref.conformance.session") if name in sys.modules]
+    assert "bloomref.conformance.plugin" in sys.modules
+    assert not loaded, loaded
+"""
+
+
+@pytest.mark.clause("CNF-9")
+def test_another_run_of_pytest_is_left_alone(tmp_path):
+    (tmp_path / "conftest.py").write_text(FOREIGN, "utf-8")
+    (tmp_path / "test_x.py").write_text("def test_x(): pass\n", "utf-8")
+    assert run(tmp_path, "-q").stdout.splitlines()[-1].startswith("1 passed")
+    assert "--implementation" not in run(tmp_path, "--help").stdout
+    assert "--implementation" in ask(tmp_path, "--noconftest", "--help").stdout
+
+
+# --- bloomref conform ----------------------------------------------------------------------------------------------
+
+
+def conform(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run(folder, "conform", *arguments, module=("bloomref",))
+
+
+@pytest.mark.slow
+def test_the_command_asks_the_same(here):
+    result = conform(here, "--backend", "numpy", "--dtype", "float32", "--examples", "1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "numpy, float32: conforms" in result.stdout
+    result = conform(here, "--implementation", "mine:raises", "--dtype", "float32", "--examples", "1", "--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["verdicts"] == {"float32": "does not conform"}
+
+
+def test_the_command_refuses_what_it_does_not_understand(here):
+    assert conform(here).returncode == 2
+    assert conform(here, "--implementation", "mine:NoSuchName").returncode == 2
+    assert "Example: bloomref conform" in conform(here, "--help").stdout
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_lists_every_property_and_flag():
+    text = (Path(__file__).parents[2] / "docs/conformance.md").read_text("utf-8")
+    for found in PROPERTIES.values():
+        needs = ", ".join(f"`{name}`" for name in found.needs) or "`logits`"
+        assert f"| `{found.name}` | {found.says} | {', '.join(found.clauses)} | {needs} |" in text
+    for name, flag in FLAGS.items():
+        assert f"| `{name}` | {flag.note} |" in text

@@ -1,0 +1,58 @@
+"""The proof of the kit: a sample of it in seconds, all of it among the slow tests, and what is committed."""
+
+import json
+
+import pytest
+
+from bloomref.conformance import proof
+from bloomref.conformance.mistakes import EQUIVALENTS, FRONT_DOOR, MISTAKES, by_name
+from bloomref.conformance.pinned import PINNED
+from bloomref.conformance.planted import plant
+
+SAMPLE = [
+    "no-embedding-norm",
+    "naive-slopes",
+    "qkv-bias-in-blocks",
+    "padding-ignored",
+    "positions-by-cumsum",
+    "prefix-mask-forgotten",
+    "post-norm-ignored",
+    "float-ids-truncated",
+]
+
+
+def test_a_sample_is_found_and_its_equivalents_are_not():
+    sample = [by_name(name) for name in SAMPLE]
+    short = [case for case in PINNED if case.time <= 24 and case.config.num_heads <= 12]
+    found = plant([*sample, *EQUIVALENTS[:2]], "float32", examples=1, pinned=short)
+    assert [kill.mistake.name for kill in found if kill.found_by] == SAMPLE
+    assert all("raised" not in kill.because for kill in found)
+
+
+def test_the_page_is_that_of_the_committed_numbers():
+    told = json.loads((proof.ROOT / proof.JSON).read_text("utf-8"))
+    page = (proof.ROOT / proof.PAGE).read_text("utf-8")
+    for table in (proof.summary, proof.mistakes_table, proof.equivalents_table):
+        assert table(told) in page
+    assert [kill["name"] for kill in told["mistakes"]["float32"]] == [known.name for known in MISTAKES]
+    assert [kill["name"] for kill in told["equivalents"]["float32"]] == [known.name for known in EQUIVALENTS]
+
+
+def test_the_committed_proof_holds():
+    told = json.loads((proof.ROOT / proof.JSON).read_text("utf-8"))
+    found = told["mistakes"]["float32"]
+    assert len(found) >= 60
+    assert [kill["name"] for kill in found if not kill["found_by"]] == []
+    assert [kill["name"] for kills in told["equivalents"].values() for kill in kills if kill["found_by"]] == []
+    assert sum(entry["named"][:1] == [entry["name"]] for entry in told["naming"]) >= 40
+    late = [e for e in told["naming"] if not e["first_is_right"] and "pieces" not in by_name(e["name"]).needs]
+    assert late == []
+
+
+@pytest.mark.slow
+def test_all_of_it():
+    told = proof.prove(MISTAKES, EQUIVALENTS, examples=20)
+    assert [kill["name"] for kill in told["mistakes"]["float32"] if not kill["found_by"]] == []
+    assert [kill["name"] for kills in told["equivalents"].values() for kill in kills if kill["found_by"]] == []
+    assert len(told["naming"]) == sum(known.first != FRONT_DOOR for known in MISTAKES)
+    assert sum(entry["named"][:1] == [entry["name"]] for entry in told["naming"]) >= 40

@@ -1,0 +1,345 @@
+"""Each property holds for the bench as it is, and finds the mistake that it is about."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bloomref.config import BloomConfig
+from bloomref.conformance import front_door
+from bloomref.conformance.adapters.backend import Backend, TracedModel
+from bloomref.conformance.adapters.lab import LabAdapter
+from bloomref.conformance.budgets import Judgement
+from bloomref.conformance.cases import Case
+from bloomref.conformance.findings import Failure, Inconclusive, code
+from bloomref.conformance.lab import Lab
+from bloomref.conformance.pinned import PINNED
+from bloomref.conformance.properties import PROPERTIES, Property
+from bloomref.conformance.runner import Runner, Shrinking, applies, lacking
+from bloomref.conformance.subject import PROBE, Subject
+from bloomref.conformance.tally import Card, Tally
+from bloomref.errors import Unsupported
+
+CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=48)
+CASE = Case(CONFIG, seed=3, batch=3, time=12, kind="holes", cuts=(5, 9))
+
+
+ASKED_OF_THE_BENCH = [found for found in PROPERTIES.values() if found.name != "gradients"]
+
+
+def case_for(found: Property) -> Case:
+    return CASE if "holes" in found.kinds else replace(CASE, kind="left")
+
+
+# --- one mistake for each property ---------------------------------------------------------------------------------
+
+
+class Relu(Lab):
+    def gelu(self, x):
+        return np.maximum(x, 0.0)
+
+
+class NoFinalNorm(Lab):
+    def final_norm(self, x):
+        return x
+
+
+class WrongSlopes(Lab):
+    def slopes(self):
+        return super().slopes()[::-1]
+
+
+class WrongPlaceInCache(Lab):
+    def remember(self, cache, start, key, value):
+        return super().remember(cache, start - (start > 0), key, value)
+
+
+class LengthMatters(Lab):
+    def new_cache(self, batch, capacity):
+        self.capacity = capacity
+        return super().new_cache(batch, capacity)
+
+    def scale(self):
+        return super().scale() * (1.0 + 1e-3 * self.capacity)
+
+
+class SeesTheNext(Lab):
+    def causal(self, key, query):
+        return key <= query + 1
+
+
+class SeesPadding(Lab):
+    def visible(self, is_real, start):
+        return super().visible(np.ones_like(is_real), start)
+
+
+class RowsMix(Lab):
+    def final_norm(self, x):
+        return super().final_norm(x) + 1e-3 * x.mean(axis=0)
+
+
+class PositionVectors(Lab):
+    def look_up(self, token_ids):
+        return super().look_up(token_ids) + 0.01 * np.outer(np.arange(token_ids.shape[1]), np.arange(12))
+
+
+class DeletesHoles(Lab):
+    def positions(self, is_real):
+        return (is_real.cumsum(axis=1) - 1) * is_real
+
+
+class Drifts(Lab):
+    calls = 0
+
+    def head(self, hidden):
+        self.calls += 1
+        return super().head(hidden) * (1.0 + 2.0**-50 * self.calls)
+
+
+class Overwrites(Lab):
+    def look_up(self, token_ids):
+        found = super().look_up(token_ids)
+        token_ids[:] = 0
+        return found
+
+
+class NoMaskIsAllPadding(Lab):
+    def accept(self, token_ids, padding_mask=None):
+        return super().accept(token_ids, np.zeros_like(token_ids) if padding_mask is None else padding_mask)
+
+
+class ThresholdsMasks(Lab):
+    def accept(self, token_ids, padding_mask=None):
+        return super().accept(token_ids, None if padding_mask is None else np.asarray(padding_mask) > 0.5)
+
+
+class SignedIdsOnly(Lab):
+    def accept(self, token_ids, padding_mask=None):
+        if np.asarray(token_ids).dtype.kind != "i":
+            raise RuntimeError("expected int64")
+        return super().accept(token_ids, padding_mask)
+
+
+class NothingEmpty(Lab):
+    def accept(self, token_ids, padding_mask=None):
+        return super().accept(np.asarray(token_ids).reshape(-1, max(1, np.shape(token_ids)[1])), padding_mask)
+
+
+class ClipsIds(Lab):
+    def accept(self, token_ids, padding_mask=None):
+        return super().accept(np.clip(token_ids, 0, self.config.vocabulary_size - 1), padding_mask)
+
+
+class WrongGradient(TracedModel):
+    def loss_and_gradients(self, *arguments):
+        loss, found = super().loss_and_gradients(*arguments)
+        return loss, found | {"transformer.ln_f.weight": found["transformer.ln_f.weight"] * 1.00001}
+
+
+class NoGradient(TracedModel):
+    def loss_and_gradients(self, *arguments):
+        loss, found = super().loss_and_gradients(*arguments)
+        return loss, {key: array for key, array in found.items() if key != "transformer.ln_f.bias"}
+
+
+class WrongLoss(TracedModel):
+    def loss_and_gradients(self, *arguments):
+        loss, found = super().loss_and_gradients(*arguments)
+        return loss * 1.00001, found
+
+
+class TracedAdapter(Backend):
+    """The reference with a model class of one's own."""
+
+    def __init__(self, model_class):
+        super().__init__()
+        self.model_class = model_class
+
+    def load(self, config, weights, dtype):
+        return self.model_class(super().load(config, weights, dtype).backbone)
+
+
+MISTAKES = [
+    ("logits", Relu),
+    ("hidden", NoFinalNorm),
+    ("intermediates", WrongSlopes),
+    ("pieces", WrongPlaceInCache),
+    ("cache", WrongPlaceInCache),
+    ("cache", LengthMatters),
+    ("causality", SeesTheNext),
+    ("padding", SeesPadding),
+    ("rows", RowsMix),
+    ("shift", PositionVectors),
+    ("hole", DeletesHoles),
+    ("repeat", Drifts),
+    ("repeat", Overwrites),
+    ("masks", NoMaskIsAllPadding),
+    ("id-dtypes", SignedIdsOnly),
+    ("empty", NothingEmpty),
+    ("refusals", ClipsIds),
+    ("refusals", ThresholdsMasks),
+]
+
+
+@pytest.mark.parametrize(("name", "mistake"), MISTAKES, ids=lambda value: getattr(value, "__name__", value))
+def test_a_property_finds_its_mistake(name, mistake):
+    found = PROPERTIES[name]
+    case = replace(case_for(found), kind="real") if name == "masks" else case_for(found)
+    with pytest.raises(Failure) as caught:
+        found.check(Subject(LabAdapter(mistake), "float64"), case)
+    assert caught.value.clauses == found.clauses
+
+
+@pytest.mark.parametrize("mistake", [WrongGradient, NoGradient, WrongLoss])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_wrong_gradient_is_found(mistake, dtype):
+    assert PROPERTIES["gradients"].check(Subject(Backend(), dtype), CASE) < 5.0
+    with pytest.raises(Failure, match="gradient"):
+        PROPERTIES["gradients"].check(Subject(TracedAdapter(mistake), dtype), CASE)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("found", ASKED_OF_THE_BENCH, ids=lambda found: found.name)
+def test_a_property_holds_for_the_reference(found, dtype):
+    assert found.check(Subject(LabAdapter(), dtype), case_for(found)) < 5.0
+
+
+@pytest.mark.clause("CNF-1")
+def test_every_number_is_judged_by_the_budget(monkeypatch):
+    """Without a limit, no difference of numbers fails."""
+    monkeypatch.setattr("bloomref.conformance.budgets.LIMIT", float("inf"))
+    for name in ("logits", "hidden", "intermediates", "pieces", "cache", "padding", "rows"):
+        PROPERTIES[name].check(Subject(LabAdapter(Relu), "float32"), CASE)
+
+
+def test_every_property_has_its_mistake_and_known_clauses():
+    assert {name for name, _ in MISTAKES} | {"gradients"} == set(PROPERTIES)
+    assert all(found.clauses and found.says for found in PROPERTIES.values())
+
+
+def test_everything_that_must_be_refused_is_another_thing():
+    names = [what for what, _, _ in front_door.illegal(CASE)]
+    assert len(set(names)) == len(names) == 9
+
+
+# --- reports -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.clause("CNF-6")
+def test_a_failure_says_everything_needed_to_repeat_it():
+    with pytest.raises(Failure) as caught:
+        PROPERTIES["logits"].check(Subject(LabAdapter(Relu), "float32"), CASE)
+    text = str(caught.value)
+    for part in ("logits: the logits are", "MOD-5", "float32", "row ", "position ", "limit 5", "rms error", code(CASE)):
+        assert part in text
+    again = eval(code(caught.value.case), {"Case": Case, "BloomConfig": BloomConfig})
+    assert again == CASE
+
+
+@pytest.mark.clause("CNF-7")
+def test_what_an_implementation_raises_is_its_failure_and_what_the_kit_raises_is_not():
+    class Broken(Lab):
+        def scale(self):
+            raise ZeroDivisionError("here")
+
+    with pytest.raises(Failure, match="it raised ZeroDivisionError: here") as caught:
+        PROPERTIES["logits"].check(Subject(LabAdapter(Broken), "float32"), CASE)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(AttributeError):  # a property that asks for what is not there is the kit's mistake
+        Property("bad", "", (), lambda _subject, case: case.nothing).check(Subject(LabAdapter(), "float32"), CASE)
+
+
+@pytest.mark.clause("CNF-2")
+def test_what_drowns_in_rounding_is_inconclusive_and_counted():
+    drowned = Judgement("logits", "inconclusive", 0.0, (0, 0), "too much rounding")
+    found = Property("drowned", "", (), lambda _subject, _case: [drowned])
+    subject, tally = Subject(LabAdapter(), "float32"), Tally("drowned", "float32")
+    with pytest.raises(Inconclusive, match="too much rounding"):
+        found.check(subject, CASE)
+    Runner().ask(found, subject, CASE, tally)
+    assert (tally.held, tally.inconclusive, tally.verdict, tally.reasons) == (
+        0,
+        1,
+        "inconclusive",
+        ["too much rounding"],
+    )
+    card = Card("x", {}, ("float32",), ("drowned",))
+    card.add(tally)
+    assert card.verdict("float32") == "not checked"
+    assert "1 inconclusive" in "\n".join(card.lines())
+
+
+# --- the runner ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.clause("CNF-5")
+def test_the_same_seed_asks_the_same_questions():
+    def asked(seed: int) -> list[Case]:
+        seen: list[Case] = []
+        found = Property("seen", "", (), lambda _subject, case: seen.append(case) or [])
+        Runner(examples=10, seed=seed).draw(found, Subject(LabAdapter(), "float32"), Tally("seen", "float32"))
+        return seen
+
+    assert asked(0) == asked(0) != asked(1)
+
+
+def test_a_failing_case_is_made_small():
+    tally = Tally("logits", "float32")
+    with pytest.raises(Failure) as caught:
+        Runner().draw(PROPERTIES["logits"], Subject(LabAdapter(Relu), "float32"), tally)
+    assert caught.value.case.batch == caught.value.case.time == 1
+    assert tally.failed == 1
+
+
+def test_making_small_ends_after_a_while(monkeypatch):
+    shrinking = Shrinking()
+    assert not shrinking.is_known(CASE)
+    failure = shrinking.note(Failure("x", "", (), "float32", CASE, Judgement("logits", "fail", 9.0, (0, 0), "")))
+    with pytest.raises(Failure) as caught:
+        shrinking.is_known(CASE)
+    assert caught.value is failure
+    assert not shrinking.is_known(PROBE)
+    monkeypatch.setattr("bloomref.conformance.runner.SHRINK_SECONDS", -1.0)
+    assert shrinking.is_known(PROBE)
+
+
+@pytest.mark.clause("CNF-3")
+def test_what_is_lacking_is_said():
+    adapter = LabAdapter()
+    adapter.capabilities = replace(
+        adapter.capabilities, masks=("real",), features=frozenset(), max_time=50, repeatable=False
+    )
+    subject = Subject(adapter, "float32")
+    reasons = {name: lacking(found, subject) for name, found in PROPERTIES.items()}
+    assert {name for name, reason in reasons.items() if reason} == {
+        "padding",
+        "shift",
+        "hole",
+        "rows",
+        "repeat",
+        "gradients",
+    }
+    assert reasons.pop("gradients") == f"{adapter.name} has no method loss_and_gradients"
+    assert all("declares" in reason for reason in reasons.values() if reason)
+    assert subject.missing(PROBE) is None
+    missing = {case.name: subject.missing(case) for case in PINNED}
+    assert "600 positions" in missing["600 positions"]
+    assert "untied" in missing["head of its own"]
+    assert "masks with left" in missing["left padding"]
+    assert "bfloat16 does not hold" in Subject(LabAdapter(), "bfloat16").missing(replace(PROBE, weights="float32"))
+
+
+def test_an_unavailable_implementation_says_why():
+    class Absent(LabAdapter):
+        def load(self, *_):
+            raise Unsupported("absent: not installed")
+
+    assert Subject(Absent(), "float32").unavailable() == "absent: not installed"
+    assert "declares no int8" in Subject(LabAdapter(), "int8").unavailable()
+    assert Subject(LabAdapter(), "float32").unavailable() is None
+
+
+def test_every_property_is_asked_of_a_pinned_case():
+    for found in PROPERTIES.values():
+        assert [case for case in PINNED if applies(found, case)], found.name
+    assert len({case.name for case in PINNED}) == len(PINNED)

@@ -1,0 +1,49 @@
+"""The tool that changes the reference: each change is one change, and what is no code stays as it is."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from mutate import FILES, ROOT, mutants
+
+SOURCE = '''
+def f(x: Float[Array, "B 2"], y=1.5) -> int:
+    """Words about 1 + 2."""
+    z = x @ y if x <= 3 else -x
+    z += g(z, axis=0)
+    return z
+'''
+
+
+def test_every_change_is_named_and_gives_another_source_that_parses():
+    found = list(mutants(SOURCE))
+    plain = ast.unparse(ast.parse(SOURCE))
+    assert len({source for _, source in found}) == len(found)
+    assert all(source != plain and ast.parse(source) for _, source in found)
+
+
+def test_the_kinds_of_changes():
+    changes = [what for what, _ in mutants(SOURCE)]
+    for wanted in (
+        "MatMult to Mult",
+        "LtE to Lt",
+        "LtE to GtE",
+        "the other branch",
+        "without its sign",
+        "removed",
+        "without axis",
+        "3 to 4",
+        "1.5 to",
+    ):
+        assert any(wanted in what for what in changes), wanted
+
+
+def test_words_and_annotations_are_left_alone():
+    for _, source in mutants(SOURCE):
+        assert '"""Words about 1 + 2."""' in source
+        assert "Float[Array, 'B 2']" in source
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_reference_offers_changes(file: Path):
+    assert len(list(mutants((ROOT / file).read_text("utf-8")))) > 60
