@@ -116,8 +116,7 @@ class Params:
         """Assemble from `get(table row, Hugging Face key without prefix)`, which returns an array of the row's shape."""
         model: dict[str, Any] = {w.attribute: get(w, w.hf_key) for w in MODEL_WEIGHTS}
         layers = tuple(
-            LayerParams(**{w.attribute: get(w, layer_key(i, w)) for w in LAYER_WEIGHTS})
-            for i in range(num_layers)
+            LayerParams(**{w.attribute: get(w, layer_key(i, w)) for w in LAYER_WEIGHTS}) for i in range(num_layers)
         )
         return cls(**model, layers=layers, lm_head=None if tied else get(LM_HEAD, LM_HEAD.hf_key))
 

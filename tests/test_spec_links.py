@@ -58,7 +58,25 @@ SOURCES = [
 
 def test_there_is_a_specification():
     assert len(IDS) > 80
-    assert {"CFG", "EMB", "ALI", "ATT", "MLP", "MOD", "KVC", "GEN", "GRD", "LRA", "TRN", "WGT", "PRE", "NUM", "BKD", "CNF", "PRG"} == TOPICS
+    assert {
+        "CFG",
+        "EMB",
+        "ALI",
+        "ATT",
+        "MLP",
+        "MOD",
+        "KVC",
+        "GEN",
+        "GRD",
+        "LRA",
+        "TRN",
+        "WGT",
+        "PRE",
+        "NUM",
+        "BKD",
+        "CNF",
+        "PRG",
+    } == TOPICS
 
 
 def test_no_id_is_defined_twice():

@@ -52,7 +52,7 @@ def illegal(case: Case) -> Iterable[tuple[str, Any, Any]]:
     """(what is wrong, token_ids, padding_mask)"""
     ids, ones = case.token_ids, np.ones(case.token_ids.shape, np.int64)
     vocabulary = case.config.vocabulary_size
-    for wrong in (-1, vocabulary, vocabulary + 2**32):
+    for wrong in (-1, vocabulary, vocabulary - 1 + 2**32):
         yield f"an id of {wrong} in a vocabulary of {vocabulary}", _with(ids, wrong), ones
     yield "ids that are floats", ids + 0.5, ones
     yield "a single row without a batch axis", ids[0], ones[0]

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.lab import Arithmetic, Lab
 from bloomref.conformance.oracle import truth
 from bloomref.conformance.tiers import TIERS, Tier
+from bloomref.params import Params
 from bloomref.shapes import Array, Bool, Float, Int
 
 SAMPLES = 8
@@ -21,7 +23,12 @@ ELEMENTS = 2**20
 
 
 class Noise(Arithmetic):
-    """Each result times 1 + e with e uniform in [-u, u]; a sum of k products gets the statistical error of adding them in turn."""
+    """Each result times 1 + e with e uniform in [-u, u]; a sum of k products gets the statistical error of adding them in turn.
+
+    In the rows that `alike` names all positions have the same e: equal tokens have equal rounding errors, which do not average out.
+    """
+
+    alike: Bool[Array, " B"]
 
     def __init__(self, tier: Tier, rng: np.random.Generator) -> None:
         self.tier = tier
@@ -44,6 +51,16 @@ class Noise(Arithmetic):
         size += np.square(y) * (terms / 3)
         return self._added(y, np.sqrt(size, out=size), self.tier.accumulation)
 
+    def total(self, terms: Array) -> Array:
+        """A sum over the last axis, with the error of adding the terms in turn, as in `matmul`."""
+        y, count = terms.sum(axis=-1, keepdims=True), terms.shape[-1]
+        size = np.square(terms).sum(axis=-1, keepdims=True) * (count / 2) + np.square(y) * (count / 3)
+        return self._added(y, np.sqrt(size), self.tier.accumulation)
+
+    def difference(self, x: Array, y: Array) -> Array:
+        """x - y, with an error of the size of x: as when both were divided by something before."""
+        return self._added(x - y, x, self.tier.accumulation)
+
     def _rounded(self, x: Array, u: float, smallest: float = 0.0) -> Array:
         return self._added(x, np.maximum(np.abs(x), smallest) if smallest else x, u)
 
@@ -51,6 +68,8 @@ class Noise(Arithmetic):
         """x + e size; in place, since most of the time goes here."""
         y = np.empty(size.shape)
         self.rng.random(out=y)
+        if y.ndim == 3:  # (B, T, N)
+            y[self.alike] = y[self.alike, :1]
         y -= 0.5
         y *= 2.0 * u
         y *= size
@@ -62,6 +81,19 @@ class NoisyLab(Lab):
     """Rows of several ALiBi anchors at once; logits are kept in the dtype of the model, as most implementations do."""
 
     anchors: Int[Array, " B"]
+
+    def __init__(self, config: BloomConfig, params: Params, noise: Noise) -> None:
+        super().__init__(config, params, noise)
+        self.noise = noise
+
+    def centred(self, x: Array) -> Array:
+        return self.noise.difference(x, self.noise.wide(self.noise.total(x) / x.shape[-1]))
+
+    def variance(self, centred: Array) -> Array:
+        return self.noise.total(np.square(centred)) / centred.shape[-1]
+
+    def total(self, powers: Array) -> Array:
+        return self.noise.total(powers)
 
     def bias(self, is_real: Bool[Array, "B S"], start: int) -> Float[Array, "B H T S"]:
         column = np.arange(is_real.shape[1])
@@ -77,7 +109,8 @@ class NoisyLab(Lab):
 
 
 def errors(case: Case, tier: Tier, samples: int) -> Iterator[tuple[int, dict[str, Array]]]:
-    """(anchoring, result minus truth by name) of every sample: half of them count ALiBi from column 0, half from the last.
+    """(anchoring, result minus truth by name) of every sample: half of them count ALiBi from column 0, with errors of
+    their own at each position, half from the last, with the same errors at all positions.
 
     float64 cannot simulate itself: its errors are those of float32, scaled, and sqrt(2) larger since the truth has some, too.
     """
@@ -87,8 +120,8 @@ def errors(case: Case, tier: Tier, samples: int) -> Iterator[tuple[int, dict[str
             yield anchoring, {name: error * ratio for name, error in found.items()}
         return
     exact = truth(case).values
-    lab = NoisyLab(case.config, case.params)
-    lab.arithmetic = Noise(tier, np.random.Generator(np.random.SFC64(zlib.crc32(case.token_ids.tobytes()))))
+    rng = np.random.Generator(np.random.SFC64(zlib.crc32(case.token_ids.tobytes())))
+    lab = NoisyLab(case.config, case.params, Noise(tier, rng))
     order = np.tile([0, 1], samples)
     for anchorings in np.array_split(order, -(-len(order) * _numbers(case) // ELEMENTS)):
         if len(anchorings):
@@ -105,6 +138,7 @@ def _run(
 ) -> Iterator[tuple[int, dict[str, Array]]]:
     batch, time = case.token_ids.shape
     lab.anchors = np.repeat(anchorings * (time - 1), batch)
+    lab.noise.alike = np.repeat(anchorings == 1, batch)
     seen = lab.run(np.tile(case.token_ids, (len(anchorings), 1)), np.tile(case.is_real, (len(anchorings), 1)))
     for i, anchoring in enumerate(anchorings):
         rows = slice(i * batch, (i + 1) * batch)

@@ -79,7 +79,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in kit.card.versions.items())
     entries = kit.runner.waivers.entries
     return [
-        f"bloomref conformance: {kit.adapter.name} ({versions})",
+        f"conformance of {kit.adapter.name} ({versions})",
         f"  dtypes: {', '.join(kit.dtypes)}; scores of 16-bit types in {kit.adapter.capabilities.scores}",
         f"  machine: {platform.system()} {platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}",
         f"  cases: {len(PINNED)} pinned, {kit.runner.examples} drawn for each property, seed {kit.runner.seed}",

@@ -149,7 +149,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--implementation", nargs="*", default=["numpy"], help="numpy, numba, transformers")
     parser.add_argument("--dtype", nargs="*", default=list(DTYPES))
     parser.add_argument(
-        "--first", type=int, default=300_000, help="number of the first case; the rules were chosen on cases below"
+        "--first", type=int, default=400_000, help="number of the first case; the rules were chosen on cases below"
     )
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--mistakes", action="store_true", help="detections instead of false alarms")
