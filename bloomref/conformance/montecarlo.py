@@ -28,7 +28,7 @@ class Noise(Arithmetic):
     In the rows that `alike` names all positions have the same e: equal tokens have equal rounding errors, which do not average out.
     """
 
-    alike: Bool[Array, " B"]
+    alike: Bool[Array, " B"] | None = None
 
     def __init__(self, tier: Tier, rng: np.random.Generator) -> None:
         self.tier = tier
@@ -68,7 +68,7 @@ class Noise(Arithmetic):
         """x + e size; in place, since most of the time goes here."""
         y = np.empty(size.shape)
         self.rng.random(out=y)
-        if y.ndim == 3:  # (B, T, N)
+        if y.ndim == 3 and self.alike is not None:  # (B, T, N)
             y[self.alike] = y[self.alike, :1]
         y -= 0.5
         y *= 2.0 * u
