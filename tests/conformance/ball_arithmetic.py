@@ -19,9 +19,10 @@ FIRST, LAST = 128, 4096
 
 
 def certified(case):
-    """name -> (midpoints rounded to float64, proven bound on the error of the given float64 values) is `bounds`' work; here: balls.
+    """(for each row of the batch, name -> lists of balls of its real positions; bits of precision that were needed).
 
-    Returns, for each row of the batch, name -> (positions, arb matrix with one line a real position; per head for some).
+    Raises:
+        RuntimeError: when no radius is small enough at `LAST` bits.
     """
     bits = FIRST
     while True:

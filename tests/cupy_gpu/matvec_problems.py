@@ -104,7 +104,7 @@ class Head(Problem):
     def given(self) -> tuple[Numbers, ...]:
         draw, width = self.draws, self.width
         head = draw.matrix(self.outputs, width)
-        head = head[np.arange(self.outputs) % (self.outputs // 3)]  # every best score occurs three times
+        head = head[np.arange(self.outputs) % max(1, self.outputs // 3)]  # every best score occurs three times
         return draw.hidden(self.rows, width), draw.vector(width, 1.0), draw.vector(width), head
 
     def run(self, device: EmulatedDevice) -> Numbers:

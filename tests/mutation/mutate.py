@@ -167,11 +167,13 @@ def examine(copy_of: Path, file: Path, tests: list[str]) -> dict[str, Any]:
     if not survives(copy_of, file, ast.unparse(ast.parse(right)), tests):
         raise SystemExit(f"{file}: the tests fail without any change")
     found = list(mutants(right))
-    alive = [what for what, source in found if survives(copy_of, file, source, tests)]
+    alive = []
+    for what, source in found:
+        if survives(copy_of, file, source, tests):
+            alive.append(what)
+            print(f"  survives: {what}", flush=True)
     (copy_of / file).write_text(right, "utf-8")
     print(f"{file}: {len(found) - len(alive)} of {len(found)} changes noticed", flush=True)
-    for what in alive:
-        print(f"  survives: {what}", flush=True)
     return {"changes": len(found), "survivors": alive}
 
 
