@@ -167,8 +167,9 @@ class Trial:
         errors = [self._reference_error(run, exact, real, ())]
         if self._kind in ROUNDED:
             errors.append(self._reference_error(run, exact, real, ROUNDED[self._kind]))
-        # two roundings beside: at few numbers the reference's own error may be next to nothing by luck
-        return 4.0 * max(errors) + 2.0 * UNIT[returned] * rms(exact)
+        # where there are few numbers, the reference's own error may be next to nothing by luck: a sum in another order
+        order = 0.5 * self.case.config.hidden_dim**0.5 * UNIT[result_dtype(self.policy).name]
+        return 4.0 * max(errors) + (UNIT[returned] + order) * rms(exact)
 
     def _reference_error(
         self, run: Callable[[Prepared], Numbers], exact: Numbers, real: Numbers, rounded: tuple[str, ...]
