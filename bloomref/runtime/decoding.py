@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from bloomref.errors import BadWeights
+from bloomref.runtime.backend import Choice
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.prompts import Prompt, left_pad
 from bloomref.shapes import Array, Bool, Float, Int
@@ -60,6 +61,15 @@ class Decoder:
         """Go on with the sequences `rows` (some may be left out, some repeat), each followed by its token."""
         self.select(rows)
         self._read(np.asarray(token_ids, np.int64)[:, None])
+
+    def choose(self, token_ids: Sequence[int], choice: Choice, count: int) -> Int[Array, "B N"] | None:
+        """Each sequence goes on with its token and those that the backend chooses: what it chose, of which the last is still to be
+        read. None, and nothing is changed, where the backend does not choose so.
+        """
+        chosen = self._engine.choose(self._cache, self._position, np.asarray(token_ids, np.int64), choice, count)
+        if chosen is not None:
+            self._position += count
+        return chosen
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these sequences, in this order."""

@@ -14,7 +14,7 @@ from bloomref.params import Params
 from bloomref.reference import lora, loss, model, vjp
 from bloomref.reference.numpy_backend import NumpyPrepared
 from bloomref.runtime import registry
-from bloomref.runtime.backend import READ_ROWS, Backend, Cache, Decodes, Hidden, Prepared, Step, Trains, step
+from bloomref.runtime.backend import READ_ROWS, Backend, Cache, Choice, Decodes, Hidden, Prepared, Step, Trains, step
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.shapes import Array, Bool, Float, Int
 
@@ -150,6 +150,23 @@ class Engine:
             part = slice(begin, begin + piece)
             hidden = self.run(cache, start + begin, token_ids[:, part], None if is_real is None else is_real[:, part])
         return self.next_logits(hidden)
+
+    def choose(
+        self, cache: EngineCache, start: int, token_ids: Int[Array, " B"], choice: Choice, count: int
+    ) -> Int[Array, "B N"] | None:
+        """`count` positions from `start` on: these tokens, then those that the backend chooses by itself (BKD-18).
+
+        None, and nothing is changed, where it does not choose so. Raises what `run` raises, and BadWeights.
+        """
+        if not isinstance(self.prepared, Decodes):
+            return None
+        facts = self._facts(cache, start, token_ids[:, None], None)
+        try:
+            chosen = self.prepared.tokens(token_ids, cache.blocks, facts, choice, count)
+        except Unsupported:
+            return None
+        cache.is_real[:, start : start + count] = True
+        return chosen
 
     def next_logits(self, hidden: Hidden) -> Float[Array, "B V"]:
         """Scores of the token that follows the last position of what `run` returned."""

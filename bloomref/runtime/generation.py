@@ -1,13 +1,20 @@
 """Generation: the choice of the strategy, and the two that choose token by token (greedy and sampling)."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 
 import numpy as np
 
+from bloomref.runtime.backend import Choice
 from bloomref.runtime.beam import beam_search
 from bloomref.runtime.contrastive import contrastive_search
-from bloomref.runtime.sampling import argmax, draw, generators, truncate
-from bloomref.runtime.task import Task
+from bloomref.runtime.decoding import Decoder
+from bloomref.runtime.sampling import argmax, draw, generators, row_seeds, truncate
+from bloomref.runtime.stopping import Stopping
+from bloomref.runtime.task import Row, Task
+
+AHEAD = 8
+"""Tokens that a backend chooses before the host looks at them: what lies behind a row's end is lost."""
 
 
 def generate(task: Task) -> list[list[int]]:
@@ -32,8 +39,10 @@ def tokens(task: Task) -> Iterator[tuple[int, int]]:
 def next_token_search(task: Task) -> Iterator[tuple[int, int]]:
     """Greedy search, or sampling. A row whose every token is forbidden ends."""
     rows, decoder, process = task.rows(), task.decoder(), task.processors()
-    seed = task.options.seed
-    rngs = generators(None if seed is None else int(seed), len(rows)) if task.options.strategy == "sample" else None
+    is_drawn, seed = task.options.strategy == "sample", task.options.seed
+    seed = None if seed is None else int(seed)
+    rngs = generators(seed, len(rows)) if is_drawn else None
+    by_backend = choice(task)
     while rows:
         logits = decoder.logits()
         kept: list[int] = []
@@ -46,6 +55,58 @@ def next_token_search(task: Task) -> Iterator[tuple[int, int]]:
             yield row.index, token_id
             if not row.ended:
                 kept.append(i)
-        rows = [rows[i] for i in kept]
+        rows = _keep(rows, kept, decoder)
+        if by_backend is not None:
+            rows = yield from _chosen_by_backend(rows, decoder, task.stopping, by_backend)
+            by_backend = None
         if rows:
-            decoder.advance(kept, [row.history[-1] for row in rows])
+            decoder.advance(range(len(rows)), [row.history[-1] for row in rows])
+
+
+def _chosen_by_backend(
+    rows: list[Row], decoder: Decoder, stopping: Stopping, how: Choice
+) -> Generator[tuple[int, int], None, list[Row]]:
+    """The tokens that follow, AHEAD at a time; the rows that are left where the backend does not choose so."""
+    drawn = 0
+    while rows:
+        count = min(AHEAD, max(row.budget for row in rows))
+        seeds = None if how.seeds is None else how.seeds[[row.index for row in rows]]
+        chosen = decoder.choose([row.history[-1] for row in rows], replace(how, seeds=seeds, drawn=drawn), count)
+        if chosen is None:
+            break
+        for row, token_ids in zip(rows, chosen.tolist(), strict=True):
+            while token_ids and not row.ended:
+                row.append(token_ids.pop(0), stopping)
+                yield row.index, row.history[-1]
+        rows = _keep(rows, [i for i, row in enumerate(rows) if not row.ended], decoder)
+        drawn += count
+    return rows
+
+
+def _keep(rows: list[Row], kept: list[int], decoder: Decoder) -> list[Row]:
+    """These of the rows, here and in the decoder."""
+    if kept:
+        decoder.select(kept)
+    return [rows[i] for i in kept]
+
+
+def choice(task: Task) -> Choice | None:
+    """What the options ask for where a backend can choose by itself; None where only the host sees enough to choose."""
+    options = task.options
+    if (
+        options.logit_bias
+        or options.repetition_penalty != 1.0
+        or options.no_repeat_ngram_size
+        or options.min_p is not None
+    ):
+        return None
+    forbidden = task.forbidden if task.forbidden.any() else None
+    if options.strategy == "greedy":
+        return Choice(forbidden=forbidden)
+    return Choice(
+        1.0 if options.temperature is None else float(options.temperature),
+        options.top_k,
+        1.0 if options.top_p is None else float(options.top_p),
+        forbidden,
+        row_seeds(None if options.seed is None else int(options.seed), len(task.prompts)),
+    )

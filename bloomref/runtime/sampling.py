@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bloomref.runtime.options import GenerationOptions
-from bloomref.shapes import Array, Float
+from bloomref.shapes import Array, Float, Int
 
 
 def argmax(scores: Float[Array, " V"]) -> int:
@@ -72,3 +72,10 @@ def draw(scores: Float[Array, " V"], rng: np.random.Generator) -> int:
 def generators(seed: int | None, rows: int) -> Sequence[np.random.Generator]:
     """One generator a row; row i of a batch has that of a single prompt with `seed + i`."""
     return [np.random.default_rng(None if seed is None else seed + i) for i in range(rows)]
+
+
+def row_seeds(seed: int | None, rows: int) -> Int[Array, " B"]:
+    """For draws by a backend, one number of 64 bits a row, by the same rule."""
+    return np.concatenate(
+        [np.random.SeedSequence(None if seed is None else seed + i).generate_state(1, np.uint64) for i in range(rows)]
+    )

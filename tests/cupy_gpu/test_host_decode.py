@@ -16,6 +16,7 @@ from accel import cupy_gpu
 from accel.cupy_gpu import memory, probe
 from accel.cupy_gpu.backend import CupyBackend
 from accel.cupy_gpu.prepared import CupyPrepared
+from bloomref import BloomBackbone, BloomCausalLM
 from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES
 from bloomref.errors import BadWeights, Unsupported
@@ -232,6 +233,23 @@ def test_the_engine_reads_one_position_by_a_step_and_many_in_pieces(monkeypatch:
     del sizes[:]
     np.testing.assert_allclose(engine.read(cache, 11, CASE.token_ids[:, 11:], CASE.is_real[:, 11:]), whole, atol=1e-5)
     assert sizes == []
+
+
+@pytest.mark.clause("BKD-18", "GEN-5", "GEN-6")
+def test_generate_chooses_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy tokens are the reference's, rows that end leave; the same seed draws the same; no scores come to the host."""
+    lm, expected = (BloomCausalLM(BloomBackbone.from_params(CONFIG, CASE.params)) for _ in range(2))
+    lm.backbone.engine.prepared = prepare()
+    monkeypatch.setattr(CupyPrepared, "step", lambda *_: pytest.fail("the scores of a step were brought to the host"))
+    prompts = [[3, 4, 5], [7], [8, 9]]
+    free = expected.generate(prompts, max_new_tokens=12, stop_token_ids=None)
+    assert lm.generate(prompts, max_new_tokens=12, stop_token_ids=None) == free
+    stop = [free[1][4]]
+    assert lm.generate(prompts, max_new_tokens=12, stop_token_ids=stop) == expected.generate(
+        prompts, max_new_tokens=12, stop_token_ids=stop
+    )
+    drawn = [lm.generate(prompts, max_new_tokens=9, temperature=3.0, top_p=0.9, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_a_cache_is_judged_by_pieces_of_a_prompt_not_by_all_of_it() -> None:
