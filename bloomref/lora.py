@@ -66,16 +66,19 @@ class LoraMethods:
         """Load an adapter and make it the active one.
 
         Args:
-            path: a folder of PEFT (adapter_config.json, adapter_model.safetensors), or a `.lora.h5` file of KerasHub.
+            path: a folder of PEFT (adapter_config.json, adapter_model.safetensors), a `.lora.h5` file of KerasHub,
+                `hf://user/repo` for a repository of PEFT on the Hugging Face hub, or the name of a built-in adapter.
 
         Raises:
             BadWeights: when files are missing, damaged or of another model; Unsupported: for anything but plain LoRA;
-            InvalidInput: for a name that is taken.
+            InvalidInput: for a path that does not exist, or a name that is taken.
         """
         from bloomref import adapter_files
+        from bloomref.presets.resolver import resolve_adapter
 
         self._adapters.check_new(name)
-        self._adapters.add(name, adapter_files.load(Path(path), name, self._adapters.config, self._adapters.dtype))
+        found = adapter_files.load(resolve_adapter(path), name, self._adapters.config, self._adapters.dtype)
+        self._adapters.add(name, found)
 
     def save_adapter(self, path: str | Path, name: str | None = None, *, expand: bool = False) -> None:
         """Write an adapter: a `.lora.h5` file of KerasHub if the path ends so, else a folder of PEFT.

@@ -50,7 +50,7 @@ MAY_IMPORT = {
     "backend registry": {"vocabulary", "interface", "numpy backend"},
     # dropout is the one thing that the interface does not offer: for it, the engine asks the reference itself
     "engine": {"vocabulary", "interface", "reference", "lora", "numpy backend", "backend registry", "runtime"},
-    "runtime": {"vocabulary", "engine", "runtime"},
+    "runtime": {"vocabulary", "interface", "engine", "runtime"},  # how a backend is to choose is the interface's word
     "formats": {"vocabulary", "formats"},
     "presets": {"vocabulary", "formats", "presets"},
     "preset maker": {"vocabulary", "formats", "presets", "front door", "training", "preset maker"},

@@ -29,9 +29,11 @@ def command(
     Example: bloomref info bloom_560m_multi --length 512
     """
     from bloomref import adapter_files
+    from bloomref.presets.registry import ADAPTERS
 
-    if adapter_files.is_adapter(Path(model)):
-        _show_adapter(Path(model), json)
+    path = ADAPTERS[model].folder if model in ADAPTERS else Path(model)
+    if adapter_files.is_adapter(path):
+        _show_adapter(path, json)
         return
     report = _report(model, revision, backend, batch, length)
     if json:

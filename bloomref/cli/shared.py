@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,7 +34,8 @@ Backend = Annotated[
     str, typer.Option("--backend", help="numpy, another name that `bloomref backends` lists, or auto.", metavar="NAME")
 ]
 Adapter = Annotated[
-    Path | None, typer.Option("--adapter", help="LoRA: a folder of PEFT, or a .lora.h5 file of KerasHub.")
+    str | None,
+    typer.Option("--adapter", help="LoRA: a folder of PEFT, a .lora.h5 file of KerasHub, hf://user/repo, or a name."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -49,7 +49,7 @@ def load(model: str, dtype: str | None, revision: str | None, backend: str = reg
 
 
 def load_on(
-    backend: str, model: str, dtype: str | None, revision: str | None, quiet: bool, adapter: Path | None = None
+    backend: str, model: str, dtype: str | None, revision: str | None, quiet: bool, adapter: str | None = None
 ) -> "BloomCausalLM":
     """`load`, and say on which backend: `auto` decides by itself, but never in silence (BKD-7)."""
     language_model = load(model, dtype, revision, backend)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported, describe
-from bloomref.formats import hf, keras
+from bloomref.formats import hf, keras, peft
 from bloomref.formats.files import read_json, shard_path, weight_map
 from bloomref.formats.tokenizer_files import HF_FILES, KERAS_FILES
 
@@ -35,10 +35,27 @@ def download(repo: str, revision: str, *, weights: bool) -> Path:
     return folder
 
 
+def download_adapter(repo: str, revision: str) -> Path:
+    """The local snapshot of a repository of PEFT: the adapter's config and its factors.
+
+    Raises:
+        InvalidInput, Unsupported, BadWeights: as `download`.
+    """
+    names = (peft.CONFIG, peft.WEIGHTS)
+    folder = _fetch(repo, revision, names)
+    for name in names:
+        _check_digest(folder / name, repo)
+    if not peft.exists(folder):
+        raise BadWeights(describe(f"hf://{repo}", f"an adapter, with {peft.CONFIG}", "a repository without it"))
+    if not (folder / peft.WEIGHTS).exists():
+        raise _no_weights(repo, _commit(folder, revision), peft.WEIGHTS)
+    return folder
+
+
 def _fetch_weights(repo: str, folder: Path, revision: str) -> None:
     names = _weight_files(folder)
     fresh = [name for name in names if not (folder / name).exists()]
-    commit = folder.name if _SHA1.fullmatch(folder.name) else revision
+    commit = _commit(folder, revision)
     _fetch(repo, commit, names)
     for name in fresh:
         _check_digest(folder / name, repo)
@@ -47,6 +64,11 @@ def _fetch_weights(repo: str, folder: Path, revision: str) -> None:
     missing = [name for name in names if not (folder / name).exists()]
     if missing and (folder / _index(folder)).exists():
         raise BadWeights(f"hf://{repo}: expected the file {missing[0]}, which its index names, got none")
+
+
+def _commit(folder: Path, revision: str) -> str:
+    """What a snapshot's folder is named after."""
+    return folder.name if _SHA1.fullmatch(folder.name) else revision
 
 
 def _index(folder: Path) -> str:
@@ -95,16 +117,16 @@ def _check_digest(path: Path, repo: str) -> None:
         )
 
 
-def _no_weights(repo: str, revision: str) -> BloomrefError:
+def _no_weights(repo: str, revision: str, wanted: str = f"{hf.WEIGHTS} or {hf.INDEX}") -> BloomrefError:
     try:
         from huggingface_hub import HfApi
 
         names = HfApi().list_repo_files(repo, revision=revision)
     except Exception as error:
-        return BadWeights(f"hf://{repo}: expected {hf.WEIGHTS}, got a repository without it ({first_line(error)})")
+        return BadWeights(f"hf://{repo}: expected {wanted}, got a repository without it ({first_line(error)})")
     if any(name.endswith(hf.PICKLED) for name in names):
         return Unsupported(hf.PICKLE_MESSAGE.format(where=f"hf://{repo}"))
-    return BadWeights(describe(f"hf://{repo}", f"{hf.WEIGHTS} or {hf.INDEX}", ", ".join(sorted(names))))
+    return BadWeights(describe(f"hf://{repo}", wanted, ", ".join(sorted(names))))
 
 
 def _translated(error: Exception, repo: str, revision: str) -> BloomrefError:

@@ -55,6 +55,33 @@ class Preset:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterPreset:
+    """A LoRA adapter that is shipped inside the package."""
+
+    name: str
+    description: str
+    base: str
+    """The preset that it was trained on."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, in PEFT's layout."""
+        return Path(__file__).parent / self.name
+
+
+ADAPTERS = {
+    adapter.name: adapter
+    for adapter in (
+        AdapterPreset(
+            name="bloom_tiny_udhr_facts",
+            description="twenty sentences about BLOOM, learned by heart: the example of docs/finetuning.md",
+            base="bloom_tiny_udhr",
+        ),
+    )
+}
+
+
 def _bigscience(num_layers: int, hidden_dim: int, num_heads: int) -> BloomConfig:
     return BloomConfig(
         vocabulary_size=250880,

@@ -1,4 +1,4 @@
-"""From the name of a preset to a local folder that holds it."""
+"""From the name of a preset, or of an adapter, to a local folder that holds it."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -7,7 +7,7 @@ from pathlib import Path
 from bloomref.errors import BloomrefError, InvalidInput, Unsupported, invalid
 from bloomref.formats.tokenizer_files import KERAS_ASSETS
 from bloomref.presets import hub
-from bloomref.presets.registry import PRESETS
+from bloomref.presets.registry import ADAPTERS, PRESETS
 
 _KAGGLE_SMALL = ("config.json", "tokenizer.json", *(str(KERAS_ASSETS / n) for n in ("vocabulary.json", "merges.txt")))
 
@@ -30,7 +30,7 @@ def resolve(preset: str | Path, *, weights: bool = True, revision: str | None = 
         raise invalid("preset", "a preset's name, hf://user/repo, kaggle://..., or a folder", preset)
     name = str(preset)
     if name.startswith("hf://"):
-        return _hugging_face(name, weights, revision)
+        return hub.download(*_repository("preset", name, revision), weights=weights)
     built_in = None if isinstance(preset, Path) else PRESETS.get(name)
     if revision is not None and (built_in is None or built_in.folder):
         raise invalid("revision", "None for a preset that is not on the Hugging Face hub", revision)
@@ -41,13 +41,37 @@ def resolve(preset: str | Path, *, weights: bool = True, revision: str | None = 
     return _folder(Path(preset).expanduser(), name)
 
 
-def _hugging_face(name: str, weights: bool, revision: str | None) -> Path:
+def resolve_adapter(adapter: str | Path) -> Path:
+    """The local folder or file of a LoRA adapter, downloaded if it has to be.
+
+    Args:
+        adapter: a built-in name; `hf://user/repo` or `hf://user/repo@revision`; or a path, which a `Path` always is.
+
+    Raises:
+        InvalidInput: nothing has this name. Unsupported, BadWeights: as `resolve`.
+    """
+    if not isinstance(adapter, str | Path) or not str(adapter):
+        raise invalid("adapter", "an adapter's name, hf://user/repo, a folder of PEFT, or a .lora.h5 file", adapter)
+    name = str(adapter)
+    if name.startswith("hf://"):
+        return hub.download_adapter(*_repository("adapter", name, None))
+    if isinstance(adapter, str) and adapter in ADAPTERS:
+        return ADAPTERS[adapter].folder
+    path = Path(adapter).expanduser()
+    if not path.exists():
+        expected = "a folder of PEFT, a .lora.h5 file, hf://user/repo, or the name of an adapter"
+        raise invalid("adapter", expected, name, f"the built-in adapters are {', '.join(ADAPTERS)}")
+    return path
+
+
+def _repository(argument: str, name: str, revision: str | None) -> tuple[str, str]:
+    """(repository, revision) of a handle of the Hugging Face hub."""
     repo, _, named = name.removeprefix("hf://").partition("@")
     if repo.count("/") != 1 or not all(repo.split("/")):
-        raise invalid("preset", "hf://user/repo or hf://user/repo@revision", name)
+        raise invalid(argument, "hf://user/repo or hf://user/repo@revision", name)
     if named and revision not in (None, named):
         raise invalid("revision", f"{named!r}, as the preset's name says, or None", revision)
-    return hub.download(repo, revision or named or "main", weights=weights)
+    return repo, revision or named or "main"
 
 
 def _folder(path: Path, name: str) -> Path:

@@ -27,7 +27,9 @@ import numpy  # noqa: F401
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TESTS = ["ops", "alibi", "trace", "cache", "model", "golden"]
+UNITS = ["ops", "alibi", "trace", "cache", "model", "golden", "lora"]
+LOOPBACK = "tests/backend/test_loopback.py::test_the_engine_over_the_reference_is_the_model"
+TESTS = [*(f"tests/unit/test_{name}.py" for name in UNITS), LOOPBACK]
 FILES = [Path("bloomref/reference/ops.py"), Path("bloomref/reference/model.py")]
 SECONDS = 120
 
@@ -180,7 +182,7 @@ def examine(copy_of: Path, file: Path, tests: list[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, default=FILES)
-    parser.add_argument("--tests", nargs="*", default=[f"tests/unit/test_{name}.py" for name in TESTS])
+    parser.add_argument("--tests", nargs="*", default=TESTS)
     parser.add_argument("--json", type=Path, help="also write the survivors there")
     options = parser.parse_args()
     sys.dont_write_bytecode = True

@@ -14,15 +14,20 @@ from local_hub import COMMIT, LocalHub
 from bloomref.config import BloomConfig
 from bloomref.formats import hf
 from bloomref.params import init_params
+from bloomref.presets import registry
 
+PRESETS_FOLDER = Path(registry.__file__).parent
 CONFIG = BloomConfig(vocabulary_size=64, num_layers=2, num_heads=3, hidden_dim=24, intermediate_dim=96)
 SCRIPT = """
 import json, sys
 from bloomref.errors import BloomrefError
 from bloomref.formats.checkpoint import open_checkpoint
-from bloomref.presets.resolver import resolve
+from bloomref.presets.resolver import resolve, resolve_adapter
 for arguments in json.loads(sys.argv[1]):
     try:
+        if adapter := arguments.pop("adapter", None):
+            print(json.dumps(["ok", str(resolve_adapter(adapter)), None]))
+            continue
         folder = resolve(**arguments)
         params = open_checkpoint(folder).params() if arguments.get("weights", True) else None
         print(json.dumps(["ok", str(folder), params and float(params.word_embedding.sum())]))
@@ -86,6 +91,35 @@ def test_download_fetches_what_is_needed_and_then_works_offline(
         assert not any("/resolve/" in path for _, path, _ in hub.log[seen:])
     assert load(tmp_path, hub.url, offline=True) == ("ok", folder, expected)
     assert load(tmp_path, hub.url) == ("ok", folder, expected)  # the hub is gone: the cache answers
+
+
+@pytest.mark.clause("PRE-9")
+def test_an_adapter_is_two_files(tmp_path: Path, single: dict[str, bytes]) -> None:
+    folder = PRESETS_FOLDER / "bloom_tiny_udhr_facts"
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with LocalHub({**single, **files}) as hub:
+        outcome, found, _ = load(tmp_path, hub.url, adapter="hf://acme/bloom")
+        assert outcome == "ok", found
+        assert {path.name for path in Path(found).iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+        assert (Path(found) / "adapter_model.safetensors").read_bytes() == files["adapter_model.safetensors"]
+    assert load(tmp_path, hub.url, offline=True, adapter="hf://acme/bloom") == ("ok", found, None)
+
+
+@pytest.mark.parametrize(
+    ("names", "outcome", "said"),
+    [
+        ([], "BadWeights", "adapter_config.json"),
+        (["adapter_config.json"], "BadWeights", "expected adapter_model.safetensors"),
+        (["adapter_config.json", "adapter_model.bin"], "Unsupported", "pickle"),
+    ],
+)
+def test_what_is_no_adapter_is_refused(
+    tmp_path: Path, single: dict[str, bytes], names: list[str], outcome: str, said: str
+) -> None:
+    files = {name: content for name, content in single.items() if not name.endswith(".bin")}
+    with LocalHub({**files, **dict.fromkeys(names, b"{}")}) as hub:
+        found, message, _ = load(tmp_path, hub.url, adapter="hf://acme/bloom")
+    assert (found, said in message) == (outcome, True), message
 
 
 def test_weights_are_left_out_on_request(tmp_path: Path, single: dict[str, bytes]) -> None:

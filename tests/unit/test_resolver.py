@@ -13,8 +13,8 @@ from bloomref.formats import hf
 from bloomref.formats.checkpoint import open_checkpoint
 from bloomref.params import init_params
 from bloomref.presets import hub
-from bloomref.presets.registry import PRESETS
-from bloomref.presets.resolver import resolve
+from bloomref.presets.registry import ADAPTERS, PRESETS
+from bloomref.presets.resolver import resolve, resolve_adapter
 
 CONFIG = BloomConfig(vocabulary_size=9, num_layers=1, num_heads=2, hidden_dim=4, intermediate_dim=16)
 
@@ -177,3 +177,33 @@ def test_kaggle_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     with pytest.raises(Unsupported, match=r"pip install bloomref\[kaggle\]"):
         resolve("kaggle://keras/bloom/keras/x")
+
+
+# --- adapters ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.clause("PRE-9")
+def test_handles_of_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(hub, "download_adapter", lambda *repository: asked.append(repository) or tmp_path)
+    assert resolve_adapter("hf://user/repo@v2") == resolve_adapter("hf://user/repo") == tmp_path
+    assert asked == [("user/repo", "v2"), ("user/repo", "main")]
+    assert resolve_adapter("bloom_tiny_udhr_facts") == ADAPTERS["bloom_tiny_udhr_facts"].folder
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.lora.h5").touch()
+    assert resolve_adapter("~/mine.lora.h5") == resolve_adapter(tmp_path / "mine.lora.h5") == tmp_path / "mine.lora.h5"
+
+
+@pytest.mark.clause("PRE-9")
+@pytest.mark.parametrize("name", ["hf://user", "no_such_adapter", Path("bloom_tiny_udhr_facts"), "", 3])
+def test_no_adapter_of_this_name(name: Any) -> None:
+    with pytest.raises(InvalidInput, match="adapter: expected "):
+        resolve_adapter(name)
+
+
+def test_built_in_adapters_are_adapters_of_built_in_presets() -> None:
+    from bloomref import adapter_files
+
+    for adapter in ADAPTERS.values():
+        assert adapter_files.is_adapter(adapter.folder)
+        assert adapter.base in PRESETS
