@@ -76,6 +76,7 @@ def test_there_is_a_specification():
         "BKD",
         "CNF",
         "PRG",
+        "VEC",
     } == TOPICS
 
 

@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 import bloomref
-from bloomref.cli import backends, conform, convert, diff, download, finetune, generate, info, presets, score, trace
+from bloomref.cli import (
+    backends,
+    conform,
+    convert,
+    diff,
+    download,
+    finetune,
+    generate,
+    info,
+    presets,
+    score,
+    trace,
+    vectors,
+)
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
 
 EXIT_CODES: dict[type[BaseException], int] = {InvalidInput: 2, Unsupported: 3, BadWeights: 4, KeyboardInterrupt: 130}
@@ -22,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, score, finetune, presets, backends, info, trace, diff, download, convert, conform):
+for command in (generate, score, finetune, presets, backends, info, trace, diff, download, convert, conform, vectors):
     app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
 
 

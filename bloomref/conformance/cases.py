@@ -7,12 +7,14 @@ only); no bias is zero and no gain is one.
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import ml_dtypes
 import numpy as np
 
+from bloomref.adapters import Adapter
 from bloomref.config import BloomConfig
+from bloomref.conformance.exact import snap
+from bloomref.conformance.lora import Lora
 from bloomref.params import Params, Weight
-from bloomref.shapes import Array, Bool, Float, Int
+from bloomref.shapes import Array, Bool, Int
 
 MASKS = ("real", "left", "right", "holes", "padding row")
 
@@ -30,6 +32,7 @@ class Case:
         flags: what the case is there to show, beside what its numbers say (`conformance.flags`).
         weights: the widest dtype that keeps them exactly is float64; this is the narrowest: "bfloat16", or "float32" for a case
             that is asked in float32 and float64 only.
+        lora: an adapter on the model; `params` are the weights without it.
     """
 
     config: BloomConfig
@@ -44,12 +47,18 @@ class Case:
     flags: frozenset[str] = field(default_factory=frozenset)
     name: str = ""
     weights: str = "bfloat16"
+    lora: Lora | None = None
 
     @cached_property
     def params(self) -> Params:
         """float64, every number exact in the dtype `weights` and in all wider ones."""
         drawn = draw_params(self.config, self.seed, self.gain, self.qk_gain, self.embedding_std)
         return drawn.map(snap if self.weights == "bfloat16" else lambda x: x.astype(np.float32).astype(np.float64))
+
+    @cached_property
+    def adapter(self) -> Adapter | None:
+        """What is added to the products of the weights, in float64."""
+        return None if self.lora is None else self.lora.adapter(self.config)
 
     @cached_property
     def token_ids(self) -> Int[Array, "B T"]:
@@ -88,13 +97,6 @@ def draw_params(
         return values
 
     return Params.build(config.num_layers, config.tie_word_embeddings, draw)
-
-
-def snap(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """The nearest numbers that bfloat16, float16 and float32 all hold exactly, as float64."""
-    y = x.astype(ml_dtypes.bfloat16).astype(np.float64)
-    y[np.abs(y) < 2.0**-17] = 0.0  # below, float16 has fewer bits than bfloat16
-    return y
 
 
 def mask(rng: np.random.Generator, kind: str, batch: int, time: int) -> Bool[Array, "B T"]:

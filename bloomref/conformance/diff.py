@@ -175,7 +175,7 @@ def explain(case: Case, side: Side, mistakes: Sequence[Mistake]) -> list[Explana
 
 def _outputs(case: Case, mistake: Mistake) -> dict[str, Array]:
     with np.errstate(all="ignore"):
-        return mistake.lab(case.config, case.params).run(case.token_ids, case.is_real, case.cuts)
+        return mistake.lab.of(case).run(case.token_ids, case.is_real, case.cuts)
 
 
 def _explanation(
@@ -226,7 +226,7 @@ class FiniteNoise(Noise):
 
 def mistaken_sigma(case: Case, mistake: Mistake, tier: Tier, made: dict[str, Array]) -> dict[str, Float[Array, "B T"]]:
     """The spread of a model that makes the mistake, by Monte-Carlo arithmetic as for the right one; one rounding at least."""
-    lab: Lab = mistake.lab(case.config, case.params)
+    lab: Lab = mistake.lab.of(case)
     lab.arithmetic = FiniteNoise(tier, np.random.Generator(np.random.SFC64(case.seed)))
     squares = {name: np.zeros(case.is_real.shape) for name in made}
     with np.errstate(all="ignore"):
@@ -241,7 +241,7 @@ def mistaken_sigma(case: Case, mistake: Mistake, tier: Tier, made: dict[str, Arr
 def _may_begin(case: Case, mistake: Mistake, first: Step | None) -> bool:
     """A mistake changes nothing before the intermediate where it first shows."""
     order = list(truth(case).values)
-    if mistake.first == FRONT_DOOR or first is None:
+    if mistake.first == FRONT_DOOR or first is None or (mistake.is_of_adapters and case.lora is None):
         return False
     return mistake.first in order and order.index(mistake.first) <= order.index(first.name)
 

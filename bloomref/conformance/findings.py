@@ -1,8 +1,8 @@
 """What a property reports: a failure with everything needed to repeat it, or that nothing could be said."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
-from bloomref.config import BloomConfig
 from bloomref.conformance.budgets import LIMIT, Judgement
 from bloomref.conformance.cases import Case
 
@@ -46,12 +46,12 @@ def code(case: Case) -> str:
     return _call(case)
 
 
-def _call(value: Case | BloomConfig) -> str:
+def _call(value: Any) -> str:
     parts = []
     for item in fields(value):
         given = getattr(value, item.name)
         default = item.default_factory() if callable(item.default_factory) else item.default
         if given != default:
-            shown = _call(given) if isinstance(given, BloomConfig) else repr(given)
+            shown = _call(given) if is_dataclass(given) else repr(given)
             parts.append(f"{item.name}={shown}")
     return f"{type(value).__name__}({', '.join(parts)})"

@@ -33,6 +33,7 @@ FLAGS: dict[str, Flag] = {
     "untied": Flag(lambda c: not c.config.tie_word_embeddings, "a head of its own (MOD-6)"),
     "mlp-width": Flag(lambda c: c.config.intermediate_dim != 4 * c.config.hidden_dim, "an MLP of another width"),
     "no-layers": Flag(lambda c: c.config.num_layers == 0, "nothing but embedding, norms and head"),
+    "lora": Flag(lambda c: c.lora is not None, "a LoRA adapter on the model"),
     "pieces": Flag(lambda c: bool(c.cuts), "a run in pieces over a cache"),
 }
 

@@ -71,14 +71,14 @@ def gradients(subject: Subject, case: Case) -> Iterable[Judgement]:
     if subject.dtype not in UNITS or not counted(case).any():
         return
     got_loss, got = subject.ask(case, "loss_and_gradients", case.token_ids, case.is_real, labels(case))
-    exact, spread = _truth(case), _sigma(case)
-    missing = sorted(set(exact) - set(got) - {"loss"})
+    wanted_by_name, allowed = exact(case), spread(case)
+    missing = sorted(set(wanted_by_name) - set(got) - {"loss"})
     yield Judgement(
         "gradients", "fail" if missing else "pass", np.inf if missing else 0.0, (0, 0), f"no gradient of {missing[:3]}"
     )
-    for name, wanted in exact.items():
+    for name, wanted in wanted_by_name.items():
         found = np.asarray(got_loss if name == "loss" else got.get(name, wanted), np.float64)
-        yield _judge(name, found, wanted, spread[name] * UNITS[subject.dtype] / SIMULATED)
+        yield _judge(name, found, wanted, allowed[name] * UNITS[subject.dtype] / SIMULATED)
 
 
 def _judge(name: str, found: Array, wanted: Array, allowed: float) -> Judgement:
@@ -104,6 +104,9 @@ def counted(case: Case) -> Bool[Array, "B T"]:
 
 
 def labels(case: Case) -> Int[Array, "B T"]:
+    """Those that a case was given, or other tokens than the input's."""
+    if "labels" in vars(case):
+        return vars(case)["labels"]
     ids = np.random.default_rng(case.seed + 3).integers(0, case.config.vocabulary_size, case.token_ids.shape)
     return np.where(counted(case), ids, loss.IGNORED)
 
@@ -116,22 +119,23 @@ def _run(case: Case, params: Any) -> dict[str, Array]:
 
 
 @lru_cache(REMEMBERED)
-def _truth(case: Case) -> dict[str, Array]:
+def exact(case: Case) -> dict[str, Array]:
+    """The loss, and the gradients by Hugging Face key, in float64."""
     return _run(case, case.params)
 
 
 @lru_cache(REMEMBERED)
-def _sigma(case: Case) -> dict[str, float]:
+def spread(case: Case) -> dict[str, float]:
     """At the unit of float32: root mean square over samples and elements; the larger of both anchorings of ALiBi."""
-    exact, largest = _truth(case), dict.fromkeys(_truth(case), 0.0)
+    largest = dict.fromkeys(exact(case), 0.0)
     for anchor in (0, case.time - 1):
         Noisy.rng = np.random.Generator(np.random.SFC64(case.seed))
         with anchored(anchor):
             runs = [_run(case, case.params.map(lambda x: x.view(Noisy))) for _ in range(SAMPLES)]
-        for name, wanted in exact.items():
-            spread = np.sqrt(np.mean([np.square(_rms(run[name] - wanted)) for run in runs]))
+        for name, wanted in exact(case).items():
+            found = np.sqrt(np.mean([np.square(_rms(run[name] - wanted)) for run in runs]))
             rounded = _rms(wanted) * SIMULATED / np.sqrt(3.0)
-            largest[name] = float(max(largest[name], spread, rounded))
+            largest[name] = float(max(largest[name], found, rounded))
     return largest
 
 

@@ -23,6 +23,7 @@ class Capabilities:
         scores: where the attention scores of its 16-bit types are rounded: "float32" or "model" (the model's dtype).
         max_time: the longest input; None: any.
         repeatable: the same call gives the same bits each time.
+        adapters: the forms of LoRA that `adapted` takes: "peft" folders, "keras" files (`.lora.h5`, KerasHub's factors for each head).
     """
 
     dtypes: tuple[str, ...] = ("float32",)
@@ -31,6 +32,7 @@ class Capabilities:
     scores: str = "float32"
     max_time: int | None = None
     repeatable: bool = True
+    adapters: tuple[str, ...] = ("peft",)
 
 
 @runtime_checkable
@@ -44,7 +46,9 @@ class Model(Protocol):
             the cache has room for `capacity` >= T positions (a cache that grows by itself ignores that);
         `loss_and_gradients(token_ids, is_real, labels)`: a number, and gradients by Hugging Face key, in Hugging Face's shapes;
         `call(token_ids, padding_mask)`: logits from the front door that its users call, with whatever they hand in, `None` for
-            no mask; it raises (any exception) where the specification refuses (EMB-2, ATT-11).
+            no mask; it raises (any exception) where the specification refuses (EMB-2, ATT-11);
+        `adapted(path)`: this model with the LoRA adapter at `path`, which is gone after the call: a folder of PEFT, or a `.lora.h5` file.
+            It may be this very model, changed: nobody asks it without the adapter again. What it cannot adapt is `Unsupported`.
     """
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]: ...

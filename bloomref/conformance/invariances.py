@@ -63,7 +63,7 @@ def hole(subject: Subject, case: Case) -> Iterable[Judgement]:
     for i in range(case.batch):
         columns = np.flatnonzero(case.is_real[i])
         text = case.token_ids[i : i + 1, columns]
-        deleted[i, columns] = Lab(case.config, case.params).run(text, np.ones(text.shape, bool))["logits"][0]
+        deleted[i, columns] = Lab.of(case).run(text, np.ones(text.shape, bool))["logits"][0]
     [apart] = judge(case, subject.tier, {"logits": deleted})
     [near] = judge(case, subject.tier, {"logits": exact + (found - deleted)})
     if apart.verdict == "fail" and near.verdict == "pass":
@@ -83,6 +83,17 @@ def repeat(subject: Subject, case: Case) -> Iterable[Judgement]:
     yield verdict(_bits(one, case) == _bits(two, case), "a second call gives other bits")
     unchanged = np.array_equal(ids, case.token_ids) and np.array_equal(real, case.is_real)
     yield verdict(unchanged, "the call has changed its arguments")
+
+
+def adapted(subject: Subject, case: Case) -> Iterable[Judgement]:
+    """Not to the bit, even where B is zero: the bits of a library may depend on where in memory a model lies."""
+    assert case.lora is not None
+    bare, zero = replace(case, lora=None), replace(case, lora=replace(case.lora, gain=0.0))
+    yield same(subject, bare, run(subject, bare), run(subject, zero), "an adapter whose B is zero")
+    twice = run(subject, replace(case, lora=replace(case.lora, copies=2)))
+    yield same(
+        subject, case, run(subject, case), twice, "the same product of matrices at twice the rank, in two halves"
+    )
 
 
 def _bits(found: Array, case: Case) -> bytes:

@@ -8,12 +8,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from bloomref import alibi
+from bloomref.adapters import Adapter
 from bloomref.config import BloomConfig
+from bloomref.conformance.cases import Case
+from bloomref.conformance.lab_lora import Bench
 from bloomref.params import LayerParams, Params
 from bloomref.runtime.inputs import token_batch
 from bloomref.shapes import Array, Bool, Float, Int
@@ -53,11 +56,12 @@ class LabCache:
     values: Float[Array, "B H P K"]
 
 
-class Lab:
+class Lab(Bench):
     """One model. `run` gives every named intermediate (MOD-8).
 
     Args:
         dtype: in which it computes; the weights are cast to it.
+        adapter: what is added to the products of the weights.
         anchor: the column that ALiBi counts from: that of the query (None: the reference), or a fixed one, which is the same function.
 
     While it runs, `start` is the first column of the piece, `index` the layer.
@@ -66,16 +70,27 @@ class Lab:
     anchor: int | None = None
 
     def __init__(
-        self, config: BloomConfig, params: Params, arithmetic: Arithmetic = EXACT, dtype: Any = np.float64
+        self,
+        config: BloomConfig,
+        params: Params,
+        arithmetic: Arithmetic = EXACT,
+        dtype: Any = np.float64,
+        adapter: Adapter | None = None,
     ) -> None:
         self.config = config
         self.dtype = np.dtype(dtype)
-        self.params = self.load(params.astype(self.dtype))
+        self.adapter = adapter
         self.arithmetic = arithmetic
+        self.params = self.adapted(self.load(params.astype(self.dtype)))
         self.seen: dict[str, Array] = {}
         self.prefix = ""
         self.start = 0
         self.index = 0
+
+    @classmethod
+    def of(cls, case: Case, arithmetic: Arithmetic = EXACT, dtype: Any = np.float64) -> Self:
+        """The model of a case, with its adapter."""
+        return cls(case.config, case.params, arithmetic, dtype, case.adapter)
 
     def load(self, params: Params) -> Params:
         """The weights as they are used."""
@@ -135,7 +150,7 @@ class Lab:
     def attention(
         self, layer: LayerParams, x: Array, cache: LabCache, start: int, visible: Array, bias: Array
     ) -> Float[Array, "B T D"]:
-        query, key, value = self.split(self.qkv(layer, x))
+        query, key, value = self.split(self.adapt(layer, "qkv_weight", x, self.qkv(layer, x)))
         query, key, value = (
             self.note("attention.query", query),
             self.note("attention.key", key),
@@ -145,11 +160,13 @@ class Lab:
         scores = self.note("attention.scores", self.scores(query, keys, bias))
         probabilities = self.note("attention.probabilities", self.softmax(scores, visible))
         context = self.note("attention.context", self.merge(self.context(probabilities, values)))
-        return self.note("attention.output", self.attention_output(layer, context))
+        output = self.adapt(layer, "attn_out_weight", context, self.attention_output(layer, context))
+        return self.note("attention.output", output)
 
     def mlp(self, layer: LayerParams, x: Array) -> Float[Array, "B T D"]:
-        inner = self.note("mlp.gelu", self.gelu(self.note("mlp.up", self.mlp_up(layer, x))))
-        return self.note("mlp.output", self.mlp_down(layer, inner))
+        up = self.note("mlp.up", self.adapt(layer, "mlp_up_weight", x, self.mlp_up(layer, x)))
+        inner = self.note("mlp.gelu", self.gelu(up))
+        return self.note("mlp.output", self.adapt(layer, "mlp_down_weight", inner, self.mlp_down(layer, inner)))
 
     def note(self, name: str, value: Array) -> Array:
         self.seen[self.prefix + name] = value
@@ -158,7 +175,8 @@ class Lab:
     # --- embedding and norms ---------------------------------------------------------------------
 
     def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        x = self.note("word_embedding", self.look_up(token_ids))
+        x = self.adapt(self.params, "word_embedding", token_ids, self.look_up(token_ids))
+        x = self.note("word_embedding", x)
         return self.note("embedding_norm", self.embedding_norm(x))
 
     def look_up(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.lab import Arithmetic, Lab
 from bloomref.conformance.oracle import truth
 from bloomref.conformance.tiers import TIERS, Tier
-from bloomref.params import Params
 from bloomref.shapes import Array, Bool, Float, Int
 
 SAMPLES = 8
@@ -80,20 +78,17 @@ class Noise(Arithmetic):
 class NoisyLab(Lab):
     """Rows of several ALiBi anchors at once; logits are kept in the dtype of the model, as most implementations do."""
 
+    arithmetic: Noise
     anchors: Int[Array, " B"]
 
-    def __init__(self, config: BloomConfig, params: Params, noise: Noise) -> None:
-        super().__init__(config, params, noise)
-        self.noise = noise
-
     def centred(self, x: Array) -> Array:
-        return self.noise.difference(x, self.noise.wide(self.noise.total(x) / x.shape[-1]))
+        return self.arithmetic.difference(x, self.arithmetic.wide(self.arithmetic.total(x) / x.shape[-1]))
 
     def variance(self, centred: Array) -> Array:
-        return self.noise.total(np.square(centred)) / centred.shape[-1]
+        return self.arithmetic.total(np.square(centred)) / centred.shape[-1]
 
     def total(self, powers: Array) -> Array:
-        return self.noise.total(powers)
+        return self.arithmetic.total(powers)
 
     def bias(self, is_real: Bool[Array, "B S"], start: int) -> Float[Array, "B H T S"]:
         column = np.arange(is_real.shape[1])
@@ -121,7 +116,7 @@ def errors(case: Case, tier: Tier, samples: int) -> Iterator[tuple[int, dict[str
         return
     exact = truth(case).values
     rng = np.random.Generator(np.random.SFC64(zlib.crc32(case.token_ids.tobytes())))
-    lab = NoisyLab(case.config, case.params, Noise(tier, rng))
+    lab = NoisyLab.of(case, Noise(tier, rng))
     order = np.tile([0, 1], samples)
     for anchorings in np.array_split(order, -(-len(order) * _numbers(case) // ELEMENTS)):
         if len(anchorings):
@@ -138,7 +133,7 @@ def _run(
 ) -> Iterator[tuple[int, dict[str, Array]]]:
     batch, time = case.token_ids.shape
     lab.anchors = np.repeat(anchorings * (time - 1), batch)
-    lab.noise.alike = np.repeat(anchorings == 1, batch)
+    lab.arithmetic.alike = np.repeat(anchorings == 1, batch)
     seen = lab.run(np.tile(case.token_ids, (len(anchorings), 1)), np.tile(case.is_real, (len(anchorings), 1)))
     for i, anchoring in enumerate(anchorings):
         rows = slice(i * batch, (i + 1) * batch)

@@ -5,16 +5,16 @@ What the estimate here leaves out, the tests enclose: on small models ball arith
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
 from bloomref import alibi
 from bloomref.backbone import BloomBackbone
-from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.lab import Lab
 from bloomref.conformance.tensors import observable
-from bloomref.params import Params
+from bloomref.reference import lora
 from bloomref.shapes import Array, Float, Int
 
 REMEMBERED = 16
@@ -54,7 +54,7 @@ class Truth:
 
         Zero says nothing where longdouble is float64 (Windows, macOS on ARM).
         """
-        wide = _Extended(self.case.config, self.case.params).run(self.case.token_ids, self.case.is_real)
+        wide = _Extended.of(self.case).run(self.case.token_ids, self.case.is_real)
         return {name: self._relative_error(name, wide[name]) for name in self.values}
 
     def _relative_error(self, name: str, wide: Array) -> float:
@@ -65,8 +65,8 @@ class Truth:
 class _Extended(Lab):
     """In `np.longdouble`, on float64 weights: what enters is widened, and what it meets follows."""
 
-    def __init__(self, config: BloomConfig, params: Params) -> None:
-        super().__init__(config, params)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.dtype = np.dtype(np.longdouble)
 
     def look_up(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -79,7 +79,10 @@ class _Extended(Lab):
 @lru_cache(REMEMBERED)
 def truth(case: Case) -> Truth:
     """The truth of a case, remembered for the last few."""
-    model = BloomBackbone.from_params(case.config, case.params.astype(np.dtype(np.float64)), "float64")
+    params = case.params.astype(np.dtype(np.float64))
+    if case.adapter is not None:
+        params = lora.attach(params, case.adapter.parts)
+    model = BloomBackbone.from_params(case.config, params, "float64")
     values = model.trace({"token_ids": case.token_ids, "padding_mask": case.is_real})
     for value in values.values():
         value.flags.writeable = False

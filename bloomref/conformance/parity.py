@@ -22,3 +22,12 @@ def intermediates(subject: Subject, case: Case) -> Iterable[Judgement]:
 
 def pieces(subject: Subject, case: Case) -> Iterable[Judgement]:
     return judge(case, subject.tier, {"logits": in_pieces(subject, case, case.cuts, spare=case.seed % 3)})
+
+
+def adapted(subject: Subject, case: Case) -> Iterable[Judgement]:
+    """All that the implementation shows of a model with an adapter; over a cache without padding, which `pieces` asks about."""
+    yield from logits(subject, case)
+    if hasattr(subject.model(case), "trace"):
+        yield from intermediates(subject, case)
+    if hasattr(subject.model(case), "in_pieces") and case.is_real.all():
+        yield from pieces(subject, case)

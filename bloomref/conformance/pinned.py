@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from bloomref.adapters import DENSE_LAYERS
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
+from bloomref.conformance.lora import Lora
+from bloomref.formats.peft_config import EMBEDDING, LINEARS
 
 
 def _config(heads: int, width: int, layers: int = 2, vocabulary: int = 37, **changes: Any) -> BloomConfig:
@@ -11,6 +14,8 @@ def _config(heads: int, width: int, layers: int = 2, vocabulary: int = 37, **cha
     sizes = {"vocabulary_size": vocabulary, "num_layers": layers, "num_heads": heads, "hidden_dim": hidden}
     return BloomConfig(**sizes | {"intermediate_dim": 4 * hidden} | changes)
 
+
+LORA = Lora((*LINEARS, EMBEDDING), alpha=12.0, dropout=0.5, ranks=(("dense", 2),), alphas=(("dense_h_to_4h", 3.0),))
 
 PINNED: tuple[Case, ...] = (
     Case(_config(2, 4), seed=1, batch=2, time=7, name="plain"),
@@ -37,5 +42,17 @@ PINNED: tuple[Case, ...] = (
     Case(_config(6, 4, intermediate_dim=29), seed=18, time=12, name="odd inner width"),
     Case(_config(6, 4, 0), seed=19, time=12, name="no layers"),
     Case(_config(6, 4), seed=21, batch=2, time=12, weights="float32", name="24-bit weights"),
+    Case(_config(3, 4), seed=22, batch=3, time=9, kind="left", name="LoRA", lora=LORA),
+    Case(
+        _config(4, 4),
+        seed=23,
+        time=8,
+        cuts=(3, 6, 7),
+        name="LoRA over a cache",
+        lora=Lora(LINEARS, rank=3, rslora=True),
+    ),
+    Case(
+        _config(3, 5), seed=24, time=8, cuts=(5,), name="LoRA of KerasHub", lora=Lora(tuple(DENSE_LAYERS), form="keras")
+    ),
     Case(_config(8, 4, 6), seed=20, batch=2, time=12, gain=0.7, kind="left", cuts=(11,), name="six layers"),
 )

@@ -55,7 +55,7 @@ def plant(
     preparing: dict[Case, float] = {}
     for found in PROPERTIES.values():
         for case in questions(found, dtype, examples, pinned):
-            alive = [(kill, subject) for kill, subject in zip(kills, subjects, strict=True) if not kill.found_by]
+            alive = [pair for pair in zip(kills, subjects, strict=True) if _may_show(pair[0], found)]
             if alive:
                 spent = _prepare(case, alive[0][1])
                 preparing.setdefault(case, spent)
@@ -64,6 +64,11 @@ def plant(
                 kill.prepared.add(case)
                 _ask(found, case, kill, subject)
     return kills
+
+
+def _may_show(kill: Kill, found: Property) -> bool:
+    """It is still alive, and the property could tell: a mistake with adapters is none in a model without."""
+    return not kill.found_by and (bool(found.adapter) or not kill.mistake.is_of_adapters)
 
 
 def questions(found: Property, dtype: str, examples: int, pinned: Sequence[Case]) -> Iterable[Case]:

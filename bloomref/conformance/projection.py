@@ -86,7 +86,7 @@ class _Field:
     def direction(self, mistake: Known) -> Float[Array, "*N"]:
         case = self.case
         with np.errstate(all="ignore"):
-            seen = mistake.lab(case.config, case.params).run(case.token_ids, case.is_real)
+            seen = mistake.lab.of(case).run(case.token_ids, case.is_real)
         wrong, right = seen.get(self.name), truth(case).values[self.name]
         if wrong is None or wrong.shape != right.shape:
             return np.zeros_like(right)

@@ -86,6 +86,27 @@ def prove(
     return proof
 
 
+def completed(told: dict[str, Any], tell: Callable[[str], None] = print) -> dict[str, Any]:
+    """What was proven before, with what the catalogue has got since; in the order of the catalogue."""
+    new = [known for known in CATALOGUE if known.name not in told["catalogue"]]
+    found = prove([m for m in new if not m.equivalent], [m for m in new if m.equivalent], told["examples"], tell)
+    proof: dict[str, Any] = {
+        "examples": told["examples"],
+        "catalogue": _ordered(told["catalogue"] | found["catalogue"]),
+    }
+    for kind in ("mistakes", "equivalents"):
+        proof[kind] = {dtype: _joined(told[kind][dtype], found[kind][dtype]) for dtype in found[kind]}
+    return proof | {"naming": _joined(told["naming"], found["naming"])}
+
+
+def _joined(told: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list(_ordered({entry["name"]: entry for entry in (*told, *found)}).values())
+
+
+def _ordered(by_name: dict[str, Any]) -> dict[str, Any]:
+    return {known.name: by_name[known.name] for known in (*MISTAKES, *EQUIVALENTS) if known.name in by_name}
+
+
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
@@ -189,15 +210,25 @@ def write(proof: dict[str, Any], root: Path = ROOT) -> None:
     (root / PAGE).write_text(text, "utf-8")
 
 
+def _proof(options: argparse.Namespace) -> dict[str, Any]:
+    def tell(text: str) -> None:
+        print(text, flush=True)
+
+    if options.new_only:
+        return completed(json.loads((ROOT / JSON).read_text("utf-8")), tell)
+    return prove(MISTAKES, EQUIVALENTS, options.examples, tell)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=runner.EXAMPLES, help="cases drawn for each property")
     parser.add_argument("--pages-only", action="store_true", help="write the page again from the JSON file")
+    parser.add_argument("--new-only", action="store_true", help="only what the JSON file does not have yet")
     options = parser.parse_args()
     if options.pages_only:
         write(json.loads((ROOT / JSON).read_text("utf-8")))
         return
-    proof = prove(MISTAKES, EQUIVALENTS, options.examples, lambda text: print(text, flush=True))
+    proof = _proof(options)
     write(proof)
     print(f"{len(CATALOGUE)} in the catalogue")
     print(summary(proof))

@@ -15,6 +15,8 @@ from bloomref.conformance.findings import Failure, Inconclusive
 from bloomref.conformance.subject import Raised, Subject
 
 FRONT_DOOR = 4
+AT_ENDS = ("real", "left", "right")
+"""Without holes: what an adapter does has nothing to do with them, and implementations have other ideas of them."""
 PADDED = ("left", "right", "holes", "padding row")
 
 
@@ -29,6 +31,7 @@ class Property:
         kinds: the masks for which it says something.
         rows, time: the smallest batch and length for which it does.
         longest: the longest sequence that it is asked about; None: any.
+        adapter: the form of LoRA that its cases have (`lora.FORMS`); "": none.
         share: gets one drawn case where others get so many: the model hardly matters to what it asks.
     """
 
@@ -41,6 +44,7 @@ class Property:
     rows: int = 1
     time: int = 1
     longest: int | None = None
+    adapter: str = ""
     share: int = 1
 
     def check(self, subject: Subject, case: Case) -> float:
@@ -132,6 +136,38 @@ _ALL = (
         front_door.refusals,
         needs=("call",),
         longest=9,
+        share=FRONT_DOOR,
+    ),
+    Property(
+        "lora",
+        "with an adapter of PEFT, logits, intermediates and calls over a cache are those of the specification",
+        ("LRA-1", "LRA-12", "LRA-16"),
+        parity.adapted,
+        needs=("adapted",),
+        kinds=AT_ENDS,
+        longest=12,
+        adapter="peft",
+    ),
+    Property(
+        "lora-heads",
+        "so are they with one of KerasHub, whose factors are those of each head",
+        ("LRA-1", "LRA-11", "LRA-16"),
+        parity.adapted,
+        needs=("adapted",),
+        kinds=AT_ENDS,
+        longest=12,
+        adapter="keras",
+        share=FRONT_DOOR,
+    ),
+    Property(
+        "lora-itself",
+        "an adapter whose B is zero changes nothing, and the same product at twice the rank is the same adapter",
+        ("LRA-2", "LRA-12"),
+        invariances.adapted,
+        needs=("adapted",),
+        kinds=AT_ENDS,
+        longest=12,
+        adapter="peft",
         share=FRONT_DOOR,
     ),
     Property(

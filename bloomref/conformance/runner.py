@@ -12,6 +12,7 @@ from bloomref.conformance.findings import Failure, Inconclusive
 from bloomref.conformance.gradients import UNITS
 from bloomref.conformance.properties import Property
 from bloomref.conformance.strategies import cases
+from bloomref.conformance.strategies_lora import adapted_cases
 from bloomref.conformance.subject import PROBE, Subject
 from bloomref.conformance.tally import Tally
 from bloomref.conformance.waivers import Waivers
@@ -38,7 +39,7 @@ class Runner:
         try:
             tally.hold(found.check(subject, case), covering)
         except Unsupported as error:
-            tally.remember(str(error))
+            tally.set_aside(str(error), covering)
         except Inconclusive as error:
             tally.inconclusive += 1
             tally.remember(str(error))
@@ -81,18 +82,22 @@ class Runner:
 
 def drawn(found: Property, subject: Subject) -> st.SearchStrategy[Case]:
     """Cases that the implementation takes and about which the property says something."""
+    able, longest = subject.adapter.capabilities, min(USUAL, found.longest or USUAL)
+    if found.adapter:
+        return adapted_cases(able, found.adapter, kinds=found.kinds, max_time=longest)
     return cases(
-        subject.adapter.capabilities,
+        able,
         kinds=found.kinds,
         min_batch=found.rows,
         min_time=found.time,
-        max_time=min(USUAL, found.longest or USUAL),
+        max_time=longest,
         long=found.longest is None,
     )
 
 
 def applies(found: Property, case: Case) -> bool:
     fits = found.time <= case.time <= (found.longest or case.time)
+    fits = fits and found.adapter == (case.lora.form if case.lora else "")
     return fits and case.batch >= found.rows and case.kind in found.kinds
 
 
@@ -102,6 +107,8 @@ def lacking(found: Property, subject: Subject) -> str | None:
     methods = [name for name in found.needs if not hasattr(subject.model(PROBE), name)]
     if methods:
         return f"{subject.adapter.name} has no method {', '.join(methods)}"
+    if found.adapter and found.adapter not in able.adapters:
+        return f"{subject.adapter.name} declares no adapters in the form of {found.adapter}"
     if found.name == "gradients" and subject.dtype not in UNITS:
         return f"gradients are asked in {' and '.join(UNITS)} only"
     if not set(found.kinds) & set(able.masks):

@@ -16,6 +16,8 @@ from bloomref.conformance.runner import EXAMPLES, Runner
 from bloomref.conformance.subject import Subject
 from bloomref.conformance.tally import Card, Tally
 from bloomref.conformance.tiers import tier_of
+from bloomref.conformance.vectors.ask import NAME as VECTORS
+from bloomref.conformance.vectors.write import TOPICS
 from bloomref.conformance.waivers import Waivers, read_waivers
 from bloomref.errors import BloomrefError
 
@@ -55,7 +57,7 @@ class Kit:
             tier_of(dtype)
         self.runner = Runner(option("--examples"), option("--seed"), Waivers(read_waivers(option("--waivers"))))
         self.required: bool = option("--require")
-        self.card = Card(self.adapter.name, dict(self.adapter.versions()), self.dtypes, tuple(PROPERTIES))
+        self.card = Card(self.adapter.name, dict(self.adapter.versions()), self.dtypes, (*PROPERTIES, VECTORS))
         self.subjects = {dtype: Subject(self.adapter, dtype) for dtype in self.dtypes}
         self.whole = True
         """Whether everything was selected: only then can a waiver be called unneeded."""
@@ -93,7 +95,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     kit = metafunc.config.stash[KIT]
     pinned = {case.name: case for case in PINNED}
-    values: dict[str, Mapping[str, object]] = {"subject": kit.subjects, "found": PROPERTIES, "case": pinned}
+    topics = {name: name for name in sorted(TOPICS)}
+    values: dict[str, Mapping[str, object]] = {
+        "subject": kit.subjects,
+        "found": PROPERTIES,
+        "case": pinned,
+        "topic": topics,
+    }
     for argument in (name for name in values if name in metafunc.fixturenames):
         found, indirect = values[argument], argument == "subject"
         metafunc.parametrize(argument, list(found.values()), ids=list(found), indirect=indirect, scope="session")

@@ -1,6 +1,8 @@
 """What is tested: an implementation in one dtype, its models, and what it cannot do."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -37,16 +39,23 @@ class Subject:
         return tier_of(self.dtype, self.adapter.capabilities.scores)
 
     def model(self, case: Case) -> Model:
-        """The case's model, loaded.
+        """The case's model, loaded, with its adapter.
 
         Raises:
             Unsupported: by the adapter, with its reason.
         """
-        key = (case.config, case.seed, case.gain, case.qk_gain, case.embedding_std)
+        key = (case.config, case.seed, case.gain, case.qk_gain, case.embedding_std, case.weights, case.lora)
         if self._last is None or self._last[0] != key:
             self._last = None  # the old one may hold a device's memory
-            self._last = key, self.adapter.load(case.config, named_weights(case.config, case.params), self.dtype)
+            self._last = key, self._loaded(case)
         return self._last[1]
+
+    def _loaded(self, case: Case) -> Model:
+        model: Any = self.adapter.load(case.config, named_weights(case.config, case.params), self.dtype)
+        if case.lora is None:
+            return model
+        with TemporaryDirectory(prefix="bloomref_adapter_") as folder:
+            return model.adapted(case.lora.write(Path(folder), case.config))
 
     def ask(self, case: Case, method: str, *arguments: Any) -> Any:
         """What a method of the case's model returns.
@@ -67,6 +76,8 @@ class Subject:
         lacking = sorted(needs(case) - able.features)
         if case.kind not in able.masks:
             lacking.append(f"masks with {case.kind}")
+        if case.lora is not None and case.lora.form not in able.adapters:
+            lacking.append(f"adapters in the form of {case.lora.form}")
         if case.weights == "float32" and self.dtype not in ("float32", "float64"):
             return f"{self.dtype} does not hold these weights exactly"
         if able.max_time is not None and case.time > able.max_time:

@@ -37,6 +37,12 @@ class Tally:
         self.matched = dict(Counter(self.matched) + Counter(covering))
         self.excused = dict(Counter(self.excused) + Counter(covering))
 
+    def set_aside(self, reason: str, covering: Iterable[str]) -> None:
+        """What is not available here cannot show whether a waiver is needed."""
+        self.remember(reason)
+        self.matched = dict(Counter(self.matched) + Counter(covering))
+        self.excused = dict(Counter(self.excused) + Counter(covering))
+
     def remember(self, reason: str) -> None:
         if reason not in self.reasons and len(self.reasons) < 3:
             self.reasons.append(reason)
@@ -78,6 +84,8 @@ class Card:
     """Sentences on waivers that are not needed."""
     absent: list[str] = field(default_factory=list)
     """Why nothing could be asked of the implementation here."""
+    heading: str = "property"
+    """What the rows are."""
 
     def add(self, tally: Tally) -> None:
         self.tallies.setdefault((tally.name, tally.dtype), Tally(tally.name, tally.dtype)).add(tally)
@@ -91,13 +99,17 @@ class Card:
         return dict(sum((Counter(tally.excused) for tally in self.tallies.values()), Counter[str]()))
 
     def lines(self) -> list[str]:
-        """A row for each property, a column for each dtype; then why some were not asked, and the verdicts."""
+        """The table; then why some were not asked, and the verdicts."""
+        return [*self.table(), *self.absent, *(self._summary(dtype) for dtype in self.dtypes), *self.stale]
+
+    def table(self) -> list[str]:
+        """A row for each property, a column for each dtype; then why some were not asked."""
         names = [name for name in self.properties if any((name, dtype) in self.tallies for dtype in self.dtypes)]
-        rows = [("property", *self.dtypes)]
+        rows = [(self.heading, *self.dtypes)]
         rows += [(name, *(str(self.tallies.get((name, dtype), "")) for dtype in self.dtypes)) for name in names]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return [*table, *self._notes(), *self.absent, *(self._summary(dtype) for dtype in self.dtypes), *self.stale]
+        return [*table, *self._notes()]
 
     def _notes(self) -> list[str]:
         """Each reason once, behind the properties that have it."""

@@ -8,6 +8,12 @@ from backend_cases import config
 from strategies import draw_params
 
 from bloomref import BloomBackbone, BloomCausalLM
+from bloomref.adapters import DENSE_LAYERS
+from bloomref.conformance.adapters.backend import Backend
+from bloomref.conformance.cases import Case
+from bloomref.conformance.lora import Lora
+from bloomref.conformance.properties import PROPERTIES
+from bloomref.conformance.subject import Subject
 from bloomref.params import Params
 from bloomref.runtime import registry
 
@@ -43,6 +49,18 @@ def test_generates_with_an_adapter_as_the_reference_does(backend: str, kind: str
     error, noise = (np.sqrt(np.mean((x - truth) ** 2)) for x in (tested({"token_ids": [PROMPTS[1]]}), own))
     assert error <= 4 * noise + 2.0**-24 * np.sqrt(np.mean(truth**2))
     assert tested.generate(PROMPTS, **OPTIONS) == reference.generate(PROMPTS, **OPTIONS)
+
+
+@pytest.mark.clause("LRA-8")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["lora", "lora-heads", "lora-itself"])
+def test_the_kit_finds_it_right(backend: str, name: str, dtype: str):
+    found = PROPERTIES[name]
+    adapter = Lora(ALL, rslora=True) if found.adapter == "peft" else Lora(tuple(DENSE_LAYERS), form="keras")
+    subject, case = Subject(Backend(backend), dtype), Case(CONFIG, time=9, cuts=(5,), gain=0.3, lora=adapter)
+    if reason := subject.unavailable():
+        pytest.skip(reason)
+    assert found.check(subject, case) < 5.0
 
 
 @pytest.mark.clause("LRA-7", "LRA-8")

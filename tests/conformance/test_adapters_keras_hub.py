@@ -1,5 +1,6 @@
 """The KerasHub adapter: every method, on cases of every kind, and that what it does wrongly is as the findings say."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -9,8 +10,12 @@ if not find_spec("keras_hub"):
 
 from conformance.adapter_cases import CASES, judged
 
+from bloomref.adapters import DENSE_LAYERS
 from bloomref.conformance.adapters.keras_hub import KerasHub
+from bloomref.conformance.lora import Lora
 from bloomref.conformance.oracle import truth
+from bloomref.conformance.properties import PROPERTIES
+from bloomref.conformance.runner import lacking
 from bloomref.conformance.subject import Subject, named_weights
 from bloomref.errors import Unsupported
 
@@ -28,6 +33,14 @@ def test_float32(case):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_16_bits(dtype):
     assert judged(Subject(KerasHub(), dtype), CASES[0]) == []
+
+
+@pytest.mark.clause("LRA-1", "LRA-11")
+@pytest.mark.parametrize("targets", [("query_dense", "value_dense"), tuple(DENSE_LAYERS)], ids=["default", "all"])
+def test_adapters(targets):
+    case = replace(CASES[0], lora=Lora(targets, form="keras"))
+    assert PROPERTIES["lora-heads"].check(Subject(KerasHub(), "float32"), case) < 5.0
+    assert lacking(PROPERTIES["lora"], Subject(KerasHub(), "float32")) is not None
 
 
 def test_the_trace_has_every_name():

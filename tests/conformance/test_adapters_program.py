@@ -15,6 +15,7 @@ from bloomref.conformance.adapters.common import Failed
 from bloomref.conformance.adapters.program import Program
 from bloomref.conformance.cases import Case
 from bloomref.conformance.flags import flags_of
+from bloomref.conformance.lora import Lora
 from bloomref.conformance.oracle import truth
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject, named_weights
@@ -125,6 +126,42 @@ def test_two_models_of_one_program_do_not_mix(tmp_path):
     small, large = loaded(program), loaded(program, CONFIG.replace(vocabulary_size=9))
     for model, vocabulary in ((small, 7), (large, 9), (small, 7)):
         assert model.logits(CASE.token_ids, CASE.is_real).shape == (2, 4, vocabulary)
+
+
+@pytest.mark.clause("PRG-13")
+@pytest.mark.parametrize(
+    ("adapter", "name"),
+    [(Lora(), "adapter"), (Lora(("value_dense",), form="keras"), "adapter.lora.h5")],
+    ids=["peft", "keras"],
+)
+def test_an_adapter_comes_with_the_model(tmp_path, adapter, name):
+    """The vocabulary of the reply says what the program was told last: 7, with an adapter 8."""
+    body = """
+    if r["request"] == "hello": reply["capabilities"] = {"adapters": ["peft", "keras"]}
+    if r["request"] == "load":
+        r0 = r
+        path = Path(r["adapter"]) if "adapter" in r else None
+        there = path is None or path.is_file() or (path / "adapter_config.json").is_file()
+        if not there: reply = {"error": {"kind": "BadWeights", "message": "no adapter"}}
+    if r["request"] == "logits":
+        ids = load_file(r["inputs"])["token_ids"]
+        size = 7 + (Path(r0.get("adapter", "")).name == "NAME")
+        save_file({"logits": np.zeros((*ids.shape, size), np.float32)}, r["outputs"])
+    """
+    program = stub(tmp_path, body.replace("NAME", name), '["logits", "adapted"]')
+    assert program.capabilities.adapters == ("peft", "keras")
+    plain, model = loaded(program), loaded(program)
+    given = adapter.write(tmp_path, CONFIG)
+    model = model.adapted(given)
+    given.rename(tmp_path / "away")
+    for asked, size in ((model, 8), (plain, 7), (model, 8)):
+        assert asked.logits(CASE.token_ids, CASE.is_real).shape == (2, 4, size)
+
+
+@pytest.mark.clause("PRG-13")
+def test_without_the_word_no_adapter_is_sent(tmp_path):
+    model = loaded(stub(tmp_path))
+    assert not hasattr(model, "adapted")
 
 
 @pytest.mark.clause("PRG-8", "PRG-9", "PRG-10")

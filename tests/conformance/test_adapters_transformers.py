@@ -14,9 +14,12 @@ from conformance.adapter_cases import CASES, asked, judged
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.transformers import Transformers, TransformersFloat64
 from bloomref.conformance.cases import Case
+from bloomref.conformance.lora import Lora
 from bloomref.conformance.oracle import truth
+from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject, named_weights
 from bloomref.errors import Unsupported
+from bloomref.formats.peft_config import EMBEDDING, LINEARS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the imports of torch warn of
 
@@ -62,6 +65,24 @@ def test_gradients_predict_a_small_step():
         parameter.data -= step * parameter.data.new_tensor(gradients[key])
     after, _ = model.loss_and_gradients(case.token_ids, case.is_real, labels)
     assert (loss - after) / 1e-6 == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
+@pytest.mark.clause("LRA-1", "LRA-4", "LRA-12")
+@pytest.mark.parametrize("name", ["lora", "lora-itself"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_adapters_by_peft(name, rslora):
+    adapter = Lora((*LINEARS, EMBEDDING), rslora=rslora, dropout=0.5, ranks=(("dense", 2),), alphas=(("mlp.*", 3.0),))
+    case = replace(CASES[0], kind="left", lora=adapter)
+    for kit, dtype in ((TransformersFloat64(), "float64"), (Transformers(), "float32"), (Transformers(), "bfloat16")):
+        assert PROPERTIES[name].check(Subject(kit, dtype), case) < 5.0
+
+
+def test_without_peft_adapters_are_unsupported(monkeypatch):
+    monkeypatch.setattr("bloomref.conformance.adapters.common.find_spec", lambda name: name != "peft" or None)
+    case = replace(CASES[0], lora=Lora())
+    with pytest.raises(Unsupported, match="peft not installed"):
+        PROPERTIES["lora"].check(Subject(Transformers(), "float32"), case)
 
 
 def test_another_width_of_the_mlp_is_unsupported():

@@ -1,5 +1,7 @@
 """The bench is the reference: the same bits, in one piece; in pieces the same up to the order of sums."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,37 +10,47 @@ from hypothesis import strategies as st
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.lab import EXACT, Arithmetic, Lab
+from bloomref.conformance.lora import Lora
 from bloomref.conformance.oracle import truth
 from bloomref.conformance.strategies import cases
+from bloomref.conformance.strategies_lora import adapted_cases
 from bloomref.errors import InvalidInput
-from bloomref.reference import model, trace
+from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.reference import lora, model, trace
 
 SMALL = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)
 
 
 def reference(case: Case, dtype: type) -> dict[str, np.ndarray]:
     params = case.params.astype(np.dtype(dtype))
+    if case.lora is not None:
+        parts = case.lora.adapter(case.config).parts
+        kept = {
+            key: tuple(replace(p, a=p.a.astype(dtype), b=p.b.astype(dtype)) for p in found)
+            for key, found in parts.items()
+        }
+        params = lora.attach(params, kept)
     with trace.record() as seen:
         hidden = model.forward(params, case.config, case.token_ids, case.is_real)
         model.logits(params, hidden)
     return seen
 
 
-@pytest.mark.clause("MOD-8", "MOD-11")
-@given(cases(long=False), st.sampled_from([np.float64, np.float32]))
+@pytest.mark.clause("MOD-8", "MOD-11", "LRA-1", "LRA-4")
+@given(cases(long=False) | adapted_cases(max_time=24), st.sampled_from([np.float64, np.float32]))
 def test_unchanged_it_is_the_reference_bit_for_bit(case, dtype):
     wanted = reference(case, dtype)
-    found = Lab(case.config, case.params, dtype=dtype).run(case.token_ids, case.is_real)
+    found = Lab.of(case, dtype=dtype).run(case.token_ids, case.is_real)
     assert list(found) == list(wanted)
     for name, value in wanted.items():
         assert found[name].dtype == value.dtype
         assert found[name].tobytes() == value.tobytes(), name
 
 
-@pytest.mark.clause("KVC-7")
-@given(cases(long=False, kinds=("real", "left", "holes")), st.integers(0, 3))
+@pytest.mark.clause("KVC-7", "LRA-16")
+@given(cases(long=False, kinds=("real", "left", "holes")) | adapted_cases(), st.integers(0, 3))
 def test_in_pieces_it_is_the_same_up_to_the_order_of_sums(case, spare):
-    whole, lab = truth(case).values, Lab(case.config, case.params)
+    whole, lab = truth(case).values, Lab.of(case)
     for name, value in lab.run(case.token_ids, case.is_real, case.cuts, case.time + spare).items():
         apart = np.abs(value - whole[name])[case.is_real] if value.ndim == 3 else 0.0
         assert np.max(apart, initial=0.0) <= 1e-9 * np.abs(whole[name]).max(), name
@@ -73,6 +85,21 @@ class Counting(Arithmetic):
     def matmul(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         self.calls["matmul"] += 1
         return a @ b
+
+
+@pytest.mark.parametrize(
+    ("adapter", "products"),
+    [(Lora(LINEARS), 8), (Lora((EMBEDDING,)), 0.5), (Lora(("query_dense", "value_dense"), form="keras"), 4)],
+    ids=["linear layers", "embedding", "heads"],
+)
+def test_every_operation_of_an_adapter_passes_a_hook(adapter, products):
+    case, plain, counted = Case(SMALL, lora=adapter), Counting(), Counting()
+    Lab(SMALL, case.params, plain).run(case.token_ids, case.is_real)
+    Lab.of(case, counted).run(case.token_ids, case.is_real)
+    more = {name: counted.calls[name] - plain.calls[name] for name in plain.calls}
+    layers = SMALL.num_layers
+    adapted = products * layers if products < 1 else products * layers / 2
+    assert more == {"matmul": products * layers, "wide": adapted, "stored": adapted, "score": 0}
 
 
 def test_every_operation_passes_a_hook_of_the_arithmetic():

@@ -1,6 +1,7 @@
 """The catalogue: each mistake changes what it says first, in a case that shows it, and nothing where its needs are not met."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def named(known: Mistake) -> str:
 
 def outputs(lab: type[Lab], case: Case, dtype: type = np.float64) -> dict[str, np.ndarray]:
     with np.errstate(all="ignore"):
-        return lab(case.config, case.params, dtype=dtype).run(case.token_ids, case.is_real, case.cuts)
+        return lab.of(case, dtype=dtype).run(case.token_ids, case.is_real, case.cuts)
 
 
 def first_change(known: Mistake, case: Case) -> str | None:
@@ -54,7 +55,7 @@ def test_a_mistake_changes_first_what_it_says(known):
 @pytest.mark.parametrize("known", [m for m in EQUIVALENTS if m.name != "gelu-sqrt-2-over-pi"], ids=named)
 @pytest.mark.parametrize("kind", ["real", "left", "holes"])
 def test_an_equivalent_changes_nothing(known, kind):
-    case = Case(example(known).config, batch=3, time=12, kind=kind, cuts=(4, 5))
+    case = Case(example(known).config, batch=3, time=12, kind=kind, cuts=(4, 5), lora=example(known).lora)
     assert first_change(known, case) is None
 
 
@@ -67,7 +68,7 @@ def test_another_constant_of_gelu_is_the_same_in_float32_alone():
 
 @pytest.mark.parametrize("known", EQUIVALENTS, ids=named)
 def test_an_equivalent_is_within_the_budget_of_float32(known):
-    case = Case(example(known).config, batch=2, time=20, kind="left")
+    case = Case(example(known).config, batch=2, time=20, kind="left", lora=example(known).lora)
     assert [
         found.explanation
         for found in judge(case, FLOAT32, outputs(known.lab, case, np.float32))
@@ -84,7 +85,7 @@ def test_a_mistake_of_its_example_leaves_the_budget_of_float32(known):
 @pytest.mark.parametrize("known", [m for m in VISIBLE if "pieces" in m.needs], ids=named)
 def test_a_mistake_of_the_cache_needs_the_cache(known):
     case = example(known)
-    whole = Case(case.config, case.seed, case.batch, case.time, case.kind)
+    whole = replace(case, cuts=())
     assert first_change(known, whole) is None
     wrong = outputs(known.lab, case, np.float32)["logits"]
     assert judge(whole, FLOAT32, {"logits": wrong})[0].verdict == "fail"

@@ -18,6 +18,7 @@ SAMPLE = [
     "prefix-mask-forgotten",
     "post-norm-ignored",
     "float-ids-truncated",
+    "lora-b-in-blocks",
 ]
 
 
@@ -47,6 +48,23 @@ def test_the_committed_proof_holds():
     assert sum(entry["named"][:1] == [entry["name"]] for entry in told["naming"]) >= 40
     late = [e for e in told["naming"] if not e["first_is_right"] and "pieces" not in by_name(e["name"]).needs]
     assert late == []
+
+
+def test_what_is_new_joins_what_was_proven_before():
+    told = json.loads((proof.ROOT / proof.JSON).read_text("utf-8"))
+    new = ("lora-alpha-not-divided", "lora-merged")
+    before = {"examples": 1, "catalogue": {k: v for k, v in told["catalogue"].items() if k not in new}}
+    for kind in ("mistakes", "equivalents"):
+        before[kind] = {dtype: [k for k in kills if k["name"] not in new] for dtype, kills in told[kind].items()}
+    before["naming"] = [entry for entry in told["naming"] if entry["name"] not in new]
+    found = proof.completed(before, tell=lambda _: None)
+    assert list(found["catalogue"]) == list(told["catalogue"])
+    for kind in ("mistakes", "equivalents"):
+        for dtype, kills in told[kind].items():
+            assert [k["name"] for k in found[kind][dtype]] == [k["name"] for k in kills]
+            assert [k for k in found[kind][dtype] if k["name"] not in new] == before[kind][dtype]
+    assert [entry["name"] for entry in found["naming"]] == [entry["name"] for entry in told["naming"]]
+    assert next(k for k in found["mistakes"]["float32"] if k["name"] == new[0])["found_by"] == "lora"
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bloomref.adapters import DENSE_LAYERS, rank
 from bloomref.config import BloomConfig
 from bloomref.conformance import front_door
 from bloomref.conformance.adapters.backend import Backend, TracedModel
@@ -13,21 +14,27 @@ from bloomref.conformance.budgets import Judgement
 from bloomref.conformance.cases import Case
 from bloomref.conformance.findings import Failure, Inconclusive, code
 from bloomref.conformance.lab import Lab
+from bloomref.conformance.lora import Lora
 from bloomref.conformance.pinned import PINNED
 from bloomref.conformance.properties import PROPERTIES, Property
 from bloomref.conformance.runner import Runner, Shrinking, applies, lacking
 from bloomref.conformance.subject import PROBE, Subject
 from bloomref.conformance.tally import Card, Tally
 from bloomref.errors import Unsupported
+from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.reference.lora import HeadAdapter
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=48)
 CASE = Case(CONFIG, seed=3, batch=3, time=12, kind="holes", cuts=(5, 9))
 
 
+ADAPTERS = {"peft": Lora((*LINEARS, EMBEDDING)), "keras": Lora(tuple(DENSE_LAYERS), form="keras")}
 ASKED_OF_THE_BENCH = [found for found in PROPERTIES.values() if found.name != "gradients"]
 
 
 def case_for(found: Property) -> Case:
+    if found.adapter:
+        return replace(CASE, kind="real", lora=ADAPTERS[found.adapter])
     return CASE if "holes" in found.kinds else replace(CASE, kind="left")
 
 
@@ -130,6 +137,34 @@ class ClipsIds(Lab):
         return super().accept(np.clip(token_ids, 0, self.config.vocabulary_size - 1), padding_mask)
 
 
+class Unscaled(Lab):
+    def part(self, key, part):
+        return replace(super().part(key, part), scale=1.0)
+
+
+class FirstCallOnly(Lab):
+    def adapt(self, owner, attribute, x, y):
+        return y if self.start else super().adapt(owner, attribute, x, y)
+
+
+class SharesFirstHead(Lab):
+    def part(self, key, part):
+        part = super().part(key, part)
+        return replace(part, a=part.a[:, [0, 0, 0]]) if isinstance(part, HeadAdapter) else part
+
+
+class ScalesByAlpha(Lab):
+    def part(self, key, part):
+        part = super().part(key, part)
+        return replace(part, scale=part.scale * rank(part))
+
+
+class ChangesTheBase(Lab):
+    def adapted(self, params):
+        scale = 1.0 if self.adapter is None else 1.0 + 2.0**-40
+        return super().adapted(params.map(lambda array: array * scale))
+
+
 class WrongGradient(TracedModel):
     def loss_and_gradients(self, *arguments):
         loss, found = super().loss_and_gradients(*arguments)
@@ -178,6 +213,11 @@ MISTAKES = [
     ("empty", NothingEmpty),
     ("refusals", ClipsIds),
     ("refusals", ThresholdsMasks),
+    ("lora", Unscaled),
+    ("lora", FirstCallOnly),
+    ("lora-heads", SharesFirstHead),
+    ("lora-itself", ScalesByAlpha),
+    ("lora-itself", ChangesTheBase),
 ]
 
 
@@ -208,6 +248,7 @@ def test_a_property_holds_for_the_reference(found, dtype):
 def test_every_number_is_judged_by_the_budget(monkeypatch):
     """Without a limit, no difference of numbers fails."""
     monkeypatch.setattr("bloomref.conformance.budgets.LIMIT", float("inf"))
+    PROPERTIES["lora"].check(Subject(LabAdapter(Unscaled), "float32"), case_for(PROPERTIES["lora"]))
     for name in ("logits", "hidden", "intermediates", "pieces", "cache", "padding", "rows"):
         PROPERTIES[name].check(Subject(LabAdapter(Relu), "float32"), CASE)
 
@@ -307,7 +348,12 @@ def test_making_small_ends_after_a_while(monkeypatch):
 def test_what_is_lacking_is_said():
     adapter = LabAdapter()
     adapter.capabilities = replace(
-        adapter.capabilities, masks=("real",), features=frozenset(), max_time=50, repeatable=False
+        adapter.capabilities,
+        masks=("real",),
+        features=frozenset(),
+        max_time=50,
+        repeatable=False,
+        adapters=("peft",),
     )
     subject = Subject(adapter, "float32")
     reasons = {name: lacking(found, subject) for name, found in PROPERTIES.items()}
@@ -318,12 +364,14 @@ def test_what_is_lacking_is_said():
         "rows",
         "repeat",
         "gradients",
+        "lora-heads",
     }
     assert reasons.pop("gradients") == f"{adapter.name} has no method loss_and_gradients"
     assert all("declares" in reason for reason in reasons.values() if reason)
     assert subject.missing(PROBE) is None
     missing = {case.name: subject.missing(case) for case in PINNED}
     assert "600 positions" in missing["600 positions"]
+    assert "adapters in the form of keras" in missing["LoRA of KerasHub"]
     assert "untied" in missing["head of its own"]
     assert "masks with left" in missing["left padding"]
     assert "bfloat16 does not hold" in Subject(LabAdapter(), "bfloat16").missing(replace(PROBE, weights="float32"))

@@ -45,7 +45,7 @@ def drawn(count: int, **options: object) -> list[Case]:
 
 def test_everything_that_mistakes_need_is_drawn():
     seen = drawn(400)
-    assert frozenset().union(*(flags_of(case) for case in seen)) == set(FLAGS)
+    assert frozenset().union(*(flags_of(case) for case in seen)) == set(FLAGS) - {"lora"}
     assert {case.config.num_heads for case in seen} == set(HEADS)
     assert {case.kind for case in seen} == set(MASKS)
     assert any(case.cuts == tuple(range(case.cuts[0], case.time)) for case in seen if len(case.cuts) > 2)

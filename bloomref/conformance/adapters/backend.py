@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from bloomref.backbone import BloomBackbone
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of, versions_of
 from bloomref.conformance.implementation import Capabilities
+from bloomref.conformance.lora import FORMS
 from bloomref.conformance.subject import full_key
 from bloomref.params import keys
 from bloomref.reference import vjp
 from bloomref.runtime import registry
+from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.shapes import Array, Bool, Float, Int
 
@@ -22,7 +25,7 @@ from bloomref.shapes import Array, Bool, Float, Int
 class Backend:
     """A backend by the name that `bloomref backends` lists."""
 
-    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"))
+    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"), adapters=FORMS)
 
     def __init__(self, name: str = registry.REFERENCE) -> None:
         self.name = name
@@ -45,7 +48,15 @@ class BackendModel:
 
     def __init__(self, backbone: BloomBackbone) -> None:
         self.backbone = backbone
-        self.engine = backbone.engine
+
+    @property
+    def engine(self) -> Engine:
+        return self.backbone.engine
+
+    def adapted(self, path: Path) -> Self:
+        """By `load_adapter`: added by the reference, merged into the weights for any other backend (LRA-8)."""
+        self.backbone.load_adapter(path)
+        return self
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
         return self.engine.logits(self.hidden(token_ids, is_real))

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -16,6 +17,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import need, params_of, refuse, versions_of
 from bloomref.conformance.implementation import FEATURES, Capabilities
+from bloomref.formats import keras_lora
 from bloomref.formats.keras import places
 from bloomref.params import Params
 from bloomref.shapes import Array, Bool, Float, Int
@@ -31,6 +33,7 @@ class KerasHub:
         dtypes=("float32", "bfloat16", "float16"),
         features=frozenset(FEATURES) - {"post-layernorm", "untied"},
         scores="model",
+        adapters=("keras",),
     )
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "KerasModel":
@@ -46,7 +49,7 @@ class KerasHub:
             the_residual_after_the_norm=config.apply_residual_connection_post_layernorm,
             a_head_of_its_own=not config.tie_word_embeddings,
         )
-        return KerasModel(_build(config, params_of(config, weights), dtype))
+        return KerasModel(config, _build(config, params_of(config, weights), dtype))
 
     def versions(self) -> Mapping[str, str]:
         return versions_of("keras-hub", "keras", "jax")
@@ -99,9 +102,18 @@ def _variable(backbone: Any, key: str, path: str) -> Any:
 class KerasModel:
     """One loaded model."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, config: BloomConfig, model: Any) -> None:
+        self.config = config
         self.model = model
         self.compiled: dict[str, Callable[..., Any]] = {}
+
+    def adapted(self, path: Path) -> "KerasModel":
+        """By `enable_lora` on the layers that the file has factors of, and `load_lora_weights`."""
+        rank, kernels = keras_lora.read(path, self.config)
+        with _without_initial_values():
+            self.model.backbone.enable_lora(rank, sorted({layer for _, layer in kernels}))
+        self.model.backbone.load_lora_weights(str(path))
+        return KerasModel(self.config, self.model)
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
         return _array(self._run(self.model, "model", _inputs(token_ids, is_real)))

@@ -1,16 +1,20 @@
 """The bench as an implementation: what is planted in a `Lab` goes the way of every other one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bloomref import __version__
+from bloomref import __version__, adapter_files
+from bloomref.adapters import Adapter
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.lab import EXACT, Arithmetic, Lab
+from bloomref.conformance.lora import FORMS, NAME
 from bloomref.dtypes import DType, cast, floating_dtype
 from bloomref.shapes import Array, Bool, Float, Int
 
@@ -28,7 +32,7 @@ class Rounding(Arithmetic):
 class LabAdapter:
     """A `Lab` class, run in the dtype that is asked for: `LabAdapter(WrongSlopes)`."""
 
-    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"))
+    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"), adapters=FORMS)
 
     def __init__(self, lab_class: type[Lab] = Lab) -> None:
         self.lab_class = lab_class
@@ -39,7 +43,8 @@ class LabAdapter:
         narrow = kept.itemsize < 4
         params = params_of(config, weights).astype(kept)
         arithmetic = Rounding(kept) if narrow else EXACT
-        return LabModel(self.lab_class(config, params, arithmetic, np.float32 if narrow else kept))
+        make = partial(self.lab_class, config, params, arithmetic, np.float32 if narrow else kept)
+        return LabModel(make(), make)
 
     def versions(self) -> Mapping[str, str]:
         return {"bloomref": __version__}
@@ -48,8 +53,14 @@ class LabAdapter:
 class LabModel:
     """A loaded bench."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, make: Callable[[Adapter], Lab]) -> None:
         self.lab = lab
+        self.make = make
+
+    def adapted(self, path: Path) -> "LabModel":
+        """The same bench, with the adapter added."""
+        adapter = adapter_files.load(path, NAME, self.lab.config, np.dtype(np.float64))
+        return LabModel(self.make(adapter), self.make)
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
         return self.lab.run(token_ids, is_real)["logits"]

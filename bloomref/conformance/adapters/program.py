@@ -1,6 +1,6 @@
 """Any program in any language: one JSON request a line on its standard input, one JSON reply a line on its standard output.
 
-Tensors travel as safetensors files in a scratch folder. Clauses: PRG-1 ... PRG-12 (specs/97-program-protocol.md).
+Tensors travel as safetensors files in a scratch folder. Clauses: PRG-1 ... PRG-13 (specs/97-program-protocol.md).
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.shapes import Array, Bool, Float, Int
 
 PROTOCOL = 1
-METHODS = ("logits", "hidden", "trace", "in_pieces", "loss_and_gradients", "call")
+METHODS = ("logits", "hidden", "trace", "in_pieces", "loss_and_gradients", "call", "adapted")
 KINDS: dict[str, type[Exception]] = {"InvalidInput": InvalidInput, "Unsupported": Unsupported, "BadWeights": BadWeights}
 TAIL = 2000  # characters of standard error that a report quotes
 GRACE = 5.0  # seconds that a program gets to end by itself
@@ -82,7 +82,8 @@ class ProgramModel:
         self, process: "Process", methods: frozenset[str], config: BloomConfig, weights: Mapping[str, Array], dtype: str
     ) -> None:
         self._process, self._methods = process, methods
-        file = scratch(self) / "model.safetensors"
+        self._folder = scratch(self)
+        file = self._folder / "model.safetensors"
         write_safetensors(file, dict(weights))
         self._load = {"request": "load", "dtype": dtype, "weights": str(file), "config": json_config(config)}
         self._current()
@@ -92,6 +93,15 @@ class ProgramModel:
             raise AttributeError(name)
         method: Callable[..., Any] = getattr(self, f"_{name}")
         return method
+
+    def _adapted(self, path: Path) -> "ProgramModel":
+        """Loaded anew, with a copy of the adapter, since the program may have to read it again (PRG-13)."""
+        kept = self._folder / path.name
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, kept)
+        self._load["adapter"] = str(kept)
+        self._process.loaded = None
+        self._current()
+        return self
 
     def _logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
         return self._one("logits", token_ids, is_real)

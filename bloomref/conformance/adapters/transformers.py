@@ -5,9 +5,11 @@ In a model of dtype float64, transformers computes the softmax of the scores and
 the model a `torch` whose name `float32` means float64; the code that runs is transformers' own otherwise.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -93,6 +95,20 @@ class TorchModel:
     def __init__(self, model: Any, patched: Callable[[], AbstractContextManager[None]]) -> None:
         self.model = model
         self.patched = patched
+
+    def adapted(self, path: Path) -> "TorchModel":
+        """By peft, which puts its own modules into the model.
+
+        Raises:
+            Unsupported: peft is not installed.
+        """
+        need("transformers with an adapter", "peft", command='"peft>=0.15"')
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a tied head keeps the matrix of the base: so it does (LRA-4)
+            model = PeftModel.from_pretrained(self.model, str(path)).get_base_model()
+        return TorchModel(model.train(False), self.patched)
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
         return _array(self._run(token_ids, is_real, use_cache=False).logits)

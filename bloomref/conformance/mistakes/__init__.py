@@ -12,6 +12,7 @@ from bloomref.conformance.mistakes import (  # noqa: F401  (each plants its own)
     equivalents,
     front,
     head,
+    lora,
     masks,
     mlp,
     norms,

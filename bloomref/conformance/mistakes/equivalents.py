@@ -1,12 +1,16 @@
 """Other ways of computing the same: controls, to which no check may object."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
 from bloomref.conformance.lab import GELU_CUBIC, Lab, LabCache
 from bloomref.conformance.mistakes.mistake import mistake
 from bloomref.conformance.mistakes.mlp import tanh_gelu
+from bloomref.params import Params
+from bloomref.reference import lora
+from bloomref.reference.lora import Adapter as Part
 from bloomref.shapes import Array
 
 
@@ -139,3 +143,23 @@ class CacheOfCopies(Lab):
             cache.keys = np.concatenate([cache.keys[:, :, :start], key], axis=2)
             cache.values = np.concatenate([cache.values[:, :, :start], value], axis=2)
         return cache.keys, cache.values
+
+
+@mistake("lora-merged", "an adapter merged into the weights", "LRA-6", "LRA-8", first="attention.query", needs="lora", equivalent=True)  # fmt: skip
+class LoraMerged(Lab):
+    def adapted(self, params: Params) -> Params:
+        return lora.merged(super().adapted(params))
+
+
+@mistake("lora-product-first", "the product of an adapter's factors made before it meets its input", "LRA-1", first="attention.query", needs="lora", equivalent=True)  # fmt: skip
+class LoraProductFirst(Lab):
+    def delta(self, part: Part, x: Array) -> Array:
+        weight = part.delta_weight()
+        return weight[x] if isinstance(part, lora.EmbeddingAdapter) else x @ weight.reshape(-1, x.shape[-1]).T
+
+
+@mistake("lora-scale-in-b", "an adapter's scale multiplied into B beforehand", "LRA-1", first="attention.query", needs="lora", equivalent=True)  # fmt: skip
+class LoraScaleInB(Lab):
+    def part(self, key: str, part: Part) -> Part:
+        part = super().part(key, part)
+        return replace(part, b=part.b * self.dtype.type(part.scale), scale=1.0)

@@ -2,7 +2,9 @@
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
+from bloomref.conformance.lora import Lora
 from bloomref.conformance.mistakes.mistake import Mistake
+from bloomref.formats.peft_config import EMBEDDING, LINEARS
 
 CONFIG = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=6, hidden_dim=30, intermediate_dim=50)
 
@@ -26,6 +28,19 @@ def example(mistake: Mistake, seed: int = 0) -> Case:
         embedding_std=2e-3 if "eps-sensitive" in needs else 1.0,
         cuts=(5, 8, 9, 10, 11) if "pieces" in needs else (),
         name=mistake.name,
+        lora=_adapter(needs) if "lora" in needs else None,
+    )
+
+
+def _adapter(needs: frozenset[str]) -> Lora:
+    if "lora-heads" in needs:
+        return Lora(("query_dense", "value_dense", "output_dense"), form="keras")
+    return Lora(
+        (*LINEARS, EMBEDDING) if "lora-embedding" in needs else LINEARS,
+        rslora="rslora" in needs,
+        dropout=0.5,
+        ranks=(("dense", 2),),
+        alphas=(("dense_h_to_4h", 3.0),),
     )
 
 

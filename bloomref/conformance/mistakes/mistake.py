@@ -14,6 +14,9 @@ OTHER_NEEDS = {
     "padding": "padding of any kind",
     "last-id": "the highest token id",
     "pad-id": "the id of the pad token among the tokens",
+    "rslora": "an adapter that is scaled by the root of its rank",
+    "lora-embedding": "an adapter of the embedding",
+    "lora-heads": "an adapter in KerasHub's form",
     "front-door": "inputs that have to be refused",
 }
 """What an input must have to show a mistake, beside the flags of `conformance.flags`."""
@@ -42,6 +45,11 @@ class Mistake:
     lab: type[Lab]
     needs: frozenset[str] = frozenset()
     equivalent: bool = False
+
+    @property
+    def is_of_adapters(self) -> bool:
+        """Whether it is none, to the last bit, in a model without an adapter."""
+        return "lora" in self.needs
 
 
 PLANTED: list[Mistake] = []

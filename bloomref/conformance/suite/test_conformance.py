@@ -1,4 +1,5 @@
-"""One test for each property and dtype, over drawn cases; and one for each pinned case and dtype, over all properties."""
+"""One test for each property and dtype, over drawn cases; for each pinned case and dtype, over all properties; and for each topic of
+the vectors and dtype."""
 
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from bloomref.conformance.runner import applies, lacking
 from bloomref.conformance.session import Kit, note
 from bloomref.conformance.subject import Subject
 from bloomref.conformance.tally import Tally
+from bloomref.conformance.vectors.ask import NAME, ask_all
 
 pytestmark = pytest.mark.filterwarnings("default")  # what an implementation warns of is its own affair
 
@@ -39,6 +41,13 @@ def test_drawn(kit: Kit, subject: Subject, found: Property, request: pytest.Fixt
         note(request.node, tally)
     if tally.verdict in ("not asked", "inconclusive"):
         pytest.skip(f"{tally.verdict}: {tally.reasons[0]}")
+
+
+def test_vectors(kit: Kit, subject: Subject, topic: str, request: pytest.FixtureRequest) -> None:
+    tally = Tally(NAME, subject.dtype)
+    answer(request.node, tally, lambda: ask_all(subject, topic, kit.runner.waivers, tally))
+    if tally.verdict == "not asked":
+        pytest.skip(f"not asked: {tally.reasons[0]}")
 
 
 def test_pinned(kit: Kit, subject: Subject, case: Case, request: pytest.FixtureRequest) -> None:

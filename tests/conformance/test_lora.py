@@ -1,0 +1,243 @@
+"""Adapters of the kit: what is drawn, that it hides nothing, and how an implementation gets it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bloomref import BloomBackbone
+from bloomref.adapters import DENSE_LAYERS
+from bloomref.config import BloomConfig
+from bloomref.conformance.adapters.backend import Backend
+from bloomref.conformance.adapters.lab import LabAdapter
+from bloomref.conformance.cases import Case
+from bloomref.conformance.findings import Failure, code
+from bloomref.conformance.implementation import Capabilities, Waiver
+from bloomref.conformance.lora import FORMS, Lora
+from bloomref.conformance.mistakes import EQUIVALENTS
+from bloomref.conformance.oracle import truth
+from bloomref.conformance.properties import PROPERTIES
+from bloomref.conformance.runner import Runner, applies, lacking
+from bloomref.conformance.strategies_lora import adapted_cases, adapters
+from bloomref.conformance.subject import Subject
+from bloomref.conformance.tally import Tally
+from bloomref.conformance.waivers import Waivers
+from bloomref.dtypes import floating_dtype
+from bloomref.errors import Unsupported
+from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.reference.lora import HeadAdapter
+
+CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)
+PEFT = Lora((*LINEARS, EMBEDDING), ranks=(("dense", 2),), alphas=(("mlp.dense_h_to_4h", 3.0),), dropout=0.5)
+KERAS = Lora(tuple(DENSE_LAYERS), form="keras", rank=2)
+
+
+def factors(lora: Lora, config: BloomConfig = CONFIG) -> list[np.ndarray]:
+    parts = lora.adapter(config).parts.values()
+    return [factor for found in parts for part in found for factor in (part.a, part.b)]
+
+
+# --- what is drawn -------------------------------------------------------------------------------------------------
+
+
+def drawn(count: int, **options: object) -> list[Case]:
+    seen: list[Case] = []
+
+    @settings(max_examples=count, derandomize=True, database=None)
+    @given(adapted_cases(**options))
+    def see(case: Case) -> None:
+        seen.append(case)
+
+    see()
+    return seen
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@given(case=adapted_cases())
+@settings(max_examples=20)
+def test_factors_are_exact_in_every_dtype_and_not_zero(dtype, case):
+    for factor in factors(case.lora, case.config):
+        assert np.array_equal(factor.astype(floating_dtype(dtype)).astype(np.float64), factor)
+        assert np.count_nonzero(factor) == factor.size
+
+
+def test_everything_that_mistakes_need_is_drawn():
+    found = [case.lora for case in drawn(300)]
+    peft = [lora for lora in found if lora.form == "peft"]
+    assert {lora.form for lora in found} == set(FORMS)
+    assert {name for lora in peft for name in lora.targets} == {*LINEARS, EMBEDDING}
+    assert {name for lora in found if lora.form == "keras" for name in lora.targets} == {*DENSE_LAYERS}
+    assert {lora.rslora for lora in peft} == {True, False}
+    assert any(lora.dropout for lora in peft)
+    assert any(lora.ranks for lora in peft)
+    assert any(lora.alphas for lora in peft)
+    assert any(case.config.num_layers == 0 for case in drawn(300))
+
+
+@given(st.sampled_from(FORMS), st.data())
+@settings(max_examples=20)
+def test_limits_are_kept(form, data):
+    able = Capabilities(masks=("real", "left"), features=frozenset({"batch"}))
+    case = data.draw(adapted_cases(able, form, max_time=5))
+    assert case.lora.form == form
+    assert case.time <= 5
+    adapter = LabAdapter()
+    adapter.capabilities = replace(able, adapters=FORMS)
+    assert Subject(adapter, "float32").missing(case) is None
+    assert applies(PROPERTIES["lora" if form == "peft" else "lora-heads"], case)
+    assert not applies(PROPERTIES["logits"], case)
+    assert data.draw(adapters(CONFIG, form)).form == form
+
+
+# --- what it does --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [PEFT, KERAS], ids=FORMS)
+def test_an_adapter_adds_as_much_as_there_is(lora):
+    case = Case(CONFIG, time=12, lora=lora)
+    plain, adapted = truth(replace(case, lora=None)).values, truth(case).values
+    changed = [np.sqrt(np.mean((adapted[k] - v) ** 2) / np.mean(v**2)) for k, v in plain.items() if "output" in k]
+    assert 0.3 < min(changed) <= max(changed) < 5.0
+
+
+@pytest.mark.parametrize("lora", [PEFT, KERAS, replace(PEFT, rslora=True)], ids=["peft", "keras", "rslora"])
+def test_copies_are_the_same_at_a_higher_rank_and_no_gain_is_nothing(lora):
+    once, twice, nothing = (
+        lora.adapter(CONFIG).parts,
+        replace(lora, copies=2).adapter(CONFIG).parts,
+        replace(lora, gain=0.0).adapter(CONFIG).parts,
+    )
+    assert once.keys() == twice.keys() == nothing.keys()
+    for key, found in once.items():
+        for one, two, none in zip(found, twice[key], nothing[key], strict=True):
+            assert two.a.size == 2 * one.a.size
+            np.testing.assert_allclose(two.delta_weight(), one.delta_weight(), rtol=1e-13, atol=1e-13)
+            assert not none.b.any()
+            assert none.a.all()
+
+
+@pytest.mark.clause("LRA-10", "LRA-11", "LRA-12")
+@given(case=adapted_cases())
+@settings(max_examples=30)
+def test_the_files_say_the_same(case, tmp_path_factory):
+    path = case.lora.write(tmp_path_factory.mktemp("adapter"), case.config)
+    model = BloomBackbone.from_params(case.config, case.params, "float64")
+    model.load_adapter(path)
+    got = model.trace({"token_ids": case.token_ids, "padding_mask": case.is_real})
+    assert all(got[name].tobytes() == value.tobytes() for name, value in truth(case).values.items())
+
+
+# --- how it is asked -----------------------------------------------------------------------------------------------
+
+
+class Files(LabAdapter):
+    """Remembers the folders that it was given."""
+
+    given: list[Path]
+
+    def load(self, config, weights, dtype):
+        model = super().load(config, weights, dtype)
+        adapted = model.adapted
+
+        def watched(path):
+            assert path.exists()
+            self.given.append(path)
+            return adapted(path)
+
+        model.adapted = watched
+        return model
+
+
+def test_an_implementation_gets_a_path_that_is_gone_afterwards():
+    adapter = Files()
+    adapter.given = []
+    subject = Subject(adapter, "float32")
+    for lora in (PEFT, KERAS):
+        PROPERTIES["lora" if lora is PEFT else "lora-heads"].check(subject, Case(CONFIG, lora=lora))
+    assert [path.name for path in adapter.given] == ["adapter", "adapter.lora.h5"]
+    assert not any(path.exists() for path in adapter.given)
+
+
+def test_a_model_is_asked_with_its_adapter_and_without_in_turn():
+    subject, case = Subject(Backend(), "float64"), Case(CONFIG, lora=PEFT)
+    plain = replace(case, lora=None)
+    for now in (plain, case, plain, replace(case, lora=KERAS)):
+        got = subject.model(now).logits(now.token_ids, now.is_real)
+        assert got.tobytes() == truth(now).values["logits"].tobytes()
+
+
+@pytest.mark.clause("CNF-3")
+def test_who_has_no_adapters_is_not_asked():
+    class Plain:
+        def logits(self, token_ids, is_real):
+            raise NotImplementedError
+
+    class Without(LabAdapter):
+        def load(self, *_):
+            return Plain()
+
+    class Refuses(LabAdapter):
+        def load(self, *arguments):
+            model = super().load(*arguments)
+            model.adapted = refused
+            return model
+
+    def refused(_path):
+        raise Unsupported("no peft here")
+
+    assert lacking(PROPERTIES["lora"], Subject(Without(), "float32")) == "lab Lab has no method adapted"
+    tally = Tally("lora", "float32")
+    Runner(examples=2).draw(PROPERTIES["lora"], Subject(Refuses(), "float32"), tally)
+    assert (tally.verdict, tally.reasons) == ("not asked", ["no peft here"])
+
+
+@pytest.mark.clause("CNF-4")
+def test_what_is_not_available_says_nothing_of_a_waiver():
+    class Refuses(LabAdapter):
+        def load(self, *_):
+            raise Unsupported("no peft here")
+
+    waivers, tally = Waivers((Waiver("lora", "as logits"),)), Tally("lora", "float32")
+    runner = Runner(waivers=waivers)
+    runner.ask(PROPERTIES["lora"], Subject(Refuses(), "float32"), Case(CONFIG, lora=PEFT), tally)
+    assert tally.verdict == "not asked"
+    assert waivers.stale(("float32",), tally.matched, tally.excused) == []
+    assert len(waivers.stale(("float32",), {}, {})) == 1
+
+
+def test_an_adapter_that_raises_has_failed_and_the_report_makes_it_again():
+    class Broken(LabAdapter):
+        def load(self, *arguments):
+            model = super().load(*arguments)
+            model.adapted = lambda path: {}[path.name]
+            return model
+
+    case = Case(CONFIG, lora=PEFT)
+    with pytest.raises(Failure, match="it raised KeyError: 'adapter'") as caught:
+        PROPERTIES["lora"].check(Subject(Broken(), "float32"), case)
+    assert eval(code(caught.value.case), {"Case": Case, "BloomConfig": BloomConfig, "Lora": Lora}) == case
+
+
+@pytest.mark.parametrize("known", [known for known in EQUIVALENTS if known.name != "gelu-sqrt-2-over-pi"], ids=str)
+def test_equivalents_hold_with_adapters(known):
+    for lora, name in ((PEFT, "lora"), (KERAS, "lora-heads")):
+        case = Case(CONFIG, seed=4, batch=3, time=9, kind="left", lora=lora)
+        assert PROPERTIES[name].check(Subject(LabAdapter(known.lab), "float32"), case) < 5.0
+
+
+@pytest.mark.clause("LRA-2", "LRA-16")
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["lora", "lora-heads", "lora-itself"])
+def test_the_reference_holds(name, dtype):
+    found = PROPERTIES[name]
+    case = Case(CONFIG, seed=5, time=9, cuts=(4, 8), lora=PEFT if found.adapter == "peft" else KERAS)
+    assert found.check(Subject(Backend(), dtype), case) < 5.0
+
+
+def test_the_parts_of_heads_are_those_of_heads():
+    kinds = {type(part) for found in KERAS.adapter(CONFIG).parts.values() for part in found}
+    assert HeadAdapter in kinds
+    assert len(kinds) == 2
