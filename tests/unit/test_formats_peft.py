@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from strategies import Case
 
-from bloomref import BadWeights, BloomBackbone, BloomConfig, Unsupported
+from bloomref import BadWeights, BloomBackbone, BloomConfig, InvalidInput, Unsupported
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)
@@ -159,8 +159,11 @@ def test_missing_files_are_refused(folder: Path, tmp_path: Path):
     with pytest.raises(Unsupported, match="pickle"):
         backbone().load_adapter(folder)
     (folder / "adapter_model.bin").unlink()
-    for path in (folder, tmp_path, tmp_path / "nowhere", tmp_path / "nowhere.lora.h5"):
+    for path in (folder, tmp_path):
         with pytest.raises(BadWeights):
+            backbone().load_adapter(path)
+    for path in (tmp_path / "nowhere", tmp_path / "nowhere.lora.h5"):
+        with pytest.raises(InvalidInput, match="^adapter: expected a folder of PEFT"):
             backbone().load_adapter(path)
 
 
