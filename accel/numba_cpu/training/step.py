@@ -21,7 +21,7 @@ from bloomref.config import BloomConfig
 from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, LayerParams, Params, layer_key
 
 Rng = np.random.Generator | None
-LOGIT_BYTES = 1 << 28  # of logits that exist at a time
+LOGIT_BYTES = 1 << 29  # of logits that exist at a time
 SLICE_BYTES = 1 << 26  # of a product that is added to the gradient of the head
 IGNORED = -100
 
