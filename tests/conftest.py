@@ -1,4 +1,4 @@
-"""Executes the shape annotations of bloomref in every test, and adds `--network`, `--require-backend` and `--emulated-cupy`."""
+"""Executes the shape annotations of bloomref, and adds `--network`, `--require-backend` and `--emulated-cupy`."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,6 @@ from jaxtyping import install_import_hook
 
 # The modules whose arrays have named axes. Front doors are left out: they must refuse wrong types themselves.
 SHAPED = ["bloomref.alibi", "bloomref.params", "bloomref.reference", "bloomref.runtime.engine"]
-install_import_hook(SHAPED, "beartype.beartype")
 
 settings.register_profile("bloomref", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.register_profile("emulated", settings.get_profile("bloomref"), max_examples=1)
@@ -32,6 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("markexpr") != "not slow":
+        # every call is checked against its annotations, but in the fast tests, of which that is a third of the time
+        install_import_hook(SHAPED, "beartype.beartype")
     if config.getoption("--emulated-cupy"):
         sys.path.insert(0, str(EMULATED_CUPY))  # as if it were installed
         settings.load_profile("emulated")

@@ -88,7 +88,8 @@ class HeadAdapter:
         return dropout(dx, self.dropout, rng), {"a": np.tensordot(x, dnarrow, ((0, 1), (0, 1))), "b": db}
 
     def _narrow(self, x: Float[Array, "B T D"]) -> Float[Array, "B T H R"]:
-        return np.tensordot(x, _like(x, self.a), 1)
+        width, heads, r = self.a.shape
+        return (x @ _like(x, self.a).reshape(width, heads * r)).reshape(*x.shape[:2], heads, r)
 
     def delta_weight(self) -> Float[Array, "H C K D"]:
         """What merging adds to the fused weight."""

@@ -22,6 +22,7 @@ SAMPLE = [
 ]
 
 
+@pytest.mark.slow
 def test_a_sample_is_found_and_its_equivalents_are_not():
     sample = [by_name(name) for name in SAMPLE]
     short = [case for case in PINNED if case.time <= 24 and case.config.num_heads <= 12]

@@ -156,7 +156,11 @@ def _run_tests(copy_of: Path, tests: list[str]) -> None:
     os.chdir(copy_of)
     sys.path.insert(0, str(copy_of))
     try:
-        code = int(pytest.main(["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-m", "not slow", *tests]))
+        code = int(
+            pytest.main(
+                ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-m", "not slow and not network", *tests]
+            )
+        )
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -115,6 +115,7 @@ def test_twenty_lines_by_heart_as_with_peft(name: str, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.clause("TRN-9")
 def test_all_weights_as_with_torch(tmp_path: Path) -> None:
     with hugging_face.in_float64():

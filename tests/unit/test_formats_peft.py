@@ -163,7 +163,7 @@ def test_missing_files_are_refused(folder: Path, tmp_path: Path):
         with pytest.raises(BadWeights):
             backbone().load_adapter(path)
     for path in (tmp_path / "nowhere", tmp_path / "nowhere.lora.h5"):
-        with pytest.raises(InvalidInput, match="^adapter: expected a folder of PEFT"):
+        with pytest.raises(InvalidInput, match=r"^adapter: expected a folder of PEFT"):
             backbone().load_adapter(path)
 
 
