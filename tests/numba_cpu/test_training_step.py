@@ -97,14 +97,19 @@ def distance(found: dict[str, Any], truth: dict[str, Any]) -> dict[str, float]:
 @settings(max_examples=40)
 @given(batches())
 def test_gradients_are_the_references(batch):
-    """As near to float64 as the reference in float32, within a factor of 8 and a rounding of the largest gradient."""
+    """As near to float64 as the reference in float32, within a factor of 8 and a rounding of the largest gradient.
+
+    The reference may be exact by luck in one gradient: its mean relative error counts as well.
+    """
     truth, single = batch.reference(FLOAT64), batch.reference(FLOAT32)
     value, found = batch.numba()
     assert found.keys() == truth.gradients.keys()
     unit = 2.0**-20 * max([1e-30, *(np.abs(g).max(initial=0.0) for g in truth.gradients.values())])
     allowed = distance(single.gradients, truth.gradients)
+    largest = {key: float(np.abs(g).max(initial=0.0)) for key, g in truth.gradients.items()}
+    spread = np.linalg.norm([*allowed.values()]) / max(1e-30, np.linalg.norm([*largest.values()]))
     for key, error in distance(found, truth.gradients).items():
-        assert error <= 8 * allowed[key] + unit, key
+        assert error <= 8 * (allowed[key] + spread * largest[key]) + unit, key
         assert found[key].shape == truth.gradients[key].shape
         assert found[key].dtype == FLOAT32
     assert abs(value - truth.loss) <= 8 * abs(single.loss - truth.loss) + 2.0**-20 * max(1.0, truth.loss)
