@@ -1,6 +1,5 @@
-"""Gradients against finite and complex differences of the forward pass, and their laws. transformers' are in tests/parity."""
+"""Gradients of blocks and of the model against differences of the forward pass, and their laws. transformers' are in tests/parity."""
 
-import inspect
 import tracemalloc
 from collections.abc import Callable
 from copy import deepcopy
@@ -10,125 +9,22 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from derivatives import derivative, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import MASKS, Case, cases, draw_params
 
-from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput, Unsupported
+from bloomref import BloomConfig
 from bloomref.params import Params, init_params, keys
-from bloomref.reference import lora, loss, model, ops, ops_vjp, tape, vjp
-from bloomref.runtime import registry
+from bloomref.reference import lora, loss, model, ops_vjp, tape, vjp
 
 Array = np.ndarray[Any, Any]
 seeds = st.integers(0, 2**32 - 1)
-widths = st.integers(1, 7)
 CONFIG = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)
 DROPPING = CONFIG.replace(attention_dropout=0.3, hidden_dropout=0.2)
 
 
-def normal(seed: int, *shape: int) -> Array:
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-# --- operations, by a complex step: exact to the last digits, for no difference is taken --------------------------
-
-
-def directional(function: Callable[[Array], Array], x: Array, direction: Array) -> Array:
-    """The derivative of an analytic function along a direction."""
-    step = 1e-30
-    return inspect.unwrap(function)(x + 1j * step * direction).imag / step
-
-
-def assert_reverse(function: Callable[[Array], Array], x: Array, dy: Array, dx: Array, seed: int) -> None:
-    """dx . v = dy . (the derivative of the function along v), for a v that knows of neither."""
-    direction = normal(seed + 99, *x.shape)
-    expected = dy * directional(function, x, direction)
-    assert dx.shape == x.shape
-    scale = np.abs(dx * direction).sum() + np.abs(expected).sum()
-    assert abs((dx * direction).sum() - expected.sum()) <= 1e-12 * scale + 1e-15 * np.abs(dy).sum()
-
-
-@pytest.mark.clause("GRD-3")
-@given(seeds, widths, widths, widths)
-def test_linear(seed, time, n, m):
-    x, weight, bias, dy = (normal(seed + i, *s) for i, s in enumerate([(2, time, n), (m, n), (m,), (2, time, m)]))
-    linear = inspect.unwrap(ops.linear)
-    dx, dweight, dbias = ops_vjp.linear_vjp(weight, dy), ops_vjp.linear_weight_vjp(x, dy), ops_vjp.bias_vjp(dy)
-    assert_reverse(lambda x: linear(x, weight, bias), x, dy, dx, seed)
-    assert_reverse(lambda w: linear(x + 0j, w, bias), weight, dy, dweight, seed)
-    assert_reverse(lambda b: linear(x + 0j, weight, b), bias, dy, dbias, seed)
-
-
-@pytest.mark.clause("GRD-3")
-@given(seeds, st.integers(3, 50), st.sampled_from((1e-5, 1e-6, 1e-3)), st.sampled_from((2e-3, 1.0, 1e3)))
-def test_layer_norm(seed, width, epsilon, scale):
-    x, weight, bias = scale * normal(seed, 2, 3, width), normal(seed + 1, width), normal(seed + 2, width)
-    dy, layer_norm = normal(seed + 3, 2, 3, width), inspect.unwrap(ops.layer_norm)
-    n, s = ops_vjp.normalised(x, epsilon)
-    np.testing.assert_allclose(n * weight + bias, ops.layer_norm(x, weight, bias, epsilon), rtol=1e-13, atol=1e-13)
-    assert_reverse(
-        lambda x: layer_norm(x, weight, bias, epsilon), x, dy, ops_vjp.layer_norm_vjp(n, s, weight, dy), seed
-    )
-
-
-@pytest.mark.clause("GRD-3")
-@given(seeds, st.integers(1, 30), st.sampled_from((0.1, 1.0, 5.0, 40.0)))
-def test_gelu(seed, width, scale):
-    x, dy = scale * normal(seed, 2, 3, width), normal(seed + 1, 2, 3, width)
-    assert_reverse(ops.gelu, x, dy, ops_vjp.gelu_vjp(x, dy), seed)
-
-
-@pytest.mark.clause("GRD-3")
-@given(seeds, widths, widths, st.sampled_from((0.1, 1.0, 30.0)))
-def test_softmax(seed, time, keys, scale):
-    scores, dy = scale * normal(seed, 2, 3, time, keys), normal(seed + 1, 2, 3, time, keys)
-    visible = normal(seed + 2, 2, 1, time, keys) > 0.0
-
-    def softmax(scores: Array) -> Array:
-        """`ops.softmax` takes a maximum, which complex numbers have not; here it is taken of the real part."""
-        seen = np.where(visible, np.exp(scores - scores.real.max(axis=-1, keepdims=True)), 0.0)
-        total = seen.sum(axis=-1, keepdims=True)
-        return seen / np.where(total == 0.0, 1.0, total)
-
-    y = ops.softmax(scores.copy(), visible)
-    np.testing.assert_allclose(softmax(scores + 0j).real, y, rtol=1e-12, atol=1e-200)
-    dscores = ops_vjp.softmax_vjp(y, dy.copy())
-    assert_reverse(softmax, scores, dy, dscores, seed)
-    assert not dscores[~np.broadcast_to(visible, y.shape)].any()
-
-
-@pytest.mark.clause("GRD-2", "GRD-3")
-@given(seeds, st.integers(0, 6), st.integers(1, 9), st.sampled_from((0.1, 1.0, 300.0)))
-def test_cross_entropy(seed, rows, entries, scale):
-    logits = scale * normal(seed, rows, entries)
-    wanted = np.random.default_rng(seed).integers(0, entries, rows)
-    total, dlogits = loss.cross_entropy(logits.copy(), wanted)
-    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
-    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    one_hot = np.arange(entries) == wanted[:, None]
-    assert total == pytest.approx(-logs[one_hot].sum(), rel=1e-12, abs=1e-12)
-    np.testing.assert_allclose(dlogits, np.exp(logs) - one_hot, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.clause("GRD-3")
-@given(seeds, st.integers(0, 3), st.integers(0, 9), st.integers(1, 5))
-def test_rows_of_the_same_token_add_up(seed, batch, time, entries):
-    token_ids, dx = np.random.default_rng(seed).integers(0, entries, (batch, time)), normal(seed, batch, time, 4)
-    total = normal(seed + 1, entries, 4)
-    expected = total.copy()
-    np.add.at(expected, token_ids, dx)
-    ops_vjp.add_rows(total, token_ids, dx)
-    np.testing.assert_allclose(total, expected, rtol=0, atol=1e-13)
-
-
 # --- blocks, by central differences ------------------------------------------------------------------------------
-
-
-def derivative(function: Callable[[float], Any], step: float = 3e-4) -> Any:
-    """d function / d h at 0, with the errors of the second and the fourth order taken out."""
-    near, far = (function(n * step) - function(-n * step) for n in (1, 2))
-    further = function(3 * step) - function(-3 * step)
-    return (45 * near - 9 * far + further) / (60 * step)
 
 
 def close(found: float, expected: float, scale: float) -> bool:
@@ -577,85 +473,3 @@ def test_adapters(case, rate):
     )
     assert set(frozen.gradients) == set(factors)
     assert all(frozen.gradients[key].tobytes() == found.gradients[key].tobytes() for key in factors)
-
-
-# --- the front door ----------------------------------------------------------------------------------------------
-
-IDS = [[1, 2, 3, 4], [5, 6, 7, 8]]
-
-
-def language_model(**options: Any) -> BloomCausalLM:
-    return BloomCausalLM(BloomBackbone.from_params(CONFIG, init_params(CONFIG, 0), **options))
-
-
-@pytest.mark.clause("GRD-2", "GRD-4")
-def test_the_front_door():
-    lm, mask = language_model(), [[0, 1, 1, 1], [1, 1, 1, 1]]
-    value, found = lm.loss_and_gradients({"token_ids": IDS, "padding_mask": mask})
-    scores = [lm.score([2, 3, 4]), lm.score(IDS[1])]
-    assert value == pytest.approx(-sum(score.log_likelihood for score in scores) / 5, rel=1e-6)
-    assert {key: g.shape for key, g in found.items()} == {k: a.shape for k, _, a in lm.backbone.params.named()}
-    labels = [[-100, -100, 3, -100], [-100] * 4]
-    only_third, _ = lm.loss_and_gradients({"token_ids": IDS, "padding_mask": mask, "labels": labels})
-    assert only_third == pytest.approx(-lm.score([3], context=[2]).log_likelihood, rel=1e-6)
-
-
-@pytest.mark.clause("GRD-6")
-def test_the_front_door_gives_the_gradients_of_what_is_trainable():
-    lm = language_model()
-    lm.backbone.trainable = False
-    assert lm.loss_and_gradients({"token_ids": IDS})[1] == {}
-    lm.enable_lora(2)
-    found = lm.loss_and_gradients({"token_ids": IDS})[1]
-    variables = lm.trainable_variables()
-    assert variables
-    assert {key: g.shape for key, g in found.items()} == {key: v.shape for key, v in variables.items()}
-
-
-@pytest.mark.clause("GRD-5")
-def test_a_mixed_policy_has_the_gradients_of_the_rounded_weights():
-    batch = {"token_ids": IDS}
-    mixed, pure = (language_model(dtype=d).loss_and_gradients(batch) for d in ("mixed_bfloat16", "bfloat16"))
-    assert mixed[0] == pure[0]
-    assert all(g.tobytes() == pure[1][key].tobytes() and g.dtype == np.float32 for key, g in mixed[1].items())
-
-
-@pytest.mark.clause("GRD-10")
-@pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        ([[1, 2, 3, 4]], r"labels: expected the shape of token_ids, \(2, 4\), got shape \(1, 4\)"),
-        ([[1.0] * 4] * 2, "labels: expected integers, got dtype float64"),
-        ([[True] * 4] * 2, "labels: expected integers, got dtype bool"),
-        ([[1, 2, 3, 11]] * 2, r"labels: expected ids in \[0, 11\), or -100 to ignore one, got 11"),
-        ([[1, 2, 3, -1]] * 2, "got -1"),
-        (np.full((2, 4), 2**64 - 100, np.uint64), "got 18446744073709551516"),
-        ([[1, 2], [3]], "labels: expected a rectangular array"),
-    ],
-)
-def test_wrong_labels_are_refused(labels, message):
-    with pytest.raises(InvalidInput, match=message):
-        language_model().loss_and_gradients({"token_ids": IDS, "labels": labels})
-
-
-@pytest.mark.clause("GRD-10")
-@pytest.mark.parametrize("inputs", [IDS, {"labels": IDS}, {"token_ids": IDS, "label": IDS}, {"token_ids": [[99]]}])
-def test_other_inputs_are_refused_as_everywhere(inputs):
-    with pytest.raises(InvalidInput):
-        language_model().loss_and_gradients(inputs)
-
-
-@pytest.mark.clause("GRD-10")
-@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32])
-def test_labels_of_any_integer_dtype(dtype):
-    batch, lm = {"token_ids": IDS}, language_model()
-    assert lm.loss_and_gradients(batch | {"labels": np.array(IDS, dtype)})[0] == lm.loss_and_gradients(batch)[0]
-
-
-@pytest.mark.clause("GRD-13")
-def test_a_backend_without_gradients_refuses(monkeypatch):
-    lm = language_model()
-    lm.backbone.engine.backend = "fake"
-    monkeypatch.setattr(registry, "load", {"fake": object()}.get)
-    with pytest.raises(Unsupported, match="expected a backend that has them, such as 'numpy', got 'fake'"):
-        lm.loss_and_gradients({"token_ids": IDS})
