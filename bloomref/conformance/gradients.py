@@ -26,6 +26,7 @@ from bloomref.shapes import Array, Bool, Float, Int
 
 UNITS = {"float32": 2.0**-24, "float64": 2.0**-53 * np.sqrt(2.0)}
 """The truth is float64 itself, and has as large an error as what it judges there."""
+ONLY = f"gradients are asked in {' and '.join(UNITS)} only"
 SIMULATED = 2.0**-24
 """Errors are proportional to the unit: they are sampled at that of float32, where float64 can show them."""
 EXACT = (np.maximum, np.minimum, np.negative, np.absolute)

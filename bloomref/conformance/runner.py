@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bloomref.conformance.cases import Case
 from bloomref.conformance.findings import Failure, Inconclusive
-from bloomref.conformance.gradients import UNITS
+from bloomref.conformance.gradients import ONLY, UNITS
 from bloomref.conformance.properties import Property
 from bloomref.conformance.strategies import cases
 from bloomref.conformance.strategies_lora import adapted_cases
@@ -110,7 +110,7 @@ def lacking(found: Property, subject: Subject) -> str | None:
     if found.adapter and found.adapter not in able.adapters:
         return f"{subject.adapter.name} declares no adapters in the form of {found.adapter}"
     if found.name == "gradients" and subject.dtype not in UNITS:
-        return f"gradients are asked in {' and '.join(UNITS)} only"
+        return ONLY
     if not set(found.kinds) & set(able.masks):
         return f"{subject.adapter.name} declares no masks of {', '.join(found.kinds)}"
     if found.rows > 1 and "batch" not in able.features:

@@ -266,6 +266,10 @@ def test_every_mistake_is_in_a_note():
     assert fitting == {name for note in NOTES.values() for name in note.mistakes}
 
 
+def test_notes_stand_in_the_order_of_their_names():
+    assert list(NOTES) == sorted(NOTES)
+
+
 @pytest.mark.clause("VEC-10", "VEC-11")
 def test_a_hole_may_be_read_in_two_ways_and_no_other():
     def failing(name: str) -> set[str]:

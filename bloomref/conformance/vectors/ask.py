@@ -14,6 +14,7 @@ from bloomref.conformance.adapters.backend import Backend
 from bloomref.conformance.budgets import Judgement
 from bloomref.conformance.comparing import verdict
 from bloomref.conformance.findings import Failure, Inconclusive
+from bloomref.conformance.gradients import ONLY, UNITS
 from bloomref.conformance.subject import PROBE, Raised, Subject
 from bloomref.conformance.tally import Tally
 from bloomref.conformance.vectors import exact
@@ -193,8 +194,8 @@ def _call(subject: Subject, vector: Vector) -> Outputs:
 
 def _loss(subject: Subject, vector: Vector) -> Outputs:
     _need(subject, vector, "loss_and_gradients")
-    if subject.dtype not in ("float32", "float64"):
-        raise Unsupported("gradients are asked in float32 and float64 only")
+    if subject.dtype not in UNITS:
+        raise Unsupported(ONLY)
     given = {name: np.array(vector.given[name]) for name in ("token_ids", "padding_mask", "labels")}
     arguments = given["token_ids"], given["padding_mask"].astype(bool), given["labels"]
     loss, gradients = subject.ask(vector.case, "loss_and_gradients", *arguments)

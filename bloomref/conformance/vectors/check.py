@@ -11,7 +11,6 @@ import numpy as np
 
 from bloomref.conformance.mistakes import MISTAKES
 from bloomref.conformance.vectors import write
-from bloomref.conformance.vectors.notes import NOTES
 from bloomref.conformance.vectors.read import REPOSITORY
 from bloomref.conformance.vectors.schema import SCHEMA, problems
 from bloomref.docs import specified
@@ -97,7 +96,6 @@ def _clauses() -> frozenset[str]:
 
 
 CLAUSES = _clauses()
-assert list(NOTES) == sorted(NOTES)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
