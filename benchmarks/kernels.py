@@ -111,16 +111,32 @@ def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
 
     def product(name: str, n: int, k: int, after: Any, source: Any, out: Any, following: Any) -> Kernel:
         weight = packing.pack(rng.standard_normal((n, k), np.float32) * 0.02, np.zeros(n, np.float32), compute, compute)
-        fixed = (source, m, weight.panels, n, form.steps(k), weight.bias, after, x, rounding, out, following, threads)
+        fixed = (
+            source,
+            m,
+            weight.panels,
+            n,
+            form.steps(k),
+            weight.bias,
+            after,
+            x,
+            rounding,
+            out,
+            following,
+            sums,
+            threads,
+        )
         return Kernel(name, lambda: linear.product(*fixed), 2 * m * n * k)
 
-    x, normed, fused, sums, out = floats(d), floats(d), floats(3 * d), floats(f), floats(d)
+    x, normed, fused, out = floats(d), floats(d), floats(3 * d), floats(d)
+    sums = packing.aligned((threads, linear.SUMS), np.float32)
     given, inner = rows(d), rows(f)
     ln = np.ones(d, np.float32), np.zeros(d, np.float32), np.float32(1e-5)
-    capacity = (m + attention.BLOCK - 1) // attention.BLOCK * attention.BLOCK
+    capacity = packing.up(m)
     keys = packing.aligned((heads * capacity * form.steps(width) * form.width,), form.cache, zeroed=True)
     values = packing.aligned((heads * capacity * packing.up(width),), form.cache, zeroed=True)
-    cache, real = (keys, values, capacity), np.ones((1, capacity // PANEL, PANEL), bool)
+    cache = keys, values, capacity
+    real = np.ones((1, capacity), bool), np.ones((1, capacity // PANEL), bool)
     work = packing.aligned((threads, attention.workspace(width)), np.float32)
     tiles = packing.aligned((threads, attention.tile_elements(form.steps(width), form.width)), form.rows)
     sizes = fused, 1, m, heads, width, 0, cache
@@ -131,7 +147,7 @@ def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
         Kernel("append to cache", lambda: attention.append(*sizes, given, threads)),
         Kernel("attention", lambda: attention.attend(*sizes, *attended), 2 * m * (m + 1) * d),
         product("output, residual", d, d, linear.RESIDUAL, given, out, given),
-        product("up, GELU", f, d, linear.GELU, given, sums, inner),
+        product("up, GELU", f, d, linear.GELU, given, out, inner),
         product("down, residual", d, f, linear.RESIDUAL, inner, out, inner),
     ]
 

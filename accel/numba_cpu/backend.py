@@ -14,8 +14,8 @@ from accel.numba_cpu.compiled import is_marked, mark
 from accel.numba_cpu.cpu import PANEL, thread_count
 from accel.numba_cpu.double import DoublePrepared
 from accel.numba_cpu.kept import Store, open_store
-from accel.numba_cpu.linear import BFLOAT16, FLOAT16, FLOAT32, PLAIN, product, put_rows
-from accel.numba_cpu.memory import cache_elements, memory, whole_blocks
+from accel.numba_cpu.linear import BFLOAT16, FLOAT16, FLOAT32, PLAIN, SUMS, product, put_rows
+from accel.numba_cpu.memory import cache_elements, memory
 from accel.numba_cpu.packing import FORMATS, Linear, aligned, pack, panel_bytes, up, vector
 from bloomref import alibi
 from bloomref.config import BloomConfig
@@ -134,7 +134,7 @@ class NumbaPrepared:
             [aligned((keys,), dtype, zeroed=True) for _ in layers],
             [aligned((values,), dtype, zeroed=True) for _ in layers],
             batch,
-            whole_blocks(capacity),
+            up(capacity),
         )
 
     def embed(self, token_ids: Any) -> Hidden:
@@ -152,6 +152,7 @@ class NumbaPrepared:
             self._buffer("normed", (m, up(d))),
             self._rows("rows", m, d),
             self._buffer("fused", (m, up(3 * d))),
+            self._buffer("sums", (threads, SUMS)),
             self._buffer("work", (threads, workspace(config.head_dim))),
             self._buffer(
                 "tiles", (threads, tile_elements(self._form.steps(config.head_dim), self._form.width)), self._form.rows
@@ -160,7 +161,7 @@ class NumbaPrepared:
         if "real" not in step.derived:
             real = np.zeros((x.batch, cache.capacity), np.bool_)
             real[:, : step.key_is_real.shape[1]] = step.key_is_real
-            step.derived["real"] = real.reshape(x.batch, cache.capacity // PANEL, PANEL)
+            step.derived["real"] = real, real.reshape(x.batch, cache.capacity // PANEL, PANEL).all(-1)
         out = self._new_rows(m)
         attention_block(
             x.rows, x.batch, x.time, (config.num_heads, config.head_dim, self._form.steps(d)), weights.ln_attn,
@@ -172,19 +173,19 @@ class NumbaPrepared:
 
     def mlp_block(self, layer: int, x: Hidden) -> Hidden:
         config, weights, m = self.config, self._layers[layer], len(x.rows)
-        d, f = config.hidden_dim, config.intermediate_dim
+        d, f, threads = config.hidden_dim, config.intermediate_dim, thread_count()
         steps, inner_steps = self._form.steps(d), self._form.steps(f)
         buffers = (
             self._buffer("normed", (m, up(d))),
             self._rows("rows", m, d),
-            self._buffer("sums", (m, up(f))),
+            self._buffer("sums", (threads, SUMS)),
             self._rows("inner", m, f),
         )
         out = self._new_rows(m)
         mlp_block(
             x.rows, m, (d, f, steps, inner_steps), weights.ln_mlp, (weights.up.panels, weights.up.bias),
             (weights.down.panels, weights.down.bias), config.apply_residual_connection_post_layernorm, self._rounding,
-            buffers, out, thread_count(),
+            buffers, out, threads,
         )  # fmt: skip
         return Hidden(out, x.batch, x.time)
 
@@ -204,7 +205,8 @@ class NumbaPrepared:
         m, steps = len(hidden), self._form.steps(d)
         rows, out = self._rows("rows", m, d), aligned((m, up(v)), np.float32)
         put_rows(hidden, m, d, rows)
-        product(rows, m, self._head.panels, v, steps, self._head.bias, PLAIN, hidden, FLOAT32, out, rows, threads)
+        sums = self._buffer("sums", (threads, SUMS))
+        product(rows, m, self._head.panels, v, steps, self._head.bias, PLAIN, hidden, FLOAT32, out, rows, sums, threads)
         return out.reshape(x.batch, min(x.time, 1) if last_only else x.time, up(v))[:, :, :v]
 
     def to_host(self, x: Hidden) -> Any:

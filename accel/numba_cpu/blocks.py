@@ -13,13 +13,15 @@ def attention_block(x: Any, batch: int, time: int, shape: Any, ln: Any, qkv: Any
                     start: int, real: Any, slopes: Any, scale: Any, dtype: int, buffers: Any, out: Any, threads: int) -> None:  # fmt: skip
     """MOD-2, first half. `shape` is (heads, head width, steps of D); a linear is (panels, bias)."""
     heads, width, steps = shape
-    normed, rows, fused, work, tiles = buffers
+    normed, rows, fused, sums, work, tiles = buffers
     m, d = batch * time, heads * width
     norm_rows(x, m, d, ln, normed, rows, FLOAT32, threads)
-    product(rows, m, qkv[0], 3 * d, steps, qkv[1], PLAIN, normed, dtype, fused, rows, threads)
+    product(rows, m, qkv[0], 3 * d, steps, qkv[1], PLAIN, normed, dtype, fused, rows, sums, threads)
     append(fused, batch, time, heads, width, start, cache, rows, threads)
     attend(fused, batch, time, heads, width, start, cache, real, slopes, scale, rows, work, tiles, threads)
-    product(rows, m, dense[0], d, steps, dense[1], RESIDUAL, normed if post_norm else x, dtype, out, rows, threads)
+    product(
+        rows, m, dense[0], d, steps, dense[1], RESIDUAL, normed if post_norm else x, dtype, out, rows, sums, threads
+    )
 
 
 @jit
@@ -29,7 +31,19 @@ def mlp_block(x: Any, m: int, shape: Any, ln: Any, up: Any, down: Any, post_norm
     d, f, steps, inner_steps = shape
     normed, rows, sums, inner = buffers
     norm_rows(x, m, d, ln, normed, rows, FLOAT32, threads)
-    product(rows, m, up[0], f, steps, up[1], GELU, normed, dtype, sums, inner, threads)
+    product(rows, m, up[0], f, steps, up[1], GELU, normed, dtype, out, inner, sums, threads)
     product(
-        inner, m, down[0], d, inner_steps, down[1], RESIDUAL, normed if post_norm else x, dtype, out, inner, threads
+        inner,
+        m,
+        down[0],
+        d,
+        inner_steps,
+        down[1],
+        RESIDUAL,
+        normed if post_norm else x,
+        dtype,
+        out,
+        inner,
+        sums,
+        threads,
     )

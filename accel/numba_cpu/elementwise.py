@@ -103,9 +103,8 @@ def _store(out, at, value):  # type: ignore[no-untyped-def]  # noqa: ARG001
 
 
 @njit(fastmath=FASTMATH, error_model="numpy", inline="always")
-def exp(x: Any) -> Any:
-    """e**x: 2**n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf coefficients)."""
-    y = min(max(x, f32(-104.0)), f32(89.0))
+def _reduced(y: Any) -> Any:
+    """n, and e**y / 2**n: a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf coefficients)."""
     n = np.floor(fma(y, f32(1.44269504), f32(0.5)))
     r = fma(n, f32(2.12194440e-4), fma(n, f32(-0.693359375), y))
     p = f32(1.9875691500e-4)
@@ -114,11 +113,25 @@ def exp(x: Any) -> Any:
     p = fma(p, r, f32(4.1665795894e-2))
     p = fma(p, r, f32(1.6666665459e-1))
     p = fma(p, r, f32(5.0000001201e-1))
-    value = fma(p, r * r, r) + f32(1.0)
-    half = np.int32(n) >> np.int32(1)  # in two factors: 2**n alone leaves the range of normal numbers at both ends
-    rest = np.int32(n) - half
+    return np.int32(n), fma(p, r * r, r) + f32(1.0)
+
+
+@njit(fastmath=FASTMATH, error_model="numpy", inline="always")
+def exp(x: Any) -> Any:
+    """e**x."""
+    n, value = _reduced(min(max(x, f32(-104.0)), f32(89.0)))
+    half = n >> np.int32(1)  # in two factors: 2**n alone leaves the range of normal numbers at both ends
+    rest = n - half
     scaled = value * bits_as_float(np.uint32((half + np.int32(127)) << np.int32(23)))
     return scaled * bits_as_float(np.uint32((rest + np.int32(127)) << np.int32(23)))
+
+
+@njit(fastmath=FASTMATH, error_model="numpy", inline="always")
+def decay(x: Any) -> Any:
+    """e**x of x <= 0, a weight of attention: the bits of `exp` down to -87, where it is 1e-38, and 0 below."""
+    n, value = _reduced(max(x, f32(-87.0)))
+    scaled = value * bits_as_float(np.uint32((n + np.int32(127)) << np.int32(23)))
+    return f32(0.0) if x < f32(-87.0) else scaled
 
 
 @njit(fastmath=FASTMATH, error_model="numpy", inline="always")
@@ -139,6 +152,6 @@ def tanh(x: Any) -> Any:
 
 @njit(fastmath=FASTMATH, error_model="numpy", inline="always")
 def gelu(x: Any) -> Any:
-    """MLP-2, with this file's tanh."""
+    """MLP-2: (1 + tanh(u)) / 2 = 1 / (1 + e**-2u), one exp instead of the two ways of `tanh`."""
     inner = f32(0.79788456) * x * fma(f32(0.044715) * x, x, f32(1.0))
-    return f32(0.5) * x * (f32(1.0) + tanh(inner))
+    return x / (f32(1.0) + exp(f32(-2.0) * inner))

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from accel.numba_cpu.attention import BLOCK, tile_elements, workspace
+from accel.numba_cpu.attention import tile_elements, workspace
 from accel.numba_cpu.cpu import thread_count
+from accel.numba_cpu.linear import SUMS
 from accel.numba_cpu.packing import FORMATS, linear_bytes, up
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
@@ -28,14 +29,9 @@ def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int) ->
 
 
 def cache_elements(config: BloomConfig, compute: Any, batch: int, capacity: int) -> tuple[int, int]:
-    """Of one layer's keys, and of its values: whole blocks of positions, keys in whole steps, values in whole panels."""
-    rows, form = batch * config.num_heads * whole_blocks(capacity), FORMATS[compute]
+    """Of one layer's keys, and of its values: whole panels of positions, keys in whole steps, values in whole panels."""
+    rows, form = batch * config.num_heads * up(capacity), FORMATS[compute]
     return rows * form.steps(config.head_dim) * form.width, rows * up(config.head_dim)
-
-
-def whole_blocks(positions: int) -> int:
-    """The next whole number of attention's blocks of keys, in positions."""
-    return (positions + BLOCK - 1) // BLOCK * BLOCK
 
 
 def _weight_bytes(weight: Weight, config: BloomConfig, policy: DTypePolicy) -> int:
@@ -47,12 +43,12 @@ def _weight_bytes(weight: Weight, config: BloomConfig, policy: DTypePolicy) -> i
 
 
 def _step_bytes(config: BloomConfig, policy: DTypePolicy, batch: int) -> int:
-    """A row on its way through a block, the threads' tiles of attention, and the scores of a row."""
+    """A row on its way through a block, the threads' tiles and sums, and the scores of a row."""
     d, f, form = config.hidden_dim, config.intermediate_dim, FORMATS[policy.compute_dtype]
     rows = batch * (form.row_elements(1, d) + form.row_elements(1, f))
     tiles = thread_count() * tile_elements(form.steps(config.head_dim), form.width)
-    floats = batch * (3 * up(d) + up(3 * d) + up(f) + up(config.vocabulary_size))
-    floats += thread_count() * workspace(config.head_dim)
+    floats = batch * (3 * up(d) + up(3 * d) + up(config.vocabulary_size))
+    floats += thread_count() * (workspace(config.head_dim) + SUMS)
     return 4 * floats + np.dtype(form.rows).itemsize * (rows + tiles)
 
 

@@ -10,11 +10,14 @@ import numpy as np
 from llvmlite import ir
 from numba import config as numba_config
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from accel.numba_cpu.cpu import FASTMATH, PANEL
 from accel.numba_cpu.elementwise import fma
 
+I64, LANES = ir.IntType(64), 16
+VECTOR = ir.VectorType(ir.FloatType(), LANES)
 jit = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
 jit_parallel = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True, parallel=True)
 
@@ -56,12 +59,81 @@ def _reduction(name: str, combine: Any, plain: Any) -> Any:
     return interpreted if numba_config.DISABLE_JIT else intrinsic(reduce)
 
 
-def _larger(builder: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
-    return builder.select(builder.fcmp_ordered(">", low, high), low, high)
+def _larger(builder: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
+    return builder.select(builder.fcmp_ordered(">", other, one), other, one)
 
 
 sum_of_lanes = _reduction("sum_of_lanes", lambda builder, low, high: builder.fadd(low, high), np.add)
 largest_of_lanes = _reduction("largest_of_lanes", _larger, np.maximum)
+
+
+# --- into lanes ----------------------------------------------------------------------------------
+
+
+def _vectors_at(builder: ir.IRBuilder, data: ir.Value, at: ir.Value) -> list[ir.Value]:
+    """Pointers to the vectors of one panel."""
+    offsets = [builder.add(at, ir.Constant(I64, v * LANES)) for v in range(PANEL // LANES)]
+    return [builder.bitcast(builder.gep(data, [offset]), VECTOR.as_pointer()) for offset in offsets]
+
+
+def _load(builder: ir.IRBuilder, pointers: list[ir.Value]) -> list[ir.Value]:
+    return [builder.load(pointer, align=4) for pointer in pointers]
+
+
+def _emit_fold(
+    builder: ir.IRBuilder, row: ir.Value, at: ir.Value, panels: ir.Value, lanes: ir.Value, combine: Any
+) -> None:
+    """The loop over panels, with the lanes in registers."""
+    targets = _vectors_at(builder, lanes, ir.Constant(I64, 0))
+    given, entry = _load(builder, targets), builder.block
+    loop, done = builder.append_basic_block("fold"), builder.append_basic_block("folded")
+    builder.cbranch(builder.icmp_signed(">", panels, ir.Constant(I64, 0)), loop, done)
+    builder.position_at_end(loop)
+    panel, sums = builder.phi(I64), [builder.phi(VECTOR) for _ in given]
+    values = _load(builder, _vectors_at(builder, row, builder.add(at, builder.mul(panel, ir.Constant(I64, PANEL)))))
+    folded = [combine(builder, before, value) for before, value in zip(sums, values, strict=True)]
+    following = builder.add(panel, ir.Constant(I64, 1))
+    for phi, first, then in zip([panel, *sums], [ir.Constant(I64, 0), *given], [following, *folded], strict=True):
+        phi.add_incoming(first, entry)
+        phi.add_incoming(then, loop)
+    builder.cbranch(builder.icmp_signed("<", following, panels), loop, done)
+    builder.position_at_end(done)
+    totals = [builder.phi(VECTOR) for _ in targets]
+    for target, total, first, then in zip(targets, totals, given, folded, strict=True):
+        total.add_incoming(first, entry)
+        total.add_incoming(then, loop)
+        builder.store(total, target, align=4)
+
+
+def _fold(name: str, combine: Any, plain: Any) -> Any:
+    """lanes[j] = combine(lanes[j], row[at + p PANEL + j]) for p = 0, 1, ... below `panels`; `plain` does it in Python."""
+
+    def fold(_context: Any, row: Any, at: Any, panels: Any, lanes: Any) -> Any:  # noqa: ARG001
+        def generate(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> ir.Value:
+            data = [context.make_array(sig.args[i])(context, builder, values[i]).data for i in (0, 3)]
+            _emit_fold(builder, data[0], values[1], values[2], data[1], combine)
+            return context.get_dummy_value()
+
+        return types.void(row, types.int64, types.int64, lanes), generate
+
+    def interpreted(row: Any, at: int, panels: int, lanes: Any) -> None:
+        for p in range(panels):
+            start = at + p * PANEL
+            lanes[:] = plain(lanes, row[start : start + PANEL])
+
+    fold.__name__ = fold.__qualname__ = name
+    return interpreted if numba_config.DISABLE_JIT else intrinsic(fold)
+
+
+def _fused(builder: ir.IRBuilder, total: ir.Value, value: ir.Value) -> ir.Value:
+    kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
+    return builder.call(function, [value, value, total])
+
+
+fold_sum = _fold("fold_sum", lambda builder, total, value: builder.fadd(total, value), np.add)
+fold_squares = _fold("fold_squares", _fused, lambda total, value: value * value + total)
+fold_largest = _fold("fold_largest", _larger, np.fmax)
 
 
 @jit
@@ -79,16 +151,18 @@ def _add_squares(lanes: Any, row: Any) -> None:
 @jit
 def total_of(row: Any, lanes: Any) -> Any:
     """The sum of a row; zeros behind it do not change a bit. `lanes` is scratch space of PANEL numbers."""
+    panels = row.size // PANEL
     lanes[:] = np.float32(0.0)
-    for start in range(0, row.size, PANEL):
-        _add_to(lanes, row[start : start + PANEL])
+    fold_sum(row, np.int64(0), panels, lanes)
+    _add_to(lanes, row[panels * PANEL :])
     return sum_of_lanes(lanes)
 
 
 @jit
 def squares_of(row: Any, lanes: Any) -> Any:
     """The sum of the squares of a row."""
+    panels = row.size // PANEL
     lanes[:] = np.float32(0.0)
-    for start in range(0, row.size, PANEL):
-        _add_squares(lanes, row[start : start + PANEL])
+    fold_squares(row, np.int64(0), panels, lanes)
+    _add_squares(lanes, row[panels * PANEL :])
     return sum_of_lanes(lanes)

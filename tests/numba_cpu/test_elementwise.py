@@ -25,7 +25,7 @@ def kernel(function, out_dtype=np.float32):
     return run
 
 
-EXP, TANH, GELU = (kernel(f) for f in (elementwise.exp, elementwise.tanh, elementwise.gelu))
+EXP, DECAY, TANH, GELU = (kernel(f) for f in (elementwise.exp, elementwise.decay, elementwise.tanh, elementwise.gelu))
 
 
 def floats(low, high, stride=STRIDE):
@@ -53,6 +53,14 @@ def test_exp_at_its_ends():
     assert EXP(np.float32([0.0])) == 1.0
     assert not EXP(np.float32([-104.5, -1e30, -np.inf])).any()
     assert np.isinf(EXP(np.float32([88.73, 100, 1e30, np.inf]))).all()
+
+
+def test_decay():
+    """The bits of exp where it is used; 0 below, NaN of NaN."""
+    x = floats(-87, 0)
+    assert DECAY(x).tobytes() == EXP(x).tobytes()
+    assert not DECAY(np.float32([-87.01, -1e30, -np.inf])).any()
+    assert np.isnan(DECAY(np.float32([np.nan]))).all()
 
 
 def test_tanh():

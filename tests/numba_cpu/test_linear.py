@@ -15,6 +15,8 @@ from accel.numba_cpu.linear import (
     GELU,
     PLAIN,
     RESIDUAL,
+    ROW_CHUNK,
+    SUMS,
     product,
 )
 from accel.numba_cpu.packing import FORMATS, Format, pack, pack_bits
@@ -52,7 +54,8 @@ def multiply(kind, x, weight, bias, after=PLAIN, base=None, threads=2):
     width = packing.up(n)
     out, following = np.full((m, width), np.nan, np.float32), np.full(form.row_elements(m, n), 7, form.rows)
     bias, base = np.pad(bias, (0, width - n)), out if base is None else np.pad(base, ((0, 0), (0, width - n)))
-    product(rows, m, panels, n, form.steps(k), bias, after, base, FLOAT32, out, following, threads)
+    sums = np.full((threads, SUMS), np.nan, np.float32)
+    product(rows, m, panels, n, form.steps(k), bias, after, base, FLOAT32, out, following, sums, threads)
     return read_rows(form, following, m, n) if after == GELU else out[:, :n]
 
 
@@ -103,7 +106,7 @@ def test_what_follows_the_product(kind):
 
 @EVERY_KIND
 def test_a_row_does_not_depend_on_the_other_rows_nor_on_the_threads(kind):
-    """Across every way in which rows are cut into tiles, and the two orders of the loops."""
+    """Across every way in which rows are cut into tiles, and panels taken by one or two."""
     x, weight, bias = draw(kind, 61, 100, 2 * DEPTH + 3)
     whole = multiply(kind, x, weight, bias)
     for rows in (1, 2, 3, 7, 12, 13, 23, 25, 60):
@@ -116,6 +119,12 @@ def test_more_rows_than_one_pass_takes():
     np.testing.assert_allclose(multiply("float32", x, weight, bias), x @ weight.T + bias, rtol=0, atol=1e-5)
 
 
+def test_no_pass_has_more_rows_than_its_sums_have_room():
+    for m in range(1, 4 * ROW_CHUNK):
+        passes = max(1, (m + ROW_CHUNK // 2) // ROW_CHUNK)
+        assert -(-m // passes) * PANEL <= SUMS
+
+
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("stored", [np.float32, np.float16])
 @pytest.mark.parametrize("n", [1, PANEL - 1, PANEL + 1, 4 * PANEL, 4 * PANEL + 1, 9 * PANEL + 3])
@@ -126,7 +135,8 @@ def test_pack_keeps_every_weight(kind, stored, n, monkeypatch):
     weight = np.random.default_rng(n).standard_normal((n, 3)).astype(stored)
     packed, form = pack(weight, None, dtype, np.dtype(np.float32)), FORMATS[dtype]
     rows, out = as_rows(form, np.eye(3, dtype=np.float32)), np.empty((3, packing.up(n)), np.float32)
-    product(rows, 3, packed.panels, n, form.steps(3), packed.bias, PLAIN, out, FLOAT32, out, rows, 2)
+    sums = np.empty((2, SUMS), np.float32)
+    product(rows, 3, packed.panels, n, form.steps(3), packed.bias, PLAIN, out, FLOAT32, out, rows, sums, 2)
     np.testing.assert_array_equal(out[:, :n].T, weight.astype(dtype).astype(np.float32))
 
 
