@@ -45,6 +45,7 @@ from accel.numba_cpu.elementwise import bits_as_float, half_as_float
 
 F16, F32, I16, I32, I64 = ir.HalfType(), ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 LANES = 16
+LINE = 64  # bytes of a cache line
 VECTORS = PANEL // LANES
 V16F = ir.VectorType(F32, LANES)
 
@@ -294,6 +295,25 @@ def _interpreted_stream(rows: int) -> Any:
             tile(a, ao, b, bo + p * stride, c, co + p * PANEL, k, ldc, keep)
 
     return stream
+
+
+def ask_for(array: Any, at: int, lines: int) -> None:
+    """Have so many cache lines, from element `at` on, read into the second-level cache; past the end does no harm."""
+
+
+def _ask_for_lines(_context: Any, array: Any, at: Any, lines: Any) -> Any:
+    def generate(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> ir.Value:
+        first = _pointer(context, builder, sig.args[0], values[0], values[1])
+        byte = builder.bitcast(first, ir.IntType(8).as_pointer())
+        with cgutils.for_range(builder, values[2]) as loop:
+            _ask_for(builder, builder.gep(byte, [builder.mul(loop.index, _constant(LINE))]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), generate
+
+
+if not numba_config.DISABLE_JIT:
+    ask_for = intrinsic(_ask_for_lines)
 
 
 SIZES = (1, 2, 4, 6, 8, 12)
