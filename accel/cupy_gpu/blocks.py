@@ -1,7 +1,8 @@
-"""Which kernels and products make up a block. docs/cupy.md shows the two paths.
+"""Which kernels and products make up a block. docs/cupy.md shows the three paths.
 
-Up to MATVEC_ROWS rows go through matrix-vector kernels: each weight is read once, everything in between is float32. More rows,
-and float64, go through matrix products, whose inputs are rounded to the compute dtype, and row kernels around them.
+Up to MATVEC_ROWS rows go through matrix-vector kernels: each weight is read once, everything in between is float32. Up to
+TENSOR_ROWS rows of a 16-bit dtype are multiplied by kernels for tensor cores, and more rows, float64, and what those do not take
+by a library, with row kernels around it; there, inputs of products are rounded to the compute dtype.
 
 Rows are (rows, D), row b T + t of a piece of B sequences and T positions. Nothing here remembers anything.
 """
@@ -15,7 +16,7 @@ import numpy as np
 from accel.cupy_gpu import launches
 from accel.cupy_gpu.cache import LayerCache
 from accel.cupy_gpu.device import Array, Device
-from accel.cupy_gpu.launches import MATVEC_ROWS, cache_stride
+from accel.cupy_gpu.launches import MATVEC_ROWS, TENSOR_ROWS, cache_stride
 from accel.cupy_gpu.loading import Layer, Linear, Norm
 from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype
@@ -102,14 +103,19 @@ class Blocks:
         out = self.wide_rows("scores", len(x), head.shape[0])
         if self.by_products(len(x)):
             self.device.matmul(x, head, out)
+        elif self.by_tiles(len(x)):
+            self._head_by_tiles(x, head, out, None)
         elif len(x):
             self._head(x, _NO_NORM, head, out, NOTHING_FOUND)
         return out
 
     def normed_scores(self, x: Array, norm: Norm, head: Array, found: Found) -> Array:
-        """`scores` of `norm(x)` for up to MATVEC_ROWS rows of a block's output, in one kernel, and what it finds on its way."""
+        """`scores` of `norm(x)` without a library, and what is found on the way; by tiles, that is whether any is broken."""
         out = self.wide_rows("scores", len(x), head.shape[0])
-        self._head(x, norm, head, out, found)
+        if self.by_tiles(len(x)):
+            self._head_by_tiles(self.norm(x, norm), head, out, found.broken)
+        else:
+            self._head(x, norm, head, out, found)
         return out
 
     def head_launch(self, rows: int, vocabulary: int) -> launches.Launch:
@@ -126,20 +132,30 @@ class Blocks:
 
     def attention(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
         """Layer norm ... residual; writes the piece's keys and values."""
-        if self.by_products(len(x)) or seen.time > 1:
+        if self.by_tiles(len(x)):
+            self._attention_by_tiles(layer, x, seen, out)
+        elif self.by_products(len(x)) or seen.time > 1:
             self._attention_by_products(layer, x, seen, out)
         else:
             self._attention_by_vectors(layer, x, seen, out)
 
     def mlp(self, layer: Layer, x: Array, out: Array) -> None:
         """Layer norm ... residual."""
-        if self.by_products(len(x)):
+        if self.by_tiles(len(x)):
+            self._mlp_by_tiles(layer, x, out)
+        elif self.by_products(len(x)):
             self._mlp_by_products(layer, x, out)
         else:
             self._mlp_by_vectors(layer, x, out)
 
     def by_products(self, rows: int) -> bool:
-        return rows > MATVEC_ROWS or self.name == "float64"
+        """Whether so many rows need a library, whose calls are not captured."""
+        return self.name == "float64" or (rows > MATVEC_ROWS and not self.by_tiles(rows))
+
+    def by_tiles(self, rows: int) -> bool:
+        """Whether so many rows go through the kernels for tensor cores."""
+        takes = launches.takes_tiles(self.config, self.name, self.device.arch)
+        return takes and MATVEC_ROWS < rows <= TENSOR_ROWS
 
     # --- few rows --------------------------------------------------------------------------------
 
@@ -171,6 +187,52 @@ class Blocks:
             len(x), width, self.d, launch.splits,
         )  # fmt: skip
 
+    # --- some rows -------------------------------------------------------------------------------
+
+    def _attention_by_tiles(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
+        rows, query = len(x), self.wide_rows("query", len(x), self.d)
+        launch = launches.qkv_tensor(self.name, rows, self.d, 3 * self.d, self.device.processors)
+        self.device.launch(
+            launch, self.norm(x, layer.ln_attn), layer.qkv.weight, layer.qkv.weight.shape[1], layer.qkv.bias, query,
+            seen.cache.keys, seen.cache.values, seen.start, rows, self.d, seen.time, *self._cache_shape(seen),
+            launch.splits,
+        )  # fmt: skip
+        context = self.narrow_rows("context", rows, self.d)
+        self._attend(query, seen, context)
+        self._residual_by_tiles(context, layer.dense, x, out)
+
+    def _mlp_by_tiles(self, layer: Layer, x: Array, out: Array) -> None:
+        rows, inner = len(x), self.narrow_rows("inner", len(x), self.f)
+        launch = launches.gelu_tensor(self.name, rows, self.d, self.f, self.device.processors)
+        self.device.launch(
+            launch, self.norm(x, layer.ln_mlp), layer.up.weight, layer.up.weight.shape[1], layer.up.bias, inner, rows,
+            self.d, self.f, launch.splits,
+        )  # fmt: skip
+        self._residual_by_tiles(inner, layer.down, x, out)
+
+    def _residual_by_tiles(self, inner: Array, linear: Linear, x: Array, out: Array) -> None:
+        rows, width = inner.shape
+        launch = launches.residual_tensor(self.name, rows, width, self.d, self.device.processors)
+        self.device.launch(
+            launch,
+            inner,
+            linear.weight,
+            linear.weight.shape[1],
+            linear.bias,
+            x,
+            out,
+            rows,
+            width,
+            self.d,
+            launch.splits,
+        )
+
+    def _head_by_tiles(self, x: Array, head: Array, out: Array, broken: Array | None) -> None:
+        launch = launches.head_tensor(self.name, len(x), self.d, len(head), self.device.processors)
+        self.device.launch(
+            launch, x, head, head.shape[1], out, broken, len(x), self.d, len(head), launch.splits
+        )  # fmt: skip
+
     # --- many rows -------------------------------------------------------------------------------
 
     def _attention_by_products(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
@@ -182,8 +244,7 @@ class Blocks:
         )  # fmt: skip
         del fused  # its memory is free for what follows, which is queued behind its last reader
         context = self.narrow_rows("context", rows, self.d)
-        attend = self._attend_from_one if seen.time == 1 and self.name != "float64" else self._attend_from_many
-        attend(query, seen, context)
+        self._attend(query, seen, context)
         self._add_residual(self._product(context, layer.dense), layer.dense, x, layer.ln_attn, out)
 
     def _mlp_by_products(self, layer: Layer, x: Array, out: Array) -> None:
@@ -203,6 +264,10 @@ class Blocks:
         self.device.launch(launch, y, linear.bias, x, *self._residual(norm), out, self.d)
 
     # --- attention -------------------------------------------------------------------------------
+
+    def _attend(self, query: Array, seen: Seen, context: Array) -> None:
+        attend = self._attend_from_one if seen.time == 1 and self.name != "float64" else self._attend_from_many
+        attend(query, seen, context)
 
     def _attend_from_one(self, query: Array, seen: Seen, context: Array) -> None:
         """One position of each sequence; the keys are shared out to several blocks."""

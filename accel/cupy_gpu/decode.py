@@ -35,7 +35,7 @@ class Kept:
 
 
 class DecodeStep:
-    """One position of each row of a cache, of at most MATVEC_ROWS rows.
+    """One position of each row of a cache, of as many rows as go through kernels alone (`Blocks.by_products`).
 
     Args:
         space: of the temporaries; whoever shares it does not run at the same time.
@@ -108,7 +108,8 @@ class ChoosingStep(DecodeStep):
         self.drawn, self.broken = device.empty((self.batch,), _INT), device.empty((1,), _INT)
         self.chosen = device.empty((self.batch, self.capacity), _INT)
         self.forbidden = None if choice.forbidden is None else device.upload(choice.forbidden.astype(np.uint8))
-        parts = self._blocks.head_launch(self.batch, vocabulary).grid[0]
+        self._lists_best = not self._blocks.by_tiles(self.batch)
+        parts = self._blocks.head_launch(self.batch, vocabulary).grid[0] if self._lists_best else 0
         self._best = (
             space("best scores", (self.batch, parts), _FLOAT), space("best tokens", (self.batch, parts), _INT),
         )  # fmt: skip
@@ -125,9 +126,11 @@ class ChoosingStep(DecodeStep):
     def _queue(self) -> None:
         super()._queue()
         record = self.ids, self.chosen, self.drawn, self.position, self.capacity
-        if self._choice.temperature is None:
+        if self._choice.temperature is None and self._lists_best:
             launch = launches.choose_best(self.batch)
             self.device.launch(launch, *self._best, *record, self._best[0].shape[1])
+        elif self._choice.temperature is None:
+            self._choose_top(record, 1)
         elif self._choice.top_k is not None:
             self._choose_top(record, self._choice.top_k)
         else:

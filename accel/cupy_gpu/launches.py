@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from accel.cupy_gpu.sources import ITEMSIZE, Kernel, kernel
+from bloomref.config import BloomConfig
 
 WARP = 32
 MATVEC_ROWS = 16
+"""More rows than this are multiplied on the tensor cores, or by a GEMM where these do not take them."""
+TENSOR_ROWS = 64
 """More rows than this go through a GEMM."""
 TOP_K = 64
 """The largest k of top_parts and choose_top, whose time grows with it."""
@@ -22,6 +25,7 @@ _ATTENTION_WARPS = 4
 _MATVEC_WARPS = 8
 _OUTPUTS = 4  # of a group of warps: as many loads of 16 bytes are on their way at once
 _TILE = 64
+_TENSOR_STEP = 32
 _MERGED_LISTS = 256
 _CHOICE_WARPS = 16
 
@@ -168,6 +172,52 @@ def _matvec(name: str, dtype: str, rows: int, width: int, outputs: int, processo
     chosen = kernel(
         "matvec", name, dtype, held, _OUTPUTS, width % 8 == 0 and (outputs % 8 == 0 or name != "residual_matvec")
     )
+    return Launch(chosen, (min(blocks, 8 * processors), 1, 1), _MATVEC_WARPS * WARP, shared, number)
+
+
+# --- products on the tensor cores ----------------------------------------------------------------
+
+
+def takes_tiles(config: BloomConfig, dtype: str, arch: int) -> bool:
+    """Whether the kernels of this section have a model: widths of whole loads, and the residual is the block's input (MOD-3).
+
+    A block of sm_75 has too little shared memory for them.
+    """
+    whole = config.hidden_dim % 8 == 0 and config.intermediate_dim % 8 == 0
+    return (
+        arch >= 80
+        and dtype in ("bfloat16", "float16")
+        and whole
+        and not config.apply_residual_connection_post_layernorm
+    )
+
+
+def qkv_tensor(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
+    return _tensor("qkv_tensor", dtype, rows, width, outputs, processors)
+
+
+def gelu_tensor(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
+    return _tensor("gelu_tensor", dtype, rows, width, outputs, processors)
+
+
+def residual_tensor(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
+    return _tensor("residual_tensor", dtype, rows, width, outputs, processors)
+
+
+def head_tensor(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
+    return _tensor("head_tensor", dtype, rows, width, outputs, processors)
+
+
+def _tensor(name: str, dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
+    """Two tiles of weights a warp read each x half as often; one, where two would leave processors without a block."""
+    held = 32 if rows <= 32 else 64
+    tiles = 2 if outputs >= 32 * processors else 1
+    groups, number = -(-outputs // (16 * tiles)), 1
+    while number < _MATVEC_WARPS and number * groups < 16 * processors and 2 * number * _TENSOR_STEP <= width:
+        number *= 2
+    shared = _MATVEC_WARPS * held * (16 * tiles + 4) * 4
+    blocks = -(-groups * number // _MATVEC_WARPS)
+    chosen = kernel("tensor", name, dtype, held, tiles)
     return Launch(chosen, (min(blocks, 8 * processors), 1, 1), _MATVEC_WARPS * WARP, shared, number)
 
 

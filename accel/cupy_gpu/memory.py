@@ -6,6 +6,7 @@ from math import prod
 from accel.cupy_gpu.device import Device
 from accel.cupy_gpu.launches import (
     MATVEC_ROWS,
+    TENSOR_ROWS,
     TOP_K,
     cache_stride,
     decode_workspace,
@@ -70,10 +71,10 @@ def working_bytes(config: BloomConfig, policy: DTypePolicy, rows: int) -> int:
 
 def step_bytes(config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> int:
     """What a cache's decoding steps hold on to: activations, scores, mask, and the lists of the best tokens."""
-    if batch > MATVEC_ROWS or policy.compute_dtype.itemsize > 4:
+    narrow, d, f = policy.compute_dtype.itemsize, config.hidden_dim, config.intermediate_dim
+    if batch > (TENSOR_ROWS if narrow == 2 else MATVEC_ROWS) or narrow > 4:
         return 0
-    narrow, d = policy.compute_dtype.itemsize, config.hidden_dim
-    row = 3 * d * narrow + (2 * d + config.intermediate_dim + config.vocabulary_size) * 4
+    row = (5 * d + f) * narrow + (2 * d + f + config.vocabulary_size) * 4
     lists = (top_lists(config.vocabulary_size) + 1) * TOP_K * 8
     return batch * (row + lists + 5 * length + _STEP_BYTES)
 

@@ -11,7 +11,7 @@ from accel.cupy_gpu.blocks import Blocks, Seen
 from accel.cupy_gpu.cache import Cache
 from accel.cupy_gpu.decode import ChoosingStep, DecodeStep, Kept, chooses
 from accel.cupy_gpu.device import Array, Device
-from accel.cupy_gpu.launches import MATVEC_ROWS, TOP_K
+from accel.cupy_gpu.launches import MATVEC_ROWS, TENSOR_ROWS, TOP_K
 from accel.cupy_gpu.loading import load
 from bloomref import alibi
 from bloomref.config import BloomConfig
@@ -147,7 +147,7 @@ class CupyPrepared:
     # --- whole decoding steps --------------------------------------------------------------------
 
     def step(self, token_ids: Any, cache: Cache, step: Step) -> Any:
-        """(B, V) on the host. More rows than MATVEC_ROWS, and float64, are launched product by product: cuBLAS is not captured."""
+        """(B, V) on the host. Where a library multiplies, a step is launched product by product: cuBLAS is not captured."""
         if self._blocks.by_products(cache.batch) or cache.batch == 0:
             return self._step_by_products(token_ids, cache, step)
         decode = self._decode_step(cache, step.is_dense)
@@ -159,7 +159,8 @@ class CupyPrepared:
         """(B, count). Nothing is waited for before the last step."""
         if self._blocks.by_products(cache.batch) or cache.batch == 0 or not chooses(choice):
             raise Unsupported(
-                f"tokens: chosen on the device for 1 to {MATVEC_ROWS} rows in 16 or 32 bits and top_k up to {TOP_K}"
+                f"tokens: chosen on the device for 1 to {MATVEC_ROWS} rows in 32 bits, mostly {TENSOR_ROWS} in 16, and top_k "
+                f"up to {TOP_K}"
             )
         choosing = self._choosing_step(cache, step.is_dense, choice)
         choosing.begin(np.zeros(cache.batch, np.uint64) if choice.seeds is None else choice.seeds, choice.drawn)

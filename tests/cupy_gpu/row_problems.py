@@ -136,17 +136,22 @@ class Projection(Problem):
         left = (query, keys, values, device.upload(np.array([self.start], np.int32)))
         bias = device.upload(self.given[0])
         shapes = (self.time, self.heads, self.head_width, stride, capacity)
-        if self.matvec:
-            x, gain, shift = map(device.upload, self.given[1:4])
-            weight = device.upload(padded(self.given[4]))
-            launch = launches.qkv_matvec(self.dtype, rows, self.width, 3 * self.width, self.processors)
-            device.launch(
-                launch, x, gain, shift, EPSILON, weight, weight.shape[1], bias, *left, rows, self.width, *shapes,
-                launch.splits,
-            )  # fmt: skip
-        else:
-            device.launch(launches.qkv_split(self.dtype, rows), device.upload(self.given[1]), bias, *left, *shapes)
+        self.launch(device, bias, left, shapes)
         return np.stack([query.astype(np.float64), *(self._written(cache) for cache in (keys, values))])
+
+    def launch(self, device: EmulatedDevice, bias: Any, left: tuple[Any, ...], shapes: tuple[int, ...]) -> None:
+        """`left`: where the results go, and the first column; `shapes`: of the positions and of the cache."""
+        rows = self.batch * self.time
+        if not self.matvec:
+            device.launch(launches.qkv_split(self.dtype, rows), device.upload(self.given[1]), bias, *left, *shapes)
+            return
+        x, gain, shift = map(device.upload, self.given[1:4])
+        weight = device.upload(padded(self.given[4]))
+        launch = launches.qkv_matvec(self.dtype, rows, self.width, 3 * self.width, self.processors)
+        device.launch(
+            launch, x, gain, shift, EPSILON, weight, weight.shape[1], bias, *left, rows, self.width, *shapes,
+            launch.splits,
+        )  # fmt: skip
 
     def _written(self, cache: Numbers) -> Numbers:
         """The columns of the call, (rows, D); the others are as they were."""
@@ -157,8 +162,10 @@ class Projection(Problem):
         return call.reshape(self.batch * self.time, self.width).astype(np.float64)
 
     def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
+        fused = self.projected(a).reshape(-1, self.heads, 3, self.head_width)
+        return fused.transpose(2, 0, 1, 3).reshape(3, -1, self.width)
+
+    def projected(self, a: Any) -> Numbers:
+        """(rows, 3 D)."""
         bias, x, *weights = (array.astype(a) for array in self.given)
-        fused = linear(norm(x, weights[0], weights[1]), weights[2], bias) if self.matvec else x + bias
-        return (
-            fused.reshape(len(x), self.heads, 3, self.head_width).transpose(2, 0, 1, 3).reshape(3, len(x), self.width)
-        )
+        return linear(norm(x, weights[0], weights[1]), weights[2], bias) if self.matvec else x + bias

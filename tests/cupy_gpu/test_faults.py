@@ -13,6 +13,7 @@ from emulated_device import EmulatedDevice
 from matvec_problems import Down, Head, Up
 from problem import Problem
 from row_problems import Activation, Norm, Projection, Residual
+from tensor_problems import Product
 
 from accel.cupy_gpu import sources
 
@@ -42,6 +43,7 @@ GROUPS = Attention("float16", 5, "rows", 2, 64, 2, 9, 30, "holes")  # four keys 
 SEVERAL_LOADS = Attention("float32", 5, "rows", 1, 160, 1, 9, 30)
 UP, MANY_ROWS = Up("bfloat16", 5, 1, 1000, 56), Up("float16", 5, 13, 264, 56)
 DOWN = Down("bfloat16", 5, 2, 2048, 56, 132, True)
+TENSOR = Product("bfloat16", 5, "residual", 37, 1000, 50)
 HEAD = Head("bfloat16", 5, 3, 264, 129)
 QKV = Projection("bfloat16", 5, 3, 1, 3, 80, 2, True)
 SPLIT = Projection("float16", 5, 2, 3, 3, 20, 2)
@@ -87,6 +89,17 @@ FAULTS = (
     Fault("the wrong lanes hold a query's peak", "flash", "__shfl_xor_sync(ALL_LANES, x, 2));\n}\n__device__ __forceinline__ float sum", "__shfl_xor_sync(ALL_LANES, x, 4));\n}\n__device__ __forceinline__ float sum", FLASH),
     Fault("a shared tile too small", "flash", "constexpr int PITCH = WIDTH + 8;", "constexpr int PITCH = WIDTH + 16;", FLASH),
     Fault("rows of a tile not on 16 bytes", "flash", "constexpr int PITCH = WIDTH + 8;", "constexpr int PITCH = WIDTH + 2;", FLASH),
+    Fault("no barrier before the sums of the tiles are read", "tensor", "        __syncthreads();\n        for (int i", "        for (int i", TENSOR),
+    Fault("no barrier before the next tiles", "tensor", "        __syncthreads();  // the scratch", "        // the scratch", Product("bfloat16", 5, "gelu", 20, 40, 2200, 1)),
+    Fault("a warp's share of the tiles lost", "tensor", "part < splits; ++part", "part < splits - 1; ++part", TENSOR),
+    Fault("the last step of the tiles left out", "tensor", "step < width;", "step + STEP < width;", TENSOR),
+    Fault("the next weights not taken over", "tensor", "now[t] = next[t]", "(void)0", TENSOR),
+    Fault("weights beyond the width", "tensor", "k < width ? load_16_once(weight + size_t(min(n + 8", "true ? load_16_once(weight + size_t(min(n + 8", Product("bfloat16", 5, "gelu", 40, 40, 50)),
+    Fault("halves of a load exchanged in one factor", "tensor", "left, b.x, b.y", "left, b.z, b.w", TENSOR),
+    Fault("the upper half of a tile of weights twice", "tensor", "{low.x, high.x, low.y, high.y}", "{high.x, high.x, high.y, high.y}", TENSOR),
+    Fault("sums of the wrong outputs", "tensor", "lane / 4 + e / 2 * 8", "lane / 4 * 2 + e / 2", TENSOR),
+    Fault("rows beyond the last", "tensor", "row < rows && output < outputs", "output < outputs", TENSOR),
+    Fault("outputs beyond the last one", "tensor", "row < rows && output < outputs", "row < rows", TENSOR),
     Fault("no barrier before the products are summed", "matvec", "        }\n        __syncthreads();\n        for (int i", "        }\n        for (int i", UP),
     Fault("no barrier before the next products", "matvec", "        __syncthreads();  // the scratch", "        // the scratch", Up("bfloat16", 5, 1, 264, 600, 1)),
     Fault("a warp's share of the products lost", "matvec", "part < splits; ++part", "part < splits - 1; ++part", UP),

@@ -25,8 +25,8 @@ FLOAT32 = POLICIES["float32"]
 class Small(EmulatedDevice):
     """A device of so many free bytes."""
 
-    def __init__(self, free: int = 1 << 30) -> None:
-        super().__init__(seed=0)
+    def __init__(self, free: int = 1 << 30, arch: int = 90) -> None:
+        super().__init__(arch, seed=0)
         self.free = free
 
     def free_bytes(self) -> int:
@@ -115,6 +115,31 @@ def test_the_last_position_is_scored_alone() -> None:
 def test_the_kernels_of_a_block(batch: int, time: int, policy: str, expected: str) -> None:
     """docs/cupy.md shows the two paths."""
     run_block(CONFIG, batch, time, policy, expected)
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize(
+    ("batch", "time", "policy", "arch", "tensor"),
+    [
+        (17, 1, "float16", 80, "attention_decode"),
+        (17, 1, "float16", 75, None),
+        (8, 8, "bfloat16", 90, "attention_flash"),
+        (16, 1, "bfloat16", 90, None),
+        (65, 1, "bfloat16", 90, None),
+        (17, 1, "float32", 90, None),
+    ],
+)
+def test_when_products_are_on_tensor_cores(batch: int, time: int, policy: str, arch: int, tensor: str | None) -> None:
+    """17 to 64 positions of whole widths in 16 bits."""
+    device, config = Small(arch=arch), CONFIG.replace(intermediate_dim=40, num_layers=1)
+    prepared = prepare(device, policy, config)
+    device.launched.clear()
+    hidden(prepared, np.zeros((batch, time), int), np.ones((batch, time), bool))
+    expected = f"layer_norm qkv_tensor {tensor} residual_tensor layer_norm gelu_tensor residual_tensor"
+    names = " ".join(name.split("<")[0] for name in device.launched[1:])
+    assert names == expected if tensor else "tensor" not in names
+    for changed in (config.replace(intermediate_dim=44), config.replace(apply_residual_connection_post_layernorm=True)):
+        assert not prepare(device, policy, changed)._blocks.by_tiles(17)
 
 
 @pytest.mark.usefixtures("emulator")
@@ -237,7 +262,7 @@ def test_what_a_call_takes_was_known_before(
         x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
     prepared.logits(prepared.final_norm(x), False)
     need = memory.working_bytes(config, names, batch * time)
-    assert 0.5 * need < device.peak - before <= need
+    assert 0.4 * need < device.peak - before <= need
 
 
 @pytest.mark.parametrize("name", ["bloom_560m_multi", "bloom_7b_multi"])

@@ -123,8 +123,49 @@ def test_more_rows_than_a_graph_has_go_through_products() -> None:
     np.testing.assert_allclose(scores[:5], few, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 16])
-def test_what_steps_hold_was_known_before(batch: int) -> None:
+WHOLE = CONFIG.replace(intermediate_dim=40)
+MANY = strategies.Case(WHOLE, seed=2, batch=20, time=4, kind="left")
+
+
+@pytest.mark.clause("BKD-17", "BKD-18")
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
+def test_twenty_rows_are_a_graph_of_tensor_kernels(policy: str) -> None:
+    device = EmulatedDevice(seed=0)
+    prepared = prepare(policy, device, MANY.params, WHOLE)
+    caches, real = [prepared.new_cache(20, 12) for _ in range(3)], np.ones((20, 12), bool)
+
+    def facts(t: int) -> Any:
+        return step(t, real[:, : t + 1])
+
+    device.launched.clear()
+    for t in range(4):
+        scores = prepared.step(MANY.token_ids[:, t], caches[0], facts(t))
+        x = prepared.embed(MANY.token_ids[:, t : t + 1])
+        for layer in range(2):
+            x = prepared.mlp_block(layer, prepared.attention_block(layer, x, caches[1], facts(t)))
+        assert prepared.logits(prepared.final_norm(x), True)[:, 0].tobytes() == scores.tobytes()
+        prepared.step(MANY.token_ids[:, t], caches[2], facts(t))
+    names = {name.split("<")[0] for name in device.launched}
+    assert names == {
+        "embed_norm", "layer_norm", "qkv_tensor", "attention_decode", "residual_tensor", "gelu_tensor", "head_tensor",
+    }  # fmt: skip
+    ids = scores.argmax(1)
+    for count in (1, 4):
+        tokens = prepared.tokens(ids, caches[2], facts(4), Choice(), count)
+        again, expected = caches[0], []
+        for t in range(count):
+            expected.append(prepared.step(expected[-1] if expected else ids, again, facts(4 + t)).argmax(1))
+        assert tokens.tolist() == np.stack(expected, 1).tolist()
+    assert all(s._replay is not None for s in caches[0].steps.values() if hasattr(s, "run"))
+    broken = prepare(policy, device, MANY.params.map(lambda array: array * np.float32(np.inf)), WHOLE)
+    with pytest.raises(BadWeights, match=r"^logits: expected finite numbers"):
+        broken.tokens(ids, broken.new_cache(20, 12), facts(0), Choice(), 2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "policy", "config"), [(1, "float32", CONFIG), (16, "float32", CONFIG), (40, "float16", WHOLE)]
+)
+def test_what_steps_hold_was_known_before(batch: int, policy: str, config: BloomConfig) -> None:
     device = EmulatedDevice(seed=0)
     held = 0
     empty = device.empty
@@ -136,12 +177,12 @@ def test_what_steps_hold_was_known_before(batch: int) -> None:
         return made
 
     device.empty = counting  # type: ignore[method-assign]
-    prepared = prepare(device=device)
+    prepared = prepare(policy, device, strategies.Case(config, seed=2).params, config)
     cache, before = prepared.new_cache(batch, 100), held
     facts, ids = step(0, np.ones((batch, 1), bool)), np.zeros(batch, int)
     prepared.step(ids, cache, facts)
     prepared.tokens(ids, cache, facts, Choice(1.0, top_k=64), 2)
-    assert 0 < held - before <= memory.step_bytes(CONFIG, POLICIES["float32"], batch, 100)
+    assert 0 < held - before <= memory.step_bytes(config, POLICIES[policy], batch, 100)
 
 
 # --- tokens chosen on the device ---------------------------------------------------------------------------------
@@ -204,7 +245,7 @@ def test_a_row_draws_by_its_seed_alone() -> None:
 
 def test_tokens_that_cannot_be_chosen() -> None:
     prepared, facts = prepare(), step(0, np.ones((2, 1), bool))
-    with pytest.raises(Unsupported, match=r"^tokens: .* 1 to 16 rows in 16 or 32 bits and top_k up to 64$"):
+    with pytest.raises(Unsupported, match=r"^tokens: .* 1 to 16 rows in 32 bits, mostly 64 in 16, and top_k up to 64$"):
         prepared.tokens(np.array([1, 2]), prepared.new_cache(2, 4), facts, Choice(1.0, top_k=65), 1)
     broken = prepare(params=CASE.params.map(lambda array: array * np.float32(np.inf)))
     with pytest.raises(

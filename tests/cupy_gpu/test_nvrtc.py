@@ -10,6 +10,7 @@ from nvrtc import Compiled, compile_module
 
 from accel.cupy_gpu import launches
 from accel.cupy_gpu.launches import Launch
+from bloomref.config import BloomConfig
 
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
 DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -66,6 +67,16 @@ def matvec_kernels(dtype: str, rows: tuple[int, ...]) -> Iterator[Launch]:
             yield kernel(dtype, count, 1024, 4096, H200)
 
 
+def tensor_kernels(dtype: str, arch: int) -> Iterator[Launch]:
+    if not launches.takes_tiles(
+        BloomConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=8, intermediate_dim=32), dtype, arch
+    ):
+        return
+    for rows, outputs in ((32, 1024), (32, 16384), (64, 1024), (64, 16384)):
+        for kernel in (launches.qkv_tensor, launches.gelu_tensor, launches.residual_tensor, launches.head_tensor):
+            yield kernel(dtype, rows, 1024, outputs, H200)
+
+
 def compiled(kernels: Iterator[Launch], arch: int) -> dict[str, str]:
     """Instructions of each kernel by its expression, of kernels that are seen to fit the chip without spilling."""
     by_expression = {launch.kernel.expression: launch for launch in kernels}
@@ -108,6 +119,11 @@ class TestKernels:
             assert len(re.findall(r"\bHMMA\.(16816|1688)\.F32", instructions)) >= 64, expression
             assert "LDSM" in instructions, expression
             assert ("LDGSTS" in instructions) == (arch >= 80), expression
+
+    def test_products_run_on_tensor_cores_and_ask_for_the_next_weights_before(self, arch: int, dtype: str) -> None:
+        for expression, instructions in compiled(tensor_kernels(dtype, arch), arch).items():
+            assert len(re.findall(r"\bHMMA\.(16816|1688)\.F32", instructions)) >= 8, expression
+            assert max(wide_loads(stretch) for stretch in re.split(r"\bHMMA\b", instructions)) >= 2, expression
 
     def test_matvec_has_several_loads_of_16_bytes_on_their_way(self, arch: int, dtype: str) -> None:
         rows = ROWS.get((arch, dtype), (1, 16) if dtype == "bfloat16" else (1,))
