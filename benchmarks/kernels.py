@@ -158,8 +158,8 @@ def tile_alone(form: Any, threads: int) -> Kernel:
     """The register tile again and again over one slice of one panel."""
     import numba
 
-    from accel.numba_cpu.cpu import DEPTH, PANEL, PITCH, TILE_ROWS
     from accel.numba_cpu import microkernel
+    from accel.numba_cpu.cpu import DEPTH, PANEL, PITCH, TILE_ROWS
     from accel.numba_cpu.packing import aligned
 
     tile_most = getattr(microkernel, f"tile_{TILE_ROWS}")
