@@ -140,7 +140,7 @@ def _bytes(launch: Launch, arguments: tuple[Any, ...]) -> int:
     if name == "embed_norm":
         ids, table = arrays[:2]
         return total - table.nbytes + len(ids) * table.nbytes // len(table)
-    if name == "qkv_matvec":
+    if name in ("qkv_matvec", "qkv_tensor"):
         caches = [a for a in arrays if len(a.shape) == 4]
         return total - sum(a.nbytes - a.nbytes // a.shape[2] for a in caches)
     return total
