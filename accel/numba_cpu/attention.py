@@ -27,16 +27,14 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from accel.numba_cpu.cpu import DEPTH, PANEL, PITCH, TILE_ROWS
+from accel.numba_cpu.cpu import DEPTH, LINE, PANEL, PITCH, TILE_ROWS
 from accel.numba_cpu.elementwise import decay, exp, fma, store
 from accel.numba_cpu.linear import block_rows, end_row, put, step_width, tile
-from accel.numba_cpu.microkernel import LINE, ask_for
+from accel.numba_cpu.microkernel import ask_for
 from accel.numba_cpu.reduce import fold_largest, fold_sum, jit, jit_parallel, largest_of_lanes, sum_of_lanes
 
 BLOCK = 256  # keys of one step of the online softmax
-DISTANCES = np.arange(
-    BLOCK, dtype=np.float32
-)  # 0, 1, 2, ...: float32 throughout, where whole numbers would halve the lanes
+DISTANCES = np.arange(BLOCK, dtype=np.float32)  # float32 throughout: whole numbers would halve the lanes
 LOWEST = np.float32(-3.0e38)  # stands for the maximum of no scores: exp(-inf - LOWEST) is 0, not NaN
 
 
@@ -136,7 +134,7 @@ def _raise_peaks(scores: Any, rows: int, count: int, peak: Any, shrink: Any, lan
         lanes[:] = peak[i]
         fold_largest(scores, i * PITCH, count // PANEL, lanes)
         shrink[i] = largest_of_lanes(lanes)
-    for i in range(TILE_ROWS):
+    for i in range(TILE_ROWS):  # of rows that are not there as well: one vector
         high = shrink[i]
         shrink[i] = exp(peak[i] - high)
         peak[i] = high
@@ -270,8 +268,7 @@ def tile_elements(steps: int, step: int) -> int:
 
 @jit
 def _ask_for_item(item: int, positions: int, width: int, cache: Any, tiles: Any) -> None:
-    """The first keys and values of one head of one row, which is next: where each has few of them, most of the time goes to
-    waiting for the first lines."""
+    """The first keys and values of a head of a row, which is next: where it has few, the time goes to waiting for the first."""
     keys, values, capacity = cache
     columns, panel, count = (width + PANEL - 1) // PANEL, panel_elements(width, tiles), min(positions, 2 * PANEL)
     panels = (count + PANEL - 1) // PANEL

@@ -19,9 +19,8 @@ def attention_block(x: Any, batch: int, time: int, shape: Any, ln: Any, qkv: Any
     product(rows, m, qkv[0], 3 * d, steps, qkv[1], PLAIN, normed, dtype, fused, rows, sums, threads)
     append(fused, batch, time, heads, width, start, cache, rows, threads)
     attend(fused, batch, time, heads, width, start, cache, real, slopes, scale, rows, work, tiles, threads)
-    product(
-        rows, m, dense[0], d, steps, dense[1], RESIDUAL, normed if post_norm else x, dtype, out, rows, sums, threads
-    )
+    base = normed if post_norm else x
+    product(rows, m, dense[0], d, steps, dense[1], RESIDUAL, base, dtype, out, rows, sums, threads)
 
 
 @jit
@@ -32,18 +31,5 @@ def mlp_block(x: Any, m: int, shape: Any, ln: Any, up: Any, down: Any, post_norm
     normed, rows, sums, inner = buffers
     norm_rows(x, m, d, ln, normed, rows, FLOAT32, threads)
     product(rows, m, up[0], f, steps, up[1], GELU, normed, dtype, out, inner, sums, threads)
-    product(
-        inner,
-        m,
-        down[0],
-        d,
-        inner_steps,
-        down[1],
-        RESIDUAL,
-        normed if post_norm else x,
-        dtype,
-        out,
-        inner,
-        sums,
-        threads,
-    )
+    base = normed if post_norm else x
+    product(inner, m, down[0], d, inner_steps, down[1], RESIDUAL, base, dtype, out, inner, sums, threads)

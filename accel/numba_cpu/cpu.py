@@ -46,6 +46,7 @@ PANEL: Final = 16 if ISA == "generic" else 32
 DEPTH: Final = 256
 # Steps from one row of a slice to the next: a little more, so that the rows of a tile do not meet in the same cache sets.
 PITCH: Final = DEPTH + 32
+LINE: Final = 64  # bytes of a cache line, and of a vector of AVX-512
 QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 

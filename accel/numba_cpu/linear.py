@@ -38,7 +38,7 @@ from accel.numba_cpu.reduce import jit, jit_parallel
 PLAIN, GELU, RESIDUAL = np.int64(0), np.int64(1), np.int64(2)
 FLOAT32, BFLOAT16, FLOAT16 = np.int64(0), np.int64(1), np.int64(2)
 STRIP = 64  # columns packed at a time: what is written to fits the first-level cache
-ROW_CHUNK = 21 * 12  # rows that share one pass over the weights
+ROW_CHUNK = 21 * 12  # rows that share one pass over the weights, more or less
 SUMS = 3 * ROW_CHUNK // 2 * PANEL  # sums that a thread of `product` holds: a pass of most rows, a panel of columns
 
 

@@ -40,12 +40,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload, register_jitable
 
-from accel.numba_cpu.cpu import PANEL, PITCH, TILE_ROWS
+from accel.numba_cpu.cpu import LINE, PANEL, PITCH, TILE_ROWS
 from accel.numba_cpu.elementwise import bits_as_float, half_as_float
 
 F16, F32, I16, I32, I64 = ir.HalfType(), ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 LANES = 16
-LINE = 64  # bytes of a cache line
 VECTORS = PANEL // LANES
 V16F = ir.VectorType(F32, LANES)
 

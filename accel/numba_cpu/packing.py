@@ -8,13 +8,12 @@ import ml_dtypes
 import numpy as np
 from numba import prange
 
-from accel.numba_cpu.cpu import DEPTH, HAS_BF16_DOT, PANEL, PITCH
+from accel.numba_cpu.cpu import DEPTH, HAS_BF16_DOT, LINE, PANEL, PITCH
 from accel.numba_cpu.elementwise import half_as_float
 from accel.numba_cpu.linear import pack_weight
 from accel.numba_cpu.reduce import jit_parallel
 from bloomref.dtypes import cast
 
-LINE = 64  # bytes of a cache line, and of a vector of AVX-512
 CHUNK = 1 << 21  # numbers converted at a time: the only copy beside the packed weights
 
 
