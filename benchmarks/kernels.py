@@ -59,7 +59,7 @@ def measure(kernels: list[Kernel], runs: int) -> list[dict[str, Any]]:
             if number:  # the first one compiles and warms up
                 seconds[kernel.name].append(perf_counter() - began)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    best = max(kernel.operations / medians[kernel.name] for kernel in kernels)  # the tile's, unless something is wrong
+    best = max(kernel.operations / medians[kernel.name] for kernel in kernels)  # the tile's, but for noise
     return [
         {
             "kernel": kernel.name,
@@ -155,7 +155,7 @@ def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
 
 
 def tile_alone(form: Any, threads: int) -> Kernel:
-    """The register tile again and again over one slice of one panel."""
+    """The register tile again and again over half a slice of one panel, which leaves room beside it in the first-level cache."""
     import numba
 
     from accel.numba_cpu import microkernel

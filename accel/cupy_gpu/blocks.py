@@ -214,18 +214,9 @@ class Blocks:
         rows, width = inner.shape
         launch = launches.residual_tensor(self.name, rows, width, self.d, self.device.processors)
         self.device.launch(
-            launch,
-            inner,
-            linear.weight,
-            linear.weight.shape[1],
-            linear.bias,
-            x,
-            out,
-            rows,
-            width,
-            self.d,
+            launch, inner, linear.weight, linear.weight.shape[1], linear.bias, x, out, rows, width, self.d,
             launch.splits,
-        )
+        )  # fmt: skip
 
     def _head_by_tiles(self, x: Array, head: Array, out: Array, broken: Array | None) -> None:
         launch = launches.head_tensor(self.name, len(x), self.d, len(head), self.device.processors)

@@ -42,11 +42,10 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from accel.numba_cpu.cpu import LINE, PANEL, PITCH, TILE_ROWS
 from accel.numba_cpu.elementwise import bits_as_float, half_as_float
+from accel.numba_cpu.reduce import I64, LANES, V16F
 
-F16, F32, I16, I32, I64 = ir.HalfType(), ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-LANES = 16
+F16, I16, I32 = ir.HalfType(), ir.IntType(16), ir.IntType(32)
 VECTORS = PANEL // LANES
-V16F = ir.VectorType(F32, LANES)
 
 
 class _BFloat(ir.Type):

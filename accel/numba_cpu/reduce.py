@@ -17,7 +17,7 @@ from accel.numba_cpu.cpu import FASTMATH, PANEL
 from accel.numba_cpu.elementwise import fma
 
 I64, LANES = ir.IntType(64), 16
-VECTOR = ir.VectorType(ir.FloatType(), LANES)
+V16F = ir.VectorType(ir.FloatType(), LANES)
 jit = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
 jit_parallel = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True, parallel=True)
 
@@ -73,7 +73,7 @@ largest_of_lanes = _reduction("largest_of_lanes", _larger, np.maximum)
 def _vectors_at(builder: ir.IRBuilder, data: ir.Value, at: ir.Value) -> list[ir.Value]:
     """Pointers to the vectors of one panel."""
     offsets = [builder.add(at, ir.Constant(I64, v * LANES)) for v in range(PANEL // LANES)]
-    return [builder.bitcast(builder.gep(data, [offset]), VECTOR.as_pointer()) for offset in offsets]
+    return [builder.bitcast(builder.gep(data, [offset]), V16F.as_pointer()) for offset in offsets]
 
 
 def _load(builder: ir.IRBuilder, pointers: list[ir.Value]) -> list[ir.Value]:
@@ -89,7 +89,7 @@ def _emit_fold(
     loop, done = builder.append_basic_block("fold"), builder.append_basic_block("folded")
     builder.cbranch(builder.icmp_signed(">", panels, ir.Constant(I64, 0)), loop, done)
     builder.position_at_end(loop)
-    panel, sums = builder.phi(I64), [builder.phi(VECTOR) for _ in given]
+    panel, sums = builder.phi(I64), [builder.phi(V16F) for _ in given]
     values = _load(builder, _vectors_at(builder, row, builder.add(at, builder.mul(panel, ir.Constant(I64, PANEL)))))
     folded = [combine(builder, before, value) for before, value in zip(sums, values, strict=True)]
     following = builder.add(panel, ir.Constant(I64, 1))
@@ -98,7 +98,7 @@ def _emit_fold(
         phi.add_incoming(then, loop)
     builder.cbranch(builder.icmp_signed("<", following, panels), loop, done)
     builder.position_at_end(done)
-    totals = [builder.phi(VECTOR) for _ in targets]
+    totals = [builder.phi(V16F) for _ in targets]
     for target, total, first, then in zip(targets, totals, given, folded, strict=True):
         total.add_incoming(first, entry)
         total.add_incoming(then, loop)
@@ -126,7 +126,7 @@ def _fold(name: str, combine: Any, plain: Any) -> Any:
 
 
 def _fused(builder: ir.IRBuilder, total: ir.Value, value: ir.Value) -> ir.Value:
-    kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
+    kind = ir.FunctionType(V16F, [V16F] * 3)
     function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
     return builder.call(function, [value, value, total])
 

@@ -146,6 +146,18 @@ struct CacheShape {
     }
 };
 
+/// Element n of row `row` of the fused projection, of the position `column` of sequence `batch`: queries (rows, H K) as they are,
+/// keys and values rounded into the cache. Clauses: ATT-2, NUM-2, KVC-1.
+template <class T>
+__device__ __forceinline__ void store_projected(
+    Acc<T>* query, T* keys, T* values, const CacheShape& cache, int row, int batch, int column, int n, Acc<T> x) {
+    const Projected to(n, cache.head_width);
+    if (to.part == 0)
+        query[(size_t(row) * cache.heads + to.head) * cache.head_width + to.channel] = x;
+    else
+        (to.part == 1 ? keys : values)[cache.offset(batch, to.head, column) + to.channel] = round_to<T>(x);
+}
+
 constexpr int NO_TOKEN = 0x7fffffff;
 constexpr float LOWEST = -3.402823466e38f;
 

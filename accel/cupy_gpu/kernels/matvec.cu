@@ -148,12 +148,7 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) qkv_matvec(
     const auto input = normed<false, ROWS, OUTPUTS, WHOLE>(x, gain, shift, epsilon, rows, width, scratch);
     const CacheShape cache{heads, head_width, head_stride, capacity};
     products<ROWS, OUTPUTS>(input, weight, weight_stride, rows, width, 3 * width, splits, scratch, [&](int row, int n, float y) {
-        const Projected to(n, head_width);
-        if (to.part == 0)
-            query[size_t(row) * width + to.head * head_width + to.channel] = y + bias[n];
-        else
-            (to.part == 1 ? keys : values)[cache.offset(row / time, to.head, *start + row % time) + to.channel] =
-                round_to<T>(y + bias[n]);
+        store_projected<T>(query, keys, values, cache, row, row / time, *start + row % time, n, y + bias[n]);
     });
 }
 

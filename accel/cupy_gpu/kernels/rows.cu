@@ -38,11 +38,7 @@ __global__ void __launch_bounds__(256) qkv_split(
     const int width = heads * head_width, batch = blockIdx.x / time, column = *start + blockIdx.x % time;
     for (int n = threadIdx.x; n < 3 * width; n += blockDim.x) {
         const Acc<T> x = fused[size_t(blockIdx.x) * 3 * width + n] + bias[n];
-        const Projected to(n, head_width);
-        if (to.part == 0)
-            query[size_t(blockIdx.x) * width + to.head * head_width + to.channel] = x;
-        else
-            (to.part == 1 ? keys : values)[cache.offset(batch, to.head, column) + to.channel] = round_to<T>(x);
+        store_projected<T>(query, keys, values, cache, blockIdx.x, batch, column, n, x);
     }
 }
 
