@@ -1,8 +1,9 @@
 """Which kernels and products make up a block. docs/cupy.md shows the three paths.
 
-Up to MATVEC_ROWS rows go through matrix-vector kernels: each weight is read once, everything in between is float32. Up to
-TENSOR_ROWS rows of a 16-bit dtype are multiplied by kernels for tensor cores, and more rows, float64, and what those do not take
-by a library, with row kernels around it; there, inputs of products are rounded to the compute dtype.
+Up to FEW_ROWS rows go through matrix-vector kernels: each weight is read once, everything in between is float32. Up to
+TENSOR_ROWS rows of a 16-bit dtype are multiplied by kernels for tensor cores. What those do not take goes in groups of MATVEC_ROWS
+through the first path if it is a decoding step, and through a library if it is a prompt, as more rows and float64 do, with row
+kernels around it. Before tensor cores and libraries, inputs of products are rounded to the compute dtype.
 
 Rows are (rows, D), row b T + t of a piece of B sequences and T positions. Nothing here remembers anything.
 """
@@ -16,7 +17,7 @@ import numpy as np
 from accel.cupy_gpu import launches
 from accel.cupy_gpu.cache import LayerCache
 from accel.cupy_gpu.device import Array, Device
-from accel.cupy_gpu.launches import MATVEC_ROWS, TENSOR_ROWS, cache_stride
+from accel.cupy_gpu.launches import FEW_ROWS, MATVEC_ROWS, TENSOR_ROWS, cache_stride
 from accel.cupy_gpu.loading import Layer, Linear, Norm
 from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype
@@ -98,14 +99,14 @@ class Blocks:
         self.device.launch(launches.layer_norm(self.name, len(x)), x, *self._norm(norm), out, self.d)
         return out
 
-    def scores(self, x: Array, head: Array) -> Array:
-        """(rows, V) in the accumulation dtype, of final hidden states."""
+    def scores(self, x: Array, head: Array, time: int) -> Array:
+        """(rows, V) in the accumulation dtype, of final hidden states of `time` positions a sequence."""
         out = self.wide_rows("scores", len(x), head.shape[0])
-        if self.by_products(len(x)):
+        if self.by_products(len(x), time):
             self.device.matmul(x, head, out)
         elif self.by_tiles(len(x)):
             self._head_by_tiles(x, head, out, None)
-        elif len(x):
+        else:
             self._head(x, _NO_NORM, head, out, NOTHING_FOUND)
         return out
 
@@ -134,28 +135,34 @@ class Blocks:
         """Layer norm ... residual; writes the piece's keys and values."""
         if self.by_tiles(len(x)):
             self._attention_by_tiles(layer, x, seen, out)
-        elif self.by_products(len(x)) or seen.time > 1:
+        elif self.by_products(len(x), seen.time) or seen.time > 1:
             self._attention_by_products(layer, x, seen, out)
         else:
             self._attention_by_vectors(layer, x, seen, out)
 
-    def mlp(self, layer: Layer, x: Array, out: Array) -> None:
-        """Layer norm ... residual."""
+    def mlp(self, layer: Layer, x: Array, time: int, out: Array) -> None:
+        """Layer norm ... residual, of `time` positions a sequence."""
         if self.by_tiles(len(x)):
             self._mlp_by_tiles(layer, x, out)
-        elif self.by_products(len(x)):
+        elif self.by_products(len(x), time):
             self._mlp_by_products(layer, x, out)
         else:
             self._mlp_by_vectors(layer, x, out)
 
-    def by_products(self, rows: int) -> bool:
-        """Whether so many rows need a library, whose calls are not captured."""
-        return self.name == "float64" or (rows > MATVEC_ROWS and not self.by_tiles(rows))
+    def by_products(self, rows: int, time: int) -> bool:
+        """Whether a library multiplies so many rows, `time` positions a sequence. Its calls are not captured.
+
+        A step (`time` is 1) reads the weights once a group of rows, and is one graph; a prompt, which would not be one anyway, has
+        a library read them once.
+        """
+        if self.name == "float64" or rows > TENSOR_ROWS:
+            return True
+        return time > 1 and rows > MATVEC_ROWS and not self.by_tiles(rows)
 
     def by_tiles(self, rows: int) -> bool:
         """Whether so many rows go through the kernels for tensor cores."""
         takes = launches.takes_tiles(self.config, self.name, self.device.arch)
-        return takes and MATVEC_ROWS < rows <= TENSOR_ROWS
+        return takes and FEW_ROWS < rows <= TENSOR_ROWS
 
     # --- few rows --------------------------------------------------------------------------------
 
@@ -283,6 +290,8 @@ class Blocks:
         launch = launches.attention_rows(*shape)
         if launches.has_flash(self.name, config.head_dim, arch):
             launch = launches.attention_flash(*shape, arch)
+        elif launches.has_tiled(self.name, config.head_dim, seen.time, arch):
+            launch = launches.attention_tiled(*shape[1:], arch)
         self.device.launch(
             launch, query, seen.cache.keys, seen.cache.values, seen.is_real, self.slopes, context, seen.start,
             seen.time, *self._cache_shape(seen), self.scale,

@@ -1,5 +1,6 @@
 """`Device` through CuPy. No other module of this package imports CuPy, and it imports this one late."""
 
+import ctypes
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from cupy.cuda import runtime
 from cupy_backends.cuda.libs import cublas
 
+from accel.cupy_gpu import driver
 from accel.cupy_gpu.device import ALIGNMENT, Array
 from accel.cupy_gpu.launches import Launch
 from accel.cupy_gpu.sources import OPTIONS, Kernel, source
@@ -25,6 +27,7 @@ _CUDA_TYPE = {
     "float32": runtime.CUDA_R_32F,
     "float64": runtime.CUDA_R_64F,
 }
+_EARLY_ARCH = 90
 _CUDA_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
@@ -36,7 +39,11 @@ def cuda_device(number: int) -> "CudaDevice":
 
 
 class CudaDevice:
-    """One GPU, by its number among the visible ones."""
+    """One GPU, by its number among the visible ones.
+
+    Attributes:
+        starts_early: whether kernels that can start beside the one before do so (programmatic dependent launch).
+    """
 
     def __init__(self, number: int) -> None:
         self._device = cupy.cuda.Device(number)
@@ -44,6 +51,9 @@ class CudaDevice:
         self.name = f"{title} (cupy:{number})"
         self.arch = int(self._device.compute_capability)
         self.processors: int = self._device.attributes["MultiProcessorCount"]
+        self.starts_early = (
+            self.arch >= _EARLY_ARCH and runtime.driverGetVersion() >= driver.OLDEST and driver.library() is not None
+        )
         self._kernels: dict[Kernel, Any] = {}
         self._scalars = {np.dtype(t): (np.ones(1, t), np.zeros(1, t)) for t in (np.float32, np.float64)}
         with self._device:
@@ -128,7 +138,11 @@ class CudaDevice:
             return
         with self._device:
             kernel = self._kernels.get(launch.kernel) or self._load(launch)
-            kernel(launch.grid, (launch.block, 1, 1), tuple(map(_argument, arguments)), shared_mem=launch.shared)
+            if launch.starts_early and self.starts_early:
+                stream, numbers = cupy.cuda.get_current_stream().ptr, list(map(_ctypes_argument, arguments))
+                driver.launch_early(kernel.kernel.ptr, launch.grid, launch.block, launch.shared, stream, numbers)
+            else:
+                kernel(launch.grid, (launch.block, 1, 1), tuple(map(_argument, arguments)), shared_mem=launch.shared)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """As a CUDA graph, captured on a stream of its own: the caller's may be the default one, which cannot be captured."""
@@ -189,6 +203,14 @@ def _argument(value: Array | int | float | None) -> Any:
     if isinstance(value, int):
         return np.int32(value)
     return np.float64(value) if isinstance(value, float) else value
+
+
+def _ctypes_argument(value: Array | int | float | None) -> Any:
+    if isinstance(value, int):
+        return ctypes.c_int(value)
+    if isinstance(value, float):
+        return ctypes.c_double(value)
+    return ctypes.c_void_p(None if value is None else value.data.ptr)
 
 
 def _why_not_compiled(message: str) -> str:

@@ -35,7 +35,7 @@ class Kept:
 
 
 class DecodeStep:
-    """One position of each row of a cache, of as many rows as go through kernels alone (`Blocks.by_products`).
+    """One position of each row of a cache: 1 to TENSOR_ROWS rows in 16 or 32 bits, which go through kernels alone.
 
     Args:
         space: of the temporaries; whoever shares it does not run at the same time.
@@ -87,7 +87,7 @@ class DecodeStep:
                 self.position, self.is_real, cached, self._partials, self._arrived, self.batch, 1, self.capacity
             )
             blocks.attention(layer, x, seen, attended)
-            blocks.mlp(layer, attended, hidden)
+            blocks.mlp(layer, attended, 1, hidden)
             x = hidden
         blocks.normed_scores(x, weights.ln_final, weights.head, self._found())
 
@@ -109,7 +109,7 @@ class ChoosingStep(DecodeStep):
         self.chosen = device.empty((self.batch, self.capacity), _INT)
         self.forbidden = None if choice.forbidden is None else device.upload(choice.forbidden.astype(np.uint8))
         self._lists_best = not self._blocks.by_tiles(self.batch)
-        parts = self._blocks.head_launch(self.batch, vocabulary).grid[0] if self._lists_best else 0
+        parts = self._blocks.head_launch(self.batch, vocabulary).grid[1] if self._lists_best else 0
         self._best = (
             space("best scores", (self.batch, parts), _FLOAT), space("best tokens", (self.batch, parts), _INT),
         )  # fmt: skip

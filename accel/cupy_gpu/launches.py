@@ -12,13 +12,20 @@ from bloomref.config import BloomConfig
 
 WARP = 32
 MATVEC_ROWS = 16
-"""More rows than this are multiplied on the tensor cores, or by a GEMM where these do not take them."""
+"""Rows of a group of the matrix-vector kernels: each group reads the weights for itself."""
+FEW_ROWS = 8
+"""More rows than this in 16 bits are multiplied on the tensor cores: a multiply-add for each weight and row takes the other cores
+longer than the weights take to arrive."""
 TENSOR_ROWS = 64
 """More rows than this go through a GEMM."""
 TOP_K = 64
 """The largest k of top_parts and choose_top, whose time grows with it."""
 FLASH_WIDTH = 128
 """The widest head that the tensor-core kernel keeps in registers without spilling, in every generation."""
+TILED_WIDTH = 128
+"""The same of the kernel with tiles in float32."""
+TILED_TIME = 8
+"""Fewer queries of a row leave its blocks of 64 all but empty: the plain kernel multiplies nothing that is not there."""
 
 _ROW_WARPS = 8
 _ATTENTION_WARPS = 4
@@ -28,17 +35,25 @@ _TILE = 64
 _TENSOR_STEP = 32
 _MERGED_LISTS = 256
 _CHOICE_WARPS = 16
+_SHARED_KB = {75: 64, 80: 164, 90: 228, 100: 228}
+"""Shared memory of a multiprocessor; the least that a generation since sm_80 has, 100, for those not named."""
+_RESERVED_SHARED = 1024  # of each block
 
 
 @dataclass(frozen=True)
 class Launch:
-    """`splits`: the argument of that name of a matrix-vector kernel."""
+    """
+    Args:
+        splits: the argument of that name of a matrix-vector kernel.
+        starts_early: the kernel waits by itself for the one before (`start_early` of common.cuh), so it may start beside it.
+    """
 
     kernel: Kernel
     grid: tuple[int, int, int]
     block: int
     shared: int
     splits: int = 0
+    starts_early: bool = False
 
 
 class DecodeWorkspace(NamedTuple):
@@ -62,11 +77,11 @@ def cache_stride(head_width: int) -> int:
 
 
 def embed_norm(dtype: str, rows: int) -> Launch:
-    return _rows("embed_norm", dtype, rows)
+    return _rows("embed_norm", dtype, rows, starts_early=True)
 
 
 def layer_norm(dtype: str, rows: int) -> Launch:
-    return _rows("layer_norm", dtype, rows)
+    return _rows("layer_norm", dtype, rows, starts_early=True)
 
 
 def qkv_split(dtype: str, rows: int) -> Launch:
@@ -81,8 +96,9 @@ def bias_residual(dtype: str, rows: int) -> Launch:
     return _rows("bias_residual", dtype, rows)
 
 
-def _rows(name: str, dtype: str, rows: int) -> Launch:
-    return Launch(kernel("rows", name, dtype), (rows, 1, 1), _ROW_WARPS * WARP, _ROW_WARPS * max(4, ITEMSIZE[dtype]))
+def _rows(name: str, dtype: str, rows: int, starts_early: bool = False) -> Launch:
+    shared = _ROW_WARPS * max(4, ITEMSIZE[dtype])
+    return Launch(kernel("rows", name, dtype), (rows, 1, 1), _ROW_WARPS * WARP, shared, starts_early=starts_early)
 
 
 # --- attention -----------------------------------------------------------------------------------
@@ -114,6 +130,37 @@ def attention_flash(dtype: str, head_width: int, batch: int, heads: int, time: i
     return Launch(chosen, (-(-time // _TILE), heads, batch), _ATTENTION_WARPS * WARP, shared)
 
 
+def has_tiled(dtype: str, head_width: int, time: int, arch: int) -> bool:
+    """Whether `attention_tiled` runs this, and is meant to."""
+    return (
+        dtype == "float32"
+        and time >= TILED_TIME
+        and head_width <= TILED_WIDTH
+        and _tiled_blocks(head_width, 32, arch) >= 1
+    )
+
+
+def attention_tiled(head_width: int, batch: int, heads: int, time: int, arch: int) -> Launch:
+    """The kernel with tiles in float32. 64 keys a step load less for each multiplication; 32, where two such blocks do not fit."""
+    keys = 64 if _tiled_blocks(head_width, 64, arch) >= 2 else 32
+    chosen = kernel("tiled", "attention_tiled", _tiled_width(head_width), keys)
+    return Launch(chosen, (heads, -(-time // _TILE), batch), _ATTENTION_WARPS * WARP, _tiled_shared(head_width, keys))
+
+
+def _tiled_width(head_width: int) -> int:
+    return -(-head_width // 16) * 16
+
+
+def _tiled_shared(head_width: int, keys: int) -> int:
+    width = _tiled_width(head_width)
+    return (_TILE * width + 2 * keys * width + _TILE * keys) * 4
+
+
+def _tiled_blocks(head_width: int, keys: int, arch: int) -> int:
+    """Blocks that the shared memory of a multiprocessor holds."""
+    return _SHARED_KB.get(arch, 100) * 1024 // (_tiled_shared(head_width, keys) + _RESERVED_SHARED)
+
+
 def decode_splits(batch: int, heads: int, capacity: int, processors: int) -> int:
     """Blocks that share the keys of one query: about four blocks a processor, none with fewer than 64 keys of a full cache."""
     wanted = -(-4 * processors // max(1, batch * heads))
@@ -128,7 +175,7 @@ def attention_decode(
     shared = _ATTENTION_WARPS * (2 + lanes * chunks * 16 // ITEMSIZE[dtype]) * 4
     chosen = kernel("attention", "attention_decode", dtype, context, lanes, chunks)
     grid = (decode_splits(batch, heads, capacity, processors), heads, batch)
-    return Launch(chosen, grid, _ATTENTION_WARPS * WARP, shared)
+    return Launch(chosen, grid, _ATTENTION_WARPS * WARP, shared, starts_early=True)
 
 
 def decode_workspace(batch: int, heads: int, head_width: int, capacity: int, processors: int) -> DecodeWorkspace:
@@ -155,24 +202,44 @@ def head_matvec(dtype: str, rows: int, width: int, outputs: int, processors: int
     return _matvec("head_matvec", dtype, rows, width, outputs, processors)
 
 
-def splits(dtype: str, width: int, outputs: int, processors: int) -> int:
-    """Warps that share an output: enough for 16 warps a processor, but none without a full load of its own."""
-    groups, loads = -(-outputs // _OUTPUTS), -(-width * ITEMSIZE[dtype] // (16 * WARP))
-    number = 1
-    while number < _MATVEC_WARPS and number * groups < 16 * processors and 2 * number <= loads:
-        number *= 2
-    return number
+def _splits(groups: int, turns: int, processors: int) -> int:
+    """Warps that share an output, so that blocks take turns as few times as can be.
+
+    It does not depend on the number of rows, so neither do a row's bits.
+
+    Args:
+        groups: of outputs, each of which a warp computes at once.
+        turns: of a warp that has its outputs to itself.
+    """
+
+    def last_turn(number: int) -> int:
+        rounds = -(-groups * number // (_MATVEC_WARPS * 2 * processors))
+        return rounds * -(-turns // number)
+
+    possible = (n for n in (1, 2, 4, _MATVEC_WARPS) if n <= max(1, turns))
+    return min(
+        possible, key=lambda n: last_turn(n) * (32 + n)
+    )  # of as many turns, those that have fewer sums to add up
+
+
+def _blocks(groups: int, number: int, at_once: int) -> int:
+    """No more blocks than there are at once: they go on until all groups are done, and ask for what comes next before."""
+    return min(-(-groups * number // _MATVEC_WARPS), max(1, at_once))
 
 
 def _matvec(name: str, dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
-    held = 1 << (rows - 1).bit_length()
-    number = splits(dtype, width, outputs, processors)
-    blocks = -(-outputs // (_OUTPUTS * _MATVEC_WARPS // number))
+    """Groups of rows side by side, as even as they come: 17 rows are 9 and 8."""
+    row_groups = -(-rows // MATVEC_ROWS)
+    held = 1 << (-(-rows // max(1, row_groups)) - 1).bit_length()
+    at_once = (2 if held <= 2 else 1) * processors // max(1, row_groups)
+    groups = -(-outputs // _OUTPUTS)
+    number = _splits(groups, -(-width * ITEMSIZE[dtype] // (16 * WARP)), processors)
+    blocks = _blocks(groups, number, at_once)
     shared = (_MATVEC_WARPS * _OUTPUTS + 2) * held * 4
     chosen = kernel(
         "matvec", name, dtype, held, _OUTPUTS, width % 8 == 0 and (outputs % 8 == 0 or name != "residual_matvec")
     )
-    return Launch(chosen, (min(blocks, 8 * processors), 1, 1), _MATVEC_WARPS * WARP, shared, number)
+    return Launch(chosen, (row_groups, blocks, 1), _MATVEC_WARPS * WARP, shared, number, True)
 
 
 # --- products on the tensor cores ----------------------------------------------------------------
@@ -210,22 +277,21 @@ def head_tensor(dtype: str, rows: int, width: int, outputs: int, processors: int
 
 def _tensor(name: str, dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
     """Two tiles of weights a warp read each x half as often; one, where two would leave processors without a block."""
-    held = 32 if rows <= 32 else 64
+    held = max(16, 1 << (rows - 1).bit_length())
     tiles = 2 if outputs >= 32 * processors else 1
-    groups, number = -(-outputs // (16 * tiles)), 1
-    while number < _MATVEC_WARPS and number * groups < 16 * processors and 2 * number * _TENSOR_STEP <= width:
-        number *= 2
+    groups = -(-outputs // (16 * tiles))
+    number = _splits(groups, -(-width // _TENSOR_STEP), processors)
+    blocks = _blocks(groups, number, (2 if held <= 32 else 1) * processors)
     shared = _MATVEC_WARPS * held * (16 * tiles + 4) * 4
-    blocks = -(-groups * number // _MATVEC_WARPS)
     chosen = kernel("tensor", name, dtype, held, tiles)
-    return Launch(chosen, (min(blocks, 8 * processors), 1, 1), _MATVEC_WARPS * WARP, shared, number)
+    return Launch(chosen, (blocks, 1, 1), _MATVEC_WARPS * WARP, shared, number, True)
 
 
 # --- the choice of a token -----------------------------------------------------------------------
 
 
 def choose_best(rows: int) -> Launch:
-    return Launch(kernel("choice", "choose_best"), (rows, 1, 1), WARP, 0)
+    return _choice("choose_best", (rows, 1, 1), 1, 0)
 
 
 def top_lists(vocabulary: int) -> int:
@@ -235,12 +301,16 @@ def top_lists(vocabulary: int) -> int:
 
 def top_parts(rows: int, vocabulary: int) -> Launch:
     grid = (top_lists(vocabulary) // _ROW_WARPS, rows, 1)
-    return Launch(kernel("choice", "top_parts"), grid, _ROW_WARPS * WARP, 0)
+    return _choice("top_parts", grid, _ROW_WARPS, 0)
 
 
 def choose_top(rows: int, k: int) -> Launch:
-    return Launch(kernel("choice", "choose_top"), (rows, 1, 1), _ROW_WARPS * WARP, k * (8 + _ROW_WARPS * (4 + 4)))
+    return _choice("choose_top", (rows, 1, 1), _ROW_WARPS, k * (8 + _ROW_WARPS * (4 + 4)))
 
 
 def choose_any(rows: int) -> Launch:
-    return Launch(kernel("choice", "choose_any"), (rows, 1, 1), _CHOICE_WARPS * WARP, _CHOICE_WARPS * (WARP + 1) * 8)
+    return _choice("choose_any", (rows, 1, 1), _CHOICE_WARPS, _CHOICE_WARPS * (WARP + 1) * 8)
+
+
+def _choice(name: str, grid: tuple[int, int, int], warps: int, shared: int) -> Launch:
+    return Launch(kernel("choice", name), grid, warps * WARP, shared, starts_early=True)

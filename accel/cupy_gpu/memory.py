@@ -72,7 +72,7 @@ def working_bytes(config: BloomConfig, policy: DTypePolicy, rows: int) -> int:
 def step_bytes(config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> int:
     """What a cache's decoding steps hold on to: activations, scores, mask, and the lists of the best tokens."""
     narrow, d, f = policy.compute_dtype.itemsize, config.hidden_dim, config.intermediate_dim
-    if batch > (TENSOR_ROWS if narrow == 2 else MATVEC_ROWS) or narrow > 4:
+    if batch > TENSOR_ROWS or narrow > 4:
         return 0
     row = (5 * d + f) * narrow + (2 * d + f + config.vocabulary_size) * 4
     lists = (top_lists(config.vocabulary_size) + 1) * TOP_K * 8

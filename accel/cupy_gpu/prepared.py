@@ -11,7 +11,7 @@ from accel.cupy_gpu.blocks import Blocks, Seen
 from accel.cupy_gpu.cache import Cache
 from accel.cupy_gpu.decode import ChoosingStep, DecodeStep, Kept, chooses
 from accel.cupy_gpu.device import Array, Device
-from accel.cupy_gpu.launches import MATVEC_ROWS, TENSOR_ROWS, TOP_K
+from accel.cupy_gpu.launches import TENSOR_ROWS, TOP_K
 from accel.cupy_gpu.loading import load
 from bloomref import alibi
 from bloomref.config import BloomConfig
@@ -121,19 +121,19 @@ class CupyPrepared:
         weights, out = self._weights.layers[layer], self._blocks.narrow_rows("hidden", *x.rows.shape)
         for row in range(0, len(out), memory.CHUNK_ROWS):
             rows = slice(row, row + memory.CHUNK_ROWS)
-            self._blocks.mlp(weights, x.rows[rows], out[rows])
+            self._blocks.mlp(weights, x.rows[rows], x.time, out[rows])
         return Hidden(out, x.batch, x.time)
 
     def final_norm(self, x: Hidden) -> Hidden:
         return Hidden(self._blocks.norm(x.rows, self._weights.ln_final), x.batch, x.time)
 
     def logits(self, x: Hidden, last_only: bool) -> Any:
-        rows = self._last(x) if last_only else x.rows
+        rows, time = (self._last(x), 1) if last_only else (x.rows, x.time)
         out = np.empty((len(rows), self.config.vocabulary_size), self._blocks.wide)
         step = memory.logits_rows(self.config, self.policy)
         for row in range(0, len(out), step):
             out[row : row + step] = self.device.download(
-                self._blocks.scores(rows[row : row + step], self._weights.head)
+                self._blocks.scores(rows[row : row + step], self._weights.head, time)
             )
         return out.reshape(self._scores_shape(x, last_only))
 
@@ -148,7 +148,7 @@ class CupyPrepared:
 
     def step(self, token_ids: Any, cache: Cache, step: Step) -> Any:
         """(B, V) on the host. Where a library multiplies, a step is launched product by product: cuBLAS is not captured."""
-        if self._blocks.by_products(cache.batch) or cache.batch == 0:
+        if self._blocks.by_products(cache.batch, 1) or cache.batch == 0:
             return self._step_by_products(token_ids, cache, step)
         decode = self._decode_step(cache, step.is_dense)
         decode.place(token_ids, step.start, step.key_is_real)
@@ -157,10 +157,9 @@ class CupyPrepared:
 
     def tokens(self, token_ids: Any, cache: Cache, step: Step, choice: Choice, count: int) -> Any:
         """(B, count). Nothing is waited for before the last step."""
-        if self._blocks.by_products(cache.batch) or cache.batch == 0 or not chooses(choice):
+        if self._blocks.by_products(cache.batch, 1) or cache.batch == 0 or not chooses(choice):
             raise Unsupported(
-                f"tokens: chosen on the device for 1 to {MATVEC_ROWS} rows in 32 bits, mostly {TENSOR_ROWS} in 16, and top_k "
-                f"up to {TOP_K}"
+                f"tokens: chosen on the device for 1 to {TENSOR_ROWS} rows in 16 or 32 bits, and top_k up to {TOP_K}"
             )
         choosing = self._choosing_step(cache, step.is_dense, choice)
         choosing.begin(np.zeros(cache.batch, np.uint64) if choice.seeds is None else choice.seeds, choice.drawn)
@@ -217,8 +216,8 @@ class CupyPrepared:
 
     def scores(self, x: Hidden, last_only: bool) -> Array:
         """What `logits` returns, left on the device: (B, T, V), or (B, 1, V) of the last position."""
-        rows = self._last(x) if last_only else x.rows
-        return self._blocks.scores(rows, self._weights.head).reshape(self._scores_shape(x, last_only))
+        rows, time = (self._last(x), 1) if last_only else (x.rows, x.time)
+        return self._blocks.scores(rows, self._weights.head, time).reshape(self._scores_shape(x, last_only))
 
     # --- positions -------------------------------------------------------------------------------
 

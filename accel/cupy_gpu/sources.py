@@ -9,7 +9,7 @@ from importlib.resources import files
 
 CPP_TYPE = {"float64": "double", "float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-MODULES = ("rows", "attention", "flash", "matvec", "tensor", "choice")
+MODULES = ("rows", "attention", "flash", "tiled", "matvec", "tensor", "choice")
 OPTIONS = ("-std=c++17",)
 """What the compiler needs beside the architecture and the folder of cuda_fp16.h."""
 

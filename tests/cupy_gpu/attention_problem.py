@@ -1,4 +1,4 @@
-"""The problem of the three attention kernels."""
+"""The problem of the attention kernels."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from bloomref.reference import ops
 
 @dataclass(frozen=True)
 class Attention(Problem):
-    """One of the three attention kernels: "rows", "flash" or "decode"."""
+    """One of the attention kernels: "rows", "flash", "tiled" or "decode"."""
 
     kind: str = "rows"
     heads: int = 2
@@ -79,6 +79,8 @@ class Attention(Problem):
             return launches.attention_decode(*sizes, capacity, self.processors, self.returned)
         if self.kind == "flash":
             return launches.attention_flash(*sizes, self.time, device.arch)
+        if self.kind == "tiled":
+            return launches.attention_tiled(*sizes[1:], self.time, device.arch)
         return launches.attention_rows(*sizes, self.time)
 
     def formula(self, a: Any, rounding: Rounding) -> Numbers:

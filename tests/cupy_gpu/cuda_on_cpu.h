@@ -34,7 +34,7 @@
 
 namespace emulated {
 
-enum State { READY, AT_BARRIER, IN_EXCHANGE, DONE };
+enum State { READY, AT_BARRIER, IN_EXCHANGE, BEFORE_PREVIOUS, DONE };
 constexpr int WARP_SIZE = 32, MAX_THREADS = 1024, STACK = 256 * 1024, GUARD = 64 * 1024;
 
 struct Copy {
@@ -50,7 +50,7 @@ struct Thread {
     void* out = nullptr;
     uint3 index{};
     std::vector<std::vector<Copy>> copies{{}};  // groups on their way; the last one is still open
-    bool started = false;
+    bool started = false, has_waited = false;
     jmp_buf place;
     ucontext_t first;
     std::vector<char> stack;
@@ -73,9 +73,11 @@ struct Block {
     ucontext_t scheduler_context;
     std::string failure;
     std::mt19937* random = nullptr;  // null: everything in order
+    std::function<void()> previous;  // the kernel before this one, which was started early and has not run yet
+    bool is_early = false;
 };
 
-inline Block block;
+inline Block block, aside;
 
 /// Give up the processor until the scheduler resumes this thread.
 inline void leave() {
@@ -95,7 +97,9 @@ inline void wait_as(State state) {
 
 inline void life() {
     for (;;) {
+        block.running->has_waited = false;
         block.body();
+        if (block.is_early && !block.running->has_waited) fail("a kernel that was started early never waits for the one before");
         block.running->copies.assign(1, {});
         wait_as(DONE);
     }
@@ -129,6 +133,18 @@ inline bool release_barrier() {
     return line != 0;
 }
 
+/// Every thread is as far as it comes without the kernel before this one, which runs now. False where there is none to run.
+inline bool release_previous() {
+    if (!block.previous) return false;
+    const auto previous = std::exchange(block.previous, nullptr);
+    std::swap(aside, block);
+    previous();
+    std::swap(aside, block);
+    for (Thread& thread : block.threads)
+        if (thread.state == BEFORE_PREVIOUS) thread.state = READY;
+    return true;
+}
+
 /// Run the threads of one warp as far as they come without the others; whether any of them moved.
 inline bool run_warp(int warp) {
     int lanes[WARP_SIZE];
@@ -160,7 +176,7 @@ inline void run_block() {
         for (const int warp : warps) moved |= run_warp(warp);
         all_done = true;
         for (const Thread& thread : block.threads) all_done &= thread.state == DONE;
-        if (!all_done && !release_barrier() && !moved && block.failure.empty())
+        if (!all_done && !release_barrier() && !moved && !release_previous() && block.failure.empty())
             block.failure = "deadlock: some threads wait at a barrier or in a warp's exchange for others that never come";
     }
 }
@@ -177,12 +193,16 @@ inline void check_shared(size_t bytes) {
     if (!untouched && block.failure.empty()) block.failure = "written beyond the shared memory";
 }
 
-/// Run a grid; the reason why it failed, or an empty string. A seed of 0 runs everything in order.
-inline std::string run_grid(dim3 grid, int threads, size_t shared, unsigned seed, std::function<void()> body) {
+/// Run a grid; the reason why it failed, or an empty string. A seed of 0 runs everything in order. `previous`, if any, is the work of
+/// the kernel before, which is not done before a thread waits for it.
+inline std::string run_grid(
+    dim3 grid, int threads, size_t shared, unsigned seed, void (*previous)(), std::function<void()> body) {
     if (threads % WARP_SIZE || threads > MAX_THREADS) return "a block is whole warps, at most 1024 threads";
     std::mt19937 random(seed);
     block.random = seed ? &random : nullptr;
     block.failure.clear();
+    block.previous = previous;
+    block.is_early = previous != nullptr;
     block.body = std::move(body);
     block.grid = grid;
     block.size = dim3(threads);
@@ -290,6 +310,13 @@ inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y)
 #include <cuda_fp16.h>
 
 // The twins of ptx.cuh, in its order.
+
+inline void let_next_start() {}
+inline void wait_for_previous() {
+    if (emulated::block.previous) emulated::wait_as(emulated::BEFORE_PREVIOUS);
+    emulated::block.running->has_waited = true;
+}
+inline void ask_for_line(const void*) {}
 
 inline uint4 load_16(const void* from) { return emulated::load(from); }
 inline uint4 load_16_once(const void* from) { return emulated::load(from); }

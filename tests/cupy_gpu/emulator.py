@@ -22,11 +22,16 @@ FLAGS = ("-std=c++17", "-O1", "-g0", "-fPIC", "-shared", "-fno-strict-aliasing",
 _ENTRY = """
 static const auto kernel = emulated::entry({expression});
 static std::string failure;
-extern "C" const char* run(const unsigned* grid, int threads, size_t shared, unsigned seed, void** arguments) {{
-    failure = emulated::run_grid(dim3(grid[0], grid[1], grid[2]), threads, shared, seed, [&] {{ kernel(arguments); }});
+extern "C" const char* run(
+    const unsigned* grid, int threads, size_t shared, unsigned seed, void (*previous)(), void** arguments) {{
+    failure = emulated::run_grid(
+        dim3(grid[0], grid[1], grid[2]), threads, shared, seed, previous, [&] {{ kernel(arguments); }});
     return failure.c_str();
 }}
 """
+
+
+_WORK = ctypes.CFUNCTYPE(None)
 
 
 class EmulationError(AssertionError):
@@ -46,7 +51,9 @@ def _library(source: str, expression: str) -> Any:
         _compile("-", path, "c++", text)
     run = ctypes.CDLL(str(path)).run
     run.restype = ctypes.c_char_p
-    run.argtypes = (ctypes.POINTER(ctypes.c_uint), ctypes.c_int, ctypes.c_size_t, ctypes.c_uint, ctypes.c_void_p)
+    run.argtypes = (
+        ctypes.POINTER(ctypes.c_uint), ctypes.c_int, ctypes.c_size_t, ctypes.c_uint, _WORK, ctypes.c_void_p,
+    )  # fmt: skip
     return run
 
 
@@ -81,9 +88,37 @@ def _compile(source: str, path: Path, language: str, text: str = "") -> None:
     partial.rename(path)  # another process may be here too
 
 
-def run_grid(run: Any, grid: Sequence[int], block: int, shared: int, arguments: Sequence[Any], seed: int) -> None:
-    """Raises EmulationError with the reason."""
+def run_grid(
+    run: Any,
+    grid: Sequence[int],
+    block: int,
+    shared: int,
+    arguments: Sequence[Any],
+    seed: int,
+    previous: Callable[[], None] | None = None,
+) -> None:
+    """`previous`: the kernel before, for one that is started early; it runs when nothing of this one can run without it.
+
+    Raises:
+        EmulationError: with the reason.
+    """
     behind = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
-    failure = run((ctypes.c_uint * 3)(*grid), block, shared, seed, behind).decode()
+    errors: list[BaseException] = []
+    before = _WORK(_noting(previous, errors)) if previous else _WORK()
+    failure = run((ctypes.c_uint * 3)(*grid), block, shared, seed, before, behind).decode()
+    if errors:
+        raise errors[0]
     if failure:
         raise EmulationError(failure)
+
+
+def _noting(work: Callable[[], None], errors: list[BaseException]) -> Callable[[], None]:
+    """`work`, whose exception would be lost in C."""
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    return run

@@ -28,6 +28,7 @@ NAMES = (
     "cuda.Event.synchronize", "cuda.get_current_stream", "cuda.MemoryPointer.copy_from_host_async", "cuda.MemoryPointer.ptr",
     "cuda.MemoryPool.free_bytes", "cuda.compiler.CompileException", "cuda.memory.OutOfMemoryError",
     "cuda.device.get_cublas_handle", "cuda.nvrtc.getVersion", "RawModule.get_function", "RawKernel.max_dynamic_shared_size_bytes",
+    "RawKernel.kernel", "cuda.function.Function.ptr",
     "cuda.runtime.getDeviceProperties", "cuda.runtime.getDeviceCount", "cuda.runtime.getDevice", "cuda.runtime.memGetInfo",
     "cuda.runtime.driverGetVersion", "cuda.runtime.runtimeGetVersion", "cuda.runtime.CUDARuntimeError",
     "cuda.runtime.CUDA_R_16F", "cuda.runtime.CUDA_R_16BF", "cuda.runtime.CUDA_R_32F", "cuda.runtime.CUDA_R_64F",
@@ -88,7 +89,13 @@ class Stream:
         """Where a launch goes while the current stream is captured."""
         return cls.entered[-1].launches if cls.entered else None
 
+    @classmethod
+    def current_number(cls) -> int | None:
+        """Its address for the driver; none for the default one."""
+        return cls.entered[-1].ptr if cls.entered else None
+
     def __init__(self, non_blocking: bool = False) -> None:
+        self.ptr = id(self) if non_blocking else 0
         self.lock = Lock()
         self.launches: list[Any] | None = None
         self.waiting: list[Any] = []
@@ -140,18 +147,44 @@ class Graph:
 
 
 class RawKernel:
+    loaded: ClassVar[dict[int, "RawKernel"]] = {}
+    """By what CuPy calls `kernel.ptr`."""
+
     def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
+        self.expression = kernel
+        self.kernel = SimpleNamespace(ptr=id(self))
+        self.loaded[id(self)] = self
         self.max_dynamic_shared_size_bytes = 48 * 1024
 
     def __call__(self, grid: Any, block: Any, arguments: Any, shared_mem: int) -> None:
-        assert shared_mem <= self.max_dynamic_shared_size_bytes
-        launch = compile_kernel(self.kernel), grid, block[0], shared_mem, [_by_value(a) for a in arguments]
+        self.queue(grid, block[0], shared_mem, [_by_value(a) for a in arguments])
+
+    def queue(self, grid: Any, block: int, shared: int, arguments: list[Any]) -> None:
+        assert shared <= self.max_dynamic_shared_size_bytes
+        launch = compile_kernel(self.expression), grid, block, shared, arguments
         capturing = Stream.capturing()
         if capturing is None:
             run_grid(*launch, 0)
         else:
             capturing.append(launch)
+
+
+class Driver:
+    """CUDA's driver, as far as accel.cupy_gpu.driver calls it."""
+
+    def __init__(self) -> None:
+        self.early: list[str] = []
+        """The expression of each kernel that was allowed to start early."""
+
+    def cuLaunchKernelEx(self, config: Any, function: int, arguments: Any, extra: Any) -> int:  # noqa: N802
+        asked, kernel = config._obj, RawKernel.loaded[function]
+        assert extra is None
+        assert (asked.number_of_attributes, asked.attributes[0].id, asked.attributes[0].value) == (1, 6, 1)
+        assert asked.stream == Stream.current_number()
+        self.early.append(kernel.expression.expression)
+        copies = [ctypes.c_uint64.from_buffer_copy(ctypes.string_at(a, 8)) for a in arguments]  # as the driver does
+        kernel.queue(tuple(asked.grid), asked.block[0], asked.shared_bytes, copies)
+        return 0
 
 
 def _by_value(argument: Any) -> Any:
@@ -243,7 +276,7 @@ class FakeCupy(ModuleType):
             Device=self._device,
             Stream=Stream,
             Graph=Graph,
-            get_current_stream=lambda: self.stream,
+            get_current_stream=lambda: Stream.entered[-1] if Stream.entered else self.stream,
             compiler=SimpleNamespace(CompileException=CompileException),
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             nvrtc=SimpleNamespace(getVersion=lambda: (13, 2)),

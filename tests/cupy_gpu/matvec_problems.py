@@ -111,7 +111,7 @@ class Head(Problem):
         x, gain, shift = map(device.upload, self.given[:3])
         weight = device.upload(padded(self.given[3]))
         launch = launches.head_matvec(self.dtype, self.rows, self.width, self.outputs, self.processors)
-        logits, parts = device.empty((self.rows, self.outputs), np.float32), launch.grid[0]
+        logits, parts = device.empty((self.rows, self.outputs), np.float32), launch.grid[1]
         score, best = device.empty((self.rows, parts), np.float32), device.empty((self.rows, parts), np.int32)
         forbidden, broken = device.upload(self.forbidden), device.zeros(1, np.int32)
         affine = (gain, shift) if self.final_norm else (None, None)

@@ -1,4 +1,4 @@
-"""The three attention kernels against the reference's operations in float64: every dtype, head width, start and kind of mask."""
+"""The attention kernels against the reference's operations in float64: every dtype, head width, start and kind of mask."""
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from accel.cupy_gpu import launches
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 HALVES = DTYPES[2:]
 HEAD_WIDTHS = (64, 80, 96, 128, 33)
+TILED_WIDTHS = (*HEAD_WIDTHS, 1, 16, 112)
 ROW_WIDTHS = (*HEAD_WIDTHS, 1, 160, 520)  # the last is more than one load a lane in every dtype
 seeds = st.integers(0, 2**32 - 1)
 
@@ -116,9 +117,49 @@ class TestDecode:
         check(Attention(dtype, 2, "decode", 3, head_width, 2, 1, 150, "left", 4, dtype), device)
 
 
+@pytest.mark.clause("ATT-3", "ATT-4", "ATT-5", "ATT-6", "ATT-7", "ATT-8", "ATT-9")
+@pytest.mark.parametrize("head_width", TILED_WIDTHS)
+class TestTiled:
+    @settings(max_examples=6)
+    @given(
+        seed=seeds,
+        heads=st.sampled_from((1, 3)),
+        batch=st.integers(1, 2),
+        time=st.sampled_from((1, 8, 63, 64, 65, 100, 130)),
+        start=st.sampled_from((0, 1, 63, 64, 70)),
+        padding=st.sampled_from(MASKS),
+        arch=st.sampled_from((86, 90)),
+    )
+    def test_attention(
+        self,
+        emulator: type[EmulatedDevice],
+        head_width: int,
+        seed: int,
+        heads: int,
+        batch: int,
+        time: int,
+        start: int,
+        padding: str,
+        arch: int,
+    ) -> None:
+        problem = Attention("float32", seed, "tiled", heads, head_width, batch, time, start, padding)
+        check(problem, emulator(arch=arch))
+
+    def test_tiles_that_need_no_mask(self, device: EmulatedDevice, head_width: int) -> None:
+        check(Attention("float32", 4, "tiled", 2, head_width, 1, 200, 130), device)
+
+    def test_before_sm_80(self, emulator: type[EmulatedDevice], head_width: int) -> None:
+        """Less shared memory, and copies that are done at once."""
+        old = emulator(arch=75)
+        assert launches.has_tiled("float32", head_width, 70, 75) == (head_width <= 96)
+        if head_width <= 96:
+            check(Attention("float32", 1, "tiled", 2, head_width, 1, 70, 65, "holes"), old)
+
+
 ONE_OF_EACH = (
     Attention("float32", 3, "rows", 2, 80, 2, 9, 30, "holes"),
     Attention("bfloat16", 3, "flash", 2, 64, 1, 100, 30, "holes"),
+    Attention("float32", 3, "tiled", 2, 64, 2, 100, 30, "holes"),
     Attention("float16", 3, "decode", 2, 96, 2, 1, 250, "left", 16, "float32"),
 )
 

@@ -38,13 +38,24 @@ class Fault:
 ROWS = Attention("float32", 5, "rows", 2, 80, 2, 9, 30, "holes")
 FLASH = Attention("bfloat16", 5, "flash", 3, 80, 1, 130, 70, "holes")
 ONE_STAGE = Attention("float16", 5, "flash", 3, 64, 1, 100, 40, "real")
+TILED = Attention("float32", 5, "tiled", 3, 80, 2, 130, 70, "holes")
+TILED_DENSE = Attention("float32", 5, "tiled", 2, 64, 1, 150, 100)
+TILED_RAGGED = Attention("float32", 5, "tiled", 1, 33, 1, 70, 0)
 DECODE = Attention("float16", 5, "decode", 3, 96, 2, 1, 250, "left", 16, "float32")
 GROUPS = Attention("float16", 5, "rows", 2, 64, 2, 9, 30, "holes")  # four keys at a time
 SEVERAL_LOADS = Attention("float32", 5, "rows", 1, 160, 1, 9, 30)
 UP, MANY_ROWS = Up("bfloat16", 5, 1, 1000, 56), Up("float16", 5, 13, 264, 56)
 DOWN = Down("bfloat16", 5, 2, 2048, 56, 132, True)
+LONG, MORE = Up("bfloat16", 5, 1, 5000, 56, 1), Up("bfloat16", 5, 1, 264, 600, 1)
 TENSOR = Product("bfloat16", 5, "residual", 37, 1000, 50)
+LONG_TENSOR, MORE_TENSOR = (
+    Product("bfloat16", 5, "gelu", 20, 1000, 300, 1),
+    Product("bfloat16", 5, "gelu", 20, 40, 2200, 1),
+)
 HEAD = Head("bfloat16", 5, 3, 264, 129)
+GROUPS_UP, GROUPS_HEAD = Up("float32", 5, 17, 40, 24), Head("float32", 5, 17, 40, 24)
+GROUPS_DOWN = Down("float16", 5, 33, 40, 24, 4, True)
+GROUPS_QKV = Projection("float32", 5, 5, 7, 2, 8, 2, True)  # no group begins with a sequence but the first
 QKV = Projection("bfloat16", 5, 3, 1, 3, 80, 2, True)
 SPLIT = Projection("float16", 5, 2, 3, 3, 20, 2)
 NORM, RAGGED = Norm("float32", 5, 3, 264), Norm("bfloat16", 5, 3, 41)
@@ -89,26 +100,57 @@ FAULTS = (
     Fault("the wrong lanes hold a query's peak", "flash", "__shfl_xor_sync(ALL_LANES, x, 2));\n}\n__device__ __forceinline__ float sum", "__shfl_xor_sync(ALL_LANES, x, 4));\n}\n__device__ __forceinline__ float sum", FLASH),
     Fault("a shared tile too small", "flash", "constexpr int PITCH = WIDTH + 8;", "constexpr int PITCH = WIDTH + 16;", FLASH),
     Fault("rows of a tile not on 16 bytes", "flash", "constexpr int PITCH = WIDTH + 8;", "constexpr int PITCH = WIDTH + 2;", FLASH),
+    Fault("keys not waited for", "tiled", "wait_for_copies<0>();\n        __syncthreads();  // the keys", "__syncthreads();  // the keys", TILED),
+    Fault("values not waited for", "tiled", "wait_for_copies<0>();\n        __syncthreads();  // the values", "__syncthreads();  // the values", TILED),
+    Fault("no barrier before the keys are read", "tiled", "__syncthreads();  // the keys", "// the keys", TILED),
+    Fault("no barrier before the values are read", "tiled", "__syncthreads();  // the values", "// the values", TILED),
+    Fault("the same keys again", "tiled", "(key_tile, keys, head_stride, first + KEYS", "(key_tile, keys, head_stride, first", TILED),
+    Fault("a tile of keys out of turn", "tiled", "TURNED ? k ^ turn<WIDTH>(row) : k", "k", TILED),
+    Fault("the future is seen", "tiled", "exists && of <= column + 8 * i", "exists", TILED),
+    Fault("the mask of the keys forgotten by tiles", "tiled", "exists && of <= column + 8 * i", "of <= column + 8 * i", TILED),
+    Fault("a tile at the diagonal taken for the past", "tiled", "first_column + 1)", "first_column + QUERIES)", TILED_DENSE),
+    Fault("one distance for all keys of a lane", "tiled", "SHARING * j - 8 * i", "-8 * i", TILED_DENSE),
+    Fault("the sums not brought to the new peaks", "tiled", "sum[i][m] *= factor", "sum[i][m] *= 1", TILED_DENSE),
+    Fault("the totals not brought to the new peaks", "tiled", "total[i] *= factor", "total[i] *= 1", TILED_DENSE),
+    Fault("peaks of half the lanes", "tiled", "lanes < WARP; lanes *= 2) highest", "lanes < WARP / 2; lanes *= 2) highest", TILED_DENSE),
+    Fault("totals of half the lanes", "tiled", "lanes < WARP; lanes *= 2) all", "lanes < WARP / 2; lanes *= 2) all", TILED_DENSE),
+    Fault("a padded query that sums values", "tiled", "is_real && !is_real[first_column + query_row]", "false", TILED),
+    Fault("the mask of the first row for all", "tiled", "is_real += size_t(batch) * capacity", "(void)0", TILED),
+    Fault("queries beyond the last", "tiled", "query_row >= count", "query_row > count", TILED_RAGGED),
+    Fault("channels beyond the head", "tiled", "if (k < head_width) context", "context", TILED_RAGGED),
     Fault("no barrier before the sums of the tiles are read", "tensor", "        __syncthreads();\n        for (int i", "        for (int i", TENSOR),
-    Fault("no barrier before the next tiles", "tensor", "        __syncthreads();  // the scratch", "        // the scratch", Product("bfloat16", 5, "gelu", 20, 40, 2200, 1)),
+    Fault("no barrier before the next tiles", "tensor", "        __syncthreads();  // the scratch", "        // the scratch", MORE_TENSOR),
     Fault("a warp's share of the tiles lost", "tensor", "part < splits; ++part", "part < splits - 1; ++part", TENSOR),
-    Fault("the last step of the tiles left out", "tensor", "step < width;", "step + STEP < width;", TENSOR),
-    Fault("the next weights not taken over", "tensor", "now[t] = next[t]", "(void)0", TENSOR),
+    Fault("the last step of the tiles left out", "tensor", "if (step >= width) break;", "if (step + STEP >= width) break;", TENSOR),
+    Fault("the weights of a step taken for the next", "tensor", "now[t] = ahead[d][t]", "now[t] = ahead[0][t]", TENSOR),
+    Fault("weights of a later step asked for too soon", "tensor", "weights.load(step + turn", "weights.load(step + weights.apart", LONG_TENSOR),
+    Fault("the first weights of further tiles forgotten", "tensor", "            weights.load_first(ahead);\n        }", "        }", MORE_TENSOR),
     Fault("halves of a load exchanged in one factor", "tensor", "left, b.x, b.y", "left, b.z, b.w", TENSOR),
     Fault("the upper half of a tile of weights twice", "tensor", "{low.x, high.x, low.y, high.y}", "{high.x, high.x, high.y, high.y}", TENSOR),
     Fault("sums of the wrong outputs", "tensor", "lane / 4 + e / 2 * 8", "lane / 4 * 2 + e / 2", TENSOR),
     Fault("outputs beyond the last one", "tensor", "row < rows && output < outputs", "row < rows", TENSOR),
     Fault("no barrier before the products are summed", "matvec", "        }\n        __syncthreads();\n        for (int i", "        }\n        for (int i", UP),
-    Fault("no barrier before the next products", "matvec", "        __syncthreads();  // the scratch", "        // the scratch", Up("bfloat16", 5, 1, 264, 600, 1)),
+    Fault("no barrier before the next products", "matvec", "        __syncthreads();  // the scratch", "        // the scratch", MORE),
     Fault("a warp's share of the products lost", "matvec", "part < splits; ++part", "part < splits - 1; ++part", UP),
-    Fault("the last load of a row left out", "matvec", "k < width; k += splits", "k + N < width; k += splits", UP),
-    Fault("row 8 onwards left out", "matvec", "if (r >= rows) break;\n            float x[N]", "if (r >= rows || r >= 8) break;\n            float x[N]", MANY_ROWS),
+    Fault("the last load of a row left out", "matvec", "if (k >= lane.width) break;", "if (k + N >= lane.width) break;", UP),
+    Fault("weights of a later turn asked for too soon", "matvec", "lane.load(k + TURNS * lane.apart", "lane.load(k + lane.apart", LONG),
+    Fault("the first weights of further outputs forgotten", "matvec", "(matrix, base + apart);", "(matrix, base);", MORE),
+    Fault("row 8 onwards left out", "matvec", "if (r >= rows) break;\n                float x[N]", "if (r >= rows || r >= 8) break;\n                float x[N]", MANY_ROWS),
     Fault("the last outputs left out", "matvec", "row < rows && n < outputs", "row < rows && n + 4 < outputs", UP),
     Fault("outputs beyond the last", "matvec", "row < rows && n < outputs", "row < rows", HEAD),
     Fault("the moments of row 0 for all", "matvec", "value - moments[row]", "value - moments[0]", QKV),
     Fault("keys and values exchanged", "matvec", "to.part == 1 ? keys : values", "to.part == 2 ? keys : values", QKV),
     Fault("the residual not normalised", "matvec", "return gain ? normed(value, row, gain[n], shift[n]) : value", "return value", DOWN),
     Fault("the final norm not rounded", "matvec", "return ROUNDED ? widen(round_to<T>(y)) : y", "return y", HEAD),
+    Fault("the rows of the first group for all", "matvec", "from = x + size_t(group.first) * width", "from = x", GROUPS_UP),
+    Fault("a last group as large as the others", "matvec", "min(each, rows - first)", "each", GROUPS_HEAD),
+    Fault("groups rounded down", "matvec", "(rows + groups - 1) / groups", "rows / groups", GROUPS_UP),
+    Fault("every group's results in the place of the first", "matvec", "to = out + skipped", "to = out", GROUPS_DOWN),
+    Fault("the residual of the first group for all", "matvec", "(x + skipped, gain", "(x, gain", GROUPS_DOWN),
+    Fault("the input of the first group for all", "matvec", "{in + size_t(group.first) * width, width}", "{in, width}", GROUPS_DOWN),
+    Fault("positions counted within a group", "matvec", "row = group.first + r", "row = r", GROUPS_QKV),
+    Fault("the sequence counted within a group", "matvec", "row / time, *start", "r / time, *start", GROUPS_QKV),
+    Fault("the best tokens of the first group for all", "matvec", "size_t(group.first + threadIdx.x)", "size_t(threadIdx.x)", GROUPS_HEAD),
     Fault("the highest of equal tokens", "matvec", "token < other_token", "token > other_token", HEAD),
     Fault("forbidden tokens are chosen", "matvec", "!(forbidden && forbidden[n])", "true", HEAD),
 )  # fmt: skip

@@ -105,16 +105,35 @@ def test_the_last_position_is_scored_alone() -> None:
     ("batch", "time", "policy", "expected"),
     [
         (16, 1, "float16", "qkv_matvec attention_decode residual_matvec gelu_matvec residual_matvec"),
-        (17, 1, "float16", "layer_norm qkv_split attention_decode bias_residual layer_norm bias_gelu bias_residual"),
+        (17, 1, "float16", "qkv_matvec attention_decode residual_matvec gelu_matvec residual_matvec"),
+        (64, 1, "float32", "qkv_matvec attention_decode residual_matvec gelu_matvec residual_matvec"),
+        (65, 1, "float32", "layer_norm qkv_split attention_decode bias_residual layer_norm bias_gelu bias_residual"),
+        (17, 1, "float64", "layer_norm qkv_split attention_rows bias_residual layer_norm bias_gelu bias_residual"),
+        (9, 2, "float32", "layer_norm qkv_split attention_rows bias_residual layer_norm bias_gelu bias_residual"),
         (1, 17, "float16", "layer_norm qkv_split attention_flash bias_residual layer_norm bias_gelu bias_residual"),
-        (1, 17, "float32", "layer_norm qkv_split attention_rows bias_residual layer_norm bias_gelu bias_residual"),
+        (1, 17, "float32", "layer_norm qkv_split attention_tiled bias_residual layer_norm bias_gelu bias_residual"),
+        (3, 7, "float32", "layer_norm qkv_split attention_rows bias_residual layer_norm bias_gelu bias_residual"),
+        (2, 8, "float32", "layer_norm qkv_split attention_tiled bias_residual gelu_matvec residual_matvec"),
         (2, 3, "float32", "layer_norm qkv_split attention_rows bias_residual gelu_matvec residual_matvec"),
         (1, 1, "float64", "layer_norm qkv_split attention_rows bias_residual layer_norm bias_gelu bias_residual"),
     ],
 )
 def test_the_kernels_of_a_block(batch: int, time: int, policy: str, expected: str) -> None:
-    """docs/cupy.md shows the two paths."""
+    """docs/cupy.md shows the three paths; no width here is one that the tensor-core products take."""
     run_block(CONFIG, batch, time, policy, expected)
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize(
+    ("time", "last_only", "expected"), [(1, False, ["head_matvec"]), (2, True, ["head_matvec"]), (2, False, [])]
+)
+def test_scores_of_one_position_a_sequence_are_those_of_a_step(time: int, last_only: bool, expected: list[str]) -> None:
+    device = Small()
+    prepared, x = prepare(device), np.random.default_rng(0).standard_normal((17, time, 48)).astype(np.float32)
+    found = prepared.logits(prepared.from_host(x), last_only)
+    assert [name.split("<")[0] for name in device.launched] == expected
+    few = prepared.logits(prepared.from_host(x[8:10]), last_only)  # the last row of a group, the first of the next
+    np.testing.assert_allclose(found[8:10], few, rtol=0, atol=0 if expected else 1e-5)
 
 
 @pytest.mark.usefixtures("emulator")
@@ -124,13 +143,14 @@ def test_the_kernels_of_a_block(batch: int, time: int, policy: str, expected: st
         (17, 1, "float16", 80, "attention_decode"),
         (17, 1, "float16", 75, None),
         (8, 8, "bfloat16", 90, "attention_flash"),
-        (16, 1, "bfloat16", 90, None),
+        (9, 1, "bfloat16", 90, "attention_decode"),
+        (8, 1, "bfloat16", 90, None),
         (65, 1, "bfloat16", 90, None),
         (17, 1, "float32", 90, None),
     ],
 )
 def test_when_products_are_on_tensor_cores(batch: int, time: int, policy: str, arch: int, tensor: str | None) -> None:
-    """17 to 64 positions of whole widths in 16 bits."""
+    """9 to 64 positions of whole widths in 16 bits."""
     device, config = Small(arch=arch), CONFIG.replace(intermediate_dim=40, num_layers=1)
     prepared = prepare(device, policy, config)
     device.launched.clear()
@@ -144,12 +164,19 @@ def test_when_products_are_on_tensor_cores(batch: int, time: int, policy: str, a
 
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize(
-    ("head_width", "attention"), [(128, "attention_flash"), (136, "attention_rows"), (160, "attention_rows")]
+    ("head_width", "policy", "attention"),
+    [
+        (128, "float16", "attention_flash"),
+        (136, "float16", "attention_rows"),
+        (160, "float16", "attention_rows"),
+        (128, "float32", "attention_tiled"),
+        (136, "float32", "attention_rows"),
+    ],
 )
-def test_heads_wider_than_the_tensor_cores_take(head_width: int, attention: str) -> None:
+def test_heads_wider_than_the_tiles_take(head_width: int, policy: str, attention: str) -> None:
     config = CONFIG.replace(num_heads=1, hidden_dim=head_width)
     rest = "bias_residual layer_norm bias_gelu bias_residual"
-    run_block(config, 1, 17, "float16", f"layer_norm qkv_split {attention} {rest}")
+    run_block(config, 1, 17, policy, f"layer_norm qkv_split {attention} {rest}")
 
 
 def run_block(config: BloomConfig, batch: int, time: int, policy: str, expected: str) -> None:

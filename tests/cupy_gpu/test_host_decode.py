@@ -112,26 +112,53 @@ def test_without_graphs_the_same_kernels_run_one_by_one(monkeypatch: pytest.Monk
     assert found[0] == found[1]
 
 
+def scores_behind_one_token(prepared: CupyPrepared, ids: Any) -> Any:
+    return prepared.step(ids, prepared.new_cache(len(ids), 3), step(0, np.ones((len(ids), 1), bool)))
+
+
 def test_more_rows_than_a_graph_has_go_through_products() -> None:
     device = EmulatedDevice(seed=0)
     prepared = prepare(device=device)
-    ids = np.arange(17) % 40
-    scores = prepared.step(ids, prepared.new_cache(17, 3), step(0, np.ones((17, 1), bool)))
-    assert scores.shape == (17, 40)
+    ids = np.arange(65) % 40
+    scores = scores_behind_one_token(prepared, ids)
+    assert scores.shape == (65, 40)
     assert any("bias_gelu" in name for name in device.launched)
-    few = prepared.step(ids[:5], prepared.new_cache(5, 3), step(0, np.ones((5, 1), bool)))
-    np.testing.assert_allclose(scores[:5], few, atol=1e-5)
+    np.testing.assert_allclose(scores[:5], scores_behind_one_token(prepared, ids[:5]), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [17, 33, 64])
+def test_a_row_of_a_group_is_what_it_is_alone(rows: int) -> None:
+    prepared, ids = prepare(), np.arange(rows) % 40
+    scores = scores_behind_one_token(prepared, ids)
+    for first in (0, 15, rows - 2):
+        alone = scores_behind_one_token(prepared, ids[first : first + 2])
+        assert scores[first : first + 2].tobytes() == alone.tobytes()
 
 
 WHOLE = CONFIG.replace(intermediate_dim=40)
+POST_NORM = WHOLE.replace(apply_residual_connection_post_layernorm=True)
 MANY = strategies.Case(WHOLE, seed=2, batch=20, time=4, kind="left")
+RAGGED = strategies.Case(CONFIG, seed=2, batch=20, time=4, kind="left")
+EACH = {"embed_norm", "layer_norm", "attention_decode"}
+TENSOR = EACH | {"qkv_tensor", "residual_tensor", "gelu_tensor", "head_tensor"}
+MATVEC = EACH | {"qkv_matvec", "residual_matvec", "gelu_matvec", "head_matvec"}
 
 
 @pytest.mark.clause("BKD-17", "BKD-18")
-@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
-def test_twenty_rows_are_a_graph_of_tensor_kernels(policy: str) -> None:
-    device = EmulatedDevice(seed=0)
-    prepared = prepare(policy, device, MANY.params, WHOLE)
+@pytest.mark.parametrize(
+    ("policy", "arch", "config", "kernels"),
+    [
+        ("bfloat16", 90, WHOLE, TENSOR),
+        ("float16", 80, WHOLE, TENSOR),
+        ("float16", 75, WHOLE, MATVEC),
+        ("float32", 90, WHOLE, MATVEC),
+        ("float32", 90, CONFIG, MATVEC),
+        ("bfloat16", 90, POST_NORM, MATVEC),
+    ],
+)
+def test_twenty_rows_are_a_graph(policy: str, arch: int, config: BloomConfig, kernels: set[str]) -> None:
+    device, case = EmulatedDevice(arch, seed=0), RAGGED if config is CONFIG else MANY
+    prepared = prepare(policy, device, case.params, config)
     caches, real = [prepared.new_cache(20, 12) for _ in range(3)], np.ones((20, 12), bool)
 
     def facts(t: int) -> Any:
@@ -139,16 +166,13 @@ def test_twenty_rows_are_a_graph_of_tensor_kernels(policy: str) -> None:
 
     device.launched.clear()
     for t in range(4):
-        scores = prepared.step(MANY.token_ids[:, t], caches[0], facts(t))
-        x = prepared.embed(MANY.token_ids[:, t : t + 1])
+        scores = prepared.step(case.token_ids[:, t], caches[0], facts(t))
+        x = prepared.embed(case.token_ids[:, t : t + 1])
         for layer in range(2):
             x = prepared.mlp_block(layer, prepared.attention_block(layer, x, caches[1], facts(t)))
         assert prepared.logits(prepared.final_norm(x), True)[:, 0].tobytes() == scores.tobytes()
-        prepared.step(MANY.token_ids[:, t], caches[2], facts(t))
-    names = {name.split("<")[0] for name in device.launched}
-    assert names == {
-        "embed_norm", "layer_norm", "qkv_tensor", "attention_decode", "residual_tensor", "gelu_tensor", "head_tensor",
-    }  # fmt: skip
+        prepared.step(case.token_ids[:, t], caches[2], facts(t))
+    assert {name.split("<")[0] for name in device.launched} == kernels
     ids = scores.argmax(1)
     for count in (1, 4):
         tokens = prepared.tokens(ids, caches[2], facts(4), Choice(), count)
@@ -157,13 +181,13 @@ def test_twenty_rows_are_a_graph_of_tensor_kernels(policy: str) -> None:
             expected.append(prepared.step(expected[-1] if expected else ids, again, facts(4 + t)).argmax(1))
         assert tokens.tolist() == np.stack(expected, 1).tolist()
     assert all(s._replay is not None for s in caches[0].steps.values() if hasattr(s, "run"))
-    broken = prepare(policy, device, MANY.params.map(lambda array: array * np.float32(np.inf)), WHOLE)
+    broken = prepare(policy, device, case.params.map(lambda array: array * np.float32(np.inf)), config)
     with pytest.raises(BadWeights, match=r"^logits: expected finite numbers"):
         broken.tokens(ids, broken.new_cache(20, 12), facts(0), Choice(), 2)
 
 
 @pytest.mark.parametrize(
-    ("batch", "policy", "config"), [(1, "float32", CONFIG), (16, "float32", CONFIG), (40, "float16", WHOLE)]
+    ("batch", "policy", "config"), [(1, "float32", CONFIG), (64, "float32", CONFIG), (40, "float16", WHOLE)]
 )
 def test_what_steps_hold_was_known_before(batch: int, policy: str, config: BloomConfig) -> None:
     device = EmulatedDevice(seed=0)
@@ -245,7 +269,7 @@ def test_a_row_draws_by_its_seed_alone() -> None:
 
 def test_tokens_that_cannot_be_chosen() -> None:
     prepared, facts = prepare(), step(0, np.ones((2, 1), bool))
-    with pytest.raises(Unsupported, match=r"^tokens: .* 1 to 16 rows in 32 bits, mostly 64 in 16, and top_k up to 64$"):
+    with pytest.raises(Unsupported, match=r"^tokens: .* 1 to 64 rows in 16 or 32 bits, and top_k up to 64$"):
         prepared.tokens(np.array([1, 2]), prepared.new_cache(2, 4), facts, Choice(1.0, top_k=65), 1)
     broken = prepare(params=CASE.params.map(lambda array: array * np.float32(np.inf)))
     with pytest.raises(

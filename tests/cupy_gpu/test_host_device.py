@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from emulated_device import EmulatedDevice
-from fake_cupy import CUBLAS_NAMES, NAMES, Array, FakeCupy, install, product
+from fake_cupy import CUBLAS_NAMES, NAMES, Array, Driver, FakeCupy, install, product
 
 from accel import cupy_gpu
-from accel.cupy_gpu import probe
+from accel.cupy_gpu import driver, probe
 from accel.cupy_gpu.backend import CupyBackend
 from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES
@@ -25,7 +25,10 @@ CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=4
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
+    """With a driver that lets kernels start early."""
     monkeypatch.setattr(probe, "_check_packages", lambda: None)
+    library = Driver()
+    monkeypatch.setattr(driver, "library", lambda: library)
     return install(monkeypatch, FakeCupy())
 
 

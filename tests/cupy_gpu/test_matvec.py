@@ -1,4 +1,4 @@
-"""The matrix-vector kernels of decoding against the reference's operations in float64, for 1 to 16 rows."""
+"""The matrix-vector kernels of decoding against the reference's operations in float64, for 1 to 64 rows."""
 
 import pytest
 from budget import check
@@ -10,7 +10,7 @@ from problem import Problem
 from row_problems import Projection
 
 DTYPES = ("float32", "float16", "bfloat16")
-rows = st.one_of(st.sampled_from((1, 2)), st.integers(1, 16))
+rows = st.one_of(st.sampled_from((1, 2)), st.integers(1, 16), st.integers(17, 64))
 widths = st.one_of(st.integers(1, 80), st.sampled_from((255, 256, 264, 1000, 2048)))
 outputs = st.one_of(st.integers(1, 70), st.sampled_from((127, 128, 129)))
 processors = st.sampled_from((1, 4, 132))
@@ -23,7 +23,7 @@ class TestMatvec:
     @settings(max_examples=12)
     @given(
         seed=seeds,
-        shape=st.sampled_from(((1, 1), (2, 1), (3, 1), (5, 1), (16, 1), (2, 3), (1, 9))),
+        shape=st.sampled_from(((1, 1), (2, 1), (3, 1), (5, 1), (16, 1), (17, 1), (49, 1), (2, 3), (1, 9), (5, 7))),
         heads=st.integers(1, 5),
         head_width=st.sampled_from((1, 7, 16, 80)),
         start=st.integers(0, 6),
@@ -85,7 +85,7 @@ class TestMatvec:
 
 @pytest.mark.parametrize(
     "problem",
-    [Projection("bfloat16", 1, 3, 1, 3, 80, 2, True, 132), Up("float16", 1, 5, 1000, 70), Down("float32", 1, 2, 1000, 70), Head("bfloat16", 1, 16, 264, 129)],
+    [Projection("bfloat16", 1, 3, 1, 3, 80, 2, True, 132), Up("float16", 1, 5, 1000, 70), Down("float32", 1, 2, 1000, 70), Head("bfloat16", 1, 16, 264, 129), Head("float32", 1, 35, 264, 129)],
     ids=lambda p: type(p).__name__,
 )  # fmt: skip
 def test_bits_do_not_depend_on_the_order_of_blocks_and_threads(

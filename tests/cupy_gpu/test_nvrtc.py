@@ -1,6 +1,7 @@
 """Every kernel compiled for every generation of GPUs, without one: nothing spills, and the instructions are those that the kernel is
 written for. The fast tests take the oldest generation and the H200's."""
 
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -17,7 +18,7 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 HEAD_WIDTHS = (64, 80, 96, 128)
 H200 = 132  # multiprocessors
 ROWS = {(75, "float16"): (1, 16), (90, "bfloat16"): (1, 2, 4, 8, 16)}
-"""Row counts of the matrix-vector kernels, whose compilation takes the most time; the others take fewer."""
+"""Row counts of the matrix-vector kernels, whose compilation takes the most time; the others take fewest and most."""
 FAST = {(75, "float16"), (90, "bfloat16")}
 MAX_SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB of shared memory that a block may have."""
@@ -59,6 +60,12 @@ def flash_kernels(dtype: str, arch: int) -> Iterator[Launch]:
             yield launches.attention_flash(dtype, width, 1, 1, 1, arch)
 
 
+def tiled_kernels(arch: int) -> Iterator[Launch]:
+    for width in HEAD_WIDTHS:
+        if launches.has_tiled("float32", width, launches.TILED_TIME, arch):
+            yield launches.attention_tiled(width, 1, 1, 1, arch)
+
+
 def matvec_kernels(dtype: str, rows: tuple[int, ...]) -> Iterator[Launch]:
     if dtype == "float64":
         return
@@ -72,7 +79,7 @@ def tensor_kernels(dtype: str, arch: int) -> Iterator[Launch]:
         BloomConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=8, intermediate_dim=32), dtype, arch
     ):
         return
-    for rows, outputs in ((32, 1024), (32, 16384), (64, 1024), (64, 16384)):
+    for rows, outputs in itertools.product((16, 32, 64), (1024, 16384)):
         for kernel in (launches.qkv_tensor, launches.gelu_tensor, launches.residual_tensor, launches.head_tensor):
             yield kernel(dtype, rows, 1024, outputs, H200)
 
@@ -91,7 +98,18 @@ def compiled(kernels: Iterator[Launch], arch: int) -> dict[str, str]:
         assert report.registers * launch.block <= 65536
         assert launch.shared <= MAX_SHARED[arch] * 1024
         assert not re.search(r"\b(LDL|STL)\b", result.instructions[expression])
+        check_start(launch, arch, result.instructions[expression])
     return result.instructions
+
+
+def check_start(launch: Launch, arch: int, instructions: str) -> None:
+    """A kernel that may start early lets the next one start and waits; before that, it reads nothing but weights."""
+    before, waits, _ = instructions.partition("ACQBULK")
+    assert bool(waits) == (launch.starts_early and arch >= 90), launch.kernel
+    if waits:
+        assert "PREEXIT" in before, launch.kernel
+        touched = re.findall(r"\b(?:LDG|LD|STG|ST|ATOMG?|RED|LDS|STS)\.\S+", before)
+        assert all(".NA." in name for name in touched), (launch.kernel, touched)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -103,6 +121,33 @@ def test_choice(arch: int) -> None:
         launches.choose_any(1),
     ]
     assert len(compiled(iter(kernels), arch)) == 4
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_tiled_attention_multiplies_most_of_the_time(arch: int) -> None:
+    """Its two products are loops of multiplications that need few numbers from shared memory."""
+    found = compiled(tiled_kernels(arch), arch)
+    assert len(found) == (3 if arch == 75 else 4)
+    for expression, instructions in found.items():
+        assert ("LDGSTS" in instructions) == (arch >= 80), expression
+        products = [body for body in loops(instructions) if "FFMA" in body and "MUFU" not in body]
+        assert len(products) == 2, expression
+        for body in products:
+            multiplied = len(re.findall(r"\bFFMA\b", body))
+            assert multiplied > 0.75 * body.count(";"), expression
+            assert multiplied > (2.6 if ", 64>" in expression else 1.5) * words_from_shared(body), expression
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_tiles_fit_the_shared_memory_of_each_generation(arch: int) -> None:
+    """64 keys a step where that leaves two blocks a multiprocessor; on sm_75 nothing holds the widest heads."""
+    widths = [width for width in range(1, 129) if launches.has_tiled("float32", width, 64, arch)]
+    assert widths == list(range(1, 97 if arch == 75 else 129))
+    for width in widths:
+        launch = launches.attention_tiled(width, 1, 1, 64, arch)
+        of_two = 2 * (launch.shared + 1024) <= (MAX_SHARED[arch] + (arch >= 80)) * 1024
+        assert launch.shared <= MAX_SHARED[arch] * 1024
+        assert of_two or launch.kernel.expression.endswith("32>")
 
 
 @pytest.mark.parametrize(("arch", "dtype"), TARGETS)
@@ -126,7 +171,7 @@ class TestKernels:
             assert max(wide_loads(stretch) for stretch in re.split(r"\bHMMA\b", instructions)) >= 2, expression
 
     def test_matvec_has_several_loads_of_16_bytes_on_their_way(self, arch: int, dtype: str) -> None:
-        rows = ROWS.get((arch, dtype), (1, 16) if dtype == "bfloat16" else (1,))
+        rows = ROWS.get((arch, dtype), (1, 16))
         for expression, instructions in compiled(matvec_kernels(dtype, rows), arch).items():
             assert in_a_row(instructions) >= 4, expression
 
@@ -139,6 +184,20 @@ def test_a_spill_is_seen() -> None:
 
 def wide_loads(instructions: str) -> int:
     return len(re.findall(r"\bLDG\.E[.\w]*\.128", instructions))
+
+
+def words_from_shared(instructions: str) -> int:
+    """Words of 4 bytes that the loads of a lane bring."""
+    loads = re.findall(r"\bLDS(?:\.U)?(\.64|\.128)? R", instructions)
+    return sum({"": 1, ".64": 2, ".128": 4}[width] for width in loads)
+
+
+def loops(instructions: str) -> Iterator[str]:
+    """What is between a label and a branch back to it."""
+    labels = {found[1]: found.end() for found in re.finditer(r"^\s*\.(L_x_\d+):", instructions, re.MULTILINE)}
+    for branch in re.finditer(r"\bBRA\b.*\(\.(L_x_\d+)\)", instructions):
+        if labels[branch[1]] < branch.start():
+            yield instructions[labels[branch[1]] : branch.start()]
 
 
 def in_a_row(instructions: str) -> int:

@@ -161,12 +161,13 @@ __device__ __forceinline__ float3 merge_parts(const float* parts, int count, int
 /// partials: (B, H, splits, K + 2) floats; arrived: (B, H) ints, zero before and after.
 template <class T, class C, int LANES, int CHUNKS>
 __global__ void __launch_bounds__(128, 4) attention_decode(
-    const float* __restrict__ query, const T* __restrict__ keys, const T* __restrict__ values,
-    const unsigned char* __restrict__ is_real, const float* __restrict__ slopes, C* __restrict__ context, float* partials,
-    int* arrived, const int* __restrict__ start, int heads, int head_width, int head_stride, int capacity, double scale) {
+    const float* query, const T* keys, const T* values, const unsigned char* __restrict__ is_real,
+    const float* __restrict__ slopes, C* context, float* partials, int* arrived, const int* start, int heads, int head_width,
+    int head_stride, int capacity, double scale) {
     constexpr int PER = PER_LOAD<T>, TURN = KEYS_PER_TURN<LANES, CHUNKS>, PART = 2 + LANES * CHUNKS * PER;
     DYNAMIC_SHARED(float, parts);  // (warps, PART)
     __shared__ bool is_last;
+    start_early();
     const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP, head = blockIdx.y, batch = blockIdx.z;
     const int pair = batch * heads + head, splits = gridDim.x, part = head_width + 2;
     const CacheShape cache{heads, head_width, head_stride, capacity};

@@ -24,8 +24,8 @@ struct Record {
 
 /// Greedy: the best of the `parts` that head_matvec left for each row. Grid: rows, 1 warp.
 __global__ void __launch_bounds__(32) choose_best(
-    const float* __restrict__ best_score, const int* __restrict__ best_token, int* ids, int* chosen, int* drawn, int* position,
-    int room, int parts) {
+    const float* best_score, const int* best_token, int* ids, int* chosen, int* drawn, int* position, int room, int parts) {
+    start_early();
     const size_t row = size_t(blockIdx.x) * parts;
     Best best = no_token();
     for (int i = threadIdx.x; i < parts; i += WARP) best.offer(best_score[row + i], best_token[row + i]);
@@ -36,8 +36,8 @@ __global__ void __launch_bounds__(32) choose_best(
 /// Each warp leaves the k best of its share of a row's scores, best first, in top_score and top_token (rows, lists, k), where
 /// lists = gridDim.x * 8; what it lacks is NO_TOKEN. Grid: (lists / 8, rows), 8 warps.
 __global__ void __launch_bounds__(256) top_parts(
-    const float* __restrict__ scores, const unsigned char* __restrict__ forbidden, float* __restrict__ top_score,
-    int* __restrict__ top_token, int vocabulary, int k) {
+    const float* scores, const unsigned char* __restrict__ forbidden, float* top_score, int* top_token, int vocabulary, int k) {
+    start_early();
     const int lane = threadIdx.x % WARP, lists = gridDim.x * (blockDim.x / WARP);
     const int list = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, share = (vocabulary + lists - 1) / lists;
     const int first = list * share, last = min(vocabulary, first + share);
@@ -95,12 +95,13 @@ __device__ __forceinline__ double philox_uniform(unsigned long long key, unsigne
 /// exp(score / temperature), the fewest best ones that reach the share top_p of their sum. The k best are left in best_score and
 /// best_token (rows, k), best first. Grid: rows, 8 warps. Shared memory: 8 k floats, 8 k ints, k doubles.
 __global__ void __launch_bounds__(256) choose_top(
-    const float* __restrict__ top_score, const int* __restrict__ top_token, const unsigned long long* __restrict__ keys,
-    float* best_score, int* best_token, int* ids, int* chosen, int* drawn, int* position, int room, int lists, int k,
-    double temperature, double top_p) {
+    const float* top_score, const int* top_token, const unsigned long long* __restrict__ keys, float* best_score,
+    int* best_token, int* ids, int* chosen, int* drawn, int* position, int room, int lists, int k, double temperature,
+    double top_p) {
     DYNAMIC_SHARED(double, weights);
     float* const merged_score = reinterpret_cast<float*>(weights + k);
     int* const merged_token = reinterpret_cast<int*>(merged_score + 8 * k);
+    start_early();
     const int row = blockIdx.x, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int list = warp * WARP + lane;
     const size_t from = (size_t(row) * lists + list) * k, to = size_t(row) * k;
@@ -151,10 +152,11 @@ struct Weights {
 /// ones that reach its share; tokens whose score equals the last one's stay. `scores` (rows, vocabulary). Grid: rows, 16 warps.
 /// Shared memory: 512 + 16 numbers of 8 bytes.
 __global__ void __launch_bounds__(512, 1) choose_any(
-    const float* __restrict__ scores, const unsigned char* __restrict__ forbidden, const unsigned long long* __restrict__ keys,
-    int* ids, int* chosen, int* drawn, int* position, int room, int vocabulary, double temperature, double top_p) {
+    const float* scores, const unsigned char* __restrict__ forbidden, const unsigned long long* __restrict__ keys, int* ids,
+    int* chosen, int* drawn, int* position, int room, int vocabulary, double temperature, double top_p) {
     DYNAMIC_SHARED(unsigned long long, sums);
     __shared__ Best found[WARP];
+    start_early();
     const int row = blockIdx.x, thread = threadIdx.x, threads = blockDim.x;
     Weights weights{scores + size_t(row) * vocabulary, forbidden, 0.f, float(1.0 / temperature)};
 

@@ -60,6 +60,24 @@ __device__ __forceinline__ void load_row(bool whole, const T* row, int k, int wi
     }
 }
 
+/// The head of a kernel that may be started early (`Launch.starts_early`): the next one may be, too, and nothing that another
+/// kernel writes has been read yet. Such arguments are not __restrict__: the compiler may read through those whenever it likes.
+__device__ __forceinline__ void start_early() {
+    let_next_start();
+    wait_for_previous();
+}
+
+/// Bring weights to the L2 cache: a line a lane, 4 KB a warp, of OUTPUTS rows from `first` on, each from number k on; the `part`-th of
+/// the warps that share these outputs.
+template <int OUTPUTS, class T>
+__device__ __forceinline__ void ask_for_weights(
+    const T* weight, int stride, int first, int outputs, int k, int width, int part) {
+    constexpr int LINE = 128 / sizeof(T), LINES = WARP / OUTPUTS;
+    const int lane = threadIdx.x % WARP, n = first + lane % OUTPUTS;
+    k += (part * LINES + lane / OUTPUTS) * LINE;
+    if (n < outputs && k < width) ask_for_line(weight + size_t(n) * stride + k);
+}
+
 template <class A>
 __device__ __forceinline__ A warp_sum(A x) {
 #pragma unroll

@@ -8,10 +8,29 @@
     extern __shared__ __align__(16) unsigned char shared_bytes[]; \
     type* const name = reinterpret_cast<type*>(shared_bytes)
 
-/// 16 bytes that other threads of the block will ask for as well. `from` is 16-byte aligned.
-__device__ __forceinline__ uint4 load_16(const void* from) { return __ldg(static_cast<const uint4*>(from)); }
+/// Programmatic dependent launch: the next kernel of the stream may start, as soon as every block of this one is here or done.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
-/// 16 bytes that nobody will ask for again: weights pass through without pushing anything out of the L1 cache.
+/// Wait until the kernels before this one are done and what they wrote can be read: a kernel that was started early has it behind
+/// nothing but reads of what no kernel writes. For any other kernel it is nothing.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Bring the 128 bytes around this address to the L2 cache.
+__device__ __forceinline__ void ask_for_line(const void* of) { asm volatile("prefetch.global.L2 [%0];" ::"l"(of)); }
+
+/// 16 bytes that other threads of the block will ask for as well. `from` is 16-byte aligned. Not through the read-only path: a kernel
+/// that is started early is there while the one before it still writes them.
+__device__ __forceinline__ uint4 load_16(const void* from) { return *static_cast<const uint4*>(from); }
+
+/// 16 bytes that no kernel writes and nobody will ask for again: weights pass through without pushing anything out of the L1 cache.
 __device__ __forceinline__ uint4 load_16_once(const void* from) {
     uint4 x;
     asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"

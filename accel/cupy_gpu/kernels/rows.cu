@@ -5,9 +5,10 @@
 /// out[r] = LN(table[ids[r]]). Grid: rows. Clauses: EMB-3 ... EMB-6.
 template <class T>
 __global__ void __launch_bounds__(256) embed_norm(
-    const int* __restrict__ ids, const T* __restrict__ table, int table_stride, const Acc<T>* __restrict__ gain,
+    const int* ids, const T* __restrict__ table, int table_stride, const Acc<T>* __restrict__ gain,
     const Acc<T>* __restrict__ shift, double epsilon, T* __restrict__ out, int width) {
     DYNAMIC_SHARED(Acc<T>, scratch);
+    start_early();
     const T* const row = table + size_t(ids[blockIdx.x]) * table_stride;
     Acc<T> mean[1], inverse[1];
     moments(width % PER_LOAD<T> == 0, row, 1, width, epsilon, scratch, mean, inverse);
@@ -18,9 +19,10 @@ __global__ void __launch_bounds__(256) embed_norm(
 /// out[r] = LN(x[r]), rounded: the final norm, or what enters a GEMM. Grid: rows. Clauses: EMB-3, ATT-1, MLP-1, MOD-4.
 template <class T>
 __global__ void __launch_bounds__(256) layer_norm(
-    const T* __restrict__ x, const Acc<T>* __restrict__ gain, const Acc<T>* __restrict__ shift, double epsilon,
+    const T* x, const Acc<T>* __restrict__ gain, const Acc<T>* __restrict__ shift, double epsilon,
     T* __restrict__ out, int width) {
     DYNAMIC_SHARED(Acc<T>, scratch);
+    start_early();
     const T* const row = x + size_t(blockIdx.x) * width;
     Acc<T> mean[1], inverse[1];
     moments(width % PER_LOAD<T> == 0, row, 1, width, epsilon, scratch, mean, inverse);

@@ -1,5 +1,5 @@
-// Products of weight matrices with 17 to 64 rows on the tensor cores, each with all that follows it. Still bound by the bytes of the
-// weights, which are read once, 16 bytes a lane, from memory straight into the registers that are multiplied.
+// Products of weight matrices with 9 to 64 rows on the tensor cores, each with all that follows it. Still bound by the bytes of
+// the weights, which are read once, 16 bytes a lane, from memory straight into the registers that are multiplied.
 //
 // A step is 32 numbers of k. Sums may run over them in any order that both factors have: lane 4 g + i reads the eight from
 // k + 8 i on, of row g and row g + 8 of a tile of weights and of row g of each tile of x, and `multiply_tiles` takes four at a time.
@@ -16,6 +16,11 @@ constexpr int WARPS = 8, STEP = 32;
 template <int ROWS>
 constexpr int BLOCKS = ROWS > 32 ? 1 : 2;
 
+/// Steps whose weights are on their way at once: 32 KB a multiprocessor and more, what its share of the bandwidth of a large chip
+/// delivers within the latency of its memory.
+template <int TILES>
+constexpr int DEPTH = 4 / TILES;
+
 /// Floats from a row of sums in shared memory to the next: the lanes of a warp meet no bank twice.
 template <int TILES>
 constexpr int PITCH = 16 * TILES + 4;
@@ -25,60 +30,100 @@ struct Weights {
     uint4 low, high;
 };
 
+/// The weights that a lane reads for the outputs from `first` on: of each tile two rows, eight outputs apart. Its warp takes the
+/// steps part, part + splits, ...
 template <int TILES, class T>
-__device__ __forceinline__ void load_weights(
-    const T* weight, int stride, int first, int outputs, int k, int width, Weights (&to)[TILES]) {
-    const uint4 zeros = make_uint4(0, 0, 0, 0);
-#pragma unroll
-    for (int t = 0; t < TILES; ++t) {
-        const int n = first + 16 * t + threadIdx.x % WARP / 4;
-        to[t].low = k < width ? load_16_once(weight + size_t(min(n, outputs - 1)) * stride + k) : zeros;
-        to[t].high = k < width ? load_16_once(weight + size_t(min(n + 8, outputs - 1)) * stride + k) : zeros;
-    }
-}
+struct Lane {
+    const uint4* weight;
+    unsigned low[TILES], high[TILES];  // where the rows begin, in loads of 16 bytes
+    int width, begin, apart;
 
-/// sum[t][r] = this warp's part of 16 outputs from first + 16 t on, of rows 8 r ... 8 r + 7, laid out as `multiply_tiles` leaves
-/// it; it takes the steps part, part + splits, ... The next step's weights travel while one is multiplied.
+    __device__ __forceinline__ Lane(const T* weight, int stride, int first, int outputs, int width, int part, int splits)
+        : weight(reinterpret_cast<const uint4*>(weight)), width(width), begin(part * STEP), apart(splits * STEP) {
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) {
+            const int n = first + 16 * t + threadIdx.x % WARP / 4;
+            low[t] = unsigned(min(n, outputs - 1)) * (stride / 8);
+            high[t] = unsigned(min(n + 8, outputs - 1)) * (stride / 8);
+        }
+    }
+
+    /// Where this lane's part of a step begins.
+    __device__ __forceinline__ int at(int step) const { return step + threadIdx.x % 4 * 8; }
+
+    __device__ __forceinline__ void load(int step, Weights (&to)[TILES]) const {
+        const int k = at(step);
+        const uint4 zeros = make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int t = 0; t < TILES; ++t) {
+            to[t].low = k < width ? load_16_once(weight + (low[t] + k / 8)) : zeros;
+            to[t].high = k < width ? load_16_once(weight + (high[t] + k / 8)) : zeros;
+        }
+    }
+
+    __device__ __forceinline__ void load_first(Weights (&to)[DEPTH<TILES>][TILES]) const {
+#pragma unroll
+        for (int d = 0; d < DEPTH<TILES>; ++d) load(begin + d * apart, to[d]);
+    }
+};
+
+/// sum[t][r] = this warp's part of 16 outputs of tile t, of rows 8 r ... 8 r + 7, laid out as `multiply_tiles` leaves it. `ahead`
+/// holds the weights of the first steps, and takes those of later ones as they are multiplied.
 template <int ROWS, int TILES, class T>
 __device__ __forceinline__ void tile_products(
-    const T* x, const T* weight, int stride, int rows, int width, int first, int outputs, int part, int splits,
+    const T* x, const Lane<TILES, T>& weights, int rows, Weights (&ahead)[DEPTH<TILES>][TILES],
     float (&sum)[TILES][ROWS / 8][4]) {
 #pragma unroll
     for (int i = 0; i < TILES * ROWS / 2; ++i) sum[i / (ROWS / 2)][i / 4 % (ROWS / 8)][i % 4] = 0.f;
-    const int lane = threadIdx.x % WARP, apart = splits * STEP;
-    int k = part * STEP + lane % 4 * 8;
-    Weights now[TILES], next[TILES];
-    load_weights(weight, stride, first, outputs, k, width, now);
-    for (int step = part * STEP; step < width; step += apart, k += apart) {
-        load_weights(weight, stride, first, outputs, k + apart, width, next);
+    const int width = weights.width, turn = DEPTH<TILES> * weights.apart;
+    for (int begin = weights.begin; begin < width; begin += turn) {
 #pragma unroll
-        for (int r = 0; r < ROWS / 8; ++r) {
-            const int row = 8 * r + lane / 4;
-            uint4 b = make_uint4(0, 0, 0, 0);
-            if (row < rows && k < width) b = load_16(x + size_t(row) * width + k);
+        for (int d = 0; d < DEPTH<TILES>; ++d) {
+            const int step = begin + d * weights.apart, k = weights.at(step);
+            if (step >= width) break;
+            Weights now[TILES];
 #pragma unroll
-            for (int t = 0; t < TILES; ++t) {
-                const uint4 low = now[t].low, high = now[t].high;
-                const unsigned left[4] = {low.x, high.x, low.y, high.y}, right[4] = {low.z, high.z, low.w, high.w};
-                multiply_tiles<T>(sum[t][r], left, b.x, b.y);
-                multiply_tiles<T>(sum[t][r], right, b.z, b.w);
+            for (int t = 0; t < TILES; ++t) now[t] = ahead[d][t];
+            weights.load(step + turn, ahead[d]);
+#pragma unroll
+            for (int r = 0; r < ROWS / 8; ++r) {
+                const int row = 8 * r + threadIdx.x % WARP / 4;
+                uint4 b = make_uint4(0, 0, 0, 0);
+                if (row < rows && k < width) b = load_16(x + size_t(row) * width + k);
+#pragma unroll
+                for (int t = 0; t < TILES; ++t) {
+                    const uint4 low = now[t].low, high = now[t].high;
+                    const unsigned left[4] = {low.x, high.x, low.y, high.y}, right[4] = {low.z, high.z, low.w, high.w};
+                    multiply_tiles<T>(sum[t][r], left, b.x, b.y);
+                    multiply_tiles<T>(sum[t][r], right, b.z, b.w);
+                }
             }
         }
-#pragma unroll
-        for (int t = 0; t < TILES; ++t) now[t] = next[t];
     }
 }
 
-/// store(row, n, sum of the products) for every row and output, each by one thread.
+/// store(row, n, sum of the products) for every row and output, each by one thread. The head of its kernel as well: the first
+/// weights are on their way before the kernel before this one is done.
 template <int ROWS, int TILES, class T, class Store>
 __device__ __forceinline__ void products(
     const T* x, const T* weight, int stride, int rows, int width, int outputs, int splits, float* scratch, const Store& store) {
     constexpr int OUTPUTS = 16 * TILES, SUMS = ROWS * PITCH<TILES>;
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, groups = WARPS / splits;
-    for (int base = blockIdx.x * groups * OUTPUTS; base < outputs; base += gridDim.x * groups * OUTPUTS) {
+    const int begin = blockIdx.x * groups * OUTPUTS, apart = gridDim.x * groups * OUTPUTS;
+    const int first = warp / splits * OUTPUTS, part = warp % splits;
+    Lane<TILES, T> weights(weight, stride, begin + first, outputs, width, part, splits);
+    Weights ahead[DEPTH<TILES>][TILES];
+    let_next_start();
+    weights.load_first(ahead);
+    ask_for_weights<OUTPUTS>(weight, stride, begin + first, outputs, DEPTH<TILES> * splits * STEP, width, part);
+    wait_for_previous();
+    for (int base = begin; base < outputs; base += apart) {
         float sum[TILES][ROWS / 8][4];
-        tile_products<ROWS, TILES>(
-            x, weight, stride, rows, width, base + warp / splits * OUTPUTS, outputs, warp % splits, splits, sum);
+        tile_products<ROWS, TILES>(x, weights, rows, ahead, sum);
+        if (base + apart < outputs) {
+            weights = Lane<TILES, T>(weight, stride, base + apart + first, outputs, width, part, splits);
+            weights.load_first(ahead);
+        }
 #pragma unroll
         for (int i = 0; i < TILES * ROWS / 2; ++i) {
             const int t = i / (ROWS / 2), r = i / 4 % (ROWS / 8), e = i % 4;
@@ -101,9 +146,9 @@ __device__ __forceinline__ void products(
 /// x W^T + b, split per head, as `qkv_matvec` of matvec.cu stores it. Clauses: ATT-2, NUM-2, KVC-1.
 template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) qkv_tensor(
-    const T* __restrict__ x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias,
-    float* __restrict__ query, T* __restrict__ keys, T* __restrict__ values, const int* __restrict__ start, int rows, int width,
-    int time, int heads, int head_width, int head_stride, int capacity, int splits) {
+    const T* x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias,
+    float* query, T* keys, T* values, const int* start, int rows, int width, int time, int heads, int head_width,
+    int head_stride, int capacity, int splits) {
     DYNAMIC_SHARED(float, scratch);
     const CacheShape cache{heads, head_width, head_stride, capacity};
     products<ROWS, TILES>(x, weight, weight_stride, rows, width, 3 * width, splits, scratch, [&](int row, int n, float y) {
@@ -114,8 +159,8 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) qkv_tensor(
 /// out (rows, outputs) = gelu(x W^T + b), rounded: what the next product multiplies. Clauses: MLP-1 ... MLP-3.
 template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) gelu_tensor(
-    const T* __restrict__ x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias, T* __restrict__ out,
-    int rows, int width, int outputs, int splits) {
+    const T* x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias, T* out, int rows,
+    int width, int outputs, int splits) {
     DYNAMIC_SHARED(float, scratch);
     products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, scratch, [&](int row, int n, float y) {
         out[size_t(row) * outputs + n] = round_to<T>(gelu(y + bias[n]));
@@ -125,8 +170,8 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) gelu_tensor(
 /// out (rows, outputs) = residual + (x W^T + b), rounded once. Clauses: ATT-9, ATT-10, MLP-4, MOD-3.
 template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) residual_tensor(
-    const T* __restrict__ x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias,
-    const T* __restrict__ residual, T* __restrict__ out, int rows, int width, int outputs, int splits) {
+    const T* x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias,
+    const T* residual, T* out, int rows, int width, int outputs, int splits) {
     DYNAMIC_SHARED(float, scratch);
     products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, scratch, [&](int row, int n, float y) {
         const size_t at = size_t(row) * outputs + n;
@@ -138,7 +183,7 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) residual_tensor(
 /// Clauses: MOD-5, MOD-6.
 template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) head_tensor(
-    const T* __restrict__ x, const T* __restrict__ weight, int weight_stride, float* __restrict__ logits, int* broken, int rows,
+    const T* x, const T* __restrict__ weight, int weight_stride, float* logits, int* broken, int rows,
     int width, int outputs, int splits) {
     DYNAMIC_SHARED(float, scratch);
     products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, scratch, [&](int row, int n, float y) {

@@ -1,0 +1,71 @@
+"""Kernels that start beside the one before them: nothing is read before they wait, and every thread of them waits.
+
+In a replay the emulated device lets a kernel run as far as it comes before the one before it has begun, by chance.
+"""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from emulated_device import EmulatedDevice
+from emulator import EmulationError
+
+from accel.cupy_gpu import launches, sources
+from accel.cupy_gpu.launches import Launch
+
+SEEDS = range(1, 7)
+WIDTH = 64
+WAIT = "    start_early();\n    const T* const row = x +"
+
+
+def two_norms(device: EmulatedDevice) -> bytes:
+    """Bits of LN(LN(x)), of two kernels launched one by one and then replayed over other memory."""
+    x = device.upload(np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32))
+    gain, found = device.upload(np.full(WIDTH, 1.5, np.float32)), []
+    for run in (lambda work: work(), lambda work: device.capture(work)()):
+        once, twice = (device.empty(x.shape, x.dtype) for _ in range(2))
+        launch = launches.layer_norm("float32", len(x))
+
+        def work(once: object = once, twice: object = twice, launch: Launch = launch) -> None:
+            device.launch(launch, x, gain, gain, 1e-5, once, WIDTH)
+            device.launch(launch, once, gain, gain, 1e-5, twice, WIDTH)
+
+        run(work)
+        found.append(twice.tobytes())
+    assert found[0] == found[1]
+    return found[0]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_replay_has_the_bits_of_launches_one_by_one(emulator: type[EmulatedDevice], seed: int) -> None:
+    device = emulator(seed=seed)
+    assert np.isfinite(np.frombuffer(two_norms(device), np.float32)).all()
+
+
+def late(text: str) -> str:
+    """The wait behind the first read."""
+    return re.sub(
+        r"(const T\* const row = x \+[^;]*;\n    Acc<T> mean\[1\], inverse\[1\];\n    moments[^;]*;\n)",
+        r"\1    start_early();\n",
+        text.replace(WAIT, WAIT.split("\n")[1]),
+    )
+
+
+FAULTS = {
+    "a kernel that never waits": lambda text: text.replace(WAIT, WAIT.split("\n")[1]),
+    "a kernel that reads before it waits": late,
+    "a thread that does not wait": lambda text: text.replace(WAIT, f"    if (threadIdx.x == 7) return;\n{WAIT}"),
+}
+
+
+@pytest.mark.parametrize("plant", FAULTS.values(), ids=FAULTS)
+def test_a_planted_fault_is_found(emulator: type[EmulatedDevice], plant: Callable[[str], str]) -> None:
+    assert plant(sources.source("rows")) != sources.source("rows")
+
+    def try_all() -> None:
+        for seed in SEEDS:
+            two_norms(emulator(seed=seed, change=plant))
+
+    with pytest.raises((AssertionError, EmulationError)):
+        try_all()
