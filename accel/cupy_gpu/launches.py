@@ -127,7 +127,7 @@ def attention_flash(dtype: str, head_width: int, batch: int, heads: int, time: i
     width, stages = -(-head_width // 16) * 16, 2 if arch >= 80 else 1
     shared = (1 + 2 * stages) * _TILE * (width + 8) * 2
     chosen = kernel("flash", "attention_flash", dtype, width, stages)
-    return Launch(chosen, (-(-time // _TILE), heads, batch), _ATTENTION_WARPS * WARP, shared)
+    return Launch(chosen, (heads, -(-time // _TILE), batch), _ATTENTION_WARPS * WARP, shared)
 
 
 def has_tiled(dtype: str, head_width: int, time: int, arch: int) -> bool:

@@ -91,7 +91,7 @@ __device__ __forceinline__ float sum_of_4(float x) {
     return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }
 
-/// Grid: (time / 64 rounded up, H, B), 4 warps. Arguments and result as `attention_rows`.
+/// Grid: (H, time / 64 rounded up, B), 4 warps: the long blocks of all heads first. Arguments and result as `attention_rows`.
 /// Shared memory: (1 + 2 STAGES) tiles of 64 x (WIDTH + 8) T. With two stages the next tiles travel while one is used.
 template <class T, int WIDTH, int STAGES>
 __global__ void __launch_bounds__(128) attention_flash(
@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(128) attention_flash(
     DYNAMIC_SHARED(T, tiles);
     constexpr int SIZE = TILE * PITCH<WIDTH>;
     T *const query_tile = tiles, *const key_tiles = tiles + SIZE, *const value_tiles = key_tiles + STAGES * SIZE;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = blockIdx.y, batch = blockIdx.z;
-    const int block = gridDim.x - 1 - blockIdx.x, t = block * TILE;  // the long ones first
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = blockIdx.x, batch = blockIdx.z;
+    const int block = gridDim.y - 1 - blockIdx.y, t = block * TILE;
     const int row_stride = heads * head_width, count = min(time - t, TILE);
     const int first_column = *start + t, last = first_column + count;
     const size_t row = (size_t(batch) * time + t) * row_stride + head * head_width;
