@@ -7,65 +7,40 @@
 Prints a table; `--output` writes the same as JSON. Exit status: 0 when everything passed, 1 when something failed, 2 when all
 that could run without a GPU passed, but there is none.
 
-`--measure` times decoding and prompts beside transformers, cuBLAS alone and a copy, each checked before (see gpu_measure.py).
+`--measure` times decoding and prompts beside transformers, cuBLAS alone and a copy, each checked before (see gpu_measure.py), and
+says which aims hold (gpu_aims.py). The report is written after every figure; the same command goes on where it ends. So, where a
+command may take ten minutes, the same line three times: the first one gives copies, cuBLAS and bloomref of every preset and begins
+with transformers, the second one ends that and times every kernel, the third one compiles transformers.
 
 Examples:
   python -m benchmarks.gpu --check --output gpu-check.json
-  python -m benchmarks.gpu --measure --output benchmarks/results/gpu.json
+  timeout 590 python -m benchmarks.gpu --measure --output benchmarks/results/gpu.json
+  python -m benchmarks.gpu --measure --participants copy bloomref --presets bloom_560m_multi --fresh
+  python -m benchmarks.gpu_table benchmarks/results/gpu.json
 """
 
 import argparse
 import json
 import platform
-import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gpu_figures, machine
+from benchmarks import gpu_figures, gpu_stages, gpu_table, machine
+from benchmarks.gpu_job import Job
 from benchmarks.gpu_kernels import PRESETS as MEASURED
+from benchmarks.gpu_stages import Result
 from benchmarks.machine import command_line, versions
 from bloomref.dtypes import dtype_policy
 from bloomref.errors import Unsupported
 from bloomref.presets.registry import PRESETS
 from bloomref.runtime import registry
 
-ROOT = Path(__file__).parents[1]
-KERNELS = "tests/cupy_gpu"
-COMPILED = f"{KERNELS}/test_nvrtc.py"
 PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cublas")
-PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the table: a command that succeeds or fails.
-
-    Args:
-        stage: compiled, emulated or device, as above; host for what needs none of them.
-        missing: why the command cannot run here.
-    """
-
-    stage: str
-    name: str
-    command: tuple[str, ...]
-    missing: str | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    stage: str
-    name: str
-    outcome: str
-    detail: str
-    seconds: float
 
 
 def main() -> None:
@@ -73,24 +48,41 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--check", action="store_true", help="run the checks")
     what.add_argument("--measure", action="store_true", help="time it, beside the others")
-    parser.add_argument("--presets", nargs="+", default=list(MEASURED), help="measured: whose dimensions to use")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"), help="measured")
     parser.add_argument(
-        "--rows", type=int, nargs="+", default=[1, 8, 32], help="measured: rows that are decoded together"
+        "--stages",
+        nargs="+",
+        choices=gpu_stages.STAGES,
+        default=list(gpu_stages.STAGES),
+        help="leave the other stages out",
     )
-    parser.add_argument("--tokens", type=int, default=64, help="measured: tokens of a timed run")
-    parser.add_argument("--runs", type=int, default=5, help="measured: timed runs, of which the median counts")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="leave the other stages out")
     parser.add_argument("--backend", default="cupy", help="cupy, or another of several GPUs: cupy:1")
     parser.add_argument("--output", type=Path, help="write the report to this JSON file")
+    add_measured(parser)
     arguments = parser.parse_args()
     reason = no_device(arguments.backend)
     if arguments.measure:
         measured(reason, arguments)
         return
-    results = [run(check) for check in checks(arguments.backend, reason) if check.stage in arguments.stages]
-    report(results, reason, arguments)
-    sys.exit(status(results, reason))
+    results = checked(reason, arguments)
+    show(results)
+    print(f"device: none ({reason})" if reason else f"device: {device()['name']}")
+    sys.exit(gpu_stages.status(results, reason))
+
+
+def add_measured(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("of --measure")
+    group.add_argument("--presets", nargs="+", default=list(MEASURED), help="whose dimensions to use")
+    group.add_argument("--participants", nargs="+", choices=gpu_figures.NAMES, default=list(gpu_figures.NAMES))
+    group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    group.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="rows that are decoded together")
+    group.add_argument("--prompt", type=int, default=Job.prompt, help="positions before the steps")
+    group.add_argument("--tokens", type=int, default=Job.tokens, help="tokens of a timed run")
+    group.add_argument("--long", type=int, default=Job.long, help="positions of the prompt whose reading is timed")
+    group.add_argument("--context", type=int, default=Job.context, help="columns that the kernels of a step see")
+    group.add_argument("--runs", type=int, default=Job.runs, help="timed runs, of which the median counts")
+    group.add_argument("--torch", default=Job.torch, help="where torch computes; cpu for a dry run")
+    group.add_argument("--limit", type=float, default=240.0, help="seconds for one participant")
+    group.add_argument("--fresh", action="store_true", help="begin anew, whatever --output holds")
 
 
 def measured(reason: str | None, arguments: argparse.Namespace) -> None:
@@ -98,11 +90,38 @@ def measured(reason: str | None, arguments: argparse.Namespace) -> None:
     if reason is not None:
         print(f"device: none ({reason})")
         sys.exit(2)
-    found = gpu_figures.measure(arguments)
-    gpu_figures.show(found, Console(width=160 if not sys.stdout.isatty() else None, markup=False))
-    if arguments.output:
-        report = {**about(reason), "measured": found}
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    found = gpu_figures.measure(about(reason), arguments)
+    gpu_table.show(found, console())
+
+
+# --- checks ------------------------------------------------------------------------------------------------------
+
+
+def checked(reason: str | None, arguments: argparse.Namespace) -> list[Result]:
+    """Each in turn; the report is written after each."""
+    results: list[Result] = []
+    for check in gpu_stages.checks(arguments.backend, reason):
+        if check.stage in arguments.stages:
+            results.append(gpu_stages.run(check))
+            print(f"{check.stage}, {check.name}: {results[-1].outcome}, {results[-1].detail}", file=sys.stderr)
+            if arguments.output:
+                found = {**about(reason), "results": [asdict(result) for result in results]}
+                arguments.output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    return results
+
+
+def show(results: list[Result]) -> None:
+    table = Table("stage", "check", "outcome", "seconds", "detail", box=None, header_style="bold", pad_edge=False)
+    for result in results:
+        table.add_row(result.stage, result.name, result.outcome, f"{result.seconds:.1f}", result.detail)
+    console().print(table)
+
+
+# --- what both tell ----------------------------------------------------------------------------------------------
+
+
+def console() -> Console:
+    return Console(width=160 if not sys.stdout.isatty() else None, markup=False)
 
 
 def no_device(backend: str) -> str | None:
@@ -113,91 +132,6 @@ def no_device(backend: str) -> str | None:
     except Unsupported as error:
         return str(error)
     return None
-
-
-# --- what there is to check --------------------------------------------------------------------------------------
-
-
-def checks(backend: str, reason: str | None) -> list[Check]:
-    """In the order in which they run. `reason`: why there is no device."""
-    host = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / KERNELS).glob("test_host*.py"))
-    others = (f"--ignore={name}" for name in (*host, COMPILED))
-    required = ("--require-backend", "cupy-emulated")
-    suite = ("tests/backend", "--require-backend", backend, "-k", f"[{backend}")
-    return [
-        Check("host", "layout, memory, loading, errors", pytest(*host, *required)),
-        Check("compiled", "every kernel, sm_75 to sm_120", pytest(COMPILED, *required)),
-        Check("emulated", "every kernel, and planted faults", pytest(KERNELS, *others, *required)),
-        Check(
-            "emulated",
-            "parity of whole models",
-            pytest("tests/backend", "--emulated-cupy", "-k", "emulated", "-m", "not slow"),
-        ),
-        Check("device", "parity suite, embedded preset", pytest(*suite), reason),
-        Check("device", "greedy tokens, 560m, float32", checked("greedy", backend), reason),
-        Check("device", "tokens chosen there, 560m", checked("tokens", backend), reason),
-        Check("device", "bits of repeated runs, 560m", checked("repeat", backend), reason),
-        Check("device", "compute-sanitizer memcheck", sanitized("memcheck", backend), reason or no_sanitizer()),
-        Check("device", "compute-sanitizer racecheck", sanitized("racecheck", backend), reason or no_sanitizer()),
-    ]
-
-
-STAGES = ("host", "compiled", "emulated", "device")
-
-
-def pytest(*arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
-
-
-def checked(name: str, backend: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "benchmarks.gpu_checks", name, "--backend", backend)
-
-
-def sanitized(tool: str, backend: str) -> tuple[str, ...]:
-    return ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *checked("exercise", backend))
-
-
-def no_sanitizer() -> str | None:
-    return (
-        None
-        if shutil.which("compute-sanitizer")
-        else "compute-sanitizer is not installed; it comes with the CUDA toolkit"
-    )
-
-
-# --- running them, and telling -----------------------------------------------------------------------------------
-
-
-def run(check: Check) -> Result:
-    if check.missing is not None:
-        return Result(check.stage, check.name, NOT_RUN, check.missing, 0.0)
-    start = time.perf_counter()
-    done = subprocess.run(check.command, cwd=ROOT, capture_output=True, text=True, check=False)
-    seconds = round(time.perf_counter() - start, 1)
-    lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
-    outcome = FAILED if done.returncode else PASSED
-    return Result(check.stage, check.name, outcome, lines[-1].strip("= ") if lines else "", seconds)
-
-
-def status(results: Sequence[Result], reason: str | None) -> int:
-    if any(result.outcome == FAILED for result in results):
-        return 1
-    return 2 if reason is not None else 0
-
-
-def report(results: Sequence[Result], reason: str | None, arguments: argparse.Namespace) -> None:
-    table = Table("stage", "check", "outcome", "seconds", "detail", box=None, header_style="bold", pad_edge=False)
-    for result in results:
-        table.add_row(result.stage, result.name, result.outcome, f"{result.seconds:.1f}", result.detail)
-    console = Console(width=160 if not sys.stdout.isatty() else None, markup=False)
-    console.print(table)
-    console.print(f"device: none ({reason})" if reason else f"device: {device()['name']}")
-    if arguments.output:
-        arguments.output.write_text(json.dumps(as_dict(results, reason), indent=1) + "\n", "utf-8")
-
-
-def as_dict(results: Sequence[Result], reason: str | None) -> dict[str, Any]:
-    return {**about(reason), "results": [asdict(result) for result in results]}
 
 
 def about(reason: str | None) -> dict[str, Any]:

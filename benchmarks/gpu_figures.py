@@ -1,76 +1,180 @@
-"""`python -m benchmarks.gpu --measure`: every participant in turn, what memory allows, and the report."""
+"""`python -m benchmarks.gpu --measure`: every participant in turn, the most important ones of all presets first, and the report.
+
+The report is written after every figure. A run that is started again goes on where the report ends; our own participants are
+asked again where their code has changed since.
+"""
 
 import argparse
+import hashlib
 import json
-import subprocess
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks import gpu_aims
+from benchmarks.gpu_ask import ROOT, ask
 from benchmarks.gpu_checks import config_of
-from benchmarks.gpu_measure import PARTICIPANTS
 from benchmarks.model import sizes
+from bloomref.errors import InvalidInput, invalid
 
-TOLERANCE = 0.05
-ROOT = Path(__file__).parents[1]
-
-
-def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """One entry for each preset: what everybody gave, the floors, and fractions of them."""
-    copied = ask("copy", arguments.presets[0], arguments)
-    found = []
-    for preset in arguments.presets:
-        answers = {name: ask(name, preset, arguments) for name in PARTICIPANTS if name != "copy"}
-        found.append(judged(preset, answers, copied, arguments))
-    return found
-
-
-def ask(name: str, preset: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The answer of one process, which gives all its memory back; why there is none, where it fails."""
-    command = [sys.executable, "-m", "benchmarks.gpu_measure", name, "--preset", preset]
-    command += ["--backend", arguments.backend, "--dtype", arguments.dtype, "--runs", str(arguments.runs)]
-    command += ["--tokens", str(arguments.tokens), "--rows", *map(str, arguments.rows)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        return {"absent": (done.stderr.strip().splitlines() or ["no answer"])[-1]}
-    answer: dict[str, Any] = json.loads(lines[-1])
-    if not answer.get("logit_error_rms", 0.0) < TOLERANCE:
-        return {"absent": f"logits off by {answer['logit_error_rms']:.1%} (root mean square): not timed"}
-    return answer
+PASSES: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("copy", "host-copy", "cublas", "bloomref", "bloomref-steps", "bloomref-eager"), ("start",)),
+    (("transformers",),),
+    (("kernels",),),
+    (("transformers-compiled",),),
+)
+"""One pass over the presets after the other; of each, groups that share a process."""
+NAMES = tuple(name for groups in PASSES for group in groups for name in group)
+OTHERS = ("copy", "transformers", "transformers-compiled")
+"""Who runs no code of ours."""
+FLOORS = ("copy", "host-copy")
+SETTINGS = ("backend", "dtype", "rows", "prompt", "tokens", "long", "context", "runs", "torch")
+Group = tuple[str, tuple[str, ...]]
+"""A preset, and participants of one process."""
 
 
-def judged(
-    preset: str, answers: dict[str, dict[str, Any]], copied: dict[str, Any], arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Fractions of the floor: bytes that a step must read, over the bandwidth of the copy in the same run."""
-    rate, config = copied.get("bytes_per_second"), sizes(config_of(preset))
-    middle = 32 + arguments.tokens // 2
+class Report:
+    """What was found so far, and where it is written.
+
+    Args:
+        about: the machine and the packages.
+        path: None writes nothing.
+    """
+
+    def __init__(self, about: dict[str, Any], arguments: argparse.Namespace, path: Path | None) -> None:
+        self.about, self.arguments, self.path = about, arguments, path
+        self.settings = {name: getattr(arguments, name) for name in SETTINGS}
+        self.code = code()
+        self.participants: dict[str, dict[str, Any]] = {preset: {} for preset in arguments.presets}
+
+    def go_on(self) -> int:
+        """Take over what the file has; how many answers that is.
+
+        Raises:
+            InvalidInput: the file is of other settings, packages or another device.
+        """
+        if self.path is None or not self.path.exists():
+            return 0
+        known = json.loads(self.path.read_text("utf-8"))
+        for name, value in {"settings": self.settings, **self.about}.items():
+            if name != "command" and known.get(name) != json.loads(json.dumps(value)):
+                raise invalid(
+                    "--output", f"a report of the same {name}", f"one of {known.get(name)}", "--fresh begins anew"
+                )
+        for entry in known["measured"]:
+            self.participants[entry["preset"]] = entry["participants"]
+        return sum(self.has(preset, name) for preset, found in self.participants.items() for name in found)
+
+    def has(self, preset: str, name: str) -> bool:
+        """Whether a participant has come to its end there, with this code."""
+        answer = self.participants[preset].get(name, {})
+        return bool(answer.get("done")) and answer.get("code", self.code) == self.code
+
+    def begin(self, preset: str, name: str) -> None:
+        self.participants[preset][name] = {} if name in OTHERS else {"code": self.code}
+
+    def take(self, preset: str, name: str, figures: dict[str, Any]) -> None:
+        """Add figures; tables by the number of rows grow."""
+        answer = self.participants[preset][name]
+        for what, value in figures.items():
+            answer[what] = {**answer.get(what, {}), **value} if isinstance(value, dict) else value
+        self.write()
+
+    def entries(self) -> list[dict[str, Any]]:
+        return [judged(preset, found, self.arguments) for preset, found in self.participants.items()]
+
+    def as_dict(self) -> dict[str, Any]:
+        measured = self.entries()
+        aims = gpu_aims.judge(measured, self.arguments.dtype)
+        return {**self.about, "settings": self.settings, "aims": aims, "measured": measured}
+
+    def write(self) -> None:
+        """Whole, or not at all."""
+        if self.path is not None:
+            partial = self.path.with_name(f"{self.path.name}.partial")
+            partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", "utf-8")
+            partial.replace(self.path)
+
+
+def measure(about: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The report, after everything that was asked for and is not in it yet, or as much as there was when it was interrupted."""
+    report, console = Report(about, arguments, arguments.output), Console(stderr=True, markup=False, highlight=False)
+    if not arguments.fresh and (known := _known(report)):
+        console.print(f"{arguments.output.name}: {known} answers are there; it goes on behind them")
+    left = list(open_groups(report, arguments))
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as SIGINT: participants end with this process
+    with Progress(*columns, console=console) as progress, suppress(KeyboardInterrupt):
+        task = progress.add_task("", total=sum(len(names) for _, names in left))
+        for preset, names in left:
+            _measure_group(report, preset, names, progress, task)
+    report.write()
+    return report.as_dict()
+
+
+def _known(report: Report) -> int:
+    try:
+        return report.go_on()
+    except InvalidInput as error:
+        sys.exit(str(error))
+
+
+def open_groups(report: Report, arguments: argparse.Namespace) -> Iterator[Group]:
+    """In their order, without those that have answered; floors are measured beside what is judged by them."""
+    for groups in PASSES:
+        for preset in arguments.presets:
+            for group in groups:
+                asked = tuple(name for name in group if name in arguments.participants)
+                if missing := {name for name in asked if not report.has(preset, name)}:
+                    yield preset, tuple(name for name in asked if name in {*missing, *FLOORS})
+
+
+def _measure_group(report: Report, preset: str, names: tuple[str, ...], progress: Progress, task: Any) -> None:
+    progress.update(task, description=f"{preset}: {', '.join(names)}")
+
+    def take(name: str, figures: dict[str, Any]) -> None:
+        report.take(preset, name, figures)
+        told = {what: value for what, value in figures.items() if what not in ("done", "kernels")}
+        for what, value in told.items():
+            progress.console.print(f"{preset}, {name}: {what} {value}")
+        if figures.get("done"):
+            progress.advance(task)
+
+    for name in names:
+        report.begin(preset, name)
+    ask(names, lambda left: command(left, preset, report.arguments), report.arguments.limit, take)
+
+
+def command(names: list[str], preset: str, arguments: argparse.Namespace) -> list[str]:
+    words = [sys.executable, "-m", "benchmarks.gpu_measure", *names, "--preset", preset]
+    for name in SETTINGS:
+        value = getattr(arguments, name)
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def code() -> str:
+    """A short hash of the accelerator's text."""
+    files = sorted(path for path in (ROOT / "accel/cupy_gpu").rglob("*") if path.suffix in (".py", ".cu", ".cuh"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+def judged(preset: str, participants: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fractions of the floor: bytes that a step must read, over the bandwidth of the copy in the same process."""
+    rate, config = participants.get("copy", {}).get("bytes_per_second"), sizes(config_of(preset))
+    middle = arguments.prompt + arguments.tokens // 2
     floors = (
         {str(rows): config.step_bytes(arguments.dtype, rows, middle) / rate for rows in arguments.rows} if rate else {}
     )
     fractions = {
         name: {rows: floors[rows] / seconds for rows, seconds in answer["step_seconds"].items()}
-        for name, answer in answers.items()
+        for name, answer in participants.items()
         if floors and "step_seconds" in answer
     }
-    return {"preset": preset, "copy": copied, "floor_seconds": floors, "fractions": fractions, "participants": answers}
-
-
-def show(found: list[dict[str, Any]], console: Console) -> None:
-    table = Table("preset", "participant", "rows", "ms a step", "tokens/s", "of the floor", box=None, pad_edge=False)
-    absent = []
-    for entry in found:
-        for name, answer in entry["participants"].items():
-            if "absent" in answer:
-                absent.append(f"{entry['preset']}, {name}: {answer['absent']}")
-            for rows, seconds in answer.get("step_seconds", {}).items():
-                fraction = entry["fractions"].get(name, {}).get(rows)
-                shown = "" if fraction is None else f"{fraction:.0%}"
-                table.add_row(entry["preset"], name, rows, f"{seconds * 1e3:.3f}", f"{int(rows) / seconds:.0f}", shown)
-    console.print(table)
-    for line in absent:
-        console.print(f"absent: {line}")
+    return {"preset": preset, "floor_seconds": floors, "fractions": fractions, "participants": participants}

@@ -117,7 +117,7 @@ def launched(preset: str, rows: int, context: int, dtype: str, chip: Chip) -> li
         Choice(), weights=weights(config, compute), blocks=blocks, space=space, cache=cache, is_dense=True, graph=False
     )
     step.run()
-    return [(launch, _bytes(launch, arguments)) for launch, arguments in device.launched]
+    return [(launch, bytes_of(launch, arguments)) for launch, arguments in device.launched]
 
 
 def weights(config: Any, dtype: Any) -> Weights:
@@ -133,9 +133,9 @@ def weights(config: Any, dtype: Any) -> Weights:
     return Weights(embedding, norm, (layer,) * config.num_layers, norm, embedding)
 
 
-def _bytes(launch: Launch, arguments: tuple[Any, ...]) -> int:
-    """Of all arrays once; of keys and values the whole capacity where they are read and the new column where they are written."""
-    name, arrays = _name(launch), [a for a in arguments if isinstance(a, Shape)]
+def bytes_of(launch: Launch, arguments: tuple[Any, ...]) -> int:
+    """What a launch has to move, arrays of a device or shapes alone: all of them once; of keys and values the whole capacity where they are read and the new column where they are written."""
+    name, arrays = name_of(launch), [a for a in arguments if hasattr(a, "nbytes")]
     total = sum(a.nbytes for a in arrays)
     if name == "embed_norm":
         ids, table = arrays[:2]
@@ -146,7 +146,7 @@ def _bytes(launch: Launch, arguments: tuple[Any, ...]) -> int:
     return total
 
 
-def _name(launch: Launch) -> str:
+def name_of(launch: Launch) -> str:
     return launch.kernel.expression.partition("<")[0]
 
 
@@ -176,7 +176,7 @@ def _row(preset: str, launch: Launch, size: int, times: int, registers: int, chi
     held = chip.blocks_held(warps, registers, launch.shared)
     waves = round(blocks / (held * chip.processors), 2)
     return Row(
-        preset, _name(launch), times, blocks, launch.block, registers, launch.shared, held * warps, waves, size
+        preset, name_of(launch), times, blocks, launch.block, registers, launch.shared, held * warps, waves, size
     )  # fmt: skip
 
 

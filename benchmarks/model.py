@@ -36,7 +36,7 @@ class Sizes:
 
 
 def itemsize(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else 4
+    return 2 if dtype in ("bfloat16", "float16") else 4
 
 
 def model_config(preset: str, layers: int | None = None) -> Any:

@@ -1,13 +1,8 @@
 """`python -m benchmarks.gpu --check`: what it runs where, what its exit status means; its own checks on the emulated backend."""
 
-import argparse
 import json
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +10,42 @@ import numpy as np
 import pytest
 
 from accel.cupy_gpu.prepared import CupyPrepared
-from benchmarks import gpu, gpu_checks, gpu_figures
-from bloomref.runtime import registry
+from benchmarks import gpu, gpu_checks, gpu_exercise, gpu_stages
+from benchmarks.gpu_stages import FAILED, NOT_RUN, PASSED, Check, Result
 
-PLUGIN = Path(__file__).parent / "plugin"
-EMULATED = "cupy-emulated"
 EQUAL = "3 tokens behind each of 3 prompts, together and alone"
 SUCCEEDS, FAILS = (sys.executable, "-c", "print('3 passed')"), (sys.executable, "-c", "raise SystemExit('1 failed')")
+SLEEPS = (sys.executable, "-c", "import time; time.sleep(9)")
 
 
-@pytest.fixture
-def _emulated(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:  # noqa: ARG001
-    monkeypatch.syspath_prepend(str(PLUGIN))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(PLUGIN), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(registry, "load", cache(registry.load.__wrapped__))
-    yield
-    sys.modules.pop("emulated_cupy", None)
-
-
-def some(outcomes: tuple[str, ...]) -> list[gpu.Result]:
-    return [gpu.Result("host", "x", outcome, "", 0.0) for outcome in outcomes]
+def some(outcomes: tuple[str, ...]) -> list[Result]:
+    return [Result("host", "x", outcome, "", 0.0) for outcome in outcomes]
 
 
 @pytest.mark.parametrize(
     ("outcomes", "reason", "expected"),
     [
-        ((gpu.PASSED, gpu.PASSED), None, 0),
-        ((gpu.PASSED, gpu.NOT_RUN), None, 0),
-        ((gpu.PASSED, gpu.NOT_RUN), "no GPU", 2),
-        ((gpu.PASSED, gpu.FAILED), None, 1),
-        ((gpu.FAILED, gpu.NOT_RUN), "no GPU", 1),
+        ((PASSED, PASSED), None, 0),
+        ((PASSED, NOT_RUN), None, 0),
+        ((PASSED, NOT_RUN), "no GPU", 2),
+        ((PASSED, FAILED), None, 1),
+        ((FAILED, NOT_RUN), "no GPU", 1),
     ],
 )
 def test_the_exit_status(outcomes: tuple[str, ...], reason: str | None, expected: int) -> None:
-    assert gpu.status(some(outcomes), reason) == expected
+    assert gpu_stages.status(some(outcomes), reason) == expected
 
 
 @pytest.mark.parametrize(
     ("command", "missing", "outcome", "detail"),
     [
-        (SUCCEEDS, None, gpu.PASSED, "3 passed"),
-        (FAILS, None, gpu.FAILED, "1 failed"),
-        (FAILS, "no GPU", gpu.NOT_RUN, "no GPU"),
+        (SUCCEEDS, None, PASSED, "3 passed"),
+        (FAILS, None, FAILED, "1 failed"),
+        (FAILS, "no GPU", NOT_RUN, "no GPU"),
     ],
 )
 def test_a_check(command: tuple[str, ...], missing: str | None, outcome: str, detail: str) -> None:
-    result = gpu.run(gpu.Check("device", "x", command, missing))
+    result = gpu_stages.run(Check("device", "x", command, missing))
     assert (result.outcome, result.detail) == (outcome, detail)
 
 
@@ -68,7 +53,7 @@ def test_without_a_gpu_the_other_stages_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu, "no_device", lambda _: "no NVIDIA driver")
-    monkeypatch.setattr(gpu, "pytest", lambda *_: SUCCEEDS)
+    monkeypatch.setattr(gpu_stages, "pytest", lambda *_: SUCCEEDS)
     monkeypatch.setattr(sys, "argv", ["gpu", "--check", "--output", str(tmp_path / "report.json")])
     with pytest.raises(SystemExit) as ended:
         gpu.main()
@@ -81,109 +66,104 @@ def test_without_a_gpu_the_other_stages_run(
 
 
 def test_every_command_names_files_that_are_there() -> None:
-    words = [word for check in gpu.checks("cupy", None) for word in check.command]
+    words = [word for check in gpu_stages.checks("cupy", None) for word in check.command]
     paths = [word.partition("=")[2] or word for word in words if "tests/" in word]
     assert len(paths) > 5
-    assert [path for path in paths if not (gpu.ROOT / path).exists()] == []
+    assert [path for path in paths if not (gpu_stages.ROOT / path).exists()] == []
 
 
-# --- figures -----------------------------------------------------------------------------------------------------
+def test_a_failed_check_shows_what_it_said_and_a_slow_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = gpu_stages.run(Check("device", "x", FAILS))
+    assert "1 failed" in failed.output
+    monkeypatch.setattr(gpu_stages, "LIMIT", 0.2)
+    slow = gpu_stages.run(Check("device", "x", SLEEPS))
+    assert (slow.outcome, slow.detail) == (FAILED, "ran out of time: 0.2 s")
 
 
-@pytest.mark.usefixtures("_emulated")
-@pytest.mark.slow
-def test_a_measurement_where_a_processor_plays_the_gpu(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The whole course, dry: every process starts, answers, is checked and judged; those that need a GPU say so."""
-    words = ["gpu", "--measure", "--backend", EMULATED, "--presets", gpu_checks.SMALL, "--rows", "1", "2"]
-    report = tmp_path / "report.json"
-    monkeypatch.setattr(sys, "argv", [*words, "--tokens", "2", "--runs", "1", "--output", str(report)])
-    gpu.main()
-    entry = json.loads(report.read_text("utf-8"))["measured"][0]
-    ours = {name: answer for name, answer in entry["participants"].items() if name.startswith("bloomref")}
-    assert len(ours) == 3
-    for name, answer in ours.items():
-        assert answer.get("logit_error_rms", 1.0) < 0.05, (name, answer)
-        assert {rows for rows, seconds in answer["step_seconds"].items() if seconds > 0} == {"1", "2"}
-    assert entry["participants"]["cublas"] == {"absent": f"{EMULATED} is no GPU"}
-    assert "absent: small, transformers: " in capsys.readouterr().out
+def test_the_suite_runs_in_several_processes_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few threads each; and what it needs is named where it is missing."""
+    monkeypatch.setattr(gpu_stages, "cores", lambda: 16)
+    monkeypatch.setattr(gpu_stages, "find_spec", lambda _: object())
+    together = gpu_stages.beside_each_other(("pytest",))
+    assert together == ("env", "OPENBLAS_NUM_THREADS=2", "OMP_NUM_THREADS=2", "pytest", "-n", "8")
+    assert gpu_stages.no_tools() is None
+    monkeypatch.setattr(gpu_stages, "find_spec", lambda _: None)
+    assert gpu_stages.beside_each_other(("pytest",)) == ("pytest",)
+    assert (
+        gpu_stages.no_tools() == "pytest, hypothesis, jaxtyping, beartype not installed: pip install 'bloomref[test]'"
+    )
 
 
-def test_fractions_of_the_floor() -> None:
-    arguments = argparse.Namespace(rows=[1, 2], tokens=64, dtype="bfloat16")
-    answers = {"a": {"step_seconds": {"1": 1e-3, "2": 2e-3}}, "b": {"absent": "no"}}
-    entry = gpu_figures.judged("bloom_560m_multi", answers, {"bytes_per_second": 4e12}, arguments)
-    assert entry["floor_seconds"]["1"] == pytest.approx((2 * 559_214_592 + 2 * 24 * 1024 * 64 * 2) / 4e12)
-    assert entry["fractions"] == {
-        "a": {rows: entry["floor_seconds"][rows] / s for rows, s in answers["a"]["step_seconds"].items()}
+# --- every kernel ------------------------------------------------------------------------------------------------
+
+
+def kernel_names() -> set[str]:
+    return {
+        name
+        for path in (gpu_stages.ROOT / "accel/cupy_gpu/kernels").glob("*.cu")
+        for name in re.findall(r"__global__[^;{]*?(\w+)\(\s*const", path.read_text("utf-8"))
     }
 
 
-@pytest.mark.parametrize(
-    ("printed", "expected"),
-    [
-        ('{"logit_error_rms": 0.2}', "logits off by 20.0%"),
-        ("", "no answer"),
-    ],
-)
-def test_who_is_wrong_or_silent_is_absent(monkeypatch: pytest.MonkeyPatch, printed: str, expected: str) -> None:
-    done = subprocess.CompletedProcess([], 0, printed, "")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    arguments = argparse.Namespace(backend="x", dtype="float32", runs=1, tokens=1, rows=[1])
-    assert gpu_figures.ask("bloomref", "small", arguments)["absent"].startswith(expected)
+def test_compute_sanitizer_sees_every_kernel(
+    emulated_backend: str, emulator: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even with the few widths and dtypes of racecheck. Nothing is computed: it is about what is launched."""
+    launched: set[str] = set()
+    device = gpu_checks.random_engine(
+        emulated_backend, gpu_checks.config_of(gpu_checks.SMALL), "float32"
+    ).prepared.device
+    monkeypatch.setattr(device, "processors", 132)
+    monkeypatch.setattr(emulator, "launch", lambda _, launch, *__: launched.add(launch.kernel.expression))
+    monkeypatch.setattr(emulator, "capture", lambda _, work: work)
+    monkeypatch.setattr(emulator, "download", lambda _, array: np.zeros(array.shape, array.dtype))
+    monkeypatch.setattr(sys, "argv", ["gpu_exercise", "--backend", emulated_backend, *gpu_exercise.RACES])
+    gpu_exercise.main()
+    assert capsys.readouterr().out == "head widths 64, 33 in float32, bfloat16\n"
+    assert {expression.partition("<")[0] for expression in launched} == kernel_names()
+    tiles = {re.sub(r"^.*, (\d+, \d+)>$", r"\1", expression) for expression in launched if "_tensor<" in expression}
+    assert tiles == {"32, 1", "32, 2", "64, 1", "64, 2"}
 
 
-def test_nothing_is_measured_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(gpu, "no_device", lambda _: "no NVIDIA driver")
-    monkeypatch.setattr(sys, "argv", ["gpu", "--measure"])
-    with pytest.raises(SystemExit) as ended:
-        gpu.main()
-    assert ended.value.code == 2
-    assert "device: none (no NVIDIA driver)" in capsys.readouterr().out
+def test_who_fails_to_warm_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"backend: expected one of .*, got 'nobody'"):
+        gpu_exercise.warm("nobody", (64,), ("float32",))
 
 
 # --- the checks that a GPU has to pass, on a processor that plays one --------------------------------------------
 
 
-@pytest.mark.usefixtures("_emulated")
-def test_greedy_tokens_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_checks.greedy(EMULATED, gpu_checks.SMALL, tokens=3) == EQUAL
+def test_greedy_tokens_are_compared(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_checks.greedy(emulated_backend, gpu_checks.SMALL, tokens=3) == EQUAL
     right = CupyPrepared.step
     monkeypatch.setattr(CupyPrepared, "step", lambda *a: np.roll(right(*a), 1, axis=-1))
     with pytest.raises(AssertionError, match=r"prompt 0: token \d is \d+, the reference's \d+"):
-        gpu_checks.greedy(EMULATED, gpu_checks.SMALL, tokens=3)
+        gpu_checks.greedy(emulated_backend, gpu_checks.SMALL, tokens=3)
 
 
-@pytest.mark.usefixtures("_emulated")
-def test_tokens_chosen_there_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (
-        gpu_checks.tokens(EMULATED, gpu_checks.SMALL, 4) == "4 tokens of 3 rows, 5 choices, float32, bfloat16, float16"
-    )
+def test_tokens_chosen_there_are_compared(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the two choices that are quick on a processor."""
+    monkeypatch.setattr(gpu_checks, "CHOICES", (gpu_checks.Choice(), gpu_checks.Choice(0.8, 4, 0.9)))
+    found = gpu_checks.tokens(emulated_backend, gpu_checks.SMALL, 4)
+    assert found == "4 tokens of 3 rows, 2 choices, float32, bfloat16, float16"
     right = CupyPrepared.step
     monkeypatch.setattr(CupyPrepared, "step", lambda *a: np.roll(right(*a), 1, axis=-1))
     with pytest.raises(AssertionError, match="float32: the host chooses others"):
-        gpu_checks.tokens(EMULATED, gpu_checks.SMALL, 4)
+        gpu_checks.tokens(emulated_backend, gpu_checks.SMALL, 4)
 
 
-@pytest.mark.usefixtures("_emulated")
 @pytest.mark.slow
-def test_repeated_runs_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_checks.repeat(EMULATED, gpu_checks.SMALL) == "4 dtypes, three runs, the same bits"
+def test_repeated_runs_are_compared(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_checks.repeat(emulated_backend, gpu_checks.SMALL) == "4 dtypes, three runs, the same bits"
     runs = iter(["a b c d", "a b x d"])
     monkeypatch.setattr(gpu_checks, "digest", lambda *_: next(runs))
     with pytest.raises(AssertionError, match="float32: three runs gave 2 results"):
-        gpu_checks.repeat(EMULATED, gpu_checks.SMALL)
+        gpu_checks.repeat(emulated_backend, gpu_checks.SMALL)
 
 
 def test_the_page_tells_of_every_kernel() -> None:
     """And of no device, before one has been there."""
-    kernels = {
-        name
-        for path in (gpu.ROOT / "accel/cupy_gpu/kernels").glob("*.cu")
-        for name in re.findall(r"__global__[^;{]*?(\w+)\(\s*const", path.read_text("utf-8"))
-    }
-    page = (gpu.ROOT / "docs/cupy.md").read_text("utf-8")
+    page = (gpu_stages.ROOT / "docs/cupy.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
-    assert {row[0] for row in rows} == kernels
+    assert {row[0] for row in rows} == kernel_names()
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d|not yet", cell) for row in rows for cell in row[1:])

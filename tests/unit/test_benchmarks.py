@@ -71,6 +71,7 @@ def test_long_jobs_run_in_every_second_round():
 def test_work_follows_from_the_sizes():
     assert MODEL.step_bytes("bfloat16", 3, 7) == 2 * 1000 + 2 * 2 * 4 * 3 * 7 * 2
     assert MODEL.step_bytes("float32", 1, 0) == 4000
+    assert MODEL.step_bytes("float16", 1, 0) == 2000
     one, two = MODEL.prompt_flops(1), MODEL.prompt_flops(2)
     assert one == 2 * (2 * 12 * 16 + 2 * 2 * 4) + 2 * 100
     assert two - one == 2 * (2 * 12 * 16 + 4 * 2 * 4)  # the second position attends to two

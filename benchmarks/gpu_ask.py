@@ -1,0 +1,91 @@
+"""Participants in processes of their own, which give all their memory back; who is too slow or fails leaves with a reason."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from time import monotonic
+from typing import Any
+
+from benchmarks.machine import without_folders
+
+ROOT = Path(__file__).parents[1]
+Take = Callable[[str, dict[str, Any]], None]
+"""What is done with a participant's figures; the last ones have `done`."""
+
+
+class Ended(Exception):
+    """Why a process gave no more figures."""
+
+
+def ask(names: Sequence[str], command: Callable[[list[str]], list[str]], limit: float, take: Take) -> None:
+    """All in one process, which is started again for the others when one of them ends it."""
+    left = list(names)
+    while left:
+        try:
+            for message in messages(command(left), limit):
+                take(message["participant"], message["figures"])
+                if message["figures"].get("done"):
+                    left.pop(0)
+            if left:
+                raise Ended("no answer")
+        except Ended as error:
+            if left:
+                take(left.pop(0), {"absent": str(error), "done": True})
+
+
+def messages(command: list[str], limit: float) -> Iterator[dict[str, Any]]:
+    """What it prints, one JSON object a line; `limit`: seconds from one `done` to the next.
+
+    Raises:
+        Ended: it failed, with its last words, or took too long.
+    """
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True, process_group=0, bufsize=1
+        )
+        try:
+            yield from _parsed(process, limit)
+            if process.wait():
+                raise Ended(_last_words(log))
+        finally:
+            with suppress(ProcessLookupError):  # torch compiles in processes of its own
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _parsed(process: "subprocess.Popen[str]", limit: float) -> Iterator[dict[str, Any]]:
+    lines: queue.Queue[str | None] = queue.Queue()
+    Thread(target=_pump, args=(process, lines), daemon=True).start()
+    deadline = monotonic() + limit
+    while True:
+        try:
+            line = lines.get(timeout=max(0.0, deadline - monotonic()))
+        except queue.Empty:
+            raise Ended(f"ran out of time: {limit:.0f} s") from None
+        if line is None:
+            return
+        message = json.loads(line)
+        yield message
+        if message["figures"].get("done"):
+            deadline = monotonic() + limit
+
+
+def _pump(process: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") -> None:
+    assert process.stdout is not None
+    with process.stdout as stdout:
+        for line in stdout:
+            lines.put(line)
+    lines.put(None)
+
+
+def _last_words(log: Any) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    return without_folders(lines[-1])[:300] if lines else "it said nothing"

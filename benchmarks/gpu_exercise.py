@@ -1,0 +1,106 @@
+"""Every kernel over small models, to be run under compute-sanitizer; `--warm` runs the same in several processes beside each
+other, so that all kernels are compiled, and on disk, before somebody waits for them.
+
+python -m benchmarks.gpu_exercise --backend cupy --warm
+compute-sanitizer --tool racecheck python -m benchmarks.gpu_exercise --backend cupy --widths 64 33 --dtypes float32 bfloat16
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.gpu_checks import CHOICES, DTYPES, chosen, random_engine, some_logits
+from bloomref.config import BloomConfig
+from bloomref.runtime.backend import Choice
+
+WIDTHS = (64, 80, 96, 128, 33)
+RACES = ("--widths", "64", "33", "--dtypes", "float32", "bfloat16")
+"""Every kernel, but not every instantiation: racecheck makes them up to a hundred times slower."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default="cupy")
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of a head")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--warm", action="store_true", help="in processes of their own, all at once")
+    arguments = parser.parse_args()
+    run = warm if arguments.warm else exercise
+    print(run(arguments.backend, arguments.widths, arguments.dtypes))
+
+
+def exercise(backend: str, widths: Sequence[int], dtypes: Sequence[str]) -> str:
+    """All paths, one row and many, in these dtypes and head widths; without CuPy's pool, whose slack hides mistakes."""
+    if backend.partition(":")[0] == "cupy":
+        import cupy
+
+        cupy.cuda.set_allocator(None)
+    for dtype in dtypes:
+        for config in (config for width in widths for config in by_vectors(width)):
+            _run(backend, config, dtype, ((1, 70), (17, 2)), rows=3, choices=CHOICES)
+        for config in (config for width in widths for config in by_tiles(width, dtype)):
+            _run(backend, config, dtype, ((17, 2), (33, 1)), rows=17, choices=(Choice(),))
+    return f"head widths {', '.join(map(str, widths))} in {', '.join(dtypes)}"
+
+
+def warm(backend: str, widths: Sequence[int], dtypes: Sequence[str]) -> str:
+    """
+    Raises:
+        RuntimeError: with the last words of a process that failed.
+    """
+    command = [sys.executable, "-m", "benchmarks.gpu_exercise", "--backend", backend]
+    parts = [(dtype, part) for dtype in dtypes for part in (widths[:-1], widths[-1:]) if part]
+    running = [
+        subprocess.Popen(
+            [*command, "--dtypes", dtype, "--widths", *map(str, part)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for dtype, part in parts
+    ]
+    words = [process.communicate()[1].strip().splitlines() for process in running]
+    for process, said in zip(running, words, strict=True):
+        if process.returncode:
+            raise RuntimeError(said[-1] if said else "it said nothing")
+    return f"{len(parts)} processes"
+
+
+def by_vectors(width: int) -> Iterator[BloomConfig]:
+    """Models that the kernels for tensor cores do not take for their widths, with both kinds of residual."""
+    for form in (False, True):
+        yield BloomConfig(
+            vocabulary_size=301, num_layers=1, num_heads=3, hidden_dim=3 * width, intermediate_dim=150,
+            apply_residual_connection_post_layernorm=form,
+        )  # fmt: skip
+
+
+def by_tiles(width: int, dtype: str) -> Iterator[BloomConfig]:
+    """Models that they take: one whose products give a warp one tile of outputs, one of two tiles."""
+    if dtype not in ("bfloat16", "float16") or width % 8:
+        return
+    yield BloomConfig(
+        vocabulary_size=301, num_layers=1, num_heads=3, hidden_dim=3 * width, intermediate_dim=152
+    )  # fmt: skip
+    if width == WIDTHS[0]:
+        yield BloomConfig(
+            vocabulary_size=4301, num_layers=1, num_heads=22, hidden_dim=22 * width, intermediate_dim=4224
+        )  # fmt: skip
+
+
+def _run(
+    backend: str, config: Any, dtype: str, shapes: Sequence[tuple[int, int]], rows: int, choices: Sequence[Choice]
+) -> None:
+    """Prompts and steps of these (rows, positions); tokens chosen on the device, but in float64, which has no such steps."""
+    engine = random_engine(backend, config, dtype)
+    for batch, prompt in shapes:
+        some_logits(engine, batch, prompt, 3)
+    if dtype != "float64":
+        for choice in choices:
+            chosen(engine, choice, 4, rows)
+
+
+if __name__ == "__main__":
+    main()

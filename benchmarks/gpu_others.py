@@ -1,0 +1,157 @@
+"""Who stands beside bloomref in `python -m benchmarks.gpu --measure`: what the chip can do at best, and transformers."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu_job import CHECKED_PROMPT, Absent, Figures, Job, close_enough, ids_of, median_seconds
+from benchmarks.model import relative_error
+from bloomref.dtypes import accumulation_dtype
+from bloomref.params import count_params
+
+COPIED_BYTES = 1 << 32
+PINNED_BYTES = 1 << 28
+
+# --- what the chip can do ----------------------------------------------------------------------------------------
+
+
+def copy(job: Job, _: str) -> Figures:
+    """Bytes read and written in a second by a copy within the device's memory: the bandwidth of the floor."""
+    cupy = device_library(job)
+    source = cupy.arange(COPIED_BYTES // 4, dtype=np.uint32)
+    target = cupy.zeros_like(source)
+    seconds = median_seconds(lambda: cupy.copyto(target, source), cupy.cuda.Device().synchronize, job.runs)
+    del source, target
+    cupy.get_default_memory_pool().free_all_blocks()
+    yield {"bytes_per_second": 2 * COPIED_BYTES / seconds}
+
+
+def host_copy(job: Job, _: str) -> Figures:
+    """Bytes in a second from pinned memory of the host: as many as the weights have, over the same buffer."""
+    device, left = job.device, count_params(job.config) * job.policy.compute_dtype.itemsize
+    source = device.pinned(min(PINNED_BYTES, left))
+    target = device.empty(source.shape, source.dtype)
+    pieces = -(-left // len(source))
+
+    def run() -> None:
+        arrived = [device.send(source, target) for _ in range(pieces)]
+        for wait in arrived:
+            wait()
+
+    yield {"bytes_per_second": pieces * len(source) / median_seconds(run, lambda: None, job.runs)}
+
+
+def cublas(job: Job, _: str) -> Figures:
+    """Seconds of the products of a prompt's blocks, one after the other over the same random operands, nothing between them."""
+    device, dtype = job.device, job.policy.compute_dtype
+    d, f, wide = job.config.hidden_dim, job.config.intermediate_dim, accumulation_dtype(dtype)
+
+    def random(n: int, k: int) -> Any:
+        start = (n + k) % (len(job.pool) - n * k + 1)
+        return device.upload(job.pool[start : start + n * k].reshape(n, k).astype(dtype))
+
+    operands = [
+        (random(job.long, k), random(n, k), device.zeros((job.long, n), wide))
+        for n, k in ((3 * d, d), (d, d), (f, d), (d, f))
+    ]
+
+    def run() -> None:
+        for _ in range(job.config.num_layers):
+            for x, weight, out in operands:
+                device.matmul(x, weight, out)
+
+    last = operands[-1][-1]
+    yield {"prefill_seconds": median_seconds(run, lambda: device.download(last[:1]), job.runs)}
+
+
+def device_library(job: Job) -> Any:
+    """CuPy, where the backend is CuPy's."""
+    if job.backend.partition(":")[0] != "cupy":
+        raise Absent(f"{job.backend} is no GPU")
+    try:
+        import cupy
+
+        cupy.cuda.Device().synchronize()
+    except Exception as error:
+        raise Absent(f"CuPy finds no device: {str(error).splitlines()[0]}") from error
+    return cupy
+
+
+# --- transformers ------------------------------------------------------------------------------------------------
+
+
+def transformers(job: Job, name: str) -> Figures:
+    """`generate` as it is, or with a static cache and its own way to torch.compile, which graphs the steps, not the prompt.
+
+    Compiled, for the first number of rows alone: it compiles anew for each.
+    """
+    torch, model = torch_model(job, job.few, job.few_params)
+    yield close_enough(_error(job, torch, model))
+    torch, model = torch_model(job, job.config, job.params)
+    options: dict[str, Any] = {"do_sample": False, "pad_token_id": 3}
+    is_compiled = name == "transformers-compiled"
+    if is_compiled:
+        options |= {"cache_implementation": "static", "compile_config": _compile_config(job)}
+    for rows in job.rows[:1] if is_compiled else job.rows:
+        yield {"step_seconds": {str(rows): _step_seconds(job, torch, model, rows, options)}}
+        if is_compiled and not torch._dynamo.utils.counters["stats"]["unique_graphs"]:
+            raise Absent("generate has compiled nothing: these are eager steps")
+
+
+def torch_model(job: Job, config: Any, params: Any) -> tuple[Any, Any]:
+    """torch, and a model of the same weights on the device."""
+    try:
+        import torch
+        from transformers import BloomConfig, BloomForCausalLM
+    except ImportError as error:
+        raise Absent(f"{error.name} is not installed") from error
+    if job.torch == "cuda" and not torch.cuda.is_available():
+        raise Absent("torch finds no CUDA device")
+    theirs = BloomConfig(
+        vocab_size=config.vocabulary_size, hidden_size=config.hidden_dim, n_layer=config.num_layers,
+        n_head=config.num_heads, layer_norm_epsilon=config.layer_norm_epsilon,
+    )  # fmt: skip
+    torch.set_default_dtype(getattr(torch, job.dtype))
+    with torch.device(job.torch):
+        model = BloomForCausalLM(theirs).eval()
+    state = {f"transformer.{key}": _tensor(torch, array, w.hf_shape(config)) for key, w, array in params.named()}
+    model.load_state_dict(state, strict=False)  # the head is tied
+    model.generation_config.eos_token_id = None
+    return torch, model
+
+
+def _tensor(torch: Any, array: Any, shape: tuple[int, ...]) -> Any:
+    """The same memory; by its bits where NumPy's dtype is a foreign one."""
+    name = array.dtype.name
+    bits = array.view(np.int16) if name == "bfloat16" else array
+    return torch.from_numpy(bits.reshape(shape)).view(getattr(torch, name))
+
+
+def _error(job: Job, torch: Any, model: Any) -> float:
+    ids = torch.from_numpy(job.checked_ids[:, :CHECKED_PROMPT]).to(job.torch)
+    with torch.no_grad():
+        got = model(ids).logits[:, -1].float().cpu().numpy()
+    return relative_error(got, job.expected[0])
+
+
+def _compile_config(job: Job) -> Any:
+    from transformers import CompileConfig
+
+    found = CompileConfig(dynamic=False, mode="reduce-overhead")
+    if job.torch != "cuda":
+        found._compile_all_devices = True
+    return found
+
+
+def _step_seconds(job: Job, torch: Any, model: Any, rows: int, options: dict[str, Any]) -> float:
+    """The difference of two lengths: reading the prompt cancels."""
+    ids = torch.from_numpy(ids_of(job.config, rows, job.prompt)).to(job.torch)
+    wait = torch.cuda.synchronize if job.torch == "cuda" else lambda: None
+
+    def seconds(count: int) -> float:
+        return median_seconds(lambda: model.generate(ids, max_new_tokens=count, **options), wait, job.runs)
+
+    try:
+        return (seconds(job.tokens + 1) - seconds(1)) / job.tokens
+    except Exception as error:
+        raise Absent(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}") from error
