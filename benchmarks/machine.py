@@ -68,7 +68,7 @@ def memory() -> dict[str, int]:
 def command_line() -> str:
     """The command that is running, as one would type it, without this machine's folders."""
     module = sys.modules["__main__"].__spec__
-    name = module.name if module else sys.argv[0]
+    name = module.name.removesuffix(".__main__") if module else sys.argv[0]
     return " ".join(["python", "-m", name, *(without_folders(word) for word in sys.argv[1:])])
 
 

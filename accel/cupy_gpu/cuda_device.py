@@ -39,11 +39,7 @@ def cuda_device(number: int) -> "CudaDevice":
 
 
 class CudaDevice:
-    """One GPU, by its number among the visible ones.
-
-    Attributes:
-        starts_early: whether kernels that can start beside the one before do so (programmatic dependent launch).
-    """
+    """One GPU, by its number among the visible ones. Starting early is programmatic dependent launch."""
 
     def __init__(self, number: int) -> None:
         self._device = cupy.cuda.Device(number)

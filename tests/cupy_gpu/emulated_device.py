@@ -34,6 +34,7 @@ class EmulatedDevice:
     def __init__(self, arch: int = 90, processors: int = 4, seed: int = 1, change: Callable[[str], str] = str) -> None:
         self.name = f"emulated sm_{arch}"
         self.arch, self.processors, self.seed, self._change = arch, processors, seed, change
+        self.starts_early = True
         self.launched: list[str] = []
         """The expression of each kernel that was launched, in order."""
         self.captured: list[tuple[Launch, tuple[Any, ...]]] | None = None
@@ -112,7 +113,7 @@ class EmulatedDevice:
         coin, before = random.Random(self.seed), None
         for number, (launch, weak) in enumerate(held):
             work = partial(self._run, launch, tuple(a() if isinstance(a, _Weak) else a for a in weak), before)
-            follows = number + 1 < len(held) and held[number + 1][0].starts_early
+            follows = self.starts_early and number + 1 < len(held) and held[number + 1][0].starts_early
             before = work if follows and before is None and self.seed and coin.random() < 0.5 else None
             if before is None:
                 work()

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from accel.cupy_gpu.prepared import CupyPrepared
-from benchmarks import gpu, gpu_checks, gpu_exercise, gpu_stages
-from benchmarks.gpu_stages import FAILED, NOT_RUN, PASSED, Check, Result
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import checks, exercise, stages
+from benchmarks.gpu.stages import FAILED, NOT_RUN, PASSED, Check, Result
 
 EQUAL = "3 tokens behind each of 3 prompts, together and alone"
 SUCCEEDS, FAILS = (sys.executable, "-c", "print('3 passed')"), (sys.executable, "-c", "raise SystemExit('1 failed')")
@@ -33,7 +34,7 @@ def some(outcomes: tuple[str, ...]) -> list[Result]:
     ],
 )
 def test_the_exit_status(outcomes: tuple[str, ...], reason: str | None, expected: int) -> None:
-    assert gpu_stages.status(some(outcomes), reason) == expected
+    assert stages.status(some(outcomes), reason) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_the_exit_status(outcomes: tuple[str, ...], reason: str | None, expected
     ],
 )
 def test_a_check(command: tuple[str, ...], missing: str | None, outcome: str, detail: str) -> None:
-    result = gpu_stages.run(Check("device", "x", command, missing))
+    result = stages.run(Check("device", "x", command, missing))
     assert (result.outcome, result.detail) == (outcome, detail)
 
 
@@ -53,7 +54,7 @@ def test_without_a_gpu_the_other_stages_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu, "no_device", lambda _: "no NVIDIA driver")
-    monkeypatch.setattr(gpu_stages, "pytest", lambda *_: SUCCEEDS)
+    monkeypatch.setattr(stages, "pytest", lambda *_: SUCCEEDS)
     monkeypatch.setattr(sys, "argv", ["gpu", "--check", "--output", str(tmp_path / "report.json")])
     with pytest.raises(SystemExit) as ended:
         gpu.main()
@@ -66,32 +67,30 @@ def test_without_a_gpu_the_other_stages_run(
 
 
 def test_every_command_names_files_that_are_there() -> None:
-    words = [word for check in gpu_stages.checks("cupy", None) for word in check.command]
+    words = [word for check in stages.checks("cupy", None) for word in check.command]
     paths = [word.partition("=")[2] or word for word in words if "tests/" in word]
     assert len(paths) > 5
-    assert [path for path in paths if not (gpu_stages.ROOT / path).exists()] == []
+    assert [path for path in paths if not (stages.ROOT / path).exists()] == []
 
 
 def test_a_failed_check_shows_what_it_said_and_a_slow_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = gpu_stages.run(Check("device", "x", FAILS))
+    failed = stages.run(Check("device", "x", FAILS))
     assert "1 failed" in failed.output
-    monkeypatch.setattr(gpu_stages, "LIMIT", 0.2)
-    slow = gpu_stages.run(Check("device", "x", SLEEPS))
+    monkeypatch.setattr(stages, "LIMIT", 0.2)
+    slow = stages.run(Check("device", "x", SLEEPS))
     assert (slow.outcome, slow.detail) == (FAILED, "ran out of time: 0.2 s")
 
 
 def test_the_suite_runs_in_several_processes_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With few threads each; and what it needs is named where it is missing."""
-    monkeypatch.setattr(gpu_stages, "cores", lambda: 16)
-    monkeypatch.setattr(gpu_stages, "find_spec", lambda _: object())
-    together = gpu_stages.beside_each_other(("pytest",))
+    monkeypatch.setattr(stages, "cores", lambda: 16)
+    monkeypatch.setattr(stages, "find_spec", lambda _: object())
+    together = stages.beside_each_other(("pytest",))
     assert together == ("env", "OPENBLAS_NUM_THREADS=2", "OMP_NUM_THREADS=2", "pytest", "-n", "8")
-    assert gpu_stages.no_tools() is None
-    monkeypatch.setattr(gpu_stages, "find_spec", lambda _: None)
-    assert gpu_stages.beside_each_other(("pytest",)) == ("pytest",)
-    assert (
-        gpu_stages.no_tools() == "pytest, hypothesis, jaxtyping, beartype not installed: pip install 'bloomref[test]'"
-    )
+    assert stages.no_tools() is None
+    monkeypatch.setattr(stages, "find_spec", lambda _: None)
+    assert stages.beside_each_other(("pytest",)) == ("pytest",)
+    assert stages.no_tools() == "pytest, hypothesis, jaxtyping, beartype not installed: pip install 'bloomref[test]'"
 
 
 # --- every kernel ------------------------------------------------------------------------------------------------
@@ -100,7 +99,7 @@ def test_the_suite_runs_in_several_processes_where_that_is_installed(monkeypatch
 def kernel_names() -> set[str]:
     return {
         name
-        for path in (gpu_stages.ROOT / "accel/cupy_gpu/kernels").glob("*.cu")
+        for path in (stages.ROOT / "accel/cupy_gpu/kernels").glob("*.cu")
         for name in re.findall(r"__global__[^;{]*?(\w+)\(\s*const", path.read_text("utf-8"))
     }
 
@@ -110,15 +109,13 @@ def test_compute_sanitizer_sees_every_kernel(
 ) -> None:
     """Even with the few widths and dtypes of racecheck. Nothing is computed: it is about what is launched."""
     launched: set[str] = set()
-    device = gpu_checks.random_engine(
-        emulated_backend, gpu_checks.config_of(gpu_checks.SMALL), "float32"
-    ).prepared.device
+    device = checks.random_engine(emulated_backend, checks.config_of(checks.SMALL), "float32").prepared.device
     monkeypatch.setattr(device, "processors", 132)
     monkeypatch.setattr(emulator, "launch", lambda _, launch, *__: launched.add(launch.kernel.expression))
     monkeypatch.setattr(emulator, "capture", lambda _, work: work)
     monkeypatch.setattr(emulator, "download", lambda _, array: np.zeros(array.shape, array.dtype))
-    monkeypatch.setattr(sys, "argv", ["gpu_exercise", "--backend", emulated_backend, *gpu_exercise.RACES])
-    gpu_exercise.main()
+    monkeypatch.setattr(sys, "argv", ["exercise", "--backend", emulated_backend, *exercise.RACES])
+    exercise.main()
     assert capsys.readouterr().out == "head widths 64, 33 in float32, bfloat16\n"
     assert {expression.partition("<")[0] for expression in launched} == kernel_names()
     tiles = {re.sub(r"^.*, (\d+, \d+)>$", r"\1", expression) for expression in launched if "_tensor<" in expression}
@@ -127,43 +124,45 @@ def test_compute_sanitizer_sees_every_kernel(
 
 def test_who_fails_to_warm_says_why() -> None:
     with pytest.raises(RuntimeError, match=r"backend: expected one of .*, got 'nobody'"):
-        gpu_exercise.warm("nobody", (64,), ("float32",))
+        exercise.warm("nobody", (64,), ("float32",))
 
 
 # --- the checks that a GPU has to pass, on a processor that plays one --------------------------------------------
 
 
 def test_greedy_tokens_are_compared(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_checks.greedy(emulated_backend, gpu_checks.SMALL, tokens=3) == EQUAL
+    assert checks.greedy(emulated_backend, checks.SMALL, tokens=3) == EQUAL
     right = CupyPrepared.step
     monkeypatch.setattr(CupyPrepared, "step", lambda *a: np.roll(right(*a), 1, axis=-1))
     with pytest.raises(AssertionError, match=r"prompt 0: token \d is \d+, the reference's \d+"):
-        gpu_checks.greedy(emulated_backend, gpu_checks.SMALL, tokens=3)
+        checks.greedy(emulated_backend, checks.SMALL, tokens=3)
 
 
 def test_tokens_chosen_there_are_compared(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the two choices that are quick on a processor."""
-    monkeypatch.setattr(gpu_checks, "CHOICES", (gpu_checks.Choice(), gpu_checks.Choice(0.8, 4, 0.9)))
-    found = gpu_checks.tokens(emulated_backend, gpu_checks.SMALL, 4)
+    monkeypatch.setattr(checks, "CHOICES", (checks.Choice(), checks.Choice(0.8, 4, 0.9)))
+    found = checks.tokens(emulated_backend, checks.SMALL, 4)
     assert found == "4 tokens of 3 rows, 2 choices, float32, bfloat16, float16"
     right = CupyPrepared.step
     monkeypatch.setattr(CupyPrepared, "step", lambda *a: np.roll(right(*a), 1, axis=-1))
     with pytest.raises(AssertionError, match="float32: the host chooses others"):
-        gpu_checks.tokens(emulated_backend, gpu_checks.SMALL, 4)
+        checks.tokens(emulated_backend, checks.SMALL, 4)
 
 
 @pytest.mark.slow
 def test_repeated_runs_are_compared(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_checks.repeat(emulated_backend, gpu_checks.SMALL) == "4 dtypes, three runs, the same bits"
-    runs = iter(["a b c d", "a b x d"])
-    monkeypatch.setattr(gpu_checks, "digest", lambda *_: next(runs))
-    with pytest.raises(AssertionError, match="float32: three runs gave 2 results"):
-        gpu_checks.repeat(emulated_backend, gpu_checks.SMALL)
+    assert (
+        checks.repeat(emulated_backend, checks.SMALL) == "4 dtypes, four runs, one without early starts, the same bits"
+    )
+    runs = iter(["a b c d", "a b x d", "a b c d"])
+    monkeypatch.setattr(checks, "digest", lambda *_, **__: next(runs))
+    with pytest.raises(AssertionError, match="float32: four runs gave 2 results"):
+        checks.repeat(emulated_backend, checks.SMALL)
 
 
 def test_the_page_tells_of_every_kernel() -> None:
     """And of no device, before one has been there."""
-    page = (gpu_stages.ROOT / "docs/cupy.md").read_text("utf-8")
+    page = (stages.ROOT / "docs/cupy.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
     assert {row[0] for row in rows} == kernel_names()
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d|not yet", cell) for row in rows for cell in row[1:])

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu_kernels`: a step on paper is the step of a device, and the committed table is that of this code."""
+"""`python -m benchmarks.gpu.paper`: a step on paper is the step of a device, and the committed table is that of this code."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from accel.cupy_gpu import memory
-from benchmarks import gpu_kernels
-from benchmarks.gpu_kernels import Chip, Row, launched
+from benchmarks.gpu import paper
+from benchmarks.gpu.paper import Chip, Row, launched
 from benchmarks.model import model_config
 from bloomref.dtypes import POLICIES
 
-RESULT = Path(gpu_kernels.__file__).with_name("results") / "gpu-kernels.json"
+RESULT = Path(paper.__file__).parents[1] / "results/gpu-kernels.json"
 
 
 class Report:
@@ -36,7 +36,7 @@ def test_blocks_that_a_multiprocessor_holds(warps: int, registers: int, shared: 
     assert Chip().blocks_held(warps, registers, shared) == expected
 
 
-@pytest.mark.parametrize("preset", gpu_kernels.PRESETS)
+@pytest.mark.parametrize("preset", paper.PRESETS)
 def test_a_step_reads_every_weight_and_every_key_once(preset: str) -> None:
     config, policy = model_config(preset), POLICIES["bfloat16"]
     total = sum(size for _, size in launched(preset, 1, 2048, "bfloat16", Chip()))
@@ -48,7 +48,7 @@ def test_a_step_reads_every_weight_and_every_key_once(preset: str) -> None:
 def test_the_committed_table_is_that_of_this_code() -> None:
     """But for registers, which depend on the compiler's version."""
     report = json.loads(RESULT.read_text("utf-8"))
-    found = gpu_kernels.table(gpu_kernels.PRESETS, 1, 2048, "bfloat16", compiled)
+    found = paper.table(paper.PRESETS, 1, 2048, "bfloat16", compiled)
     known = [Row(**row) for row in report["kernels"]]
     assert [(r.preset, r.kernel, r.times, r.blocks, r.threads, r.shared_bytes, r.bytes) for r in known] == [
         (r.preset, r.kernel, r.times, r.blocks, r.threads, r.shared_bytes, r.bytes) for r in found

@@ -9,28 +9,29 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cupy import FakeCupy, install
+from fake_cupy import Driver, FakeCupy, install
 
-from accel.cupy_gpu import probe
-from benchmarks import gpu, gpu_checks, gpu_figures, gpu_job, gpu_kernel_times, gpu_measure, gpu_others, gpu_ours
-from benchmarks.gpu_job import Absent, Job, close_enough, median_seconds
-from benchmarks.gpu_kernels import Chip, launched
-from benchmarks.gpu_weights import PERIOD, pool_of, pooled_params
+from accel.cupy_gpu import driver, probe
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import checks, figures, job, kernels, measure, others, ours
+from benchmarks.gpu.job import Absent, Job, close_enough, median_seconds
+from benchmarks.gpu.paper import Chip, launched
+from benchmarks.gpu.weights import PERIOD, pool_of, pooled_params
 from bloomref.config import BloomConfig
 from bloomref.dtypes import floating_dtype
 from bloomref.params import count_params
 from bloomref.runtime import registry
 from bloomref.runtime.engine import Engine
 
-OURS = ("bloomref", "bloomref-steps", "bloomref-eager")
+OURS = ("bloomref", "bloomref-late", "bloomref-steps", "bloomref-eager")
 
 
-def job(backend: str, **changed: Any) -> Job:
+def job_of(backend: str, **changed: Any) -> Job:
     small: dict[str, Any] = {"rows": (1, 2), "prompt": 4, "tokens": 2, "long": 20, "context": 12, "runs": 1}
-    return Job(backend, gpu_checks.SMALL, **{**small, **changed})
+    return Job(backend, checks.SMALL, **{**small, **changed})
 
 
-def figures(participant: Any, of: Job, name: str = "") -> dict[str, Any]:
+def figures_of(participant: Any, of: Job, name: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for some in participant(of, name):
         found |= some
@@ -51,7 +52,7 @@ def test_a_measurement_from_end_to_end(
     gpu.main()
     found = json.loads(report.read_text("utf-8"))
     answers = found["measured"][0]["participants"]
-    assert set(answers) == set(gpu_figures.NAMES)
+    assert set(answers) == set(figures.NAMES)
     assert all(answer["done"] for answer in answers.values())
     for name in OURS:
         assert answers[name].get("logit_error_rms", 1.0) < 0.05, answers[name]
@@ -61,9 +62,9 @@ def test_a_measurement_from_end_to_end(
     told = capsys.readouterr()
     assert f"absent: small, copy: {emulated_backend} is no GPU" in told.out
     assert "small, start: first_token_seconds" in told.err
-    monkeypatch.setattr(gpu_figures, "ask", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(figures, "ask", lambda *_: pytest.fail("asked again"))
     gpu.main()
-    assert "10 answers are there" in capsys.readouterr().err
+    assert "11 answers are there" in capsys.readouterr().err
     assert json.loads(report.read_text("utf-8"))["measured"] == found["measured"]
 
 
@@ -82,8 +83,8 @@ def test_a_process_says_each_figure_and_why_a_participant_is_absent(monkeypatch:
         raise Absent("no reason")
 
     said: list[Any] = []
-    monkeypatch.setitem(gpu_measure.PARTICIPANTS, "copy", participant)
-    gpu_measure.answer(job("none"), "copy", said.append)
+    monkeypatch.setitem(measure.PARTICIPANTS, "copy", participant)
+    measure.answer(job_of("none"), "copy", said.append)
     assert [message["figures"] for message in said] == [
         {"step_seconds": {"1": 0.5}}, {"absent": "no reason"}, {"done": True},
     ]  # fmt: skip
@@ -98,10 +99,12 @@ def test_participants_over_a_stand_in_for_cupy(
     """The device that a GPU would have: its streams, graphs and copies, carried out on the CPU."""
     monkeypatch.setattr(probe, "_check_packages", lambda: None)
     monkeypatch.setattr(registry, "load", cache(registry.load.__wrapped__))
+    library = Driver()
+    monkeypatch.setattr(driver, "library", lambda: library)
     install(monkeypatch, FakeCupy())
-    found = figures(gpu_measure.PARTICIPANTS[name], job("cupy", rows=(2,)), name)
+    found = figures_of(measure.PARTICIPANTS[name], job_of("cupy", rows=(2,)), name)
     assert found
-    assert "CudaDevice" in type(job("cupy").device).__name__
+    assert "CudaDevice" in type(job_of("cupy").device).__name__
 
 
 # --- ours --------------------------------------------------------------------------------------------------------
@@ -113,41 +116,45 @@ def test_wrong_logits_are_not_timed(emulated_backend: str, monkeypatch: pytest.M
 
     def wrong(engine: Engine, cache: Any, start: int, ids: Any) -> Any:
         scores = right(engine, cache, start, ids)
-        is_broken = engine.backend == emulated_backend and len(ids) == 2 and start == gpu_job.CHECKED_PROMPT + 2
+        is_broken = engine.backend == emulated_backend and len(ids) == 2 and start == job.CHECKED_PROMPT + 2
         return -scores if is_broken else scores
 
     monkeypatch.setattr(Engine, "read", wrong)
     with pytest.raises(Absent, match=r"logits off by .*%"):
-        figures(gpu_ours.bloomref, job(emulated_backend), "bloomref-steps")
+        figures_of(ours.bloomref, job_of(emulated_backend), "bloomref-steps")
 
 
 def test_tokens_that_the_host_would_not_choose_are_not_timed(
     emulated_backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_ours, "chosen", lambda *_: np.full((1, 6), -1))
+    monkeypatch.setattr(ours, "chosen", lambda *_: np.full((1, 6), -1))
     with pytest.raises(Absent, match="1 rows: the host chooses other tokens"):
-        figures(gpu_ours.bloomref, job(emulated_backend), "bloomref")
+        figures_of(ours.bloomref, job_of(emulated_backend), "bloomref")
 
 
-def test_the_three_kinds_of_steps(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One model for all: tokens chosen there, steps as graphs, steps launched one by one."""
-    monkeypatch.setattr(gpu_ours, "_error", lambda _: 0.0)
-    one, steps = job(emulated_backend, rows=(2,)), []
+def test_the_kinds_of_steps(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model for all: tokens chosen there, kernels that start early or not, steps as graphs, steps launched one by one."""
+    monkeypatch.setattr(ours, "_error", lambda _: 0.0)
+    one, steps = job_of(emulated_backend, rows=(2,)), []
     prepared = one.engine.prepared
     for name in ("tokens", "step"):
         right = getattr(prepared, name)
 
         def noted(*arguments: Any, name: str = name, right: Any = right) -> Any:
-            steps.append((name, prepared.graphs))
+            steps.append((name, prepared.graphs, prepared.device.starts_early))
             return right(*arguments)
 
         monkeypatch.setattr(prepared, name, noted)
-    for name, expected in zip(OURS, [("tokens", True), ("step", True), ("step", False)], strict=True):
+    kinds = [("tokens", True, True), ("tokens", True, False), ("step", True, True), ("step", False, True)]
+    for name, expected in zip(OURS, kinds, strict=True):
         steps.clear()
-        found = figures(gpu_ours.bloomref, one, name)
+        found = figures_of(ours.bloomref, one, name)
         assert set(steps) == {expected}
         assert found["step_seconds"]["2"] > 0
         assert ("prefill_seconds" in found) == (name == "bloomref")
+    prepared.device.starts_early = False
+    with pytest.raises(Absent, match="no kernel starts early here"):
+        figures_of(ours.bloomref, one, "bloomref-late")
 
 
 def test_a_start_tells_whether_kernels_were_compiled(
@@ -162,29 +169,29 @@ def test_a_start_tells_whether_kernels_were_compiled(
 
     monkeypatch.setattr(Engine, "read", read)
     for expected in (1, 0):
-        found = figures(gpu_ours.start, job(emulated_backend))
+        found = figures_of(ours.start, job_of(emulated_backend))
         assert found["first_token_compiled"] == expected
-        assert found["weight_bytes"] == 2 * count_params(gpu_checks.config_of(gpu_checks.SMALL))
+        assert found["weight_bytes"] == 2 * count_params(checks.config_of(checks.SMALL))
         assert min(found["load_seconds"], found["first_token_seconds"]) > 0
 
 
 def test_every_kernel_of_a_step_is_timed(emulated_backend: str) -> None:
     """As often, and over as many bytes, as the step on paper has them: here nothing is noted twice or left out."""
-    found = figures(gpu_kernel_times.kernels, job(emulated_backend, rows=(2,)))
-    timed = [gpu_kernel_times.Timed(**row) for row in found["kernels"]["2"]]
+    found = figures_of(kernels.kernels, job_of(emulated_backend, rows=(2,)))
+    timed = [kernels.Timed(**row) for row in found["kernels"]["2"]]
     names = ["embed_norm", "qkv_matvec", "attention_decode", "residual_matvec", "gelu_matvec", "residual_matvec"]
     assert [one.kernel for one in timed] == [*names, "head_matvec", "choose_best"]
     assert [one.times for one in timed] == [1, 2, 2, 2, 2, 2, 1, 1]
-    weights = 2 * count_params(gpu_checks.config_of(gpu_checks.SMALL))
+    weights = 2 * count_params(checks.config_of(checks.SMALL))
     assert weights < sum(one.times * one.bytes for one in timed) < 1.5 * weights
     assert all(one.seconds > 0 and one.in_cache for one in timed)
     assert found["kernels_together"]["2"] > 0
 
 
 def test_bytes_are_those_of_the_step_on_paper(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = job(emulated_backend, rows=(2,))
-    found = figures(gpu_kernel_times.kernels, one)["kernels"]["2"]
-    monkeypatch.setattr("benchmarks.gpu_kernels.model_config", lambda _: one.config)
+    one = job_of(emulated_backend, rows=(2,))
+    found = figures_of(kernels.kernels, one)["kernels"]["2"]
+    monkeypatch.setattr("benchmarks.gpu.paper.model_config", lambda _: one.config)
     paper = launched("", 2, one.context, one.dtype, Chip(processors=one.device.processors))
     assert [row["bytes"] for row in found] == [size for _, size in dict.fromkeys(paper)]
 
@@ -205,10 +212,10 @@ def test_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
         cuda=SimpleNamespace(Device=lambda: SimpleNamespace(synchronize=lambda: None)),
         get_default_memory_pool=lambda: SimpleNamespace(free_all_blocks=lambda: None),
     )  # fmt: skip
-    monkeypatch.setattr(gpu_others, "device_library", lambda _: cupy)
-    monkeypatch.setattr(gpu_others, "COPIED_BYTES", 4000)
-    monkeypatch.setattr(gpu_others, "median_seconds", lambda run, *_: run() or 2.0)
-    assert figures(gpu_others.copy, job("cupy")) == {"bytes_per_second": 4000.0}
+    monkeypatch.setattr(others, "device_library", lambda _: cupy)
+    monkeypatch.setattr(others, "COPIED_BYTES", 4000)
+    monkeypatch.setattr(others, "median_seconds", lambda run, *_: run() or 2.0)
+    assert figures_of(others.copy, job_of("cupy")) == {"bytes_per_second": 4000.0}
     (target, source), *_ = copied
     assert target.nbytes == 4000
     assert np.array_equal(target, source)
@@ -217,23 +224,23 @@ def test_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_copy_from_the_host(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many bytes as the weights have, in pieces."""
-    one, sent = job(emulated_backend), []
+    one, sent = job_of(emulated_backend), []
     monkeypatch.setattr(
         one.device, "send", lambda source, target: sent.append((source.nbytes, target.nbytes)) or (lambda: None)
     )
-    monkeypatch.setattr(gpu_others, "PINNED_BYTES", 100_000)
-    monkeypatch.setattr(gpu_others, "median_seconds", lambda run, *_: run() or 2.0)
+    monkeypatch.setattr(others, "PINNED_BYTES", 100_000)
+    monkeypatch.setattr(others, "median_seconds", lambda run, *_: run() or 2.0)
     weights = 2 * count_params(one.config)
-    found = figures(gpu_others.host_copy, one)["bytes_per_second"]
+    found = figures_of(others.host_copy, one)["bytes_per_second"]
     assert set(sent) == {(100_000, 100_000)}
     assert weights <= 2 * found == 100_000 * len(sent) < weights + 100_000
 
 
 def test_products_are_of_random_numbers(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four of each layer, as many operations as a prompt's blocks have."""
-    one, seen = job(emulated_backend), []
+    one, seen = job_of(emulated_backend), []
     monkeypatch.setattr(one.device, "matmul", lambda x, weight, out: seen.append((x, weight, out)))
-    assert figures(gpu_others.cublas, one)["prefill_seconds"] > 0
+    assert figures_of(others.cublas, one)["prefill_seconds"] > 0
     d, f = one.config.hidden_dim, one.config.intermediate_dim
     runs = one.runs + 2
     assert sum(x.size * len(weight) for x, weight, _ in seen) == runs * one.config.num_layers * 20 * (
@@ -246,13 +253,13 @@ def test_products_are_of_random_numbers(emulated_backend: str, monkeypatch: pyte
 def test_transformers_has_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    one = job("numpy", torch="cpu")
-    found = figures(gpu_others.transformers, one, "transformers")
+    one = job_of("numpy", torch="cpu")
+    found = figures_of(others.transformers, one, "transformers")
     assert found["logit_error_rms"] < 0.02
     assert found["step_seconds"]["2"] > 0
-    monkeypatch.setattr(gpu_others, "_tensor", lambda torch, _, shape: torch.zeros(shape))
+    monkeypatch.setattr(others, "_tensor", lambda torch, _, shape: torch.zeros(shape))
     with pytest.raises(Absent, match="logits off by"):
-        figures(gpu_others.transformers, one, "transformers")
+        figures_of(others.transformers, one, "transformers")
 
 
 @pytest.mark.slow
@@ -260,14 +267,14 @@ def test_transformers_has_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> N
 def test_transformers_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    one = job("numpy", torch="cpu")
-    found = figures(gpu_others.transformers, one, "transformers-compiled")
+    one = job_of("numpy", torch="cpu")
+    found = figures_of(others.transformers, one, "transformers-compiled")
     assert set(found["step_seconds"]) == {"1"}
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    monkeypatch.setattr(gpu_others, "_compile_config", lambda _: None)
+    monkeypatch.setattr(others, "_compile_config", lambda _: None)
     with pytest.raises(Absent, match="generate has compiled nothing"):
-        figures(gpu_others.transformers, one, "transformers-compiled")
+        figures_of(others.transformers, one, "transformers-compiled")
 
 
 # --- weights and times -------------------------------------------------------------------------------------------
@@ -291,9 +298,9 @@ def test_weights_are_random_and_all_different() -> None:
 
 
 def test_a_pool_repeats_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.gpu_weights.PERIOD", 1009)
-    monkeypatch.setattr("benchmarks.gpu_weights._SPREAD", 500)
-    config = gpu_checks.config_of(gpu_checks.SMALL)
+    monkeypatch.setattr("benchmarks.gpu.weights.PERIOD", 1009)
+    monkeypatch.setattr("benchmarks.gpu.weights._SPREAD", 500)
+    config = checks.config_of(checks.SMALL)
     pool = pool_of(config, np.dtype(np.float32))
     assert len(pool) == 300 * 64 + 500
     assert np.array_equal(pool, np.resize(pool[:1009], len(pool)))
@@ -303,8 +310,8 @@ def test_a_pool_repeats_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_greedy_tokens_of_these_weights_show_something() -> None:
     """A tied head finds the token before again, unless the weights see to it."""
-    engine = gpu_checks.random_engine("numpy", gpu_checks.config_of(gpu_checks.SMALL), "float32")
-    found = gpu_checks.by_host(engine, 8)
+    engine = checks.random_engine("numpy", checks.config_of(checks.SMALL), "float32")
+    found = checks.by_host(engine, 8)
     assert len(np.unique(found)) > 8
 
 
@@ -316,7 +323,7 @@ def test_a_median_of_what_fits_into_the_time(monkeypatch: pytest.MonkeyPatch) ->
         calls.append(what)
         clock[0] += seconds
 
-    monkeypatch.setattr(gpu_job, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(job, "perf_counter", lambda: clock[0])
     found = median_seconds(
         lambda: pass_time("run", 4.0), lambda: pass_time("wait", 0.0), 9, lambda: pass_time("before", 1.0)
     )

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu_aims, gpu_figures, gpu_table
-from benchmarks.gpu_ask import ask
-from benchmarks.gpu_figures import Report, measure, open_groups
-from benchmarks.gpu_kernels import PRESETS
+from benchmarks.gpu import aims, figures, table
+from benchmarks.gpu.ask import ask
+from benchmarks.gpu.figures import Report, measure, open_groups
+from benchmarks.gpu.paper import PRESETS
 
 ABOUT = {"command": "python -m benchmarks.gpu", "device": {"name": "a GPU"}}
 FIRST, SECOND = PRESETS[:2]
@@ -23,7 +23,7 @@ FIRST, SECOND = PRESETS[:2]
 
 def given(**changed: Any) -> argparse.Namespace:
     options: dict[str, Any] = {
-        "presets": [FIRST, SECOND], "participants": list(gpu_figures.NAMES), "backend": "cupy", "dtype": "bfloat16",
+        "presets": [FIRST, SECOND], "participants": list(figures.NAMES), "backend": "cupy", "dtype": "bfloat16",
         "rows": [1, 32], "prompt": 32, "tokens": 64, "long": 2048, "context": 2048, "runs": 5, "torch": "cuda",
         "limit": 9.0, "fresh": False, "output": None,
     }  # fmt: skip
@@ -89,7 +89,7 @@ def test_the_most_important_ones_of_all_presets_come_first() -> None:
     arguments = given()
     groups = list(open_groups(Report(ABOUT, arguments, None), arguments))
     both = (FIRST, SECOND)
-    assert groups[0][1] == ("copy", "host-copy", "cublas", "bloomref", "bloomref-steps", "bloomref-eager")
+    assert groups[0][1] == ("copy", "host-copy", "cublas", "bloomref", "bloomref-late", "bloomref-steps", "bloomref-eager")
     assert [(preset, names[-1]) for preset, names in groups] == [
         *((preset, last) for preset in both for last in ("bloomref-eager", "start")),
         *((preset, last) for last in ("transformers", "kernels", "transformers-compiled") for preset in both),
@@ -112,7 +112,7 @@ def test_a_run_goes_on_where_the_report_ends(tmp_path: Path) -> None:
     after = Report(ABOUT, arguments, path)
     assert after.go_on() == 6
     assert list(open_groups(after, arguments)) == [
-        (FIRST, ("copy", "host-copy", "bloomref-steps", "bloomref-eager")),
+        (FIRST, ("copy", "host-copy", "bloomref-late", "bloomref-steps", "bloomref-eager")),
         (FIRST, ("transformers",)),
         (FIRST, ("transformers-compiled",)),
     ]
@@ -122,22 +122,22 @@ def test_what_was_measured_of_other_code_is_measured_again(tmp_path: Path, monke
     """Of ours; torch and the copy do not depend on it."""
     path, arguments = tmp_path / "report.json", given(presets=[FIRST])
     report = Report(ABOUT, arguments, path)
-    complete(report, FIRST, *gpu_figures.NAMES)
-    monkeypatch.setattr(gpu_figures, "code", lambda: "other")
+    complete(report, FIRST, *figures.NAMES)
+    monkeypatch.setattr(figures, "code", lambda: "other")
     after = Report(ABOUT, arguments, path)
     after.go_on()
     names = [names for _, names in open_groups(after, arguments)]
-    assert names == [gpu_figures.PASSES[0][0], ("start",), ("kernels",)]
+    assert names == [figures.PASSES[0][0], ("start",), ("kernels",)]
 
 
 def test_the_code_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_figures, "ROOT", tmp_path)
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
     kernel = tmp_path / "accel/cupy_gpu/kernels/a.cu"
     kernel.parent.mkdir(parents=True)
     seen = []
     for text in ("a", "b", "a"):
         kernel.write_text(text)
-        seen.append(gpu_figures.code())
+        seen.append(figures.code())
     assert seen[0] == seen[2] != seen[1]
 
 
@@ -153,7 +153,7 @@ def test_a_report_of_something_else_is_not_mixed(
     arguments = given(output=path, participants=["copy"], **changed)
     with pytest.raises(SystemExit, match=f"--output: expected a report of the same {what}, .*; --fresh begins anew"):
         measure(about, arguments)
-    monkeypatch.setattr(gpu_figures, "ask", lambda *_: None)
+    monkeypatch.setattr(figures, "ask", lambda *_: None)
     arguments.fresh = True
     assert measure(about, arguments)["measured"][0]["participants"] == {"copy": {}}
 
@@ -174,7 +174,7 @@ def test_nothing_is_lost_when_it_is_interrupted(tmp_path: Path, monkeypatch: pyt
             seen.append(json.loads(path.read_text("utf-8"))["measured"][0]["participants"]["bloomref"]["step_seconds"])
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(gpu_figures, "ask", interrupted)
+    monkeypatch.setattr(figures, "ask", interrupted)
     before = signal.getsignal(signal.SIGTERM)
     try:
         found = measure(ABOUT, given(output=path, participants=["bloomref"]))
@@ -199,21 +199,21 @@ ANSWERS: dict[str, dict[str, Any]] = {
 }
 
 
-def entry(preset: str = gpu_aims.LARGEST, **changed: Any) -> dict[str, Any]:
-    return gpu_figures.judged(preset, {**ANSWERS, **changed}, given())
+def entry(preset: str = aims.LARGEST, **changed: Any) -> dict[str, Any]:
+    return figures.judged(preset, {**ANSWERS, **changed}, given())
 
 
 def judged(**changed: Any) -> dict[str, tuple[Any, Any]]:
-    aims = gpu_aims.judge([entry(**changed)], "bfloat16")
-    return {aim["aim"]: (aim["measured"], aim["holds"]) for aim in aims if aim["preset"] == gpu_aims.LARGEST}
+    judged = aims.judge([entry(**changed)], "bfloat16")
+    return {aim["aim"]: (aim["measured"], aim["holds"]) for aim in judged if aim["preset"] == aims.LARGEST}
 
 
 def test_fractions_of_the_floor() -> None:
-    found = gpu_figures.judged(FIRST, ANSWERS, given())
+    found = figures.judged(FIRST, ANSWERS, given())
     assert found["floor_seconds"]["1"] == pytest.approx((2 * 559_214_592 + 2 * 24 * 1024 * 64 * 2) / 4e12)
     floor = found["floor_seconds"]
     assert found["fractions"]["bloomref"] == {"1": floor["1"] / 4e-3, "32": floor["32"] / 8e-3}
-    assert gpu_figures.judged(FIRST, {**ANSWERS, "copy": {"absent": "no"}}, given())["fractions"] == {}
+    assert figures.judged(FIRST, {**ANSWERS, "copy": {"absent": "no"}}, given())["fractions"] == {}
 
 
 def test_aims_and_whether_they_hold() -> None:
@@ -245,12 +245,12 @@ def test_each_aim_can_fail_and_be_missing(changed: dict[str, Any], aim: str, exp
 
 
 def test_every_preset_has_its_aims_and_another_dtype_none() -> None:
-    aims = gpu_aims.judge([], "bfloat16")
-    assert {aim["preset"] for aim in aims} == set(PRESETS)
-    assert {aim["holds"] for aim in aims} == {None}
-    fractions = {aim["preset"]: aim["wanted"] for aim in aims if "memory floor" in aim["aim"]}
+    judged = aims.judge([], "bfloat16")
+    assert {aim["preset"] for aim in judged} == set(PRESETS)
+    assert {aim["holds"] for aim in judged} == {None}
+    fractions = {aim["preset"]: aim["wanted"] for aim in judged if "memory floor" in aim["aim"]}
     assert list(fractions.values()) == sorted(fractions.values()) == [0.60, 0.70, 0.75, 0.80, 0.85]
-    assert gpu_aims.judge([entry()], "float16") == []
+    assert aims.judge([entry()], "float16") == []
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -262,8 +262,8 @@ def report(tmp_path: Path) -> Path:
         {"kernel": "choose_best", "times": 1, "seconds": 3e-4, "bytes": 8000, "in_cache": True},
     ]
     timed = {"kernels": {"kernels": {"1": kernels}, "kernels_together": {"1": 1.2e-3}}}
-    found, path = Report(ABOUT, given(presets=[gpu_aims.LARGEST]), tmp_path / "report.json"), tmp_path / "report.json"
-    found.participants[gpu_aims.LARGEST] = {**ANSWERS, **timed}
+    found, path = Report(ABOUT, given(presets=[aims.LARGEST]), tmp_path / "report.json"), tmp_path / "report.json"
+    found.participants[aims.LARGEST] = {**ANSWERS, **timed}
     found.write()
     return path
 
@@ -271,8 +271,8 @@ def report(tmp_path: Path) -> Path:
 def test_where_the_time_goes_in_markdown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["gpu_table", str(report(tmp_path))])
-    gpu_table.main()
+    monkeypatch.setattr(sys, "argv", ["table", str(report(tmp_path))])
+    table.main()
     told = capsys.readouterr().out
     assert "bloom_7b_multi, 1 row, context 2048:" in told
     assert "| qkv_matvec | 30 | 40.00 | 100.00 | 62% | 80.0% |" in told
@@ -287,10 +287,10 @@ def test_where_the_time_goes_in_markdown(
 
 def test_rows_that_were_not_timed_have_no_table(tmp_path: Path) -> None:
     known = json.loads(report(tmp_path).read_text("utf-8"))
-    assert len(list(gpu_table.sections(known, 1))) == 3
-    assert len(list(gpu_table.sections(known, 8))) == 2
+    assert len(list(table.sections(known, 1))) == 3
+    assert len(list(table.sections(known, 8))) == 2
 
 
 def test_who_is_absent_is_listed(tmp_path: Path) -> None:
     measured = json.loads(report(tmp_path).read_text("utf-8"))["measured"]
-    assert gpu_table.absent(measured) == [f"{gpu_aims.LARGEST}, transformers-compiled: ran out of time"]
+    assert table.absent(measured) == [f"{aims.LARGEST}, transformers-compiled: ran out of time"]

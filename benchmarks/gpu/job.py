@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_checks import SMALL, config_of
-from benchmarks.gpu_weights import pool_of, pooled_params
+from benchmarks.gpu.checks import SMALL, config_of
+from benchmarks.gpu.weights import pool_of, pooled_params
 from bloomref.dtypes import dtype_policy
 from bloomref.errors import Unsupported
 from bloomref.params import init_params
@@ -33,7 +33,7 @@ class Absent(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """The arguments of `benchmarks.gpu_measure`, and models made of them."""
+    """The arguments of `benchmarks.gpu.measure`, and models made of them."""
 
     backend: str = "cupy"
     preset: str = "bloom_560m_multi"

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.floors import cores
-from benchmarks.gpu_exercise import RACES
+from benchmarks.gpu.exercise import RACES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KERNELS = "tests/cupy_gpu"
 COMPILED = f"{KERNELS}/test_nvrtc.py"
 STAGES = ("host", "compiled", "emulated", "device")
@@ -92,11 +92,11 @@ def pytest(*arguments: str) -> tuple[str, ...]:
 
 
 def checked(name: str, backend: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "benchmarks.gpu_checks", name, "--backend", backend)
+    return (sys.executable, "-m", "benchmarks.gpu.checks", name, "--backend", backend)
 
 
 def exercised(backend: str, *options: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "benchmarks.gpu_exercise", "--backend", backend, *options)
+    return (sys.executable, "-m", "benchmarks.gpu.exercise", "--backend", backend, *options)
 
 
 def sanitized(tool: str, command: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,14 +17,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import gpu_aims
-from benchmarks.gpu_ask import ROOT, ask
-from benchmarks.gpu_checks import config_of
+from benchmarks.gpu import aims
+from benchmarks.gpu.ask import ROOT, ask
+from benchmarks.gpu.checks import config_of
 from benchmarks.model import sizes
 from bloomref.errors import InvalidInput, invalid
 
 PASSES: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (("copy", "host-copy", "cublas", "bloomref", "bloomref-steps", "bloomref-eager"), ("start",)),
+    (("copy", "host-copy", "cublas", "bloomref", "bloomref-late", "bloomref-steps", "bloomref-eager"), ("start",)),
     (("transformers",),),
     (("kernels",),),
     (("transformers-compiled",),),
@@ -91,8 +91,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         measured = self.entries()
-        aims = gpu_aims.judge(measured, self.arguments.dtype)
-        return {**self.about, "settings": self.settings, "aims": aims, "measured": measured}
+        judged_aims = aims.judge(measured, self.arguments.dtype)
+        return {**self.about, "settings": self.settings, "aims": judged_aims, "measured": measured}
 
     def write(self) -> None:
         """Whole, or not at all."""
@@ -152,7 +152,7 @@ def _measure_group(report: Report, preset: str, names: tuple[str, ...], progress
 
 
 def command(names: list[str], preset: str, arguments: argparse.Namespace) -> list[str]:
-    words = [sys.executable, "-m", "benchmarks.gpu_measure", *names, "--preset", preset]
+    words = [sys.executable, "-m", "benchmarks.gpu.measure", *names, "--preset", preset]
     for name in SETTINGS:
         value = getattr(arguments, name)
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

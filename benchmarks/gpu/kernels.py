@@ -14,8 +14,8 @@ import numpy as np
 
 from accel.cupy_gpu.decode import ChoosingStep
 from accel.cupy_gpu.launches import Launch
-from benchmarks.gpu_job import Absent, Figures, Job, ids_of, median_seconds
-from benchmarks.gpu_kernels import bytes_of, name_of
+from benchmarks.gpu.job import Absent, Figures, Job, ids_of, median_seconds
+from benchmarks.gpu.paper import bytes_of, name_of
 from bloomref.errors import Unsupported
 from bloomref.runtime.backend import Choice, step
 

@@ -4,7 +4,7 @@ The step is queued over a device that has shapes and no memory, so the launches 
 kernel and tells registers; the rest is arithmetic: how many blocks a multiprocessor holds, how often it has to start over
 (waves), which bytes a kernel has to move. Nothing here is a time.
 
-Example: python -m benchmarks.gpu_kernels --output benchmarks/results/gpu-kernels.json
+Example: python -m benchmarks.gpu.paper --output benchmarks/results/gpu-kernels.json
 """
 
 import argparse
@@ -31,7 +31,7 @@ from bloomref.dtypes import dtype_policy
 from bloomref.runtime.backend import Choice
 
 PRESETS = ("bloom_560m_multi", "bloom_1.1b_multi", "bloom_1.7b_multi", "bloom_3b_multi", "bloom_7b_multi")
-TOOLS = Path(__file__).parents[1] / "tests/cupy_gpu"
+TOOLS = Path(__file__).parents[2] / "tests/cupy_gpu"
 """Where the compiler is called from."""
 
 

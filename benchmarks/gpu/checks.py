@@ -1,20 +1,22 @@
 """What a GPU has to show beside the parity suite, each as a function of a backend's name, so that an emulated one can try it.
 
-python -m benchmarks.gpu_checks greedy --backend cupy      the reference's tokens, in float32, at bloom-560m's dimensions
-python -m benchmarks.gpu_checks tokens --backend cupy      tokens chosen on the device, those that the host chooses; draws, twice the same
-python -m benchmarks.gpu_checks repeat --backend cupy      the same bits, again and in another process
+python -m benchmarks.gpu.checks greedy --backend cupy      the reference's tokens, in float32, at bloom-560m's dimensions
+python -m benchmarks.gpu.checks tokens --backend cupy      tokens chosen on the device, those that the host chooses; draws, twice the same
+python -m benchmarks.gpu.checks repeat --backend cupy      the same bits, again and in another process
 """
 
 import argparse
 import hashlib
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_weights import pool_of, pooled_params
+from benchmarks.gpu.weights import pool_of, pooled_params
 from benchmarks.model import model_config
 from bloomref import BloomBackbone, BloomCausalLM
 from bloomref.config import BloomConfig
@@ -131,23 +133,38 @@ def by_host(engine: Any, count: int, rows: int = 3) -> Any:
 
 
 def repeat(backend: str, preset: str) -> str:
-    """Twice in this process, once in another.
+    """Twice in this process, once where no kernel starts beside the one before, once in another process.
 
     Raises:
         AssertionError: naming the dtype.
     """
-    command = [sys.executable, "-m", "benchmarks.gpu_checks", "digest", "--backend", backend, "--preset", preset]
-    runs = [digest(backend, preset), digest(backend, preset)]
+    command = [sys.executable, "-m", "benchmarks.gpu.checks", "digest", "--backend", backend, "--preset", preset]
+    runs = [digest(backend, preset), digest(backend, preset), digest(backend, preset, early=False)]
     runs.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     for dtype, *seen in zip(DTYPES, *(run.split() for run in runs), strict=True):
-        assert len(set(seen)) == 1, f"{dtype}: three runs gave {len(set(seen))} results"
-    return f"{len(DTYPES)} dtypes, three runs, the same bits"
+        assert len(set(seen)) == 1, f"{dtype}: four runs gave {len(set(seen))} results"
+    return f"{len(DTYPES)} dtypes, four runs, one without early starts, the same bits"
 
 
-def digest(backend: str, preset: str) -> str:
-    """Of all bits of a prompt's and 8 decoding steps' logits, one word a dtype."""
-    config = config_of(preset)
-    return " ".join(_hash(some_logits(random_engine(backend, config, dtype), 3, 40, 8)) for dtype in DTYPES)
+def digest(backend: str, preset: str, early: bool = True) -> str:
+    """Of all bits of a prompt's and 8 decoding steps' logits, one word a dtype. `early`: whether kernels may start early."""
+    config, words = config_of(preset), []
+    for dtype in DTYPES:
+        engine = random_engine(backend, config, dtype)
+        with starting(engine.prepared.device, early):
+            words.append(_hash(some_logits(engine, 3, 40, 8)))
+    return " ".join(words)
+
+
+@contextmanager
+def starting(device: Any, early: bool) -> Iterator[bool]:
+    """Kernels start early only if `early`, as long as this is open; it gives whether the device can do it."""
+    can = device.starts_early
+    device.starts_early = can and early
+    try:
+        yield can
+    finally:
+        device.starts_early = can
 
 
 def _hash(arrays: list[Any]) -> str:

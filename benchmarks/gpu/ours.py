@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_checks import by_host, chosen
-from benchmarks.gpu_job import Absent, Figures, Job, close_enough, ids_of, logits, median_seconds
+from benchmarks.gpu.checks import by_host, chosen, starting
+from benchmarks.gpu.job import Absent, Figures, Job, close_enough, ids_of, logits, median_seconds
 from benchmarks.model import relative_error
 from bloomref.errors import Unsupported
 from bloomref.params import count_params
@@ -20,14 +20,17 @@ def bloomref(job: Job, name: str) -> Figures:
     """The error of the logits, seconds of a step for each number of rows; of `bloomref`, of a long prompt, too."""
     for engine in (job.few_engine, job.engine):
         engine.prepared.graphs = name != "bloomref-eager"
-    yield close_enough(_error(job))
-    on_the_device = name == "bloomref"
-    if on_the_device:
-        _check_tokens(job)
-    for rows in job.rows:
-        yield {"step_seconds": {str(rows): _step_seconds(job, rows, on_the_device)}}
-    if on_the_device:
-        yield {"prefill_seconds": _prompt_seconds(job)}
+    with starting(job.engine.prepared.device, early=name != "bloomref-late") as can:
+        if name == "bloomref-late" and not can:
+            raise Absent("no kernel starts early here: `bloomref` is this")
+        yield close_enough(_error(job))
+        on_the_device = name in ("bloomref", "bloomref-late")
+        if on_the_device:
+            _check_tokens(job)
+        for rows in job.rows:
+            yield {"step_seconds": {str(rows): _step_seconds(job, rows, on_the_device)}}
+        if name == "bloomref":
+            yield {"prefill_seconds": _prompt_seconds(job)}
 
 
 def start(job: Job, _: str) -> Figures:

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.machine import without_folders
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Take = Callable[[str, dict[str, Any]], None]
 """What is done with a participant's figures; the last ones have `done`."""
 

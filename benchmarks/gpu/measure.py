@@ -4,6 +4,7 @@ copy                a copy within the device's memory, whose rate is the bandwid
 host-copy           a copy of as many bytes as the weights have, from pinned memory of the host
 cublas              the matrix products of a prompt, alone
 bloomref            `tokens`: steps and the choice of the best token as one CUDA graph, no word from the host between them
+bloomref-late       the same, but no kernel starts beside the one before (programmatic dependent launch)
 bloomref-steps      `step`: the same graph, but the scores go to the host and a token comes back
 bloomref-eager      `step` without graphs: the same kernels, launched one by one
 start               loading the weights, and the first token
@@ -20,17 +21,18 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.children import own_stdout
-from benchmarks.gpu_checks import SMALL
-from benchmarks.gpu_job import Absent, Figures, Job
-from benchmarks.gpu_kernel_times import kernels
-from benchmarks.gpu_others import copy, cublas, host_copy, transformers
-from benchmarks.gpu_ours import bloomref, start
+from benchmarks.gpu.checks import SMALL
+from benchmarks.gpu.job import Absent, Figures, Job
+from benchmarks.gpu.kernels import kernels
+from benchmarks.gpu.others import copy, cublas, host_copy, transformers
+from benchmarks.gpu.ours import bloomref, start
 
 PARTICIPANTS: dict[str, Callable[[Job, str], Figures]] = {
     "copy": copy,
     "host-copy": host_copy,
     "cublas": cublas,
     "bloomref": bloomref,
+    "bloomref-late": bloomref,
     "bloomref-steps": bloomref,
     "bloomref-eager": bloomref,
     "start": start,

@@ -7,8 +7,8 @@
 Prints a table; `--output` writes the same as JSON. Exit status: 0 when everything passed, 1 when something failed, 2 when all
 that could run without a GPU passed, but there is none.
 
-`--measure` times decoding and prompts beside transformers, cuBLAS alone and a copy, each checked before (see gpu_measure.py), and
-says which aims hold (gpu_aims.py). The report is written after every figure; the same command goes on where it ends. So, where a
+`--measure` times decoding and prompts beside transformers, cuBLAS alone and a copy, each checked before (see measure.py), and
+says which aims hold (aims.py). The report is written after every figure; the same command goes on where it ends. So, where a
 command may take ten minutes, the same line three times: the first one gives copies, cuBLAS and bloomref of every preset and begins
 with transformers, the second one ends that and times every kernel, the third one compiles transformers.
 
@@ -16,7 +16,7 @@ Examples:
   python -m benchmarks.gpu --check --output gpu-check.json
   timeout 590 python -m benchmarks.gpu --measure --output benchmarks/results/gpu.json
   python -m benchmarks.gpu --measure --participants copy bloomref --presets bloom_560m_multi --fresh
-  python -m benchmarks.gpu_table benchmarks/results/gpu.json
+  python -m benchmarks.gpu.table benchmarks/results/gpu.json
 """
 
 import argparse
@@ -30,10 +30,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import gpu_figures, gpu_stages, gpu_table, machine
-from benchmarks.gpu_job import Job
-from benchmarks.gpu_kernels import PRESETS as MEASURED
-from benchmarks.gpu_stages import Result
+from benchmarks import machine
+from benchmarks.gpu import figures, stages, table
+from benchmarks.gpu.job import Job
+from benchmarks.gpu.paper import PRESETS as MEASURED
+from benchmarks.gpu.stages import Result
 from benchmarks.machine import command_line, versions
 from bloomref.dtypes import dtype_policy
 from bloomref.errors import Unsupported
@@ -44,15 +45,17 @@ PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-cuda-ru
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--check", action="store_true", help="run the checks")
     what.add_argument("--measure", action="store_true", help="time it, beside the others")
     parser.add_argument(
         "--stages",
         nargs="+",
-        choices=gpu_stages.STAGES,
-        default=list(gpu_stages.STAGES),
+        choices=stages.STAGES,
+        default=list(stages.STAGES),
         help="leave the other stages out",
     )
     parser.add_argument("--backend", default="cupy", help="cupy, or another of several GPUs: cupy:1")
@@ -66,13 +69,13 @@ def main() -> None:
     results = checked(reason, arguments)
     show(results)
     print(f"device: none ({reason})" if reason else f"device: {device()['name']}")
-    sys.exit(gpu_stages.status(results, reason))
+    sys.exit(stages.status(results, reason))
 
 
 def add_measured(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("of --measure")
     group.add_argument("--presets", nargs="+", default=list(MEASURED), help="whose dimensions to use")
-    group.add_argument("--participants", nargs="+", choices=gpu_figures.NAMES, default=list(gpu_figures.NAMES))
+    group.add_argument("--participants", nargs="+", choices=figures.NAMES, default=list(figures.NAMES))
     group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     group.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="rows that are decoded together")
     group.add_argument("--prompt", type=int, default=Job.prompt, help="positions before the steps")
@@ -90,8 +93,8 @@ def measured(reason: str | None, arguments: argparse.Namespace) -> None:
     if reason is not None:
         print(f"device: none ({reason})")
         sys.exit(2)
-    found = gpu_figures.measure(about(reason), arguments)
-    gpu_table.show(found, console())
+    found = figures.measure(about(reason), arguments)
+    table.show(found, console())
 
 
 # --- checks ------------------------------------------------------------------------------------------------------
@@ -100,9 +103,9 @@ def measured(reason: str | None, arguments: argparse.Namespace) -> None:
 def checked(reason: str | None, arguments: argparse.Namespace) -> list[Result]:
     """Each in turn; the report is written after each."""
     results: list[Result] = []
-    for check in gpu_stages.checks(arguments.backend, reason):
+    for check in stages.checks(arguments.backend, reason):
         if check.stage in arguments.stages:
-            results.append(gpu_stages.run(check))
+            results.append(stages.run(check))
             print(f"{check.stage}, {check.name}: {results[-1].outcome}, {results[-1].detail}", file=sys.stderr)
             if arguments.output:
                 found = {**about(reason), "results": [asdict(result) for result in results]}

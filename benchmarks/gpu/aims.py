@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Entry = dict[str, Any]
-"""What `gpu_figures` has of one preset."""
+"""What `figures` has of one preset."""
 DTYPE = "bfloat16"
 ROWS = 32
 LARGEST = "bloom_7b_multi"

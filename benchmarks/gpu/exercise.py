@@ -1,8 +1,8 @@
 """Every kernel over small models, to be run under compute-sanitizer; `--warm` runs the same in several processes beside each
 other, so that all kernels are compiled, and on disk, before somebody waits for them.
 
-python -m benchmarks.gpu_exercise --backend cupy --warm
-compute-sanitizer --tool racecheck python -m benchmarks.gpu_exercise --backend cupy --widths 64 33 --dtypes float32 bfloat16
+python -m benchmarks.gpu.exercise --backend cupy --warm
+compute-sanitizer --tool racecheck python -m benchmarks.gpu.exercise --backend cupy --widths 64 33 --dtypes float32 bfloat16
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.gpu_checks import CHOICES, DTYPES, chosen, random_engine, some_logits
+from benchmarks.gpu.checks import CHOICES, DTYPES, chosen, random_engine, some_logits
 from bloomref.config import BloomConfig
 from bloomref.runtime.backend import Choice
 
@@ -50,7 +50,7 @@ def warm(backend: str, widths: Sequence[int], dtypes: Sequence[str]) -> str:
     Raises:
         RuntimeError: with the last words of a process that failed.
     """
-    command = [sys.executable, "-m", "benchmarks.gpu_exercise", "--backend", backend]
+    command = [sys.executable, "-m", "benchmarks.gpu.exercise", "--backend", backend]
     parts = [(dtype, part) for dtype in dtypes for part in (widths[:-1], widths[-1:]) if part]
     running = [
         subprocess.Popen(

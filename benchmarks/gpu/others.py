@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_job import CHECKED_PROMPT, Absent, Figures, Job, close_enough, ids_of, median_seconds
+from benchmarks.gpu.job import CHECKED_PROMPT, Absent, Figures, Job, close_enough, ids_of, median_seconds
 from benchmarks.model import relative_error
 from bloomref.dtypes import accumulation_dtype
 from bloomref.params import count_params

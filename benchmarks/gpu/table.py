@@ -1,6 +1,6 @@
 """What `python -m benchmarks.gpu --measure` found, for a reader: tables on the screen, or in Markdown for a page.
 
-Example: python -m benchmarks.gpu_table benchmarks/results/gpu.json --rows 1
+Example: python -m benchmarks.gpu.table benchmarks/results/gpu.json --rows 1
 """
 
 import argparse

@@ -1,0 +1,1 @@
+"""`python -m benchmarks.gpu`: the CuPy backend checked, and measured beside others, where a GPU is."""
