@@ -13,9 +13,9 @@ from bloomref.config import BloomConfig
 WARP = 32
 MATVEC_ROWS = 16
 """Rows of a group of the matrix-vector kernels: each group reads the weights for itself."""
-FEW_ROWS = 8
-"""More rows than this in 16 bits are multiplied on the tensor cores: a multiply-add for each weight and row takes the other cores
-longer than the weights take to arrive."""
+FEW_ROWS = 4
+"""More rows than this in 16 bits are multiplied on the tensor cores: what each weight and row asks of the other cores takes them longer
+than the weights take to arrive."""
 TENSOR_ROWS = 64
 """More rows than this go through a GEMM."""
 TOP_K = 64
@@ -277,7 +277,7 @@ def head_tensor(dtype: str, rows: int, width: int, outputs: int, processors: int
 
 def _tensor(name: str, dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
     """Two tiles of weights a warp read each x half as often; one, where two would leave processors without a block."""
-    held = max(16, 1 << (rows - 1).bit_length())
+    held = max(8, 1 << (rows - 1).bit_length())
     tiles = 2 if outputs >= 32 * processors else 1
     groups = -(-outputs // (16 * tiles))
     number = _splits(groups, -(-width // _TENSOR_STEP), processors)

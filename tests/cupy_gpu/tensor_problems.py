@@ -1,4 +1,4 @@
-"""Problems for the tensor-core kernels of 9 to 64 rows: their inputs are in T already, so nothing is rounded on the way."""
+"""Problems for the tensor-core kernels of 5 to 64 rows: their inputs are in T already, so nothing is rounded on the way."""
 
 from dataclasses import dataclass
 from functools import cached_property

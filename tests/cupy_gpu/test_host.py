@@ -143,14 +143,14 @@ def test_scores_of_one_position_a_sequence_are_those_of_a_step(time: int, last_o
         (17, 1, "float16", 80, "attention_decode"),
         (17, 1, "float16", 75, None),
         (8, 8, "bfloat16", 90, "attention_flash"),
-        (9, 1, "bfloat16", 90, "attention_decode"),
-        (8, 1, "bfloat16", 90, None),
+        (5, 1, "bfloat16", 90, "attention_decode"),
+        (4, 1, "bfloat16", 90, None),
         (65, 1, "bfloat16", 90, None),
         (17, 1, "float32", 90, None),
     ],
 )
 def test_when_products_are_on_tensor_cores(batch: int, time: int, policy: str, arch: int, tensor: str | None) -> None:
-    """9 to 64 positions of whole widths in 16 bits."""
+    """5 to 64 positions of whole widths in 16 bits."""
     device, config = Small(arch=arch), CONFIG.replace(intermediate_dim=40, num_layers=1)
     prepared = prepare(device, policy, config)
     device.launched.clear()

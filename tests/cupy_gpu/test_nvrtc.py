@@ -79,7 +79,7 @@ def tensor_kernels(dtype: str, arch: int) -> Iterator[Launch]:
         BloomConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=8, intermediate_dim=32), dtype, arch
     ):
         return
-    for rows, outputs in itertools.product((16, 32, 64), (1024, 16384)):
+    for rows, outputs in itertools.product((8, 16, 32, 64), (1024, 16384)):
         for kernel in (launches.qkv_tensor, launches.gelu_tensor, launches.residual_tensor, launches.head_tensor):
             yield kernel(dtype, rows, 1024, outputs, H200)
 

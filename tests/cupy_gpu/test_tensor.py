@@ -1,4 +1,4 @@
-"""The tensor-core products of 9 to 64 rows against the reference's operations in float64."""
+"""The tensor-core products of 5 to 64 rows against the reference's operations in float64."""
 
 import pytest
 from budget import check
@@ -18,7 +18,7 @@ class TestTensor:
     @given(
         seed=seeds,
         kind=st.sampled_from(("gelu", "residual", "head")),
-        rows=st.one_of(st.integers(9, 64), st.sampled_from((16, 17, 32, 33))),
+        rows=st.one_of(st.integers(5, 64), st.sampled_from((8, 9, 16, 17, 32, 33))),
         width=st.one_of(st.integers(1, 9).map(lambda n: 8 * n), st.sampled_from((256, 264, 1000))),
         outputs=st.one_of(st.integers(1, 70), st.sampled_from((127, 128, 129))),
         processors=st.sampled_from((1, 4, 132)),
@@ -31,7 +31,7 @@ class TestTensor:
     @settings(max_examples=8)
     @given(
         seed=seeds,
-        shape=st.sampled_from(((9, 1), (17, 1), (32, 1), (33, 1), (64, 1), (5, 7), (1, 40))),
+        shape=st.sampled_from(((5, 1), (17, 1), (32, 1), (33, 1), (64, 1), (5, 7), (1, 40))),
         heads=st.integers(1, 4),
         head_width=st.sampled_from((8, 16, 80)),
         start=st.integers(0, 6),

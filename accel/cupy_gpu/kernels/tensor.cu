@@ -1,4 +1,4 @@
-// Products of weight matrices with 9 to 64 rows on the tensor cores, each with all that follows it. Still bound by the bytes of
+// Products of weight matrices with 5 to 64 rows on the tensor cores, each with all that follows it. Still bound by the bytes of
 // the weights, which are read once, 16 bytes a lane, from memory straight into the registers that are multiplied.
 //
 // A step is 32 numbers of k. Sums may run over them in any order that both factors have: lane 4 g + i reads the eight from
