@@ -62,4 +62,6 @@ def launch_early(
     behind = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
     status = library().cuLaunchKernelEx(ctypes.byref(config), function, behind, None)
     if status:
-        raise RuntimeError(f"cuLaunchKernelEx failed: CUDA driver error {status}")
+        raise RuntimeError(
+            f"cuLaunchKernelEx failed: CUDA driver error {status}; `starts_early = False` of the device does without it"
+        )
