@@ -162,8 +162,11 @@ def _tiled_blocks(head_width: int, keys: int, arch: int) -> int:
 
 
 def decode_splits(batch: int, heads: int, capacity: int, processors: int) -> int:
-    """Blocks that share the keys of one query: about four blocks a processor, none with fewer than 64 keys of a full cache."""
-    wanted = -(-4 * processors // max(1, batch * heads))
+    """Blocks that share the keys of one query: three blocks a processor, none with fewer than 64 keys of a full cache.
+
+    Four would leave no registers for a block of the product behind, which starts early.
+    """
+    wanted = 3 * processors // max(1, batch * heads)
     return max(1, min(wanted, capacity // 64))
 
 

@@ -111,9 +111,13 @@ def torch_model(job: Job, config: Any, params: Any) -> tuple[Any, Any]:
         vocab_size=config.vocabulary_size, hidden_size=config.hidden_dim, n_layer=config.num_layers,
         n_head=config.num_heads, layer_norm_epsilon=config.layer_norm_epsilon,
     )  # fmt: skip
+    before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, job.dtype))
-    with torch.device(job.torch):
-        model = BloomForCausalLM(theirs).eval()
+    try:
+        with torch.device(job.torch):
+            model = BloomForCausalLM(theirs).eval()
+    finally:
+        torch.set_default_dtype(before)
     state = {f"transformer.{key}": _tensor(torch, array, w.hf_shape(config)) for key, w, array in params.named()}
     model.load_state_dict(state, strict=False)  # the head is tied
     model.generation_config.eos_token_id = None

@@ -123,6 +123,7 @@ def test_kernels_start_early_where_chip_and_driver_have_it(
     assert device_over(monkeypatch, capability, version, library).starts_early is early
 
 
+@pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("allowed", [True, False])
 def test_only_kernels_that_wait_by_themselves_start_early(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
     library = Driver()

@@ -251,10 +251,11 @@ def test_products_are_of_random_numbers(emulated_backend: str, monkeypatch: pyte
 
 
 def test_transformers_has_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     one = job_of("numpy", torch="cpu")
     found = figures_of(others.transformers, one, "transformers")
+    assert torch.get_default_dtype() is torch.float32  # as it was
     assert found["logit_error_rms"] < 0.02
     assert found["step_seconds"]["2"] > 0
     monkeypatch.setattr(others, "_tensor", lambda torch, _, shape: torch.zeros(shape))
