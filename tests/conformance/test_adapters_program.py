@@ -221,6 +221,7 @@ def test_a_dead_program_is_reported_with_its_last_words_and_started_anew(tmp_pat
     loaded(program)
 
 
+@pytest.mark.slow
 @pytest.mark.clause("PRG-12")
 def test_silence_ends_at_the_time_out(tmp_path):
     body = """

@@ -64,6 +64,7 @@ def test_factors_are_exact_in_every_dtype_and_not_zero(dtype, case):
         assert np.count_nonzero(factor) == factor.size
 
 
+@pytest.mark.slow
 def test_everything_that_mistakes_need_is_drawn():
     found = [case.lora for case in drawn(300)]
     peft = [lora for lora in found if lora.form == "peft"]

@@ -91,6 +91,7 @@ def test_the_reference_conforms(here):
     assert "numpy, float32: conforms (19 holds)" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_mistake_is_red_with_its_sentence_and_clause(here):
     result = ask(here, "--implementation", "mine:wrong", *FEW)
     assert result.returncode == 1
@@ -100,6 +101,7 @@ def test_a_mistake_is_red_with_its_sentence_and_clause(here):
     assert "float32: does not conform" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.clause("CNF-7")
 def test_an_exception_is_shown_where_it_was_raised(here):
     result = ask(here, "--implementation", "mine:raises", *FEW)

@@ -91,6 +91,7 @@ def test_nothing_is_named_where_nothing_is_wrong():
     assert [a for a in amplitudes if a.found or abs(a.value) > 5 * a.standard_error] == []
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_that_of_correct_runs():
     """Amplitudes of correct float32 models of other weights, in standard errors: about one."""
     scores = []

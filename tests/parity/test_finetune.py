@@ -96,6 +96,7 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.clause("TRN-9", "TRN-10", "TRN-11", "TRN-18")
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_twenty_lines_by_heart_as_with_peft(name: str, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_completions_only(tmp_path: Path) -> None:
     assert rows == pytest.approx(9, abs=0.01), "four pairs fill one row of 256, which comes nine times"
 
 
+@pytest.mark.slow
 @pytest.mark.clause("TRN-16")
 def test_ctrl_c_saves_and_resume_continues(lines: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "stopped"
@@ -133,6 +134,7 @@ def test_a_folder_in_use_is_left_alone(lines: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [lines.name]
 
 
+@pytest.mark.slow
 def test_bytes_of_an_adapter_do_not_depend_on_when_it_was_trained(lines: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert run("finetune", str(lines), "--out", str(tmp_path / name), "--steps", "2", *TINY).returncode == 0
