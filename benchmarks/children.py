@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import without_folders
+from benchmarks.machine import last_words
 
 
 class ChildError(RuntimeError):
@@ -78,8 +78,7 @@ class Child:
         self.process.stdout.close()
 
     def _last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log else []
-        return without_folders(lines[-1])[:200] if lines else "it said nothing"
+        return last_words(self.log.read_text(errors="replace") if self.log else "", 200)
 
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -77,6 +77,12 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w.])/(?:[^\s/=]+/)+", "", text)
 
 
+def last_words(said: str, letters: int) -> str:
+    """The last line of what a process said, without this machine's folders."""
+    lines = said.strip().splitlines()
+    return without_folders(lines[-1])[:letters] if lines else "it said nothing"
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

@@ -15,7 +15,7 @@ MATVEC_ROWS = 16
 """Rows of a group of the matrix-vector kernels: each group reads the weights for itself."""
 FEW_ROWS = 4
 """More rows than this in 16 bits are multiplied on the tensor cores: what each weight and row asks of the other cores takes them longer
-than the weights take to arrive."""
+than the weights take to arrive. An estimate, to be tuned on a device."""
 TENSOR_ROWS = 64
 """More rows than this go through a GEMM."""
 TOP_K = 64

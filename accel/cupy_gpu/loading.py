@@ -19,7 +19,7 @@ from bloomref.dtypes import DTypePolicy, accumulation_dtype, cast
 from bloomref.params import LayerParams, Params
 
 BUFFERS = 8
-"""Each is filled by a thread of its own: a thread copies 5 to 15 GB a second, a link of PCI Express 5 takes 50."""
+"""Each is filled by a thread of its own: one thread alone copies more slowly than a fast link takes it. To be tuned on a device."""
 BUFFER_BYTES = 1 << 24
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 

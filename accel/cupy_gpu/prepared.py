@@ -128,7 +128,7 @@ class CupyPrepared:
         return Hidden(self._blocks.norm(x.rows, self._weights.ln_final), x.batch, x.time)
 
     def logits(self, x: Hidden, last_only: bool) -> Any:
-        rows, time = (self._last(x), 1) if last_only else (x.rows, x.time)
+        rows, time = self._scored(x, last_only)
         out = np.empty((len(rows), self.config.vocabulary_size), self._blocks.wide)
         step = memory.logits_rows(self.config, self.policy)
         for row in range(0, len(out), step):
@@ -216,7 +216,7 @@ class CupyPrepared:
 
     def scores(self, x: Hidden, last_only: bool) -> Array:
         """What `logits` returns, left on the device: (B, T, V), or (B, 1, V) of the last position."""
-        rows, time = (self._last(x), 1) if last_only else (x.rows, x.time)
+        rows, time = self._scored(x, last_only)
         return self._blocks.scores(rows, self._weights.head, time).reshape(self._scores_shape(x, last_only))
 
     # --- positions -------------------------------------------------------------------------------
@@ -235,6 +235,10 @@ class CupyPrepared:
             step.derived[key] = self.device.upload(starts), is_real
         found: tuple[Array, Array | None] = step.derived[key]
         return found
+
+    def _scored(self, x: Hidden, last_only: bool) -> tuple[Array, int]:
+        """Rows whose scores are asked for, and how many positions of a sequence they are."""
+        return (self._last(x), 1) if last_only else (x.rows, x.time)
 
     def _last(self, x: Hidden) -> Array:
         """The rows (B, D) of the last position; none of an empty sequence."""

@@ -20,7 +20,6 @@ Examples:
 """
 
 import argparse
-import json
 import platform
 import sys
 from dataclasses import asdict
@@ -109,7 +108,7 @@ def checked(reason: str | None, arguments: argparse.Namespace) -> list[Result]:
             print(f"{check.stage}, {check.name}: {results[-1].outcome}, {results[-1].detail}", file=sys.stderr)
             if arguments.output:
                 found = {**about(reason), "results": [asdict(result) for result in results]}
-                arguments.output.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+                figures.write_whole(arguments.output, found)
     return results
 
 

@@ -13,7 +13,7 @@ from threading import Thread
 from time import monotonic
 from typing import Any
 
-from benchmarks.machine import without_folders
+from benchmarks.machine import last_words
 
 ROOT = Path(__file__).parents[2]
 Take = Callable[[str, dict[str, Any]], None]
@@ -87,5 +87,4 @@ def _pump(process: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") ->
 
 def _last_words(log: Any) -> str:
     log.seek(0)
-    lines = log.read().decode(errors="replace").strip().splitlines()
-    return without_folders(lines[-1])[:300] if lines else "it said nothing"
+    return last_words(log.read().decode(errors="replace"), 300)

@@ -95,11 +95,15 @@ class Report:
         return {**self.about, "settings": self.settings, "aims": judged_aims, "measured": measured}
 
     def write(self) -> None:
-        """Whole, or not at all."""
         if self.path is not None:
-            partial = self.path.with_name(f"{self.path.name}.partial")
-            partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", "utf-8")
-            partial.replace(self.path)
+            write_whole(self.path, self.as_dict())
+
+
+def write_whole(path: Path, report: dict[str, Any]) -> None:
+    """Whole, or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    partial.replace(path)
 
 
 def measure(about: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class RawKernel:
     """By what CuPy calls `kernel.ptr`."""
 
     def __init__(self, kernel: Kernel) -> None:
-        self.expression = kernel
+        self.which = kernel
         self.kernel = SimpleNamespace(ptr=id(self))
         self.loaded[id(self)] = self
         self.max_dynamic_shared_size_bytes = 48 * 1024
@@ -161,7 +161,7 @@ class RawKernel:
 
     def queue(self, grid: Any, block: int, shared: int, arguments: list[Any]) -> None:
         assert shared <= self.max_dynamic_shared_size_bytes
-        launch = compile_kernel(self.expression), grid, block, shared, arguments
+        launch = compile_kernel(self.which), grid, block, shared, arguments
         capturing = Stream.capturing()
         if capturing is None:
             run_grid(*launch, 0)
@@ -181,7 +181,7 @@ class Driver:
         assert extra is None
         assert (asked.number_of_attributes, asked.attributes[0].id, asked.attributes[0].value) == (1, 6, 1)
         assert asked.stream == Stream.current_number()
-        self.early.append(kernel.expression.expression)
+        self.early.append(kernel.which.expression)
         copies = [ctypes.c_uint64.from_buffer_copy(ctypes.string_at(a, 8)) for a in arguments]  # as the driver does
         kernel.queue(tuple(asked.grid), asked.block[0], asked.shared_bytes, copies)
         return 0

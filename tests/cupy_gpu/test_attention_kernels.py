@@ -1,5 +1,7 @@
 """The attention kernels against the reference's operations in float64: every dtype, head width, start and kind of mask."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from attention_problem import Attention
@@ -17,6 +19,11 @@ HEAD_WIDTHS = (64, 80, 96, 128, 33)
 TILED_WIDTHS = (*HEAD_WIDTHS, 1, 16, 112)
 ROW_WIDTHS = (*HEAD_WIDTHS, 1, 160, 520)  # the last is more than one load a lane in every dtype
 seeds = st.integers(0, 2**32 - 1)
+PROMPTS = {
+    "seed": seeds, "heads": st.sampled_from((1, 3)), "batch": st.integers(1, 2),
+    "start": st.sampled_from((0, 1, 63, 64, 70)), "padding": st.sampled_from(MASKS),
+}  # fmt: skip
+"""Around the tiles of 64 queries and 64 keys."""
 
 
 @pytest.mark.clause("ATT-3", "ATT-4", "ATT-5", "ATT-6", "ATT-7", "ATT-8", "ATT-9")
@@ -52,27 +59,9 @@ class TestRows:
 @pytest.mark.parametrize("dtype", HALVES)
 class TestFlash:
     @settings(max_examples=6)
-    @given(
-        seed=seeds,
-        heads=st.sampled_from((1, 3)),
-        batch=st.integers(1, 2),
-        time=st.sampled_from((1, 5, 63, 64, 65, 100, 130)),
-        start=st.sampled_from((0, 1, 63, 64, 70)),
-        padding=st.sampled_from(MASKS),
-    )
-    def test_attention(
-        self,
-        device: EmulatedDevice,
-        dtype: str,
-        head_width: int,
-        seed: int,
-        heads: int,
-        batch: int,
-        time: int,
-        start: int,
-        padding: str,
-    ) -> None:
-        check(Attention(dtype, seed, "flash", heads, head_width, batch, time, start, padding), device)
+    @given(time=st.sampled_from((1, 5, 63, 64, 65, 100, 130)), **PROMPTS)
+    def test_attention(self, device: EmulatedDevice, dtype: str, head_width: int, **prompt: Any) -> None:
+        check(Attention(dtype, kind="flash", head_width=head_width, **prompt), device)
 
     def test_before_sm_80_one_stage(self, emulator: type[EmulatedDevice], dtype: str, head_width: int) -> None:
         old = emulator(arch=75)
@@ -121,29 +110,9 @@ class TestDecode:
 @pytest.mark.parametrize("head_width", TILED_WIDTHS)
 class TestTiled:
     @settings(max_examples=6)
-    @given(
-        seed=seeds,
-        heads=st.sampled_from((1, 3)),
-        batch=st.integers(1, 2),
-        time=st.sampled_from((1, 8, 63, 64, 65, 100, 130)),
-        start=st.sampled_from((0, 1, 63, 64, 70)),
-        padding=st.sampled_from(MASKS),
-        arch=st.sampled_from((86, 90)),
-    )
-    def test_attention(
-        self,
-        emulator: type[EmulatedDevice],
-        head_width: int,
-        seed: int,
-        heads: int,
-        batch: int,
-        time: int,
-        start: int,
-        padding: str,
-        arch: int,
-    ) -> None:
-        problem = Attention("float32", seed, "tiled", heads, head_width, batch, time, start, padding)
-        check(problem, emulator(arch=arch))
+    @given(time=st.sampled_from((1, 8, 63, 64, 65, 100, 130)), arch=st.sampled_from((86, 90)), **PROMPTS)
+    def test_attention(self, emulator: type[EmulatedDevice], head_width: int, arch: int, **prompt: Any) -> None:
+        check(Attention("float32", kind="tiled", head_width=head_width, **prompt), emulator(arch=arch))
 
     def test_tiles_that_need_no_mask(self, device: EmulatedDevice, head_width: int) -> None:
         check(Attention("float32", 4, "tiled", 2, head_width, 1, 200, 130), device)

@@ -94,7 +94,7 @@ FAULTS = (
     Fault("halves of the probabilities exchanged", "flash", "pack<T>(low[2], low[3]), pack<T>(high[0], high[1])", "pack<T>(high[0], high[1]), pack<T>(low[2], low[3])", FLASH),
     Fault("the diagonal left out", "flash", "key > column[e / 2] ||", "key >= column[e / 2] ||", FLASH),
     Fault("whole tiles taken one too far", "flash", "first_column + warp * 16 + 1;", "first_column + warp * 16 + 65;", ONE_STAGE),
-    Fault("the start of the cache ignored", "flash", "first_column = *start + t", "first_column = t", FLASH),
+    Fault("the start of the cache ignored", "flash", "first_column = start + t", "first_column = t", FLASH),
     Fault("the padding of the head width not zero", "flash", "key >= last || k >= stride", "key >= last", Attention("bfloat16", 5, "flash", 2, 33, 1, 70, 9, spare=0)),
     Fault("the slope not in powers of two", "flash", "slopes[head] * LOG2_E", "slopes[head]", FLASH),
     Fault("the wrong lanes hold a query's peak", "flash", "__shfl_xor_sync(ALL_LANES, x, 2));\n}\n__device__ __forceinline__ float sum", "__shfl_xor_sync(ALL_LANES, x, 4));\n}\n__device__ __forceinline__ float sum", FLASH),

@@ -169,11 +169,13 @@ class TestKernels:
         for expression, instructions in compiled(tensor_kernels(dtype, arch), arch).items():
             assert len(re.findall(r"\bHMMA\.(16816|1688)\.F32", instructions)) >= 8, expression
             assert max(wide_loads(stretch) for stretch in re.split(r"\bHMMA\b", instructions)) >= 2, expression
+            assert arch < 90 or asks_before_it_waits(instructions), expression
 
     def test_matvec_has_several_loads_of_16_bytes_on_their_way(self, arch: int, dtype: str) -> None:
         rows = ROWS.get((arch, dtype), (1, 16))
         for expression, instructions in compiled(matvec_kernels(dtype, rows), arch).items():
             assert in_a_row(instructions) >= 4, expression
+            assert arch < 90 or asks_before_it_waits(instructions), expression
 
 
 def test_a_spill_is_seen() -> None:
@@ -198,6 +200,12 @@ def loops(instructions: str) -> Iterator[str]:
     for branch in re.finditer(r"\bBRA\b.*\(\.(L_x_\d+)\)", instructions):
         if labels[branch[1]] < branch.start():
             yield instructions[labels[branch[1]] : branch.start()]
+
+
+def asks_before_it_waits(instructions: str) -> bool:
+    """Whether eight loads of weights and lines for the L2 cache are on their way when a product waits for the kernel before it."""
+    before = instructions.partition("ACQBULK")[0]
+    return wide_loads(before) >= 8 and re.search(r"\bCCTL\.E\.PF2", before) is not None
 
 
 def in_a_row(instructions: str) -> int:

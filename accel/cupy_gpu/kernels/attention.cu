@@ -8,9 +8,6 @@
 // A query in column i sees the real columns j <= i, with the bias slope * (j - i); one in a padding column sees nothing and
 // gets zeros. Clauses: ATT-3 ... ATT-9, ALI-4, ALI-5.
 
-/// Below every score that can occur; finite, so that the difference of two is not NaN.
-constexpr float NO_SCORE = -1e30f;
-
 /// exp(score - peak) summed over the keys seen so far: `total`, and `sum` = the same times their values.
 template <class A, int N>
 struct Softmax {

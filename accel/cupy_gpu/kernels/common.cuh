@@ -176,6 +176,26 @@ __device__ __forceinline__ void store_projected(
         (to.part == 1 ? keys : values)[cache.offset(batch, to.head, column) + to.channel] = round_to<T>(x);
 }
 
+/// Below every score of attention that can occur; finite, so that the difference of two is not NaN.
+constexpr float NO_SCORE = -1e30f;
+constexpr float LOG2_E = 1.4426950408889634f;
+
+/// Queries of one row and head that a block has. `row`: where the first one begins in (B, T, H, K), and `row_stride` the next one
+/// behind it; `last`: the column behind the last one.
+struct QueryBlock {
+    int head, batch, count, row_stride, first_column, last;
+    size_t row;
+};
+
+/// Those of this block, up to QUERIES, of the grid (H, time / QUERIES rounded up, B): the long blocks of all heads first.
+template <int QUERIES>
+__device__ __forceinline__ QueryBlock query_block(int start, int time, int heads, int head_width) {
+    const int head = blockIdx.x, batch = blockIdx.z, t = (gridDim.y - 1 - blockIdx.y) * QUERIES;
+    const int row_stride = heads * head_width, count = min(time - t, QUERIES), first_column = start + t;
+    const size_t row = (size_t(batch) * time + t) * row_stride + head * head_width;
+    return {head, batch, count, row_stride, first_column, first_column + count, row};
+}
+
 constexpr int NO_TOKEN = 0x7fffffff;
 constexpr float LOWEST = -3.402823466e38f;
 

@@ -6,8 +6,6 @@
 // Clauses: ATT-3 ... ATT-9, ALI-4, ALI-5.
 
 constexpr int TILE = 64;  // queries of a block, and keys of a step
-constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float NO_SCORE = -1e30f;  // finite: the difference of two is not NaN
 
 /// Numbers from a row of a tile in shared memory to the next: 16 bytes more than a row, so that ldmatrix meets no bank twice.
 template <int WIDTH>
@@ -101,11 +99,8 @@ __global__ void __launch_bounds__(128) attention_flash(
     DYNAMIC_SHARED(T, tiles);
     constexpr int SIZE = TILE * PITCH<WIDTH>;
     T *const query_tile = tiles, *const key_tiles = tiles + SIZE, *const value_tiles = key_tiles + STAGES * SIZE;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, head = blockIdx.x, batch = blockIdx.z;
-    const int block = gridDim.y - 1 - blockIdx.y, t = block * TILE;
-    const int row_stride = heads * head_width, count = min(time - t, TILE);
-    const int first_column = *start + t, last = first_column + count;
-    const size_t row = (size_t(batch) * time + t) * row_stride + head * head_width;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const auto [head, batch, count, row_stride, first_column, last, row] = query_block<TILE>(*start, time, heads, head_width);
     const CacheShape cache{heads, head_width, head_stride, capacity};
     keys += cache.offset(batch, head, 0);
     values += cache.offset(batch, head, 0);

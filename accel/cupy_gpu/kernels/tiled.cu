@@ -9,8 +9,6 @@
 constexpr int QUERIES = 64, WARPS = 4;
 constexpr int HELD = 8;      // queries of a lane
 constexpr int SHARING = 16;  // lanes that have the same queries
-constexpr float LOG2_E = 1.4426950408889634f;
-constexpr float NO_SCORE = -1e30f;  // finite: the difference of two is not NaN
 
 /// Number k of a row of queries or keys stands at k ^ turn(row), so that 16 bytes of eight rows in succession are in different banks.
 /// It is the same for rows 8 apart.
@@ -174,10 +172,7 @@ __global__ void __launch_bounds__(WARPS * WARP, WIDTH <= 64 ? 3 : 2) attention_t
     float *const key_tile = query_tile + QUERIES * WIDTH, *const value_tile = key_tile + KEYS * WIDTH;
     float* const weight_tile = value_tile + KEYS * WIDTH;
     const int group = threadIdx.x % WARP / 2, first_row = threadIdx.x / WARP * 2 + threadIdx.x % 2;
-    const int head = blockIdx.x, batch = blockIdx.z, t = (gridDim.y - 1 - blockIdx.y) * QUERIES;
-    const int row_stride = heads * head_width, count = min(time - t, QUERIES);
-    const int first_column = *start + t, last = first_column + count;
-    const size_t row = (size_t(batch) * time + t) * row_stride + head * head_width;
+    const auto [head, batch, count, row_stride, first_column, last, row] = query_block<QUERIES>(*start, time, heads, head_width);
     const CacheShape cache{heads, head_width, head_stride, capacity};
     keys += cache.offset(batch, head, 0);
     values += cache.offset(batch, head, 0);
