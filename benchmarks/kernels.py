@@ -86,32 +86,34 @@ def table(what: str, rows: list[dict[str, Any]]) -> Table:
 
 def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
     """The kernels of one block, in order."""
-    from accel.numba_cpu.compiled import use_cache_folder
+    from accel.numba_cpu.jit_cache import use_cache_folder
 
     use_cache_folder()
     import numba
 
-    from accel.numba_cpu import attention, linear, norm, packing
-    from accel.numba_cpu.cpu import PANEL
+    from accel.numba_cpu import attention, linear, norm, weight_packing
+    from accel.numba_cpu.isa import PANEL
     from bloomref import alibi
     from bloomref.dtypes import floating_dtype
-    from bloomref.presets.registry import PRESETS
+    from bloomref.presets.preset_registry import PRESETS
 
     config, compute = PRESETS[preset].config, floating_dtype(dtype)
-    form, rng, threads = packing.FORMATS[compute], np.random.default_rng(0), numba.get_num_threads()
+    form, rng, threads = weight_packing.FORMATS[compute], np.random.default_rng(0), numba.get_num_threads()
     m, d, f, heads, width = tokens, config.hidden_dim, config.intermediate_dim, config.num_heads, config.head_dim
     rounding = {"float32": linear.FLOAT32, "bfloat16": linear.BFLOAT16, "float16": linear.FLOAT16}[dtype]
 
     def floats(columns: int) -> Any:
-        found = packing.aligned((m, packing.up(columns)), np.float32)
+        found = weight_packing.aligned((m, weight_packing.up(columns)), np.float32)
         found[:] = rng.standard_normal(found.shape, np.float32)
         return found
 
     def rows(columns: int) -> Any:
-        return packing.aligned((form.row_elements(m, columns),), form.rows, zeroed=True)
+        return weight_packing.aligned((form.row_elements(m, columns),), form.rows, zeroed=True)
 
     def product(name: str, n: int, k: int, after: Any, source: Any, out: Any, following: Any) -> Kernel:
-        weight = packing.pack(rng.standard_normal((n, k), np.float32) * 0.02, np.zeros(n, np.float32), compute, compute)
+        weight = weight_packing.pack(
+            rng.standard_normal((n, k), np.float32) * 0.02, np.zeros(n, np.float32), compute, compute
+        )
         fixed = (
             source,
             m,
@@ -130,16 +132,16 @@ def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
         return Kernel(name, lambda: linear.product(*fixed), 2 * m * n * k)
 
     x, normed, fused, out = floats(d), floats(d), floats(3 * d), floats(d)
-    sums = packing.aligned((threads, linear.SUMS), np.float32)
+    sums = weight_packing.aligned((threads, linear.SUMS), np.float32)
     given, inner = rows(d), rows(f)
     ln = np.ones(d, np.float32), np.zeros(d, np.float32), np.float32(1e-5)
-    capacity = packing.up(m)
-    keys = packing.aligned((heads * capacity * form.steps(width) * form.width,), form.cache, zeroed=True)
-    values = packing.aligned((heads * capacity * packing.up(width),), form.cache, zeroed=True)
+    capacity = weight_packing.up(m)
+    keys = weight_packing.aligned((heads * capacity * form.steps(width) * form.width,), form.cache, zeroed=True)
+    values = weight_packing.aligned((heads * capacity * weight_packing.up(width),), form.cache, zeroed=True)
     cache = keys, values, capacity
     real = np.ones((1, capacity), bool), np.ones((1, capacity // PANEL), bool)
-    work = packing.aligned((threads, attention.workspace(width)), np.float32)
-    tiles = packing.aligned((threads, attention.tile_elements(form.steps(width), form.width)), form.rows)
+    work = weight_packing.aligned((threads, attention.workspace(width)), np.float32)
+    tiles = weight_packing.aligned((threads, attention.tile_elements(form.steps(width), form.width)), form.rows)
     sizes = fused, 1, m, heads, width, 0, cache
     attended = real, alibi.slopes(heads), np.float32(width**-0.5), given, work, tiles, threads
     return [
@@ -159,8 +161,8 @@ def tile_alone(form: Any, threads: int) -> Kernel:
     import numba
 
     from accel.numba_cpu import microkernel
-    from accel.numba_cpu.cpu import DEPTH, PANEL, PITCH, TILE_ROWS
-    from accel.numba_cpu.packing import aligned
+    from accel.numba_cpu.isa import DEPTH, PANEL, PITCH, TILE_ROWS
+    from accel.numba_cpu.weight_packing import aligned
 
     tile_most = getattr(microkernel, f"tile_{TILE_ROWS}")
 

@@ -41,7 +41,7 @@ def itemsize(dtype: str) -> int:
 
 def model_config(preset: str, layers: int | None = None) -> Any:
     """A built-in preset's configuration, cut to so many layers."""
-    from bloomref.presets.registry import PRESETS
+    from bloomref.presets.preset_registry import PRESETS
 
     config = PRESETS[preset].config
     return config if layers is None else replace(config, num_layers=layers)

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from bloomref import _moved
+
 if TYPE_CHECKING:
     from bloomref.backbone import BloomBackbone
     from bloomref.causal_lm import BloomCausalLM
@@ -11,6 +13,8 @@ if TYPE_CHECKING:
     from bloomref.tokenizer import BloomTokenizer
 
 __version__ = "0.1.0"
+
+_moved.install()
 
 # Imported on first use, so that `import bloomref` costs no more than the interpreter's own start.
 _HOMES = {

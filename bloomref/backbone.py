@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bloomref.adapters import AdapterSet
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy, dtype_policy
 from bloomref.errors import InvalidInput, Unsupported, invalid
-from bloomref.lora import LoraMethods
+from bloomref.lora.adapter_set import AdapterSet
+from bloomref.lora.methods import LoraMethods
 from bloomref.params import Params, count_params, init_params
 from bloomref.reference import trace
 from bloomref.runtime import registry
@@ -49,7 +49,7 @@ class _Presets:
     """`BloomBackbone.presets`: read from the registry when it is asked for."""
 
     def __get__(self, instance: object, owner: type) -> dict[str, dict[str, Any]]:
-        from bloomref.presets.registry import PRESETS
+        from bloomref.presets.preset_registry import PRESETS
 
         return {name: preset.summary() for name, preset in PRESETS.items()}
 

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 
-from bloomref.adapters import AdapterSet
 from bloomref.backbone import BloomBackbone
 from bloomref.errors import InvalidInput, invalid
-from bloomref.lora import LoraMethods
-from bloomref.runtime import generation, scoring
+from bloomref.generation import scoring, search
+from bloomref.generation.options import GenerationArguments, GenerationOptions
+from bloomref.generation.prompts import Prompt, right_pad, trim
+from bloomref.generation.requests import Request, read_request
+from bloomref.generation.scoring import Score, Scored
+from bloomref.generation.stopping import Stopping
+from bloomref.generation.streaming import pieces, whole_characters
+from bloomref.generation.task import Task
+from bloomref.lora.adapter_set import AdapterSet
+from bloomref.lora.methods import LoraMethods
 from bloomref.runtime.inputs import labelled_batch, token_batch
-from bloomref.runtime.options import GenerationArguments, GenerationOptions
-from bloomref.runtime.prompts import Prompt, right_pad, trim
-from bloomref.runtime.requests import Request, read_request
-from bloomref.runtime.scoring import Score, Scored
-from bloomref.runtime.stopping import Stopping
-from bloomref.runtime.streaming import pieces, whole_characters
-from bloomref.runtime.task import Task
 from bloomref.shapes import Array, Bool, Float
 from bloomref.tokenizer import BloomTokenizer
 
@@ -256,7 +256,7 @@ class BloomCausalLM(LoraMethods):
             max_length: most tokens of prompt and continuation together.
             stop_token_ids: "auto" (the end token), None (never), an id or ids. The id that ends a text is kept.
             strip_prompt: return the continuation alone.
-            **options: the fields of `bloomref.runtime.options.GenerationOptions`, in transformers' names:
+            **options: the fields of `bloomref.generation.options.GenerationOptions`, in transformers' names:
                 `max_new_tokens` (128 without any length); sampling by `temperature` (0 is greedy), `top_k`, `top_p`,
                 `min_p`, `seed`, `do_sample`; beam search by `num_beams`, `length_penalty`; contrastive search by
                 `penalty_alpha` with `top_k`; `repetition_penalty`, `no_repeat_ngram_size`, `logit_bias`;
@@ -326,7 +326,7 @@ class BloomCausalLM(LoraMethods):
         return [Prompt.of(ids) if ids else self._start() for ids in rows]
 
     def _continue(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[list[int]]:
-        return generation.generate(self._task(prompts, options)) if prompts else []
+        return search.generate(self._task(prompts, options)) if prompts else []
 
     def _task(self, prompts: Sequence[Prompt], options: GenerationOptions) -> Task:
         budgets = [options.budget(len(prompt)) for prompt in prompts]

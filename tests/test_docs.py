@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bloomref import docs
+from tools import spec_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "specs").glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -142,8 +142,8 @@ def test_no_fence_is_overlooked(path):
 
 
 def test_generated_tables_are_current():
-    old = docs.stale(docs.tables())
-    assert [path.name for path in old] == [], "run python -m bloomref.docs"
+    old = spec_tables.stale(spec_tables.tables())
+    assert [path.name for path in old] == [], "run python -m tools.spec_tables"
 
 
 def test_every_topic_has_an_example_that_runs():
@@ -192,20 +192,20 @@ def test_true_and_skipped_blocks_pass():
 def test_a_stale_table_is_found(tmp_path):
     path = tmp_path / "a.md"
     path.write_text("# A\n<!-- generated: t -->\nold\n<!-- end generated -->\nrest\n", "utf-8")
-    assert docs.stale({path: ("t", "new\n")}) == {path: path.read_text("utf-8").replace("old", "new")}
-    assert docs.stale({path: ("t", "old\n")}) == {}
+    assert spec_tables.stale({path: ("t", "new\n")}) == {path: path.read_text("utf-8").replace("old", "new")}
+    assert spec_tables.stale({path: ("t", "old\n")}) == {}
     with pytest.raises(ValueError, match="no generated section 'other'"):
-        docs.stale({path: ("other", "new\n")})
+        spec_tables.stale({path: ("other", "new\n")})
 
 
 def test_the_command_reports_and_writes(monkeypatch, capsys, tmp_path):
     path = tmp_path / "a.md"
     path.write_text("<!-- generated: t -->\n<!-- end generated -->\n", "utf-8")
-    monkeypatch.setattr(docs, "tables", lambda: {path: ("t", "| new |\n")})
-    monkeypatch.setattr(docs, "ROOT", tmp_path)
-    assert docs.main(["--check"]) == 1
+    monkeypatch.setattr(spec_tables, "tables", lambda: {path: ("t", "| new |\n")})
+    monkeypatch.setattr(spec_tables, "ROOT", tmp_path)
+    assert spec_tables.main(["--check"]) == 1
     assert "| new |" not in path.read_text("utf-8")
-    assert docs.main([]) == 0
-    assert docs.main(["--check"]) == 0
+    assert spec_tables.main([]) == 0
+    assert spec_tables.main(["--check"]) == 0
     assert "| new |" in path.read_text("utf-8")
     assert capsys.readouterr().out == "a.md: out of date\na.md: written\n"

@@ -11,7 +11,7 @@ def make_backend(device: str = "") -> Any:
     """
     if find_spec("cupy") is None:
         raise ImportError("cupy is not installed")
-    from accel.cupy_gpu.backend import CupyBackend
+    from accel.cupy_gpu.cupy_backend import CupyBackend
     from accel.cupy_gpu.probe import device_number, find_device
 
     number = device_number(device)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from accel.cupy_gpu import launches
-from accel.cupy_gpu.cache import LayerCache
 from accel.cupy_gpu.device import Array, Device
+from accel.cupy_gpu.device_cache import LayerCache
 from accel.cupy_gpu.launches import FEW_ROWS, MATVEC_ROWS, TENSOR_ROWS, cache_stride
 from accel.cupy_gpu.loading import Layer, Linear, Norm
 from bloomref.config import BloomConfig

@@ -11,8 +11,8 @@ import numpy as np
 
 from accel.cupy_gpu import launches
 from accel.cupy_gpu.blocks import NOTHING_FOUND, Blocks, Found, Seen
-from accel.cupy_gpu.cache import Cache
 from accel.cupy_gpu.device import Array, Device
+from accel.cupy_gpu.device_cache import Cache
 from accel.cupy_gpu.launches import TOP_K
 from accel.cupy_gpu.loading import Weights
 from bloomref.runtime.backend import Choice

@@ -8,9 +8,9 @@ import numpy as np
 
 from accel.cupy_gpu import memory
 from accel.cupy_gpu.blocks import Blocks, Seen
-from accel.cupy_gpu.cache import Cache
 from accel.cupy_gpu.decode import ChoosingStep, DecodeStep, Kept, chooses
 from accel.cupy_gpu.device import Array, Device
+from accel.cupy_gpu.device_cache import Cache
 from accel.cupy_gpu.launches import TENSOR_ROWS, TOP_K
 from accel.cupy_gpu.loading import load
 from bloomref import alibi

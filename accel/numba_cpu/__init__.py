@@ -9,9 +9,9 @@ def make_backend() -> Any:
         import numba  # noqa: F401
     except ImportError as error:
         raise ImportError("numba is not installed") from error
-    from accel.numba_cpu.compiled import use_cache_folder
+    from accel.numba_cpu.jit_cache import use_cache_folder
 
     use_cache_folder()
-    from accel.numba_cpu.backend import NumbaBackend
+    from accel.numba_cpu.numba_backend import NumbaBackend
 
     return NumbaBackend()

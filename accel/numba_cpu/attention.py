@@ -27,8 +27,8 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from accel.numba_cpu.cpu import DEPTH, LINE, PANEL, PITCH, TILE_ROWS
 from accel.numba_cpu.elementwise import decay, exp, fma, store
+from accel.numba_cpu.isa import DEPTH, LINE, PANEL, PITCH, TILE_ROWS
 from accel.numba_cpu.linear import block_rows, end_row, put, step_width, tile
 from accel.numba_cpu.microkernel import ask_for
 from accel.numba_cpu.reduce import fold_largest, fold_sum, jit, jit_parallel, largest_of_lanes, sum_of_lanes

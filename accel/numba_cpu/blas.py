@@ -6,7 +6,7 @@ from functools import cache
 
 from threadpoolctl import ThreadpoolController
 
-from accel.numba_cpu.cpu import thread_count
+from accel.numba_cpu.isa import thread_count
 
 
 @cache

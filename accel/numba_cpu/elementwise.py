@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from accel.numba_cpu.cpu import FASTMATH
+from accel.numba_cpu.isa import FASTMATH
 
 f32 = np.float32
 

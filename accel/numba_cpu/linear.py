@@ -15,8 +15,8 @@ import numpy as np
 from numba import prange, types
 from numba.extending import overload
 
-from accel.numba_cpu.cpu import DEPTH, PANEL, PITCH, TILE_ROWS
 from accel.numba_cpu.elementwise import bfloat_bits, bits_as_float, float_as_half, gelu, half_as_float, store
+from accel.numba_cpu.isa import DEPTH, PANEL, PITCH, TILE_ROWS
 from accel.numba_cpu.microkernel import (
     panels_at_once,
     stream_1,

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from accel.numba_cpu.attention import tile_elements, workspace
-from accel.numba_cpu.cpu import thread_count
+from accel.numba_cpu.isa import thread_count
 from accel.numba_cpu.linear import SUMS
-from accel.numba_cpu.packing import FORMATS, linear_bytes, up
+from accel.numba_cpu.weight_packing import FORMATS, linear_bytes, up
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
 from bloomref.params import Weight, count_params, keys

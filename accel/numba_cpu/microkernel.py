@@ -40,8 +40,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload, register_jitable
 
-from accel.numba_cpu.cpu import LINE, PANEL, PITCH, TILE_ROWS
 from accel.numba_cpu.elementwise import bits_as_float, half_as_float
+from accel.numba_cpu.isa import LINE, PANEL, PITCH, TILE_ROWS
 from accel.numba_cpu.reduce import I64, LANES, V16F
 
 F16, I16, I32 = ir.HalfType(), ir.IntType(16), ir.IntType(32)

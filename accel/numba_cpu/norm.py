@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from accel.numba_cpu.cpu import PANEL, TILE_ROWS
 from accel.numba_cpu.elementwise import fma
+from accel.numba_cpu.isa import PANEL, TILE_ROWS
 from accel.numba_cpu.linear import put_row, round_row
 from accel.numba_cpu.microkernel import widen_element
 from accel.numba_cpu.reduce import jit, jit_parallel, squares_of, total_of

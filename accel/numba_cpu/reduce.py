@@ -13,8 +13,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from accel.numba_cpu.cpu import FASTMATH, PANEL
 from accel.numba_cpu.elementwise import fma
+from accel.numba_cpu.isa import FASTMATH, PANEL
 
 I64, LANES = ir.IntType(64), 16
 V16F = ir.VectorType(ir.FloatType(), LANES)

@@ -37,7 +37,7 @@ from benchmarks.gpu.stages import Result
 from benchmarks.machine import command_line, versions
 from bloomref.dtypes import dtype_policy
 from bloomref.errors import Unsupported
-from bloomref.presets.registry import PRESETS
+from bloomref.presets.preset_registry import PRESETS
 from bloomref.runtime import registry
 
 PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-cublas")

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from accel.cupy_gpu.blocks import Blocks
-from accel.cupy_gpu.cache import Cache
 from accel.cupy_gpu.decode import ChoosingStep, Kept
+from accel.cupy_gpu.device_cache import Cache
 from accel.cupy_gpu.launches import Launch, weight_stride
 from accel.cupy_gpu.loading import Layer, Linear, Norm, Weights
 from benchmarks.machine import command_line, versions

@@ -18,8 +18,8 @@ from bloomref.cli import (
     info,
     presets,
     score,
-    trace,
     vectors,
+    write_trace,
 )
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
 
@@ -35,8 +35,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (generate, score, finetune, presets, backends, info, trace, diff, download, convert, conform, vectors):
-    app.command(name=command.__name__.rsplit(".", 1)[-1])(command.command)
+COMMANDS = {
+    "generate": generate,
+    "score": score,
+    "finetune": finetune,
+    "presets": presets,
+    "backends": backends,
+    "info": info,
+    "trace": write_trace,
+    "diff": diff,
+    "download": download,
+    "convert": convert,
+    "conform": conform,
+    "vectors": vectors,
+}
+"""Name of a subcommand -> its module, in the order of `--help`."""
+for name, module in COMMANDS.items():
+    app.command(name=name)(module.command)
 
 
 def _version(asked: bool) -> None:

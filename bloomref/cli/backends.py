@@ -32,7 +32,7 @@ def command(json: Json = False) -> None:
 
 def _row(name: str) -> dict[str, Any]:
     """`reason` is null where the backend works; `install` is the command that brings it where it is missing."""
-    from bloomref.presets.registry import PRESETS
+    from bloomref.presets.preset_registry import PRESETS
 
     installed, install = True, None
     try:

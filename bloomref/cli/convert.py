@@ -33,10 +33,10 @@ def command(
 
     Example: bloomref convert bloom_tiny_udhr ./tiny-keras --to keras
     """
-    from bloomref.adapter_files import is_adapter
     from bloomref.dtypes import floating_dtype
     from bloomref.formats import hf, keras
     from bloomref.formats.checkpoint import open_checkpoint
+    from bloomref.lora.adapter_files import is_adapter
     from bloomref.presets.resolver import resolve
 
     if is_adapter(Path(source)):
@@ -61,9 +61,9 @@ def command(
 
 
 def _convert_adapter(source: Path, target: Path, to: Layout, base: str | None, expand: bool, json: bool) -> None:
-    from bloomref import adapter_files
     from bloomref.dtypes import FLOAT32
     from bloomref.formats.checkpoint import open_checkpoint
+    from bloomref.lora import adapter_files
     from bloomref.presets.resolver import resolve
 
     if base is None:

@@ -11,7 +11,7 @@ from bloomref.errors import InvalidInput, invalid
 
 if TYPE_CHECKING:
     from bloomref.conformance.cases import Case
-    from bloomref.conformance.diff import Difference
+    from bloomref.conformance.diff.compare import Difference
 
 SIDE = "numpy, another backend, transformers, keras_hub, llama_cpp, ctranslate2, program:COMMAND, module:Adapter, mistake:NAME, oracle, or a trace file"
 
@@ -48,13 +48,13 @@ def command(
     Exit code 1 where they differ by more than rounding explains, 0 where they agree.
     """
     from bloomref.config import BloomConfig
-    from bloomref.conformance import sides
     from bloomref.conformance.cases import MASKS, Case
-    from bloomref.conformance.diff import diff
+    from bloomref.conformance.diff import operands
+    from bloomref.conformance.diff.compare import diff
 
     if mask not in MASKS:
         raise invalid("mask", f"one of {', '.join(MASKS)}", repr(mask))
-    if model is None and not any(map(sides.is_trace, (a, b))):
+    if model is None and not any(map(operands.is_trace, (a, b))):
         config = BloomConfig(
             vocabulary_size=vocabulary,
             num_layers=layers,
@@ -70,7 +70,7 @@ def command(
     else:
         case, dtypes = _of_model((a, b), dtype, model, revision, text, tokens)
     with working("comparing"):
-        found = diff(case, sides.side(a, dtypes[0], case), sides.side(b, dtypes[1], case))
+        found = diff(case, operands.side(a, dtypes[0], case), operands.side(b, dtypes[1], case))
     _report(found, html, json)
     raise typer.Exit(1 if found.differ else 0)
 
@@ -79,16 +79,18 @@ def _of_model(
     names: tuple[str, str], dtype: str, model: str | None, revision: str | None, text: str, tokens: str | None
 ) -> tuple["Case", list[str]]:
     """The case of a real model: the one that is named, or that of the trace files; and the dtype of each side."""
-    from bloomref.conformance import sides
+    from bloomref.conformance.diff import operands
 
-    traced = {name: sides.metadata(Path(name)) for name in names if sides.is_trace(name)}
+    traced = {name: operands.metadata(Path(name)) for name in names if operands.is_trace(name)}
     if len({(told["model"], told["token_ids"]) for told in traced.values()}) > 1:
         raise InvalidInput("trace files: expected the same model and tokens in both, got different ones")
-    dtypes = [sides.traced_dtype(Path(name)) if name in traced else sides.split_dtype(name, dtype)[1] for name in names]
+    dtypes = [
+        operands.traced_dtype(Path(name)) if name in traced else operands.split_dtype(name, dtype)[1] for name in names
+    ]
     told = next(iter(traced.values()), None)
     name = model or (told["model"] if told else "")
     ids = _numbers("token ids", told["token_ids"].replace(" ", ",")) if told else _ids(name, revision, text, tokens)
-    return sides.case_of_model(name, ids, tuple(dtypes), revision), dtypes
+    return operands.case_of_model(name, ids, tuple(dtypes), revision), dtypes
 
 
 def _ids(model: str, revision: str | None, text: str, tokens: str | None) -> list[int]:
@@ -112,14 +114,14 @@ def _cuts(text: str, time: int) -> tuple[int, ...]:
 def _report(found: "Difference", html: Path | None, json: bool) -> None:
     from rich.console import Console
 
-    from bloomref.conformance import diff_report
+    from bloomref.conformance.diff import report
 
     if html is not None:
-        from bloomref.conformance.diff_page import page
+        from bloomref.conformance.diff.html_page import page
 
         html.write_text(page(found), "utf-8")
         note(f"page written to {html}")
     if json:
-        print_json(diff_report.to_dict(found))
+        print_json(report.to_dict(found))
     else:
-        diff_report.show(found, Console(width=None if sys.stdout.isatty() else 120))
+        report.show(found, Console(width=None if sys.stdout.isatty() else 120))

@@ -139,14 +139,14 @@ def _train(
     held_out: list[Path] | None,
     separator: str | None,
 ) -> "History":
-    from bloomref.training import checkpoint
+    from bloomref.training import training_state
     from bloomref.training.fit import Run, fit
 
     run = Run(folder=folder, save_every=save_every, resume=resume, progress=progress, facts=facts)
     try:
         return fit(language_model, data, settings, run, held_out=held_out, separator=separator)
     except KeyboardInterrupt:
-        if found := checkpoint.latest(folder):
+        if found := training_state.latest(folder):
             shared.note(f"saved {found}; the same command with --resume continues from it")
         raise
 

@@ -28,8 +28,8 @@ def command(
 
     Example: bloomref info bloom_560m_multi --length 512
     """
-    from bloomref import adapter_files
-    from bloomref.presets.registry import ADAPTERS
+    from bloomref.lora import adapter_files
+    from bloomref.presets.preset_registry import ADAPTERS
 
     path = ADAPTERS[model].folder if model in ADAPTERS else Path(model)
     if adapter_files.is_adapter(path):
@@ -49,7 +49,7 @@ def command(
 
 
 def _show_adapter(path: Path, json: bool) -> None:
-    from bloomref.adapter_files import describe_files
+    from bloomref.lora.adapter_files import describe_files
 
     report = describe_files(path)
     if json:

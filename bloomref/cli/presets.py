@@ -10,7 +10,7 @@ def command(json: Json = False) -> None:
 
     Example: bloomref presets
     """
-    from bloomref.presets.registry import PRESETS
+    from bloomref.presets.preset_registry import PRESETS
 
     if json:
         print_json({name: preset.summary() for name, preset in PRESETS.items()})

@@ -12,7 +12,7 @@ from bloomref.errors import InvalidInput, Unsupported
 
 if TYPE_CHECKING:
     from bloomref.conformance.implementation import Adapter
-    from bloomref.conformance.tally import Card
+    from bloomref.conformance.run.results import Card
 
 
 def command(
@@ -46,7 +46,7 @@ def command(
     if check and asked:
         raise InvalidInput("--check: expected no implementation beside it")
     if asked:
-        from bloomref.conformance import resolve
+        from bloomref.conformance.run import resolve
 
         raise typer.Exit(_ask(resolve.adapter(implementation, backend, program), dtype, waivers or [], folder, json))
     if dtype or waivers:
@@ -55,10 +55,10 @@ def command(
 
 
 def _write(folder: Path | None, json: bool) -> int:
-    from bloomref.conformance.vectors import write
+    from bloomref.conformance.vectors.author import write
 
     target = folder or _repository()
-    with _progress(len(write.TOPICS)) as tell:
+    with _progress(len(write.AUTHORS)) as tell:
         count = write.write(target, tell)
     if json:
         print_json({"folder": str(target), "files": sorted(write.listing(target)), "bytes": count})
@@ -78,10 +78,11 @@ def _repository() -> Path:
 
 
 def _check(folder: Path | None, json: bool) -> int:
-    from bloomref.conformance.vectors import check, read, write
+    from bloomref.conformance.vectors import read
+    from bloomref.conformance.vectors.author import check, write
 
     found = read.locate(folder)
-    with _progress(len(write.TOPICS)) as tell:
+    with _progress(len(write.AUTHORS)) as tell:
         wrong = check.check(found, tell)
     if json:
         print_json({"folder": str(found), "problems": wrong})
@@ -91,14 +92,14 @@ def _check(folder: Path | None, json: bool) -> int:
 
 
 def _ask(adapter: "Adapter", dtypes: list[str] | None, waivers: list[str], folder: Path | None, json: bool) -> int:
-    from bloomref.conformance.tally import Card
+    from bloomref.conformance.run.results import Card
+    from bloomref.conformance.run.waivers import Waivers, read_waivers
     from bloomref.conformance.vectors.read import locate
-    from bloomref.conformance.vectors.write import TOPICS
-    from bloomref.conformance.waivers import Waivers, read_waivers
+    from bloomref.conformance.vectors.topics import TOPICS
 
     locate(folder)
     names = tuple(dtypes or adapter.capabilities.dtypes)
-    card = Card(adapter.name, dict(adapter.versions()), names, tuple(TOPICS), heading="topic")
+    card = Card(adapter.name, dict(adapter.versions()), names, TOPICS, heading="topic")
     with _progress(len(TOPICS) * len(names)) as tell:
         failures = _answers(card, adapter, Waivers(read_waivers(waivers)), folder, tell)
     if json:
@@ -115,8 +116,8 @@ def _answers(
     card: "Card", adapter: "Adapter", waivers: Any, folder: Path | None, tell: Callable[[str], None]
 ) -> list[str]:
     """What fails, in words; the card is filled."""
+    from bloomref.conformance.run.results import Tally
     from bloomref.conformance.subject import Subject
-    from bloomref.conformance.tally import Tally
     from bloomref.conformance.vectors.ask import VectorFailure, ask_all
 
     failures = []

@@ -9,10 +9,10 @@ from functools import cached_property
 
 import numpy as np
 
-from bloomref.adapters import Adapter
 from bloomref.config import BloomConfig
-from bloomref.conformance.exact import snap
-from bloomref.conformance.lora import Lora
+from bloomref.conformance.lora_cases import Lora
+from bloomref.conformance.representable import snap
+from bloomref.lora.adapter_set import Adapter
 from bloomref.params import Params, Weight
 from bloomref.shapes import Array, Bool, Int
 

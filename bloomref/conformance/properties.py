@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bloomref.conformance import front_door, gradients, invariances, parity
-from bloomref.conformance.budgets import Judgement
 from bloomref.conformance.cases import MASKS, Case
-from bloomref.conformance.findings import Failure, Inconclusive
+from bloomref.conformance.checks import gradients, invariants, parity, public_api
+from bloomref.conformance.checks.outcome import Failure, Inconclusive
+from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.subject import Raised, Subject
 
 FRONT_DOOR = 4
@@ -79,34 +79,34 @@ _ALL = (
         "cache",
         "neither the division into calls nor the length of the cache changes the logits",
         ("KVC-2", "KVC-7"),
-        invariances.cache,
+        invariants.cache,
         needs=("in_pieces",),
         time=2,
     ),
-    Property("causality", "no position sees a later one", ("ATT-5",), invariances.causality, time=2),
-    Property("padding", "no real position sees padding", ("ATT-7", "ATT-8"), invariances.padding, kinds=PADDED),
-    Property("rows", "no row of a batch sees another", ("MOD-9",), invariances.rows, rows=2),
+    Property("causality", "no position sees a later one", ("ATT-5",), invariants.causality, time=2),
+    Property("padding", "no real position sees padding", ("ATT-7", "ATT-8"), invariants.padding, kinds=PADDED),
+    Property("rows", "no row of a batch sees another", ("MOD-9",), invariants.rows, rows=2),
     Property(
         "shift",
         "padding before or behind a text moves its columns, not its logits",
         ("ALI-4",),
-        invariances.shift,
+        invariants.shift,
         kinds=("left", "right"),
         time=2,
     ),
-    Property("hole", "padding inside a text keeps its column", ("ALI-4",), invariances.hole, kinds=("holes",), time=6),
+    Property("hole", "padding inside a text keeps its column", ("ALI-4",), invariants.hole, kinds=("holes",), time=6),
     Property(
         "repeat",
         "a call made again gives the same bits, and leaves its arguments alone",
         ("BKD-2", "BKD-3"),
-        invariances.repeat,
+        invariants.repeat,
         share=FRONT_DOOR,
     ),
     Property(
         "masks",
         "a mask of any number type is taken; no mask means no padding",
         ("ATT-11", "ATT-12"),
-        front_door.masks,
+        public_api.masks,
         needs=("call",),
         longest=9,
         share=FRONT_DOOR,
@@ -115,7 +115,7 @@ _ALL = (
         "id-dtypes",
         "ids of every integer type mean the same",
         ("EMB-1",),
-        front_door.id_dtypes,
+        public_api.id_dtypes,
         needs=("call",),
         longest=9,
         share=FRONT_DOOR,
@@ -124,7 +124,7 @@ _ALL = (
         "empty",
         "an empty batch and an empty sequence give empty logits",
         ("EMB-6", "MOD-1"),
-        front_door.empty,
+        public_api.empty,
         needs=("call",),
         longest=9,
         share=FRONT_DOOR,
@@ -133,7 +133,7 @@ _ALL = (
         "refusals",
         "what is illegal is refused",
         ("EMB-2", "ATT-11"),
-        front_door.refusals,
+        public_api.refusals,
         needs=("call",),
         longest=9,
         share=FRONT_DOOR,
@@ -163,7 +163,7 @@ _ALL = (
         "lora-itself",
         "an adapter whose B is zero changes nothing, and the same product at twice the rank is the same adapter",
         ("LRA-2", "LRA-12"),
-        invariances.adapted,
+        invariants.adapted,
         needs=("adapted",),
         kinds=AT_ENDS,
         longest=12,

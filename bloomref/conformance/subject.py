@@ -10,7 +10,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.implementation import Adapter, Model
-from bloomref.conformance.tiers import Tier, tier_of
+from bloomref.conformance.oracle.precision import Tier, tier_of
 from bloomref.errors import Unsupported
 from bloomref.params import LM_HEAD, Params
 from bloomref.shapes import Array

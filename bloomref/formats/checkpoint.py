@@ -11,8 +11,8 @@ from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe
 from bloomref.formats import hf, keras
 from bloomref.formats.arrays import check_fits
 from bloomref.formats.files import read_json
-from bloomref.formats.noted import is_noted, note
 from bloomref.formats.tokenizer_files import tokenizer_files
+from bloomref.formats.validation_cache import is_noted, note
 from bloomref.params import Params
 
 Layout = Literal["hf", "keras"]

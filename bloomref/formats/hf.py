@@ -13,9 +13,9 @@ from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.arrays import check_finite, common_dtype, convert, into_shards
 from bloomref.formats.files import regular_file, shard_path, staged, weight_map, write_json
-from bloomref.formats.noted import is_noted, note
 from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFile, write_safetensors
 from bloomref.formats.tokenizer_files import write_hf_tokenizer
+from bloomref.formats.validation_cache import is_noted, note
 from bloomref.params import LM_HEAD, MODEL_WEIGHTS, Params, Source, Weight, keys
 from bloomref.shapes import Array
 

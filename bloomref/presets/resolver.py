@@ -7,7 +7,7 @@ from pathlib import Path
 from bloomref.errors import BloomrefError, InvalidInput, Unsupported, invalid
 from bloomref.formats.tokenizer_files import KERAS_ASSETS
 from bloomref.presets import hub
-from bloomref.presets.registry import ADAPTERS, PRESETS
+from bloomref.presets.preset_registry import ADAPTERS, PRESETS
 
 _KAGGLE_SMALL = ("config.json", "tokenizer.json", *(str(KERAS_ASSETS / n) for n in ("vocabulary.json", "merges.txt")))
 

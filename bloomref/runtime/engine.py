@@ -12,10 +12,10 @@ from bloomref.dtypes import DTypePolicy, accumulation_dtype, cast
 from bloomref.errors import Unsupported, invalid
 from bloomref.params import Params
 from bloomref.reference import lora, loss, model, vjp
-from bloomref.reference.numpy_backend import NumpyPrepared
 from bloomref.runtime import registry
 from bloomref.runtime.backend import READ_ROWS, Backend, Cache, Choice, Decodes, Hidden, Prepared, Step, Trains, step
 from bloomref.runtime.inputs import TokenBatch
+from bloomref.runtime.numpy_backend import NumpyPrepared
 from bloomref.shapes import Array, Bool, Float, Int
 
 

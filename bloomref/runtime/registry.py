@@ -52,7 +52,7 @@ def load(name: str) -> Backend:
         imported, or speaks another version of the interface.
     """
     if name == REFERENCE:
-        from bloomref.reference.numpy_backend import backend
+        from bloomref.runtime.numpy_backend import backend
 
         return backend()
     base, points = name.partition(SEPARATOR)[0], available()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bloomref.errors import invalid
-from bloomref.training import checkpoint, documents
+from bloomref.training import documents, training_state
 from bloomref.training.batches import BatchSource, Packed, as_source, fingerprint, source_fingerprint, steps_of
 from bloomref.training.documents import Document, Text
 from bloomref.training.evaluation import in_rows, mean_loss
@@ -88,13 +88,13 @@ def _trainer(
 
 
 def _resume(trainer: Trainer, run: Run) -> None:
-    found = None if run.folder is None else checkpoint.latest(run.folder)
+    found = None if run.folder is None else training_state.latest(run.folder)
     if found is None:
         return
     if not run.resume:
         hint = "resume it, or choose another folder"
         raise invalid("checkpoint", "a folder without a checkpoint, for a new run", str(found), hint)
-    trainer.restore(checkpoint.load(found))
+    trainer.restore(training_state.load(found))
 
 
 # --- data ----------------------------------------------------------------------------------------

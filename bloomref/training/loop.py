@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bloomref.training import checkpoint
+from bloomref.training import training_state
 from bloomref.training.interrupt import deferred
 from bloomref.training.progress import Progress, shown
 from bloomref.training.trainer import Trainer
@@ -21,7 +21,7 @@ def train(trainer: Trainer, folder: Path | None, save_every: int, progress: bool
             _advance(trainer, show)
             due = save_every > 0 and trainer.done % save_every == 0
             if folder is not None and (due or interrupt.requested or trainer.done == trainer.steps):
-                checkpoint.save(folder, trainer.done, trainer.checkpoint())
+                training_state.save(folder, trainer.done, trainer.checkpoint())
         stopped = interrupt.requested and trainer.done < trainer.steps
     if stopped:
         raise KeyboardInterrupt

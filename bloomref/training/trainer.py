@@ -10,12 +10,12 @@ import numpy as np
 from bloomref.errors import BadWeights, InvalidInput, describe
 from bloomref.shapes import Array
 from bloomref.training.batches import BatchSource
-from bloomref.training.checkpoint import Checkpoint
 from bloomref.training.history import Evaluation, History, StepRecord
 from bloomref.training.optimizer import AdamW, clip_by_norm
 from bloomref.training.schedule import learning_rate
 from bloomref.training.settings import Settings
 from bloomref.training.step import Gradients, Step, accumulated
+from bloomref.training.training_state import Checkpoint
 
 
 @dataclass(eq=False)

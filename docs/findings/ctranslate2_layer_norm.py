@@ -5,7 +5,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.ctranslate2 import CTranslate2
 from bloomref.conformance.cases import Case
-from bloomref.conformance.lab import Lab
+from bloomref.conformance.model.instrumented import Lab
 from bloomref.conformance.subject import named_weights
 from bloomref.params import Params
 

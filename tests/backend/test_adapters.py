@@ -8,12 +8,12 @@ from backend_cases import config
 from strategies import draw_params
 
 from bloomref import BloomBackbone, BloomCausalLM
-from bloomref.adapters import DENSE_LAYERS
-from bloomref.conformance.adapters.backend import Backend
+from bloomref.conformance.adapters.installed_backend import Backend
 from bloomref.conformance.cases import Case
-from bloomref.conformance.lora import Lora
+from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject
+from bloomref.lora.adapter_set import DENSE_LAYERS
 from bloomref.params import Params
 from bloomref.runtime import registry
 

@@ -14,11 +14,11 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES, DTypePolicy
 from bloomref.reference import model
 from bloomref.reference.cache import Cache
-from bloomref.reference.numpy_backend import NumpyPrepared
 from bloomref.reference.trace import record
 from bloomref.runtime.backend import Step
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import TokenBatch
+from bloomref.runtime.numpy_backend import NumpyPrepared
 
 Edges = list[int]
 Results = dict[str, tuple[str, bytes]]

@@ -1,8 +1,8 @@
 """A handful of cases that every adapter is asked about, and what the judge says of all that it answers."""
 
 from bloomref.config import BloomConfig
-from bloomref.conformance.budgets import judge
 from bloomref.conformance.cases import Case
+from bloomref.conformance.oracle.budgets import judge
 from bloomref.conformance.subject import Subject
 from bloomref.shapes import Array
 

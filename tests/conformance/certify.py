@@ -4,7 +4,7 @@ from conformance.ball_arithmetic import enclose
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
-from bloomref.conformance.oracle import truth
+from bloomref.conformance.oracle.truth import truth
 
 PROMISED = 1e-13
 """Relative to the largest magnitude, for every named intermediate (NUM-7)."""

@@ -8,7 +8,7 @@ from conformance.adapter_cases import CASES, asked, judged
 
 from bloomref.conformance.adapters.ctranslate2 import CTranslate2
 from bloomref.conformance.adapters.llama_cpp import LlamaCpp
-from bloomref.conformance.budgets import judge
+from bloomref.conformance.oracle.budgets import judge
 from bloomref.conformance.subject import Subject, named_weights
 from bloomref.errors import Unsupported
 

@@ -10,14 +10,14 @@ if not find_spec("keras_hub"):
 
 from conformance.adapter_cases import CASES, judged
 
-from bloomref.adapters import DENSE_LAYERS
 from bloomref.conformance.adapters.keras_hub import KerasHub
-from bloomref.conformance.lora import Lora
-from bloomref.conformance.oracle import truth
+from bloomref.conformance.lora_cases import Lora
+from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.properties import PROPERTIES
-from bloomref.conformance.runner import lacking
+from bloomref.conformance.run.runner import lacking
 from bloomref.conformance.subject import Subject, named_weights
 from bloomref.errors import Unsupported
+from bloomref.lora.adapter_set import DENSE_LAYERS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the imports of Keras, JAX and TensorFlow warn of
 

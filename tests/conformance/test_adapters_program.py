@@ -14,11 +14,11 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import Failed
 from bloomref.conformance.adapters.program import Program
 from bloomref.conformance.cases import Case
-from bloomref.conformance.flags import flags_of
-from bloomref.conformance.lora import Lora
-from bloomref.conformance.oracle import truth
+from bloomref.conformance.lora_cases import Lora
+from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject, named_weights
+from bloomref.conformance.tags import flags_of
 from bloomref.errors import BadWeights, InvalidInput, Unsupported
 
 ROOT = Path(__file__).parents[2]

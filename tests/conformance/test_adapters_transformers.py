@@ -14,8 +14,8 @@ from conformance.adapter_cases import CASES, asked, judged
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.transformers import Transformers, TransformersFloat64
 from bloomref.conformance.cases import Case
-from bloomref.conformance.lora import Lora
-from bloomref.conformance.oracle import truth
+from bloomref.conformance.lora_cases import Lora
+from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject, named_weights
 from bloomref.errors import Unsupported

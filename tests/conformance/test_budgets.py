@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from bloomref.backbone import BloomBackbone
 from bloomref.config import BloomConfig
-from bloomref.conformance import budgets, montecarlo, study
-from bloomref.conformance.budgets import LIMIT, TIERS, judge, sigma, tier_of
 from bloomref.conformance.cases import Case
-from bloomref.conformance.lab import Lab
-from bloomref.conformance.oracle import truth
-from bloomref.conformance.tensors import per_head, per_position, visible
+from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.oracle import budgets, montecarlo
+from bloomref.conformance.oracle.budgets import LIMIT, TIERS, judge, sigma, tier_of
+from bloomref.conformance.oracle.intermediates import per_head, per_position, visible
+from bloomref.conformance.oracle.truth import truth
 from bloomref.errors import InvalidInput
+from tools import budget_study
 
 
 def case(heads=3, head_dim=8, layers=2, time=12, **changes):
@@ -334,24 +335,24 @@ def test_tiers():
 
 
 @pytest.mark.clause("NUM-9")
-@pytest.mark.parametrize("dtype", study.DTYPES)
+@pytest.mark.parametrize("dtype", budget_study.DTYPES)
 def test_no_false_alarm_in_a_piece_of_the_study(dtype):
-    found = study.false_alarms("numpy", dtype, range(100_000, 100_010))
+    found = budget_study.false_alarms("numpy", dtype, range(100_000, 100_010))
     assert found["failures"] == []
     assert found["pass"] >= (10 if dtype == "float32" else 3)
 
 
 def test_the_study_finds_a_planted_mistake_and_prints_its_table(tmp_path, capsys):
     out = tmp_path / "study.json"
-    study.main(["--cases", "2", "--dtype", "float32", "--out", str(out)])
-    study.main(["--table", str(out)])
+    budget_study.main(["--cases", "2", "--dtype", "float32", "--out", str(out)])
+    budget_study.main(["--table", str(out)])
     assert "| numpy | float32 | 2 |" in capsys.readouterr().out
-    caught = study.detections("float32", range(100_000, 100_003))["Z > 5"]
+    caught = budget_study.detections("float32", range(100_000, 100_003))["Z > 5"]
     assert caught[max(caught, key=caught.get)] == 1.0
 
 
 def test_the_page_shows_the_measured_tables():
     docs = Path(__file__).parents[2] / "docs"
     page, results = (docs / "budgets.md").read_text("utf-8"), json.loads((docs / "budgets.json").read_text("utf-8"))
-    assert study.table(results) in page
-    assert study.detection_table(results) in page
+    assert budget_study.table(results) in page
+    assert budget_study.detection_table(results) in page

@@ -9,16 +9,16 @@ import pytest
 
 from bloomref.cli import app
 from bloomref.config import BloomConfig
-from bloomref.conformance import diff_page, diff_report
 from bloomref.conformance.cases import Case
-from bloomref.conformance.diff import Difference, Step, diff
+from bloomref.conformance.diff import html_page, report
+from bloomref.conformance.diff.compare import Difference, Step, diff
+from bloomref.conformance.diff.operands import Side, side
 from bloomref.conformance.mistakes import Mistake, by_name
 from bloomref.conformance.mistakes.examples import example
-from bloomref.conformance.oracle import truth
-from bloomref.conformance.proof import naming
-from bloomref.conformance.sides import Side, side
-from bloomref.conformance.tiers import tier_of
+from bloomref.conformance.oracle.precision import tier_of
+from bloomref.conformance.oracle.truth import truth
 from bloomref.errors import InvalidInput, Unsupported
+from tools.mutation_score import naming
 
 SMALL = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=6, hidden_dim=30, intermediate_dim=40)
 CASE = Case(SMALL, seed=3, batch=2, time=10, kind="left")
@@ -65,7 +65,7 @@ def test_a_mistake_that_is_in_no_catalogue_is_not_explained():
     assert found.first is not None
     assert found.first.name == "logits"
     assert not any(e.matches for e in found.explanations)
-    assert "No known mistake explains it." in diff_report.sentences(found)
+    assert "No known mistake explains it." in report.sentences(found)
 
 
 def test_below_the_noise_of_single_numbers_a_mistake_is_named_by_its_direction():
@@ -74,7 +74,7 @@ def test_below_the_noise_of_single_numbers_a_mistake_is_named_by_its_direction()
     found = diff(case, Side("mine", {"logits": whole.values["logits"]}, whole.tier), side("oracle", "float32", case))
     assert not found.differ
     assert [(name, amplitude.name) for name, amplitude in found.below_noise] == [("mine", "gelu-constant-0.79788")]
-    assert "amplitude 1.0" in diff_report.sentences(found)[1]
+    assert "amplitude 1.0" in report.sentences(found)[1]
     assert compare("numpy", case=case).below_noise == []
 
 
@@ -113,10 +113,10 @@ def test_unknown_sides_are_refused():
 
 
 def test_a_bar_is_logarithmic_and_shows_the_limit():
-    assert diff_report.bar(0.1, 1e6).count("#") == 0
-    assert diff_report.bar(np.inf, 1e6).count("#") == diff_report.BAR
-    assert "|" in diff_report.bar(1.0, 1e6)
-    lengths = [diff_report.bar(10.0**k, 1e6).count("#") for k in range(7)]
+    assert report.bar(0.1, 1e6).count("#") == 0
+    assert report.bar(np.inf, 1e6).count("#") == report.BAR
+    assert "|" in report.bar(1.0, 1e6)
+    lengths = [report.bar(10.0**k, 1e6).count("#") for k in range(7)]
     assert lengths == sorted(set(lengths))
 
 
@@ -128,7 +128,7 @@ def test_of_many_intermediates_blocks_and_the_first_difference_are_shown():
     ]
     steps[40] = replace(steps[40], z=9.0)
     sides = (side("oracle", "float32", CASE), side("oracle", "float32", CASE))
-    names = [step.name for step in diff_report.shown(Difference(CASE, sides, steps))]
+    names = [step.name for step in report.shown(Difference(CASE, sides, steps))]
     assert steps[40].name in names
     assert "layers.0.mlp_block" in names
     assert "layers.0.mlp.up" not in names
@@ -136,7 +136,7 @@ def test_of_many_intermediates_blocks_and_the_first_difference_are_shown():
 
 def test_the_page_needs_nothing_else_and_holds_every_intermediate():
     found = compare("mistake:gelu-erf")
-    text = diff_page.page(found)
+    text = html_page.page(found)
     assert not re.search(r"(?:src|href)\s*=|url\(|@import|https?://", text)
     for name in truth(CASE).values:
         assert f"<code>{name}</code>" in text
@@ -148,7 +148,7 @@ def test_the_page_needs_nothing_else_and_holds_every_intermediate():
 def test_the_page_escapes_names():
     found = compare("numpy")
     sides = (Side("<script>", found.sides[0].values, found.sides[0].tier), found.sides[1])
-    assert "<script>" not in diff_page.page(Difference(CASE, sides, found.steps))
+    assert "<script>" not in html_page.page(Difference(CASE, sides, found.steps))
 
 
 # --- the command -------------------------------------------------------------------------------------------------

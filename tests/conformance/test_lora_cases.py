@@ -9,25 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloomref import BloomBackbone
-from bloomref.adapters import DENSE_LAYERS
 from bloomref.config import BloomConfig
-from bloomref.conformance.adapters.backend import Backend
-from bloomref.conformance.adapters.lab import LabAdapter
+from bloomref.conformance.adapters.installed_backend import Backend
+from bloomref.conformance.adapters.instrumented_model import LabAdapter
 from bloomref.conformance.cases import Case
-from bloomref.conformance.findings import Failure, code
+from bloomref.conformance.checks.outcome import Failure, code
 from bloomref.conformance.implementation import Capabilities, Waiver
-from bloomref.conformance.lora import FORMS, Lora
+from bloomref.conformance.lora_cases import FORMS, Lora
 from bloomref.conformance.mistakes import EQUIVALENTS
-from bloomref.conformance.oracle import truth
+from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.properties import PROPERTIES
-from bloomref.conformance.runner import Runner, applies, lacking
+from bloomref.conformance.run.results import Tally
+from bloomref.conformance.run.runner import Runner, applies, lacking
+from bloomref.conformance.run.waivers import Waivers
 from bloomref.conformance.strategies_lora import adapted_cases, adapters
 from bloomref.conformance.subject import Subject
-from bloomref.conformance.tally import Tally
-from bloomref.conformance.waivers import Waivers
 from bloomref.dtypes import floating_dtype
 from bloomref.errors import Unsupported
 from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.lora.adapter_set import DENSE_LAYERS
 from bloomref.reference.lora import HeadAdapter
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bloomref.conformance.budgets import LIMIT, judge, tier_of
 from bloomref.conformance.cases import Case
-from bloomref.conformance.flags import FLAGS
-from bloomref.conformance.lab import Lab
 from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, FRONT_DOOR, MISTAKES, Mistake, by_name
 from bloomref.conformance.mistakes.examples import example
 from bloomref.conformance.mistakes.mistake import OTHER_NEEDS, mistake
-from bloomref.conformance.oracle import truth
-from bloomref.conformance.tensors import per_position
+from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.oracle.budgets import LIMIT, judge, tier_of
+from bloomref.conformance.oracle.intermediates import per_position
+from bloomref.conformance.oracle.truth import truth
+from bloomref.conformance.tags import FLAGS
 from bloomref.errors import InvalidInput
 
 VISIBLE = [m for m in MISTAKES if m.first != FRONT_DOOR]

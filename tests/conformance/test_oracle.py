@@ -7,7 +7,7 @@ import pytest
 
 from bloomref import alibi
 from bloomref.backbone import BloomBackbone
-from bloomref.conformance.oracle import truth
+from bloomref.conformance.oracle.truth import truth
 
 pytest.importorskip("flint", reason="python-flint is not installed: pip install bloomref[test]")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bloomref.conformance.flags import FLAGS
 from bloomref.conformance.properties import PROPERTIES
+from bloomref.conformance.tags import FLAGS
 
 MINE = """
 import numpy as np
-from bloomref.conformance.adapters.lab import LabAdapter
-from bloomref.conformance.lab import Lab
+from bloomref.conformance.adapters.instrumented_model import LabAdapter
+from bloomref.conformance.model.instrumented import Lab
 from bloomref.errors import Unsupported
 
 
@@ -222,7 +222,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    loaded = [name for name in ("numpy", "hypothesis", "bloomref.conformance.session") if name in sys.modules]
+    loaded = [name for name in ("numpy", "hypothesis", "bloomref.conformance.run.pytest_session") if name in sys.modules]
     assert "bloomref.conformance.plugin" in sys.modules
     assert not loaded, loaded
 """

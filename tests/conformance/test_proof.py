@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from bloomref.conformance import proof
+from bloomref.conformance.fixed_cases import PINNED
 from bloomref.conformance.mistakes import EQUIVALENTS, FRONT_DOOR, MISTAKES, by_name
-from bloomref.conformance.pinned import PINNED
-from bloomref.conformance.planted import plant
+from tools import mutation_score
+from tools.mutation_testing import plant
 
 SAMPLE = [
     "no-embedding-norm",
@@ -32,16 +32,16 @@ def test_a_sample_is_found_and_its_equivalents_are_not():
 
 
 def test_the_page_is_that_of_the_committed_numbers():
-    told = json.loads((proof.ROOT / proof.JSON).read_text("utf-8"))
-    page = (proof.ROOT / proof.PAGE).read_text("utf-8")
-    for table in (proof.summary, proof.mistakes_table, proof.equivalents_table):
+    told = json.loads((mutation_score.ROOT / mutation_score.JSON).read_text("utf-8"))
+    page = (mutation_score.ROOT / mutation_score.PAGE).read_text("utf-8")
+    for table in (mutation_score.summary, mutation_score.mistakes_table, mutation_score.equivalents_table):
         assert table(told) in page
     assert [kill["name"] for kill in told["mistakes"]["float32"]] == [known.name for known in MISTAKES]
     assert [kill["name"] for kill in told["equivalents"]["float32"]] == [known.name for known in EQUIVALENTS]
 
 
 def test_the_committed_proof_holds():
-    told = json.loads((proof.ROOT / proof.JSON).read_text("utf-8"))
+    told = json.loads((mutation_score.ROOT / mutation_score.JSON).read_text("utf-8"))
     found = told["mistakes"]["float32"]
     assert len(found) >= 60
     assert [kill["name"] for kill in found if not kill["found_by"]] == []
@@ -52,13 +52,13 @@ def test_the_committed_proof_holds():
 
 
 def test_what_is_new_joins_what_was_proven_before():
-    told = json.loads((proof.ROOT / proof.JSON).read_text("utf-8"))
+    told = json.loads((mutation_score.ROOT / mutation_score.JSON).read_text("utf-8"))
     new = ("lora-alpha-not-divided", "lora-merged")
     before = {"examples": 1, "catalogue": {k: v for k, v in told["catalogue"].items() if k not in new}}
     for kind in ("mistakes", "equivalents"):
         before[kind] = {dtype: [k for k in kills if k["name"] not in new] for dtype, kills in told[kind].items()}
     before["naming"] = [entry for entry in told["naming"] if entry["name"] not in new]
-    found = proof.completed(before, tell=lambda _: None)
+    found = mutation_score.completed(before, tell=lambda _: None)
     assert list(found["catalogue"]) == list(told["catalogue"])
     for kind in ("mistakes", "equivalents"):
         for dtype, kills in told[kind].items():
@@ -70,7 +70,7 @@ def test_what_is_new_joins_what_was_proven_before():
 
 @pytest.mark.slow
 def test_all_of_it():
-    told = proof.prove(MISTAKES, EQUIVALENTS, examples=20)
+    told = mutation_score.prove(MISTAKES, EQUIVALENTS, examples=20)
     assert [kill["name"] for kill in told["mistakes"]["float32"] if not kill["found_by"]] == []
     assert [kill["name"] for kills in told["equivalents"].values() for kill in kills if kill["found_by"]] == []
     assert len(told["naming"]) == sum(known.first != FRONT_DOOR for known in MISTAKES)

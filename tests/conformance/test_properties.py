@@ -5,23 +5,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bloomref.adapters import DENSE_LAYERS, rank
 from bloomref.config import BloomConfig
-from bloomref.conformance import front_door
-from bloomref.conformance.adapters.backend import Backend, TracedModel
-from bloomref.conformance.adapters.lab import LabAdapter
-from bloomref.conformance.budgets import Judgement
+from bloomref.conformance.adapters.installed_backend import Backend, TracedModel
+from bloomref.conformance.adapters.instrumented_model import LabAdapter
 from bloomref.conformance.cases import Case
-from bloomref.conformance.findings import Failure, Inconclusive, code
-from bloomref.conformance.lab import Lab
-from bloomref.conformance.lora import Lora
-from bloomref.conformance.pinned import PINNED
+from bloomref.conformance.checks import public_api
+from bloomref.conformance.checks.outcome import Failure, Inconclusive, code
+from bloomref.conformance.fixed_cases import PINNED
+from bloomref.conformance.lora_cases import Lora
+from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.properties import PROPERTIES, Property
-from bloomref.conformance.runner import Runner, Shrinking, applies, lacking
+from bloomref.conformance.run.results import Card, Tally
+from bloomref.conformance.run.runner import Runner, Shrinking, applies, lacking
 from bloomref.conformance.subject import PROBE, Subject
-from bloomref.conformance.tally import Card, Tally
 from bloomref.errors import Unsupported
 from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.lora.adapter_set import DENSE_LAYERS, rank
 from bloomref.reference.lora import HeadAdapter
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=48)
@@ -247,7 +247,7 @@ def test_a_property_holds_for_the_reference(found, dtype):
 @pytest.mark.clause("CNF-1")
 def test_every_number_is_judged_by_the_budget(monkeypatch):
     """Without a limit, no difference of numbers fails."""
-    monkeypatch.setattr("bloomref.conformance.budgets.LIMIT", float("inf"))
+    monkeypatch.setattr("bloomref.conformance.oracle.budgets.LIMIT", float("inf"))
     PROPERTIES["lora"].check(Subject(LabAdapter(Unscaled), "float32"), case_for(PROPERTIES["lora"]))
     for name in ("logits", "hidden", "intermediates", "pieces", "cache", "padding", "rows"):
         PROPERTIES[name].check(Subject(LabAdapter(Relu), "float32"), CASE)
@@ -259,7 +259,7 @@ def test_every_property_has_its_mistake_and_known_clauses():
 
 
 def test_everything_that_must_be_refused_is_another_thing():
-    names = [what for what, _, _ in front_door.illegal(CASE)]
+    names = [what for what, _, _ in public_api.illegal(CASE)]
     assert len(set(names)) == len(names) == 9
 
 
@@ -340,7 +340,7 @@ def test_making_small_ends_after_a_while(monkeypatch):
         shrinking.is_known(CASE)
     assert caught.value is failure
     assert not shrinking.is_known(PROBE)
-    monkeypatch.setattr("bloomref.conformance.runner.SHRINK_SECONDS", -1.0)
+    monkeypatch.setattr("bloomref.conformance.run.runner.SHRINK_SECONDS", -1.0)
     assert shrinking.is_known(PROBE)
 
 

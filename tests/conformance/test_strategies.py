@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bloomref.conformance.adapters.lab import LabAdapter
+from bloomref.conformance.adapters.instrumented_model import LabAdapter
 from bloomref.conformance.cases import MASKS, Case, snap
-from bloomref.conformance.flags import FLAGS, flags_of
 from bloomref.conformance.implementation import FEATURES, Capabilities
 from bloomref.conformance.strategies import HEADS, cases, schedules
 from bloomref.conformance.subject import Subject, named_weights, needs
+from bloomref.conformance.tags import FLAGS, flags_of
 from bloomref.dtypes import floating_dtype
 from bloomref.params import Params
 

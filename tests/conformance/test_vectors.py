@@ -14,26 +14,27 @@ import pytest
 
 from bloomref.cli.app import run as cli
 from bloomref.config import BloomConfig
-from bloomref.conformance.adapters.backend import Backend
 from bloomref.conformance.adapters.common import params_of
-from bloomref.conformance.adapters.lab import LabAdapter
+from bloomref.conformance.adapters.installed_backend import Backend
+from bloomref.conformance.adapters.instrumented_model import LabAdapter
 from bloomref.conformance.implementation import Capabilities, Waiver
-from bloomref.conformance.lab import Lab
 from bloomref.conformance.mistakes import EQUIVALENTS, MISTAKES, by_name
+from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.run.results import Tally
+from bloomref.conformance.run.waivers import Waivers
 from bloomref.conformance.subject import Subject
-from bloomref.conformance.tally import Tally
-from bloomref.conformance.vectors import files, read, write
+from bloomref.conformance.vectors import read
 from bloomref.conformance.vectors.ask import NAME, VectorFailure, ask, ask_all, check
-from bloomref.conformance.vectors.check import EXPECTED, close, lint
-from bloomref.conformance.vectors.check import check as check_folder
-from bloomref.conformance.vectors.draft import TIER_NAMES
+from bloomref.conformance.vectors.author import weight_files, write
+from bloomref.conformance.vectors.author.check import EXPECTED, close, lint
+from bloomref.conformance.vectors.author.check import check as check_folder
+from bloomref.conformance.vectors.author.draft import TIER_NAMES
+from bloomref.conformance.vectors.author.notes import NOTES
+from bloomref.conformance.vectors.author.schema import SCHEMA, problems
 from bloomref.conformance.vectors.judge import judge
-from bloomref.conformance.vectors.notes import NOTES
-from bloomref.conformance.vectors.proof import found_by
-from bloomref.conformance.vectors.schema import SCHEMA, problems
-from bloomref.conformance.waivers import Waivers
 from bloomref.errors import InvalidInput, Unsupported
 from bloomref.formats.safetensors_io import SafetensorsFile
+from tools.vector_mutation_score import found_by
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "specs/vectors"
@@ -72,7 +73,7 @@ def test_they_are_well_formed():
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vectors")
     (folder / "expected").mkdir()
-    files.write_folders(folder)
+    weight_files.write_folders(folder)
     return folder
 
 
@@ -83,10 +84,10 @@ def test_the_folders_of_weights_are_those_that_the_command_writes(folders):
         assert path.read_bytes() == (FOLDER / path.relative_to(folders)).read_bytes(), path
 
 
-@pytest.mark.parametrize("topic", [*(topic for topic in write.TOPICS if topic not in SLOW), *slow(*SLOW)])
+@pytest.mark.parametrize("topic", [*(topic for topic in write.AUTHORS if topic not in SLOW), *slow(*SLOW)])
 @pytest.mark.clause("VEC-4", "VEC-5")
 def test_the_numbers_are_the_references(topic, folders):
-    write.write_topic(folders, topic, write.TOPICS[topic]())
+    write.write_topic(folders, topic, write.AUTHORS[topic]())
     assert (folders / f"{topic}.json").read_text("utf-8") == (FOLDER / f"{topic}.json").read_text("utf-8")
     path = f"expected/{topic}.safetensors"
     if (FOLDER / path).exists():
@@ -176,7 +177,7 @@ def test_last_bits_may_differ_and_nothing_else():
 @pytest.fixture
 def quick(monkeypatch):
     """A command that writes two topics only."""
-    monkeypatch.setattr(write, "TOPICS", {name: write.TOPICS[name] for name in ("config", "mlp")})
+    monkeypatch.setattr(write, "AUTHORS", {name: write.AUTHORS[name] for name in ("config", "mlp")})
 
 
 @pytest.mark.usefixtures("quick")
@@ -217,7 +218,7 @@ def spoil(path: Path) -> None:
 @pytest.mark.clause("VEC-7", "VEC-8", "VEC-10")
 def test_the_reference_passes(dtype):
     subject, tally = Subject(Backend("numpy"), dtype), Tally(NAME, dtype)
-    for topic in write.TOPICS:
+    for topic in write.AUTHORS:
         ask_all(subject, topic, Waivers(), tally, FOLDER)
     wide = dtype in ("float32", "float64")
     assert tally.held >= (len(VECTORS) if wide else 150)
@@ -296,7 +297,7 @@ def test_an_adapter_is_asked_of_any_implementation_that_takes_one():
     """The bench has no front door for files, but `adapted`."""
     tally = Tally(NAME, "float32")
     ask_all(Subject(LabAdapter(), "float32"), "lora", Waivers(), tally, FOLDER)
-    assert tally.held == len(files.ADAPTERS) + 1
+    assert tally.held == len(weight_files.ADAPTERS) + 1
     assert tally.reasons == ["what 'adapter' asks of files and choices, the kit asks of bloomref alone"]
 
 
@@ -411,7 +412,7 @@ def test_an_installed_package_has_its_own_and_another_says_so(tmp_path, monkeypa
 
 def test_the_command_asks_an_implementation(capsys, monkeypatch, tmp_path):
     (tmp_path / "mine.py").write_text(
-        "from bloomref.conformance.adapters.lab import LabAdapter\nfrom bloomref.conformance.mistakes import by_name\n"
+        "from bloomref.conformance.adapters.instrumented_model import LabAdapter\nfrom bloomref.conformance.mistakes import by_name\n"
         "def wrong(): return LabAdapter(by_name('gelu-erf').lab)\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -420,7 +421,7 @@ def test_the_command_asks_an_implementation(capsys, monkeypatch, tmp_path):
     assert cli(["vectors", "--implementation", "mine:wrong", "--dtype", "float32", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert any(text.startswith("mlp-every-step") for text in told["failures"])
-    assert {row["name"] for row in told["topics"]} == set(write.TOPICS)
+    assert {row["name"] for row in told["topics"]} == set(write.AUTHORS)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "backend"))  # the budget of an error is defined there
-
 import toolchain
 from emulated_device import EmulatedDevice
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accel.cupy_gpu import launches, memory
-from accel.cupy_gpu.backend import CupyBackend
+from accel.cupy_gpu.cupy_backend import CupyBackend
 from accel.cupy_gpu.prepared import CupyPrepared, pieces
 from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES, accumulation_dtype
@@ -296,7 +296,7 @@ def test_what_a_call_takes_was_known_before(
 def test_the_bytes_of_real_models(name: str) -> None:
     """2 bytes a parameter, 4 for the few vectors; 2 L D numbers a cached position."""
     from bloomref.params import count_params
-    from bloomref.presets.registry import PRESETS
+    from bloomref.presets.preset_registry import PRESETS
 
     config = PRESETS[name].config
     need = CupyBackend("cupy", Small).memory(config, POLICIES["bfloat16"], 1, 2048)

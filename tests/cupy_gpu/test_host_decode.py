@@ -14,7 +14,7 @@ from fake_cupy import FakeCupy, Graph, Stream, install
 
 from accel import cupy_gpu
 from accel.cupy_gpu import memory, probe
-from accel.cupy_gpu.backend import CupyBackend
+from accel.cupy_gpu.cupy_backend import CupyBackend
 from accel.cupy_gpu.prepared import CupyPrepared
 from bloomref import BloomBackbone, BloomCausalLM
 from bloomref.config import BloomConfig

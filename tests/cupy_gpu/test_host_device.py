@@ -12,7 +12,7 @@ from fake_cupy import CUBLAS_NAMES, NAMES, Array, Driver, FakeCupy, install, pro
 
 from accel import cupy_gpu
 from accel.cupy_gpu import driver, probe
-from accel.cupy_gpu.backend import CupyBackend
+from accel.cupy_gpu.cupy_backend import CupyBackend
 from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES
 from bloomref.errors import InvalidInput

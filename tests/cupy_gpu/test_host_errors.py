@@ -202,5 +202,5 @@ def test_nothing_is_imported_before_it_is_needed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_only_one_module_imports_cupy() -> None:
-    code = "import sys, accel.cupy_gpu.backend, accel.cupy_gpu.probe; print('cupy' in sys.modules)"
+    code = "import sys, accel.cupy_gpu.cupy_backend, accel.cupy_gpu.probe; print('cupy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split() == [b"False"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import tokenizers
 import transformers
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from small_models import MERGES, small_vocabulary
 
 from bloomref.formats.tokenizer_files import bloom_tokenizer_json

@@ -27,9 +27,14 @@ import numpy  # noqa: F401
 import pytest
 
 ROOT = Path(__file__).parents[2]
-UNITS = ["ops", "alibi", "trace", "cache", "model", "golden", "lora"]
+UNITS = [
+    *(f"reference/test_{name}" for name in ("ops", "trace", "cache", "model")),
+    "vocabulary/test_alibi",
+    "front_doors/test_golden",
+    "lora/test_lora",
+]
 LOOPBACK = "tests/backend/test_loopback.py::test_the_engine_over_the_reference_is_the_model"
-TESTS = [*(f"tests/unit/test_{name}.py" for name in UNITS), LOOPBACK]
+TESTS = [*(f"tests/unit/{name}.py" for name in UNITS), LOOPBACK]
 FILES = [Path("bloomref/reference/ops.py"), Path("bloomref/reference/model.py")]
 SECONDS = 120
 

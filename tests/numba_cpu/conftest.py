@@ -2,7 +2,7 @@
 see there that a kernel which another one inlines has changed, nor that the tile has another size."""
 
 try:
-    from accel.numba_cpu.compiled import use_cache_folder
+    from accel.numba_cpu.jit_cache import use_cache_folder
 except ImportError:  # numba is not installed: every test here is skipped
     pass
 else:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from accel.numba_cpu.cpu import DEPTH, PITCH
+from accel.numba_cpu.isa import DEPTH, PITCH
 from accel.numba_cpu.linear import put_rows
 from accel.numba_cpu.microkernel import widen
 

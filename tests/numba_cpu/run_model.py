@@ -6,7 +6,7 @@ import numpy as np
 from numba.core import event
 
 from accel.numba_cpu import make_backend
-from accel.numba_cpu.compiled import cache_folder
+from accel.numba_cpu.jit_cache import cache_folder
 from bloomref.config import BloomConfig
 from bloomref.dtypes import dtype_policy
 from bloomref.params import init_params

@@ -11,8 +11,8 @@ pytest.importorskip("numba", reason="numba is not installed")
 from layout import read_rows
 
 from accel.numba_cpu.attention import append, attend, tile_elements, workspace
-from accel.numba_cpu.cpu import HAS_BF16_DOT, PANEL
-from accel.numba_cpu.packing import FORMATS, Format, up
+from accel.numba_cpu.isa import HAS_BF16_DOT, PANEL
+from accel.numba_cpu.weight_packing import FORMATS, Format, up
 from bloomref import alibi
 
 KINDS = {

@@ -8,8 +8,8 @@ pytest.importorskip("numba", reason="numba is not installed")
 
 from layout import as_rows, read_rows
 
-from accel.numba_cpu import packing
-from accel.numba_cpu.cpu import DEPTH, HAS_BF16_DOT, PANEL
+from accel.numba_cpu import weight_packing
+from accel.numba_cpu.isa import DEPTH, HAS_BF16_DOT, PANEL
 from accel.numba_cpu.linear import (
     FLOAT32,
     GELU,
@@ -19,7 +19,7 @@ from accel.numba_cpu.linear import (
     SUMS,
     product,
 )
-from accel.numba_cpu.packing import FORMATS, Format, pack, pack_bits
+from accel.numba_cpu.weight_packing import FORMATS, Format, pack, pack_bits
 from bloomref.dtypes import cast
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -51,7 +51,7 @@ def multiply(kind, x, weight, bias, after=PLAIN, base=None, threads=2):
     panels = np.empty((n + PANEL - 1) // PANEL * form.panel_elements(k), form.weight)
     pack_bits(np.ascontiguousarray(weight.astype(dtype)).view(form.weight), form, panels)
     rows = as_rows(form, x)
-    width = packing.up(n)
+    width = weight_packing.up(n)
     out, following = np.full((m, width), np.nan, np.float32), np.full(form.row_elements(m, n), 7, form.rows)
     bias, base = np.pad(bias, (0, width - n)), out if base is None else np.pad(base, ((0, 0), (0, width - n)))
     sums = np.full((threads, SUMS), np.nan, np.float32)
@@ -130,11 +130,11 @@ def test_no_pass_has_more_rows_than_its_sums_have_room():
 @pytest.mark.parametrize("n", [1, PANEL - 1, PANEL + 1, 4 * PANEL, 4 * PANEL + 1, 9 * PANEL + 3])
 def test_pack_keeps_every_weight(kind, stored, n, monkeypatch):
     """Read back through a product with unit rows: also past the number of rows that are converted at a time."""
-    monkeypatch.setattr(packing, "CHUNK", 4 * PANEL * 3)
+    monkeypatch.setattr(weight_packing, "CHUNK", 4 * PANEL * 3)
     dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
     weight = np.random.default_rng(n).standard_normal((n, 3)).astype(stored)
     packed, form = pack(weight, None, dtype, np.dtype(np.float32)), FORMATS[dtype]
-    rows, out = as_rows(form, np.eye(3, dtype=np.float32)), np.empty((3, packing.up(n)), np.float32)
+    rows, out = as_rows(form, np.eye(3, dtype=np.float32)), np.empty((3, weight_packing.up(n)), np.float32)
     sums = np.empty((2, SUMS), np.float32)
     product(rows, 3, packed.panels, n, form.steps(3), packed.bias, PLAIN, out, FLOAT32, out, rows, sums, 2)
     np.testing.assert_array_equal(out[:, :n].T, weight.astype(dtype).astype(np.float32))

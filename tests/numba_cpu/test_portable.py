@@ -37,7 +37,7 @@ def parity(chosen: str, *arguments: str, **environment: str) -> None:
 @pytest.mark.parametrize("isa", ["generic", "avx512"])
 def test_other_instruction_sets(isa):
     """`generic` takes no intrinsic of one processor; `avx512` has wide tiles but no product of bfloat16 pairs."""
-    from accel.numba_cpu.cpu import ISA
+    from accel.numba_cpu.isa import ISA
 
     if not ISA.startswith(isa) and isa != "generic":
         pytest.skip(f"this processor has no {isa}")

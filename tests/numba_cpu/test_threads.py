@@ -9,10 +9,10 @@ numba = pytest.importorskip("numba", reason="numba is not installed")
 
 from processes import python, source_root  # noqa: E402
 
-from accel.numba_cpu import cpu  # noqa: E402
+from accel.numba_cpu import isa  # noqa: E402
 
 WATCH = str(Path(__file__).with_name("watch_threads.py"))
-COUNT = "from accel.numba_cpu.cpu import thread_count; print(thread_count())"
+COUNT = "from accel.numba_cpu.isa import thread_count; print(thread_count())"
 PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 TWO = pytest.mark.skipif(PROCESSORS < 2, reason="one processor only")
 
@@ -62,12 +62,12 @@ def test_a_process_bound_to_one_processor_has_one_thread():
     [("100000 100000", 1), ("50000 100000", 1), ("150000 100000", 2), ("max 100000", None), ("", None), (None, None)],
 )
 def test_a_container_gets_the_threads_of_its_quota(quota, granted, tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu, "QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(cpu, "_quota", cpu._quota.__wrapped__)
+    monkeypatch.setattr(isa, "QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(isa, "_quota", isa._quota.__wrapped__)
     monkeypatch.setattr(numba, "get_num_threads", lambda: 64)
     if quota is not None:
-        cpu.QUOTA.write_text(quota, "ascii")
-    assert cpu.thread_count() == (granted or 64)
+        isa.QUOTA.write_text(quota, "ascii")
+    assert isa.thread_count() == (granted or 64)
 
 
 @TWO
@@ -75,6 +75,6 @@ def test_the_threads_can_be_set():
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(1)
-        assert cpu.thread_count() == 1
+        assert isa.thread_count() == 1
     finally:
         numba.set_num_threads(before)

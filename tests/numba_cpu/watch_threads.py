@@ -19,7 +19,7 @@ def pool_time() -> int:
 
 
 if __name__ == "__main__":
-    from accel.numba_cpu.cpu import thread_count
+    from accel.numba_cpu.isa import thread_count
     from bloomref.config import BloomConfig
     from bloomref.dtypes import dtype_policy
     from bloomref.params import init_params

@@ -5,8 +5,8 @@ from typing import Any
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
 from bloomref.params import Params
-from bloomref.reference.numpy_backend import NumpyPrepared
 from bloomref.runtime.backend import API_VERSION
+from bloomref.runtime.numpy_backend import NumpyPrepared
 
 MAX_LAYERS = 5
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from accel.numba_cpu.cpu import PANEL
 from accel.numba_cpu.elementwise import exp, fma, gelu, tanh
+from accel.numba_cpu.isa import PANEL
 from accel.numba_cpu.linear import FLOAT32
 from accel.numba_cpu.norm import norm_row
 from accel.numba_cpu.reduce import jit, jit_parallel, largest_of_lanes, squares_of, sum_of_lanes, total_of

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from accel.numba_cpu.blas import limited
-from accel.numba_cpu.cpu import thread_count
+from accel.numba_cpu.isa import thread_count
 from accel.numba_cpu.training import kernels
 from bloomref import alibi
 from bloomref.config import BloomConfig

@@ -5,19 +5,19 @@ measured by how many it finds; `bloomref diff` tries them on the reference to sa
 """
 
 from bloomref.conformance.mistakes import (  # noqa: F401  (each plants its own)
-    alibi,
-    attention,
-    cache,
+    alibi_bias,
     embedding,
     equivalents,
-    front,
     head,
-    lora,
+    input_validation,
+    key_value_cache,
+    low_precision,
+    low_rank,
     masks,
     mlp,
     norms,
-    precision,
     residual,
+    self_attention,
     sharding,
     weights,
 )

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from bloomref.conformance.lab import Lab
 from bloomref.conformance.mistakes.mistake import mistake
+from bloomref.conformance.model.instrumented import Lab
 from bloomref.shapes import Array
 
 

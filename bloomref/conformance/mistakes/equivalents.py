@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from bloomref.conformance.lab import GELU_CUBIC, Lab, LabCache
 from bloomref.conformance.mistakes.mistake import mistake
 from bloomref.conformance.mistakes.mlp import tanh_gelu
+from bloomref.conformance.model.instrumented import GELU_CUBIC, Lab, LabCache
 from bloomref.params import Params
 from bloomref.reference import lora
 from bloomref.reference.lora import Adapter as Part

@@ -2,7 +2,7 @@
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
-from bloomref.conformance.lora import Lora
+from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.mistakes.mistake import Mistake
 from bloomref.formats.peft_config import EMBEDDING, LINEARS
 

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from bloomref.conformance.lab import Lab
 from bloomref.conformance.mistakes.mistake import mistake
 from bloomref.conformance.mistakes.rounding import rounded
+from bloomref.conformance.model.instrumented import Lab
 from bloomref.shapes import Array
 
 

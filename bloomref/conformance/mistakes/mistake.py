@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bloomref.conformance.flags import FLAGS
-from bloomref.conformance.lab import Lab
+from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.tags import FLAGS
 
 OTHER_NEEDS = {
     "heads": "at least two heads",

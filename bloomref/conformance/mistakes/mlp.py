@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from bloomref.conformance.lab import GELU_CONSTANT, GELU_CUBIC, Lab
 from bloomref.conformance.mistakes.mistake import mistake
 from bloomref.conformance.mistakes.rounding import rounded
+from bloomref.conformance.model.instrumented import GELU_CONSTANT, GELU_CUBIC, Lab
 from bloomref.params import LayerParams
 from bloomref.shapes import Array
 

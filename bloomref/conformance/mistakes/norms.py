@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from bloomref.conformance.lab import Lab
 from bloomref.conformance.mistakes.mistake import mistake
 from bloomref.conformance.mistakes.rounding import rounded
+from bloomref.conformance.model.instrumented import Lab
 from bloomref.params import LayerParams
 from bloomref.shapes import Array
 

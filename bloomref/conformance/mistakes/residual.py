@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from bloomref.conformance.lab import Lab, LabCache
 from bloomref.conformance.mistakes.mistake import mistake
+from bloomref.conformance.model.instrumented import Lab, LabCache
 from bloomref.params import LayerParams
 from bloomref.shapes import Array
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from bloomref import alibi
-from bloomref.conformance.lab import Lab
 from bloomref.conformance.mistakes.mistake import mistake
+from bloomref.conformance.model.instrumented import Lab
 from bloomref.params import LayerParams
 from bloomref.shapes import Array
 

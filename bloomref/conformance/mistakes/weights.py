@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from bloomref.conformance.lab import Lab, LabCache
 from bloomref.conformance.mistakes.mistake import mistake
+from bloomref.conformance.model.instrumented import Lab, LabCache
 from bloomref.params import LayerParams, Params
 from bloomref.shapes import Array
 

@@ -8,12 +8,12 @@ from functools import partial
 import pytest
 
 from bloomref.conformance.cases import Case
-from bloomref.conformance.findings import Failure
+from bloomref.conformance.checks.outcome import Failure
 from bloomref.conformance.properties import PROPERTIES, Property
-from bloomref.conformance.runner import applies, lacking
-from bloomref.conformance.session import Kit, note
+from bloomref.conformance.run.pytest_session import Kit, note
+from bloomref.conformance.run.results import Tally
+from bloomref.conformance.run.runner import applies, lacking
 from bloomref.conformance.subject import Subject
-from bloomref.conformance.tally import Tally
 from bloomref.conformance.vectors.ask import NAME, ask_all
 
 pytestmark = pytest.mark.filterwarnings("default")  # what an implementation warns of is its own affair

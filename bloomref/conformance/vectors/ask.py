@@ -10,17 +10,17 @@ import numpy as np
 
 from bloomref.backbone import BloomBackbone
 from bloomref.causal_lm import BloomCausalLM
-from bloomref.conformance.adapters.backend import Backend
-from bloomref.conformance.budgets import Judgement
-from bloomref.conformance.comparing import verdict
-from bloomref.conformance.findings import Failure, Inconclusive
-from bloomref.conformance.gradients import ONLY, UNITS
+from bloomref.conformance.adapters.installed_backend import Backend
+from bloomref.conformance.checks.gradients import ONLY, UNITS
+from bloomref.conformance.checks.outcome import Failure, Inconclusive
+from bloomref.conformance.checks.rerun import verdict
+from bloomref.conformance.oracle.budgets import Judgement
+from bloomref.conformance.run.results import Tally
+from bloomref.conformance.run.waivers import Waivers
 from bloomref.conformance.subject import PROBE, Raised, Subject
-from bloomref.conformance.tally import Tally
-from bloomref.conformance.vectors import exact
+from bloomref.conformance.vectors.author import exact
 from bloomref.conformance.vectors.judge import judge
 from bloomref.conformance.vectors.read import Vector, locate, read
-from bloomref.conformance.waivers import Waivers
 from bloomref.errors import Unsupported
 from bloomref.shapes import Array
 

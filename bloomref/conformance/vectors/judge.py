@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bloomref.conformance.budgets import ENOUGH, LIMIT, Judgement
-from bloomref.conformance.tensors import observable, per_position
+from bloomref.conformance.oracle.budgets import ENOUGH, LIMIT, Judgement
+from bloomref.conformance.oracle.intermediates import observable, per_position
 from bloomref.shapes import Array, Bool, Float
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of
 from bloomref.conformance.cases import Case
-from bloomref.conformance.flags import FLAGS
-from bloomref.conformance.lora import Lora
+from bloomref.conformance.lora_cases import Lora
+from bloomref.conformance.tags import FLAGS
 from bloomref.errors import Unsupported, invalid
 from bloomref.formats.safetensors_io import SafetensorsFile
 from bloomref.shapes import Array, Bool, Int

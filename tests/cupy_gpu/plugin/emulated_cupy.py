@@ -8,7 +8,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import toolchain
 from emulated_device import EmulatedDevice
 
-from accel.cupy_gpu.backend import CupyBackend
+from accel.cupy_gpu.cupy_backend import CupyBackend
 from bloomref.errors import Unsupported
 
 

@@ -1,0 +1,151 @@
+"""Packed weights kept on disk and mapped, so that the second start of a large model packs nothing.
+
+A model whose weights come from files says which (`Params.source`). What is packed of them lies in one file for each folder and
+dtype, below the user's cache folder; it is written once, under a temporary name, and used as long as the model's files, its
+config and the layout stay what they were. Decoding from a map is as fast as from memory.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import secrets
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from accel.numba_cpu import isa, linear, weight_packing
+from accel.numba_cpu.jit_cache import user_folder
+from bloomref.params import Source
+
+SWITCH = "BLOOMREF_NUMBA_KEEP"
+"""Set to 0, nothing is kept."""
+SMALLEST = 64 << 20  # bytes; what is smaller is packed in no time
+SPARE = 4  # the disk must have so many times the packed bytes free
+PAGE = 4096
+DAY = 86_400
+
+
+class Store(Protocol):
+    """Where packed weights go, in the order in which they are asked for."""
+
+    def take(self, elements: int, dtype: Any) -> tuple[Any, bool]:
+        """Space for the next weight, and whether it is there already."""
+        ...
+
+    def finish(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+class InMemory:
+    """Nothing is kept."""
+
+    def take(self, elements: int, dtype: Any) -> tuple[Any, bool]:
+        return weight_packing.in_memory(elements, dtype)
+
+    def finish(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+class Mapped:
+    """One file: a page of JSON that says of what it was made, then each weight from a page's start."""
+
+    def __init__(self, path: Path, header: dict[str, str], total: int) -> None:
+        self._path, self._temporary = path, path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
+        self._position = PAGE
+        self._filled = _header_of(path) == header and path.stat().st_size == total
+        if self._filled:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # kernels take writable arrays
+            return
+        self._map = self._create(json.dumps(header).encode(), total)
+
+    def _create(self, header: bytes, total: int) -> mmap.mmap:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        tidy(self._path.parent)
+        if shutil.disk_usage(self._path.parent).free < SPARE * total or len(header) > PAGE:
+            raise OSError("no room")
+        try:
+            with self._temporary.open("x+b") as file:
+                os.posix_fallocate(file.fileno(), 0, total)  # a full disk shows here, not as a signal while packing
+                file.write(header)
+                file.flush()
+                return mmap.mmap(file.fileno(), total)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def take(self, elements: int, dtype: Any) -> tuple[Any, bool]:
+        array = np.frombuffer(self._map, dtype, elements, self._position)
+        self._position += whole_pages(array.nbytes)
+        return array, self._filled
+
+    def finish(self) -> None:
+        """The file gets its name when all of it is on the disk."""
+        if not self._filled:
+            with suppress(OSError):
+                self._map.flush()
+                self._temporary.replace(self._path)
+
+    def abandon(self) -> None:
+        self._temporary.unlink(missing_ok=True)
+
+
+def open_store(source: Source | None, facts: dict[str, Any], sizes: list[int]) -> Store:
+    """A file for these weights, or memory where they have no source, are small, or the disk has no room.
+
+    Args:
+        facts: what decides the packed bytes beside the source and the layout: sizes and dtypes.
+        sizes: bytes of each weight.
+    """
+    if source is None or sum(sizes) < SMALLEST or os.environ.get(SWITCH) == "0":
+        return InMemory()
+    about = json.dumps(facts, sort_keys=True)
+    name = hashlib.sha256(f"{source.folder} {facts['dtypes']}".encode()).hexdigest()[:24]
+    header = {"folder": source.folder, "state": source.state, "facts": about, "layout": layout()}
+    try:
+        return Mapped(kept_folder() / f"{name}.panels", header, PAGE + sum(map(whole_pages, sizes)))
+    except (OSError, AttributeError):  # no room, no rights; systems without posix_fallocate
+        return InMemory()
+
+
+def kept_folder() -> Path:
+    return user_folder() / "packed"
+
+
+def layout() -> str:
+    """Changes with whatever decides where a number goes."""
+    digest = hashlib.sha256(f"{isa.HAS_BF16_DOT} {isa.PANEL}".encode())
+    for module in (weight_packing, linear):
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def tidy(folder: Path) -> None:
+    """Remove what was made of folders that are gone, and what an interrupted run left more than a day ago."""
+    for path in folder.glob("*.panels"):
+        if not Path(_header_of(path).get("folder", "")).exists():
+            path.unlink(missing_ok=True)
+    for path in folder.glob("*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > DAY:
+                path.unlink()
+
+
+def whole_pages(size: int) -> int:
+    return -(-size // PAGE) * PAGE
+
+
+def _header_of(path: Path) -> dict[str, str]:
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(PAGE).rstrip(b"\0"))
+    except (OSError, ValueError):
+        return {}
+    return header if isinstance(header, dict) else {}

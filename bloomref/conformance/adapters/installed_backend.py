@@ -1,0 +1,91 @@
+"""bloomref itself, on any of its backends: `--backend numpy`."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from bloomref import __version__
+from bloomref.backbone import BloomBackbone
+from bloomref.config import BloomConfig
+from bloomref.conformance.adapters.common import params_of, versions_of
+from bloomref.conformance.implementation import Capabilities
+from bloomref.conformance.lora_cases import FORMS
+from bloomref.conformance.subject import full_key
+from bloomref.params import keys
+from bloomref.reference import vjp
+from bloomref.runtime import registry
+from bloomref.runtime.engine import Engine
+from bloomref.runtime.inputs import TokenBatch
+from bloomref.shapes import Array, Bool, Float, Int
+
+
+class Backend:
+    """A backend by the name that `bloomref backends` lists."""
+
+    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"), adapters=FORMS)
+
+    def __init__(self, name: str = registry.REFERENCE) -> None:
+        self.name = name
+
+    def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "BackendModel":
+        """Weights prepared by the backend.
+
+        Raises:
+            Unsupported: the backend is not installed, or cannot run this here; InvalidInput: there is none of that name.
+        """
+        backbone = BloomBackbone.from_params(config, params_of(config, weights), dtype, backend=self.name)
+        return TracedModel(backbone) if self.name == registry.REFERENCE else BackendModel(backbone)
+
+    def versions(self) -> Mapping[str, str]:
+        return {"bloomref": __version__, **versions_of("numpy", "numba" if self.name == "numba" else "ml_dtypes")}
+
+
+class BackendModel:
+    """A model that runs through bloomref's engine."""
+
+    def __init__(self, backbone: BloomBackbone) -> None:
+        self.backbone = backbone
+
+    @property
+    def engine(self) -> Engine:
+        return self.backbone.engine
+
+    def adapted(self, path: Path) -> Self:
+        """By `load_adapter`: added by the reference, merged into the weights for any other backend (LRA-8)."""
+        self.backbone.load_adapter(path)
+        return self
+
+    def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
+        return self.engine.logits(self.hidden(token_ids, is_real))
+
+    def hidden(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.engine.hidden(TokenBatch(token_ids, is_real))
+
+    def in_pieces(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int
+    ) -> Float[Array, "B T V"]:
+        cache = self.engine.new_cache(len(token_ids), capacity)
+        edges = pairwise((0, *cuts, token_ids.shape[1]))
+        parts = [self.engine.extend(cache, a, token_ids[:, a:b], is_real[:, a:b]) for a, b in edges]
+        return np.concatenate([self.engine.logits(part) for part in parts], axis=1)
+
+    def call(self, token_ids: Any, padding_mask: Any) -> Float[Array, "B T V"]:
+        return self.engine.logits(self.backbone({"token_ids": token_ids, "padding_mask": padding_mask}))
+
+
+class TracedModel(BackendModel):
+    """The reference, which names its intermediates."""
+
+    def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Mapping[str, Array]:
+        return self.backbone.trace({"token_ids": token_ids, "padding_mask": is_real})
+
+    def loss_and_gradients(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
+    ) -> tuple[float, Mapping[str, Array]]:
+        config = self.backbone.config
+        found = vjp.loss_and_gradients(self.engine.params, config, token_ids, is_real, labels)
+        shapes = {key: weight.hf_shape(config) for key, weight in keys(config)}
+        return found.loss, {full_key(key): array.reshape(shapes[key]) for key, array in found.gradients.items()}

@@ -1,0 +1,51 @@
+"""Mistakes in what is accepted: inputs that must be refused are taken for something else."""
+
+from typing import Any
+
+import numpy as np
+
+from bloomref.conformance.mistakes.mistake import FRONT_DOOR, mistake
+from bloomref.conformance.model.instrumented import Lab
+from bloomref.shapes import Array
+
+
+@mistake("negative-id-wraps", "a negative token id counted from the end of the vocabulary", "EMB-2", first=FRONT_DOOR, needs="front-door")  # fmt: skip
+class NegativeIdWraps(Lab):
+    def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
+        ids = np.asarray(token_ids)
+        return super().accept(np.where(ids < 0, ids + self.config.vocabulary_size, ids), padding_mask)
+
+
+@mistake("large-id-clipped", "a token id beyond the vocabulary read as the last", "EMB-2", first=FRONT_DOOR, needs="front-door")  # fmt: skip
+class LargeIdClipped(Lab):
+    def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
+        return super().accept(np.minimum(np.asarray(token_ids), self.config.vocabulary_size - 1), padding_mask)
+
+
+@mistake("id-in-32-bits", "token ids cut to 32 bits", "EMB-2", first=FRONT_DOOR, needs="front-door")
+class IdIn32Bits(Lab):
+    def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
+        ids = np.asarray(token_ids)
+        return super().accept(ids.astype(np.int32) if ids.dtype.kind == "i" else ids, padding_mask)
+
+
+@mistake("float-ids-truncated", "token ids that are no integers cut off", "EMB-2", first=FRONT_DOOR, needs="front-door")
+class FloatIdsTruncated(Lab):
+    def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
+        return super().accept(np.asarray(token_ids).astype(np.int64), padding_mask)
+
+
+@mistake(
+    "mask-above-one", "mask values other than 0 and 1 taken as real", "ATT-11", first=FRONT_DOOR, needs="front-door"
+)
+class MaskAboveOne(Lab):
+    def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
+        return super().accept(token_ids, None if padding_mask is None else np.asarray(padding_mask) != 0)
+
+
+@mistake("mask-broadcast", "a mask of another shape stretched to that of the ids", "ATT-11", first=FRONT_DOOR, needs="front-door")  # fmt: skip
+class MaskBroadcast(Lab):
+    def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
+        if padding_mask is None:
+            return super().accept(token_ids)
+        return super().accept(token_ids, np.resize(np.asarray(padding_mask), np.shape(token_ids)))

@@ -1,0 +1,251 @@
+"""Mistakes with adapters: in their scale, in how factors are read, in where they act and in how they are merged."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from bloomref.conformance.mistakes.mistake import mistake
+from bloomref.conformance.mistakes.rounding import rounded
+from bloomref.conformance.model.instrumented import Lab
+from bloomref.dtypes import floating_dtype
+from bloomref.formats.peft_config import LoraConfig
+from bloomref.lora.adapter_set import Adapter, Parts, rank
+from bloomref.params import LayerParams, Params
+from bloomref.reference import lora
+from bloomref.shapes import Array
+
+# --- scale -----------------------------------------------------------------------------------------------------------
+
+
+class Rescaled(Lab):
+    """PEFT's adapters with another scale; KerasHub's have none."""
+
+    def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
+        part = super().part(key, part)
+        settings = self.adapter.config if self.adapter else None
+        return part if settings is None else replace(part, scale=self.rescaled(settings, key, part))
+
+    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:
+        raise NotImplementedError
+
+
+def alpha(settings: LoraConfig, key: str) -> float:
+    own = settings.rank(key)
+    return settings.scale(key) * (math.sqrt(own) if settings.use_rslora else own)
+
+
+@mistake("lora-alpha-not-divided", "an adapter scaled by alpha, not by alpha / r", "LRA-12", first="attention.query", needs="lora")  # fmt: skip
+class LoraAlphaNotDivided(Rescaled):
+    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+        return alpha(settings, key)
+
+
+@mistake("lora-scale-by-root", "an adapter scaled by alpha / sqrt(r) without use_rslora", "LRA-12", first="attention.query", needs="lora")  # fmt: skip
+class LoraScaleByRoot(Rescaled):
+    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:
+        return alpha(settings, key) / math.sqrt(rank(part))
+
+
+@mistake("lora-rslora-ignored", "an adapter scaled by alpha / r in spite of use_rslora", "LRA-12", first="attention.query", needs="lora rslora")  # fmt: skip
+class LoraRsloraIgnored(Rescaled):
+    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:
+        return alpha(settings, key) / rank(part)
+
+
+@mistake("lora-scale-forgotten", "an adapter not scaled", "LRA-1", first="attention.query", needs="lora")
+class LoraScaleForgotten(Rescaled):
+    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+        return 1.0
+
+
+@mistake("lora-scaled-twice", "an adapter scaled in its factors and again in its result", "LRA-1", first="attention.query", needs="lora")  # fmt: skip
+class LoraScaledTwice(Rescaled):
+    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+        return part.scale**2
+
+
+@mistake("lora-alpha-pattern-ignored", "alpha_pattern not looked at", "LRA-12", first="mlp.up", needs="lora")
+class LoraAlphaPatternIgnored(Rescaled):
+    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+        return replace(settings, alpha_pattern={}).scale(key)
+
+
+@mistake("lora-alpha-of-another", "the first alpha of alpha_pattern for every module", "LRA-12", first="attention.query", needs="lora")  # fmt: skip
+class LoraAlphaOfAnother(Rescaled):
+    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+        first = next(iter(settings.alpha_pattern.values()), settings.lora_alpha)
+        return replace(settings, lora_alpha=first, alpha_pattern={}).scale(key)
+
+
+@mistake("lora-rank-pattern-ignored", "alpha divided by r where rank_pattern names another rank", "LRA-12", first="attention.output", needs="lora")  # fmt: skip
+class LoraRankPatternIgnored(Rescaled):
+    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+        return replace(settings, rank_pattern={}).scale(key)
+
+
+# --- factors ---------------------------------------------------------------------------------------------------------
+
+
+@mistake("lora-a-transposed", "the numbers of A read as (N, R) instead of (R, N)", "LRA-1", first="attention.query", needs="lora")  # fmt: skip
+class LoraATransposed(Lab):
+    def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
+        part = super().part(key, part)
+        return part if isinstance(part, lora.HeadAdapter) else replace(part, a=part.a.reshape(part.a.T.shape).T)
+
+
+@mistake("lora-b-transposed", "the numbers of B read as (R, M) instead of (M, R)", "LRA-1", first="attention.query", needs="lora")  # fmt: skip
+class LoraBTransposed(Lab):
+    def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
+        part = super().part(key, part)
+        return part if isinstance(part, lora.HeadAdapter) else replace(part, b=part.b.reshape(part.b.T.shape).T)
+
+
+class RowsOfB(Lab):
+    """Other rows of the B of the fused projection."""
+
+    def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
+        part = super().part(key, part)
+        if isinstance(part, lora.LinearAdapter) and key.endswith("query_key_value.weight"):
+            return replace(part, b=self.rows(part.b).reshape(part.b.shape))
+        return part
+
+    def rows(self, b: Array) -> Array:
+        raise NotImplementedError
+
+
+@mistake("lora-b-in-blocks", "the rows of B of the fused projection in three blocks instead of per head", "LRA-3", first="attention.query", needs="lora heads")  # fmt: skip
+class LoraBInBlocks(RowsOfB):
+    def rows(self, b: Array) -> Array:
+        return b.reshape(3, self.config.num_heads, self.config.head_dim, -1).swapaxes(0, 1)
+
+
+@mistake("lora-not-on-key", "an adapter of the fused projection added to query and value alone", "LRA-1", first="attention.key", needs="lora")  # fmt: skip
+class LoraNotOnKey(RowsOfB):
+    def rows(self, b: Array) -> Array:
+        kept = b.reshape(self.config.num_heads, 3, self.config.head_dim, -1).copy()
+        kept[:, 1] = 0.0
+        return kept
+
+
+class Heads(Lab):
+    """KerasHub's factors of each head, changed."""
+
+    def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
+        part = super().part(key, part)
+        return self.of_heads(part) if isinstance(part, lora.HeadAdapter) else part
+
+    def of_heads(self, part: lora.HeadAdapter) -> lora.HeadAdapter:
+        raise NotImplementedError
+
+
+@mistake("lora-value-at-key", "KerasHub's factors of the value added to the key", "LRA-11", first="attention.key", needs="lora lora-heads")  # fmt: skip
+class LoraValueAtKey(Heads):
+    def of_heads(self, part: lora.HeadAdapter) -> lora.HeadAdapter:
+        return replace(part, projection=1) if part.projection == 2 else part
+
+
+@mistake("lora-one-head", "KerasHub's A of the first head for every head", "LRA-1", first="attention.query", needs="lora lora-heads heads")  # fmt: skip
+class LoraOneHead(Heads):
+    def of_heads(self, part: lora.HeadAdapter) -> lora.HeadAdapter:
+        return replace(part, a=np.broadcast_to(part.a[:, :1], part.a.shape))
+
+
+@mistake("lora-heads-behind-rank", "KerasHub's A read as (D, R, H) instead of (D, H, R)", "LRA-1", first="attention.query", needs="lora lora-heads heads")  # fmt: skip
+class LoraHeadsBehindRank(Heads):
+    def of_heads(self, part: lora.HeadAdapter) -> lora.HeadAdapter:
+        width, heads, r = part.a.shape
+        return replace(part, a=part.a.reshape(width, r, heads).swapaxes(1, 2))
+
+
+# --- where it acts ---------------------------------------------------------------------------------------------------
+
+
+@mistake("lora-before-norm", "an adapter of QKV that reads the hidden state before the layer norm", "LRA-1", first="attention.query", needs="lora")  # fmt: skip
+class LoraBeforeNorm(Lab):
+    def attention_norm(self, layer: LayerParams, x: Array) -> Array:
+        self.before = x
+        return super().attention_norm(layer, x)
+
+    def adapt(self, owner: LayerParams | Params, attribute: str, x: Array, y: Array) -> Array:
+        return super().adapt(owner, attribute, self.before if attribute == "qkv_weight" else x, y)
+
+
+@mistake("lora-before-gelu", "an adapter of dense_4h_to_h that reads what enters GELU", "LRA-1", first="mlp.output", needs="lora")  # fmt: skip
+class LoraBeforeGelu(Lab):
+    def gelu(self, x: Array) -> Array:
+        self.before = x
+        return super().gelu(x)
+
+    def adapt(self, owner: LayerParams | Params, attribute: str, x: Array, y: Array) -> Array:
+        return super().adapt(owner, attribute, self.before if attribute == "mlp_down_weight" else x, y)
+
+
+@mistake("lora-bias-dropped", "an adapted layer without its bias", "LRA-1", first="attention.query", needs="lora")
+class LoraBiasDropped(Lab):
+    def adapt(self, owner: LayerParams | Params, attribute: str, x: Array, y: Array) -> Array:
+        if attribute in owner.adapters and isinstance(owner, LayerParams):
+            y = y - getattr(owner, attribute.replace("weight", "bias")).reshape(-1)
+        return super().adapt(owner, attribute, x, y)
+
+
+@mistake("lora-first-layer-only", "an adapter of the first layer alone", "LRA-12", first="layers.1.attention.query", needs="lora deep")  # fmt: skip
+class LoraFirstLayerOnly(Lab):
+    def parts(self, adapter: Adapter) -> Parts:
+        return {key: found for key, found in super().parts(adapter).items() if key.startswith(("h.0.", "word"))}
+
+
+@mistake("lora-embedding-ignored", "an adapter of the embedding not looked at", "LRA-4", first="word_embedding", needs="lora lora-embedding")  # fmt: skip
+class LoraEmbeddingIgnored(Lab):
+    def parts(self, adapter: Adapter) -> Parts:
+        return {key: found for key, found in super().parts(adapter).items() if not key.startswith("word")}
+
+
+@mistake("lora-embedding-behind-norm", "an adapter of the embedding added behind the embedding's norm", "LRA-1", first="word_embedding", needs="lora lora-embedding")  # fmt: skip
+class LoraEmbeddingBehindNorm(Lab):
+    def embed(self, token_ids: Array) -> Array:
+        x = self.embedding_norm(self.note("word_embedding", self.look_up(token_ids)))
+        return self.note("embedding_norm", self.adapt(self.params, "word_embedding", token_ids, x))
+
+
+@mistake("lora-embedding-in-head", "an adapter of the embedding that a tied head has, too", "LRA-4", first="logits", needs="lora lora-embedding")  # fmt: skip
+class LoraEmbeddingInHead(Lab):
+    def head(self, hidden: Array) -> Array:
+        logits = super().head(hidden)
+        tied = self.params.adapters.get("word_embedding", ()) if self.params.lm_head is None else ()
+        return logits + sum(hidden @ part.delta_weight().T for part in tied)
+
+
+@mistake("lora-dropped-out", "dropout of an adapter outside training", "LRA-9", first="attention.query", needs="lora")
+class LoraDroppedOut(Lab):
+    def narrow(self, part: lora.Adapter, x: Array) -> Array:
+        if part.dropout:
+            x = x * (np.random.default_rng(0).random(x.shape) >= part.dropout) / (1.0 - part.dropout)
+        return super().narrow(part, x.astype(self.dtype) if part.dropout else x)
+
+
+@mistake("lora-forgotten-over-cache", "the adapter added in the first call over a cache alone", "LRA-16", first="attention.context", needs="lora pieces")  # fmt: skip
+class LoraForgottenOverCache(Lab):
+    def adapt(self, owner: LayerParams | Params, attribute: str, x: Array, y: Array) -> Array:
+        return y if self.start else super().adapt(owner, attribute, x, y)
+
+
+# --- merging and rounding --------------------------------------------------------------------------------------------
+
+
+@mistake("lora-merged-in-bfloat16", "an adapter of a float32 model merged into bfloat16 weights", "LRA-6", first="attention.query", needs="lora")  # fmt: skip
+class LoraMergedInBfloat16(Lab):
+    def adapted(self, params: Params) -> Params:
+        return lora.merged(super().adapted(params), floating_dtype("bfloat16")).astype(self.dtype)
+
+
+@mistake("lora-merged-and-added", "an adapter merged into the weights and added as well", "LRA-6", first="attention.query", needs="lora")  # fmt: skip
+class LoraMergedAndAdded(Lab):
+    def delta(self, part: lora.Adapter, x: Array) -> Array:
+        return 2.0 * super().delta(part, x)
+
+
+@mistake("lora-in-bfloat16", "an adapter's inner product kept in bfloat16", "LRA-2", first="attention.query", needs="lora")  # fmt: skip
+class LoraInBfloat16(Lab):
+    def narrow(self, part: lora.Adapter, x: Array) -> Array:
+        return rounded(super().narrow(part, x), "bfloat16")

@@ -1,0 +1,334 @@
+"""BLOOM once more, with every decision in a method of its own and every rounding in a hook: the bench on which to plant things.
+
+Unchanged and in float64 it is the reference, bit for bit (a test says so). A known mistake replaces one method
+(`conformance.mistakes`); Monte-Carlo arithmetic, and the emulation of another implementation's rounding, replace `Arithmetic`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+
+from bloomref import alibi
+from bloomref.config import BloomConfig
+from bloomref.conformance.cases import Case
+from bloomref.conformance.model.lora_hooks import Bench
+from bloomref.lora.adapter_set import Adapter
+from bloomref.params import LayerParams, Params
+from bloomref.runtime.inputs import token_batch
+from bloomref.shapes import Array, Bool, Float, Int
+
+GELU_CONSTANT = 0.79788456
+GELU_CUBIC = 0.044715
+
+
+class Arithmetic:
+    """What happens to the result of an operation: here nothing. A subclass rounds, or adds a random error."""
+
+    def stored(self, x: Array) -> Array:
+        """A result that is kept in the dtype of the model."""
+        return x
+
+    def wide(self, x: Array) -> Array:
+        """A result inside an operation that works in float32 (layer norm, softmax)."""
+        return x
+
+    def score(self, x: Array) -> Array:
+        """A result among the scores: as `wide` or as `stored`, by tier."""
+        return x
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """A sum of products, before it is kept."""
+        return a @ b
+
+
+EXACT = Arithmetic()
+
+
+@dataclass(eq=False)
+class LabCache:
+    """The keys and values of one layer, for the positions that the lab remembers."""
+
+    keys: Float[Array, "B H P K"]
+    values: Float[Array, "B H P K"]
+
+
+class Lab(Bench):
+    """One model. `run` gives every named intermediate (MOD-8).
+
+    Args:
+        dtype: in which it computes; the weights are cast to it.
+        adapter: what is added to the products of the weights.
+        anchor: the column that ALiBi counts from: that of the query (None: the reference), or a fixed one, which is the same function.
+
+    While it runs, `start` is the first column of the piece, `index` the layer.
+    """
+
+    anchor: int | None = None
+
+    def __init__(
+        self,
+        config: BloomConfig,
+        params: Params,
+        arithmetic: Arithmetic = EXACT,
+        dtype: Any = np.float64,
+        adapter: Adapter | None = None,
+    ) -> None:
+        self.config = config
+        self.dtype = np.dtype(dtype)
+        self.adapter = adapter
+        self.arithmetic = arithmetic
+        self.params = self.adapted(self.load(params.astype(self.dtype)))
+        self.seen: dict[str, Array] = {}
+        self.prefix = ""
+        self.start = 0
+        self.index = 0
+
+    @classmethod
+    def of(cls, case: Case, arithmetic: Arithmetic = EXACT, dtype: Any = np.float64) -> Self:
+        """The model of a case, with its adapter."""
+        return cls(case.config, case.params, arithmetic, dtype, case.adapter)
+
+    def load(self, params: Params) -> Params:
+        """The weights as they are used."""
+        return params
+
+    # --- the wiring ------------------------------------------------------------------------------
+
+    def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
+        """The front door: what a user hands in, checked (EMB-2, ATT-11).
+
+        Raises:
+            InvalidInput: where the specification refuses.
+        """
+        batch = token_batch({"token_ids": token_ids, "padding_mask": padding_mask}, self.config.vocabulary_size)
+        return batch.token_ids, batch.is_real
+
+    def run(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int] = (), capacity: int = 0
+    ) -> dict[str, Array]:
+        """Every intermediate by name. With `cuts`, in pieces over a cache: then only those of shape (B, T, ...) are there.
+
+        `capacity`: positions that the caches have room for, if those are more than T.
+        """
+        batch, time = token_ids.shape
+        caches = [self.new_cache(batch, max(capacity, time)) for _ in self.params.layers]
+        pieces = [
+            self.piece(caches, token_ids[:, start:stop], is_real[:, :stop], start)
+            for start, stop in pairwise((0, *cuts, time))
+        ]
+        return pieces[0] if len(pieces) == 1 else _join(pieces)
+
+    def piece(
+        self, caches: list[LabCache], token_ids: Int[Array, "B T"], is_real: Bool[Array, "B S"], start: int
+    ) -> dict[str, Array]:
+        """The positions from `start` on."""
+        self.seen, self.prefix, self.start = {}, "", start
+        x = self.embed(token_ids)
+        is_real = self.key_is_real(is_real, start)
+        visible, bias = self.visible(is_real, start), self.bias(is_real, start)
+        for i, (layer, cache) in enumerate(zip(self.params.layers, caches, strict=True)):
+            self.index, self.prefix = i, f"layers.{i}."
+            x = self.block(layer, x, cache, start, visible, bias)
+        self.prefix = ""
+        hidden = self.note("final_norm", self.final_norm(x))
+        self.note("logits", self.head(hidden))
+        return self.seen
+
+    def block(
+        self, layer: LayerParams, x: Array, cache: LabCache, start: int, visible: Array, bias: Array
+    ) -> Float[Array, "B T D"]:
+        normed = self.note("attention.norm", self.attention_norm(layer, x))
+        output = self.attention(layer, normed, cache, start, visible, bias)
+        x = self.note("attention_block", self.attention_residual(x, normed, output))
+        normed = self.note("mlp.norm", self.mlp_norm(layer, x))
+        return self.note("mlp_block", self.mlp_residual(x, normed, self.mlp(layer, normed)))
+
+    def attention(
+        self, layer: LayerParams, x: Array, cache: LabCache, start: int, visible: Array, bias: Array
+    ) -> Float[Array, "B T D"]:
+        query, key, value = self.split(self.adapt(layer, "qkv_weight", x, self.qkv(layer, x)))
+        query, key, value = (
+            self.note("attention.query", query),
+            self.note("attention.key", key),
+            self.note("attention.value", value),
+        )
+        keys, values = self.remember(cache, start, key, value)
+        scores = self.note("attention.scores", self.scores(query, keys, bias))
+        probabilities = self.note("attention.probabilities", self.softmax(scores, visible))
+        context = self.note("attention.context", self.merge(self.context(probabilities, values)))
+        output = self.adapt(layer, "attn_out_weight", context, self.attention_output(layer, context))
+        return self.note("attention.output", output)
+
+    def mlp(self, layer: LayerParams, x: Array) -> Float[Array, "B T D"]:
+        up = self.note("mlp.up", self.adapt(layer, "mlp_up_weight", x, self.mlp_up(layer, x)))
+        inner = self.note("mlp.gelu", self.gelu(up))
+        return self.note("mlp.output", self.adapt(layer, "mlp_down_weight", inner, self.mlp_down(layer, inner)))
+
+    def note(self, name: str, value: Array) -> Array:
+        self.seen[self.prefix + name] = value
+        return value
+
+    # --- embedding and norms ---------------------------------------------------------------------
+
+    def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        x = self.adapt(self.params, "word_embedding", token_ids, self.look_up(token_ids))
+        x = self.note("word_embedding", x)
+        return self.note("embedding_norm", self.embedding_norm(x))
+
+    def look_up(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.params.word_embedding[token_ids]
+
+    def embedding_norm(self, x: Array) -> Array:
+        return self.layer_norm(x, self.params.ln_embedding_weight, self.params.ln_embedding_bias)
+
+    def attention_norm(self, layer: LayerParams, x: Array) -> Array:
+        return self.layer_norm(x, layer.ln_attn_weight, layer.ln_attn_bias)
+
+    def mlp_norm(self, layer: LayerParams, x: Array) -> Array:
+        return self.layer_norm(x, layer.ln_mlp_weight, layer.ln_mlp_bias)
+
+    def final_norm(self, x: Array) -> Array:
+        return self.layer_norm(x, self.params.ln_final_weight, self.params.ln_final_bias)
+
+    def layer_norm(self, x: Array, weight: Array, bias: Array) -> Array:
+        wide = self.arithmetic.wide
+        centred = self.centred(x)
+        variance = wide(self.variance(centred))
+        normed = wide(centred / wide(self.deviation(variance)))
+        return self.arithmetic.stored(wide(normed * weight) + bias)
+
+    def centred(self, x: Array) -> Array:
+        wide = self.arithmetic.wide
+        return wide(x - wide(x.mean(axis=-1, keepdims=True)))
+
+    def variance(self, centred: Array) -> Array:
+        return np.square(centred).mean(axis=-1, keepdims=True)
+
+    def deviation(self, variance: Array) -> Array:
+        return np.sqrt(variance + self.epsilon())
+
+    def epsilon(self) -> float:
+        return self.config.layer_norm_epsilon
+
+    # --- attention -------------------------------------------------------------------------------
+
+    def qkv(self, layer: LayerParams, x: Array) -> Float[Array, "B T N"]:
+        return self.linear(x, layer.qkv_weight.reshape(-1, self.config.hidden_dim), layer.qkv_bias.reshape(-1))
+
+    def split(self, fused: Float[Array, "B T N"]) -> tuple[Array, Array, Array]:
+        """(B, H, T, K) each: the rows of the fused weight are head by head (ATT-2)."""
+        batch, time, _ = fused.shape
+        per_head = fused.reshape(batch, time, self.config.num_heads, 3, self.config.head_dim)
+        query, key, value = (per_head[:, :, :, c].swapaxes(1, 2) for c in range(3))
+        return query, key, value
+
+    def new_cache(self, batch: int, capacity: int) -> LabCache:
+        shape = (batch, self.config.num_heads, capacity, self.config.head_dim)
+        return LabCache(np.zeros(shape, self.dtype), np.zeros(shape, self.dtype))
+
+    def remember(self, cache: LabCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
+        stop = start + key.shape[2]
+        cache.keys[:, :, start:stop] = key
+        cache.values[:, :, start:stop] = value
+        return cache.keys[:, :, :stop], cache.values[:, :, :stop]
+
+    def key_is_real(self, is_real: Bool[Array, "B S"], start: int) -> Bool[Array, "B S"]:  # noqa: ARG002
+        """The mask of all columns so far: that of the earlier ones is remembered (KVC-3)."""
+        return is_real
+
+    def slopes(self) -> Float[Array, " H"]:
+        return alibi.slopes(self.config.num_heads, self.dtype)
+
+    def positions(self, is_real: Bool[Array, "B S"]) -> Float[Array, "#B S"]:
+        """The column of each key, as ALiBi counts (ALI-4)."""
+        return np.arange(is_real.shape[1])[None]
+
+    def bias(self, is_real: Bool[Array, "B S"], start: int) -> Float[Array, "#B H T S"]:
+        position = self.positions(is_real)
+        if self.anchor is None:
+            distance = position[:, None, :] - position[:, start:, None]
+        else:
+            distance = np.broadcast_to(
+                (position - self.anchor)[:, None, :], (len(position), is_real.shape[1] - start, is_real.shape[1])
+            )
+        return self.arithmetic.score(self.slopes()[:, None, None] * distance[:, None].astype(self.dtype))
+
+    def visible(self, is_real: Bool[Array, "B S"], start: int) -> Bool[Array, "B 1 T S"]:
+        key = np.arange(is_real.shape[1])
+        return (self.causal(key, key[start:, None]) & is_real[:, None, :] & is_real[:, start:, None])[:, None]
+
+    def causal(self, key: Int[Array, " S"], query: Int[Array, "T 1"]) -> Bool[Array, "T S"]:
+        return key <= query
+
+    def scale(self) -> float:
+        return 1.0 / math.sqrt(self.config.head_dim)
+
+    def scores(self, query: Array, keys: Array, bias: Array) -> Float[Array, "B H T S"]:
+        score = self.arithmetic.score
+        return score(score(self.arithmetic.matmul(query * self.scale(), keys.swapaxes(-1, -2))) + bias)
+
+    def softmax(self, scores: Array, visible: Array) -> Float[Array, "B H T S"]:
+        wide = self.arithmetic.wide
+        hidden = self.hide(scores, visible)
+        peak = hidden.max(axis=-1, keepdims=True, initial=np.finfo(self.dtype).min)
+        powers = wide(np.exp(wide(hidden - peak)))
+        total = wide(self.total(powers))
+        total[total == 0.0] = 1.0
+        return self.arithmetic.stored(powers / total)
+
+    def hide(self, scores: Array, visible: Array) -> Array:
+        return np.where(visible, scores, -math.inf)
+
+    def total(self, powers: Array) -> Array:
+        return powers.sum(axis=-1, keepdims=True)
+
+    def context(self, probabilities: Array, values: Array) -> Float[Array, "B H T K"]:
+        return self.arithmetic.stored(self.arithmetic.matmul(probabilities, values))
+
+    def merge(self, context: Float[Array, "B H T K"]) -> Float[Array, "B T D"]:
+        batch, _, time, _ = context.shape
+        return context.swapaxes(1, 2).reshape(batch, time, self.config.hidden_dim)
+
+    def attention_output(self, layer: LayerParams, context: Array) -> Array:
+        return self.linear(context, layer.attn_out_weight.reshape(self.config.hidden_dim, -1), layer.attn_out_bias)
+
+    def attention_residual(self, x: Array, normed: Array, output: Array) -> Array:
+        return self.residual(x, normed, output)
+
+    def mlp_residual(self, x: Array, normed: Array, output: Array) -> Array:
+        return self.residual(x, normed, output)
+
+    def residual(self, x: Array, normed: Array, output: Array) -> Array:
+        base = normed if self.config.apply_residual_connection_post_layernorm else x
+        return self.arithmetic.stored(base + output)
+
+    # --- perceptron and head ---------------------------------------------------------------------
+
+    def mlp_up(self, layer: LayerParams, x: Array) -> Array:
+        return self.linear(x, layer.mlp_up_weight, layer.mlp_up_bias)
+
+    def gelu(self, x: Array) -> Array:
+        stored = self.arithmetic.stored
+        y = stored(stored(stored(x * x) * GELU_CUBIC) + 1.0)
+        y = np.tanh(stored(stored(y * x) * GELU_CONSTANT))
+        return stored(stored(stored(y) + 1.0) * x) * 0.5
+
+    def mlp_down(self, layer: LayerParams, x: Array) -> Array:
+        return self.linear(x, layer.mlp_down_weight, layer.mlp_down_bias)
+
+    def linear(self, x: Array, weight: Array, bias: Array) -> Array:
+        return self.arithmetic.stored(self.arithmetic.matmul(x, weight.T) + bias)
+
+    def head(self, hidden: Array) -> Float[Array, "B T V"]:
+        head = self.params.word_embedding if self.params.lm_head is None else self.params.lm_head
+        return self.arithmetic.matmul(hidden, head.T)
+
+
+def _join(pieces: list[dict[str, Array]]) -> dict[str, Array]:
+    """The intermediates of all positions; those over heads or keys have no common shape and are left out."""
+    flat = [name for name, value in pieces[0].items() if value.ndim == 3]
+    return {name: np.concatenate([piece[name] for piece in pieces], axis=1) for name in flat}

@@ -1,0 +1,59 @@
+"""What the bench does with an adapter, with every decision in a method of its own, as in `lab`. Clauses: LRA-1 ... LRA-5."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bloomref.lora.adapter_set import Adapter, Parts
+from bloomref.params import LayerParams, Params
+from bloomref.reference.lora import Adapter as Part
+from bloomref.reference.lora import EmbeddingAdapter, HeadAdapter, attach
+from bloomref.shapes import Array, Float
+
+
+class Bench:
+    """The part of a `Lab` that runs an adapter; without one nothing happens here."""
+
+    adapter: Adapter | None
+    arithmetic: Any
+    dtype: np.dtype[Any]
+
+    def adapted(self, params: Params) -> Params:
+        """The weights, and what is added to their products."""
+        return params if self.adapter is None else attach(params, self.parts(self.adapter))
+
+    def parts(self, adapter: Adapter) -> Parts:
+        return {key: tuple(self.part(key, part) for part in found) for key, found in adapter.parts.items()}
+
+    def part(self, key: str, part: Part) -> Part:
+        """As it is used; `key` is that of its weight: `h.0.mlp.dense_h_to_4h.weight`."""
+        del key
+        return replace(part, a=part.a.astype(self.dtype), b=part.b.astype(self.dtype))
+
+    def adapt(self, owner: LayerParams | Params, attribute: str, x: Array, y: Array) -> Array:
+        """y, which a weight has made of x, with what its adapters make of x (LRA-1)."""
+        for part in owner.adapters.get(attribute, ()):
+            y = self.arithmetic.stored(y + self.delta(part, x))
+        return y
+
+    def delta(self, part: Part, x: Array) -> Float[Array, "B T M"]:
+        """scale B A x; x are the token ids where the embedding is adapted."""
+        return self.arithmetic.wide(part.scale * self.product(part, self.narrow(part, x)))
+
+    def narrow(self, part: Part, x: Array) -> Array:
+        """A x: (B, T, R), or in KerasHub's form (B, T, H, R)."""
+        if isinstance(part, EmbeddingAdapter):
+            return part.a.T[x]
+        if isinstance(part, HeadAdapter):
+            product: Array = self.arithmetic.matmul(x, part.a.reshape(len(part.a), -1))
+            return product.reshape(*x.shape[:2], *part.a.shape[1:])
+        return self.arithmetic.matmul(x, part.a.T)
+
+    def product(self, part: Part, narrow: Array) -> Float[Array, "B T M"]:
+        """B of that; in KerasHub's form in the rows of one projection of the fused weight."""
+        if not isinstance(part, HeadAdapter):
+            return self.arithmetic.matmul(narrow, part.b.T)
+        y = np.zeros((*narrow.shape[:3], 3, part.b.shape[1]), narrow.dtype)
+        y[:, :, :, part.projection] = self.arithmetic.matmul(narrow, part.b)
+        return y.reshape(*narrow.shape[:2], -1)

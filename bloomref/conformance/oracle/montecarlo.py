@@ -1,0 +1,151 @@
+"""Monte-Carlo arithmetic: the model with a random error in every operation, of the size that a dtype's rounding has.
+
+The spread of its results is how far correct implementations may be from the truth, whatever the order of their sums.
+"""
+
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from bloomref.conformance.cases import Case
+from bloomref.conformance.model.instrumented import Arithmetic, Lab
+from bloomref.conformance.oracle.precision import TIERS, Tier
+from bloomref.conformance.oracle.truth import truth
+from bloomref.shapes import Array, Bool, Float, Int
+
+SAMPLES = 8
+FEWEST = 4
+ELEMENTS = 2**20
+"""A run holds about so many numbers at a time: samples run together in one batch as far as they fit."""
+
+
+class Noise(Arithmetic):
+    """Each result times 1 + e with e uniform in [-u, u]; a sum of k products gets the statistical error of adding them in turn.
+
+    In the rows that `alike` names all positions have the same e: equal tokens have equal rounding errors, which do not average out.
+    """
+
+    alike: Bool[Array, " B"] | None = None
+
+    def __init__(self, tier: Tier, rng: np.random.Generator) -> None:
+        self.tier = tier
+        self.rng = rng
+
+    def stored(self, x: Array) -> Array:
+        return self._rounded(x, self.tier.storage, self.tier.smallest)
+
+    def wide(self, x: Array) -> Array:
+        return self._rounded(x, self.tier.accumulation)
+
+    def score(self, x: Array) -> Array:
+        return self._rounded(x, self.tier.scores, self.tier.smallest if self.tier.scores == self.tier.storage else 0.0)
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """std = u / sqrt(3) sqrt(k/2 sum(a^2 b^2) + k/3 y^2): the errors of the partial sums, added as if they were independent."""
+        y, terms = a @ b, a.shape[-1]
+        size: Array = np.square(a) @ np.square(b)
+        size *= terms / 2
+        size += np.square(y) * (terms / 3)
+        return self._added(y, np.sqrt(size, out=size), self.tier.accumulation)
+
+    def total(self, terms: Array) -> Array:
+        """A sum over the last axis, with the error of adding the terms in turn, as in `matmul`."""
+        y, count = terms.sum(axis=-1, keepdims=True), terms.shape[-1]
+        size = np.square(terms).sum(axis=-1, keepdims=True) * (count / 2) + np.square(y) * (count / 3)
+        return self._added(y, np.sqrt(size), self.tier.accumulation)
+
+    def difference(self, x: Array, y: Array) -> Array:
+        """x - y, with an error of the size of x: as when both were divided by something before."""
+        return self._added(x - y, x, self.tier.accumulation)
+
+    def _rounded(self, x: Array, u: float, smallest: float = 0.0) -> Array:
+        return self._added(x, np.maximum(np.abs(x), smallest) if smallest else x, u)
+
+    def _added(self, x: Array, size: Array, u: float) -> Array:
+        """x + e size; in place, since most of the time goes here."""
+        y = np.empty(size.shape)
+        self.rng.random(out=y)
+        if y.ndim == 3 and self.alike is not None:  # (B, T, N)
+            y[self.alike] = y[self.alike, :1]
+        y -= 0.5
+        y *= 2.0 * u
+        y *= size
+        y += x
+        return y
+
+
+class NoisyLab(Lab):
+    """Rows of several ALiBi anchors at once; logits are kept in the dtype of the model, as most implementations do."""
+
+    arithmetic: Noise
+    anchors: Int[Array, " B"]
+
+    def centred(self, x: Array) -> Array:
+        return self.arithmetic.difference(x, self.arithmetic.wide(self.arithmetic.total(x) / x.shape[-1]))
+
+    def variance(self, centred: Array) -> Array:
+        return self.arithmetic.total(np.square(centred)) / centred.shape[-1]
+
+    def total(self, powers: Array) -> Array:
+        return self.arithmetic.total(powers)
+
+    def bias(self, is_real: Bool[Array, "B S"], start: int) -> Float[Array, "B H T S"]:
+        column = np.arange(is_real.shape[1])
+        distance = (column - self.anchors[:, None])[:, None, None, :].astype(self.dtype)
+        bias = self.slopes()[:, None, None] * distance
+        return self.arithmetic.score(np.broadcast_to(bias, (*bias.shape[:2], len(column) - start, len(column))))
+
+    def hide(self, scores: Array, visible: Array) -> Array:
+        return np.where(visible, scores, -1e30)  # infinity times an error would be no number
+
+    def head(self, hidden: Array) -> Float[Array, "B T V"]:
+        return self.arithmetic.stored(super().head(hidden))
+
+
+def errors(case: Case, tier: Tier, samples: int) -> Iterator[tuple[int, dict[str, Array]]]:
+    """(anchoring, result minus truth by name) of every sample: half of them count ALiBi from column 0, with errors of
+    their own at each position, half from the last, with the same errors at all positions.
+
+    float64 cannot simulate itself: its errors are those of float32, scaled, and sqrt(2) larger since the truth has some, too.
+    """
+    if tier.accumulation == TIERS["float64"].accumulation:
+        ratio = tier.accumulation / TIERS["float32"].accumulation * np.sqrt(2.0)
+        for anchoring, found in errors(case, TIERS["float32"], samples):
+            yield anchoring, {name: error * ratio for name, error in found.items()}
+        return
+    exact = truth(case).values
+    rng = np.random.Generator(np.random.SFC64(zlib.crc32(case.token_ids.tobytes())))
+    lab = NoisyLab.of(case, Noise(tier, rng))
+    order = np.tile([0, 1], samples)
+    for anchorings in np.array_split(order, -(-len(order) * _numbers(case) // ELEMENTS)):
+        if len(anchorings):
+            yield from _run(case, lab, anchorings, exact)
+
+
+def affordable(case: Case) -> int:
+    """Samples of each anchoring: `SAMPLES`, of a large case fewer, since it has more positions."""
+    return int(np.clip(2**19 // _numbers(case), FEWEST, SAMPLES))
+
+
+def _run(
+    case: Case, lab: NoisyLab, anchorings: Array, exact: dict[str, Array]
+) -> Iterator[tuple[int, dict[str, Array]]]:
+    batch, time = case.token_ids.shape
+    lab.anchors = np.repeat(anchorings * (time - 1), batch)
+    lab.arithmetic.alike = np.repeat(anchorings == 1, batch)
+    seen = lab.run(np.tile(case.token_ids, (len(anchorings), 1)), np.tile(case.is_real, (len(anchorings), 1)))
+    for i, anchoring in enumerate(anchorings):
+        rows = slice(i * batch, (i + 1) * batch)
+        yield int(anchoring), {name: seen[name][rows] - value for name, value in exact.items()}
+
+
+def _numbers(case: Case) -> int:
+    """How many numbers the largest intermediates of a sample have, about."""
+    batch, time = case.token_ids.shape
+    config = case.config
+    return (
+        batch
+        * time
+        * max(config.num_heads * time, config.intermediate_dim, config.vocabulary_size, 3 * config.hidden_dim)
+    )

@@ -1,0 +1,136 @@
+"""Where another implementation rounds, emulated: its results number by number, not within a tolerance.
+
+`hf-eager-bfloat16`: transformers' eager BLOOM on a CPU. A linear layer sums in float32 and rounds once, with its bias; scores and
+bias come from one fused product, rounded once, on ALiBi rounded before; softmax is float32, then rounded; layer norm is
+float32, rounded once; GELU rounds after every operation; slopes are powers of a float32 number. Sums are taken in float64
+here, so a number differs where the float32 sum of the other lies on the other side of a rounding boundary.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from bloomref.config import BloomConfig
+from bloomref.conformance.cases import Case
+from bloomref.conformance.model.instrumented import GELU_CONSTANT, GELU_CUBIC, Arithmetic, Lab
+from bloomref.conformance.oracle.intermediates import observable
+from bloomref.dtypes import DType, cast, floating_dtype
+from bloomref.errors import invalid
+from bloomref.params import Params
+from bloomref.shapes import Array, Bool, Float
+
+
+class Rounding(Arithmetic):
+    """`stored` rounds to a 16-bit type, through float32 as hardware does; what is inside an operation stays wide."""
+
+    def __init__(self, dtype: DType) -> None:
+        self.dtype = dtype
+
+    def stored(self, x: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return cast(x.astype(np.float32), self.dtype).astype(np.float64)
+
+    score = stored
+
+
+class HuggingFaceEager(Lab):
+    """transformers' `BloomForCausalLM` in a 16-bit type; a subclass names the type."""
+
+    storage: DType
+
+    def __init__(self, config: BloomConfig, params: Params, given: Mapping[str, Array] | None = None) -> None:
+        super().__init__(config, params.astype(self.storage), Rounding(self.storage))
+        self.given = given or {}
+        self.made: dict[str, Array] = {}
+
+    def note(self, name: str, value: Array) -> Array:
+        """Go on with the given number where there is one, so that each operation is looked at by itself."""
+        full = self.prefix + name
+        self.made[full] = value
+        return super().note(name, np.asarray(self.given[full], np.float64) if full in self.given else value)
+
+    def slopes(self) -> Float[Array, " H"]:
+        """The powers of a float32 base, in float32."""
+        heads = self.config.num_heads
+        n = 2 ** math.floor(math.log2(heads))
+        regular = _powers(2.0 ** (-8.0 / n), np.arange(1, n + 1))
+        return np.concatenate([regular, _powers(2.0 ** (-4.0 / n), np.arange(1, 2 * (heads - n), 2))])
+
+    def positions(self, is_real: Bool[Array, "B S"]) -> Float[Array, "B S"]:
+        """The number of real columns before."""
+        return (np.cumsum(is_real, axis=1) - 1) * is_real
+
+    def bias(self, is_real: Bool[Array, "B S"], start: int) -> Float[Array, "B H T S"]:
+        """Counted from the first real column, in float32, then rounded: (B, H, 1, S), the same for every query."""
+        del start
+        slopes, positions = self.slopes().astype(np.float32), self.positions(is_real).astype(np.float32)
+        return self.arithmetic.stored(slopes[:, None, None] * positions[:, None, None, :])
+
+    def scores(self, query: Array, keys: Array, bias: Array) -> Float[Array, "B H T S"]:
+        product = (query @ keys.swapaxes(-1, -2)).astype(np.float32) * np.float32(self.scale())
+        return self.arithmetic.stored(product + bias.astype(np.float32))
+
+    def gelu(self, x: Array) -> Array:
+        stored = self.arithmetic.stored
+        cubic = stored(stored(stored(x * np.float32(GELU_CUBIC)) * x) + 1.0)
+        tanh = stored(np.tanh(stored(stored(x * np.float32(GELU_CONSTANT)) * cubic)))
+        return stored(stored(x * 0.5) * stored(tanh + 1.0))
+
+    def linear(self, x: Array, weight: Array, bias: Array) -> Array:
+        return self.arithmetic.stored(x @ weight.T + bias)
+
+    def head(self, hidden: Array) -> Float[Array, "B T V"]:
+        return self.arithmetic.stored(super().head(hidden))
+
+
+class HuggingFaceEagerBfloat16(HuggingFaceEager):
+    """`hf-eager-bfloat16`."""
+
+    storage = floating_dtype("bfloat16")
+
+
+class HuggingFaceEagerFloat16(HuggingFaceEager):
+    """`hf-eager-float16`."""
+
+    storage = floating_dtype("float16")
+
+
+PROFILES: dict[str, type[HuggingFaceEager]] = {
+    "hf-eager-bfloat16": HuggingFaceEagerBfloat16,
+    "hf-eager-float16": HuggingFaceEagerFloat16,
+}
+
+
+def emulate(case: Case, profile: str, given: Mapping[str, Array] | None = None) -> dict[str, Array]:
+    """Every intermediate as the implementation of that profile has it; float64 arrays of 16-bit numbers.
+
+    Args:
+        given: intermediates of the implementation itself: what follows one is computed from it.
+
+    Raises:
+        InvalidInput: for a profile that is not there.
+    """
+    if profile not in PROFILES:
+        raise invalid("profile", f"one of {', '.join(PROFILES)}", repr(profile))
+    lab = PROFILES[profile](case.config, case.params, given)
+    lab.run(case.token_ids, case.is_real)
+    return lab.made
+
+
+def agreement(case: Case, profile: str, outputs: Mapping[str, Array]) -> dict[str, float]:
+    """The share of identical numbers in each output, at real positions; each computed from the outputs before it.
+
+    Of a whole trace it is the agreement of each operation by itself; of the logits alone, that of the whole model.
+    """
+    emulated = emulate(case, profile, outputs)
+    return {name: _same(name, got, emulated[name], case.is_real) for name, got in outputs.items()}
+
+
+def _same(name: str, got: Array, emulated: Array, is_real: Bool[Array, "B T"]) -> float:
+    seen = observable(name, emulated, is_real)
+    return float(np.mean(np.asarray(got, np.float64)[seen] == emulated[seen])) if seen.any() else 1.0
+
+
+def _powers(base: float, exponents: Array) -> Float[Array, " H"]:
+    return np.power(np.float32(base), exponents.astype(np.float32)).astype(np.float64)

@@ -1,0 +1,96 @@
+"""Waivers: known failures, as reasoned text in a TOML file. One that is no longer needed is an error.
+
+[[waiver]]
+where = "hole"
+reason = "it counts positions by the cumulated mask; the specification keeps columns (ALI-4)"
+link = "https://..."
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from bloomref.conformance.cases import Case
+from bloomref.conformance.implementation import Waiver
+from bloomref.conformance.tags import flags_of
+from bloomref.errors import InvalidInput, invalid
+
+SHIPPED = Path(__file__).parent / "waivers"
+
+
+@dataclass(frozen=True)
+class Waivers:
+    """The waivers of a run."""
+
+    entries: tuple[Waiver, ...] = ()
+
+    def covering(self, name: str, dtype: str, case: Case) -> list[str]:
+        """The `where` of each waiver that matches this question."""
+        names = names_of(name, dtype, case)
+        return [w.where for w in self.entries if any(fnmatchcase(each, w.where) for each in names)]
+
+    def stale(self, dtypes: Iterable[str], matched: Mapping[str, int], excused: Mapping[str, int]) -> list[str]:
+        """A sentence on each waiver that is not needed, from how many answers each matched and how many failures it excused.
+
+        One for another dtype than those that were asked is left alone.
+        """
+        asked = [w.where for w in self.entries if _is_about(w, dtypes)]
+        return [
+            f"waiver {where!r} matches nothing: correct or remove it" for where in asked if not matched.get(where)
+        ] + [
+            f"waiver {where!r} is not needed: what it matches passes ({matched[where]} times); remove it"
+            for where in asked
+            if matched.get(where) and not excused.get(where)
+        ]
+
+
+def _is_about(waiver: Waiver, dtypes: Iterable[str]) -> bool:
+    dtype = waiver.where.rpartition("@")[2] if "@" in waiver.where else "*"
+    return any(fnmatchcase(each, dtype) for each in dtypes)
+
+
+def names_of(name: str, dtype: str, case: Case) -> list[str]:
+    """What a waiver's pattern may match: `hole`, `hole/long`, `hole@float32`, `hole/long@float32`."""
+    plain = [name, *(f"{name}/{flag}" for flag in sorted(flags_of(case)))]
+    return plain + [f"{each}@{dtype}" for each in plain]
+
+
+def read_waivers(files: Iterable[str]) -> tuple[Waiver, ...]:
+    """The waivers of some files; a name without `.toml` is a file that comes with bloomref.
+
+    Raises:
+        InvalidInput: a file is missing, is no TOML, or has a waiver without a reason or with an unknown key.
+    """
+    return tuple(waiver for name in files for waiver in _read(_path(name)))
+
+
+def _path(name: str) -> Path:
+    if name.endswith(".toml"):
+        return Path(name)
+    known = sorted(path.stem for path in SHIPPED.glob("*.toml"))
+    if name not in known:
+        raise invalid("waivers", f"a .toml file, or one of {', '.join(known)}", repr(name))
+    return SHIPPED / f"{name}.toml"
+
+
+def _read(path: Path) -> Iterable[Waiver]:
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInput(f"waivers: expected a TOML file, got {path}; {error}") from None
+    if set(data) - {"waiver"}:
+        raise invalid(str(path), "tables [[waiver]] and nothing else", sorted(data))
+    return [_waiver(path, entry) for entry in data.get("waiver", [])]
+
+
+def _waiver(path: Path, entry: dict[str, Any]) -> Waiver:
+    unknown = set(entry) - {item.name for item in fields(Waiver)}
+    missing = [key for key in ("where", "reason") if not str(entry.get(key, "")).strip()]
+    if unknown or missing:
+        raise invalid(
+            f"{path}: waiver", "where and reason, perhaps a link", entry, "say why it fails, and who is right"
+        )
+    return Waiver(**entry)

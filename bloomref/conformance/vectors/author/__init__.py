@@ -1,0 +1,1 @@
+"""Writes and checks specs/vectors. Nothing outside `bloomref vectors` imports it."""

@@ -1,0 +1,204 @@
+"""Vectors whose answer is exact and stands in the JSON: configs, slopes, choices of a token, roundings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bloomref import alibi
+from bloomref.backbone import BloomBackbone
+from bloomref.causal_lm import BloomCausalLM
+from bloomref.config import BloomConfig
+from bloomref.conformance.cases import Case
+from bloomref.conformance.oracle.budgets import sigma
+from bloomref.conformance.oracle.precision import TIERS
+from bloomref.conformance.oracle.truth import truth
+from bloomref.conformance.vectors.author.draft import Draft, case_of
+from bloomref.conformance.vectors.author.models import MODELS
+from bloomref.dtypes import accumulation_dtype, cast, dtype_policy, floating_dtype
+from bloomref.generation.logits_processors import penalize_repetition
+from bloomref.generation.sampling import argmax, top_p
+from bloomref.shapes import Array
+
+OLD = {"vocab_size": 250880, "n_embed": 1024, "n_layer": 24, "num_attention_heads": 16}
+NEW = {"vocab_size": 23, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
+SURE = 20.0
+"""How many times the larger sigma of its logits the best token must be ahead, for the choice to be certain in a tier."""
+
+
+# --- configs ---------------------------------------------------------------------------------------------------------
+
+
+def read_config(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json, by their names in specs/10-config.md."""
+    fields = BloomConfig.from_hf(given["config"]).to_dict()
+    del fields["extra"]
+    return fields
+
+
+def config() -> list[Draft]:
+    def right(name: str, clauses: str, comment: str, given: dict[str, Any]) -> Draft:
+        inputs = {"config": given}
+        return Draft(
+            name, tuple(clauses.split()), comment, "config", ("config",), given=inputs, output=read_config(inputs)
+        )
+
+    def wrong(name: str, clause: str, comment: str, error: str = "InvalidInput", **changes: Any) -> Draft:
+        changed = {key: value for key, value in (NEW | changes).items() if value is not ...}
+        inputs = {"config": changed}
+        return Draft(name, (clause,), comment, "config", ("config",), "invalid", error, given=inputs)
+
+    return [
+        right("cfg-old-spelling", "CFG-3 CFG-7", "n_embed and n_layer; F is 4 D where it is not told", OLD),
+        right("cfg-new-spelling", "CFG-7", "hidden_size and num_hidden_layers", NEW | {"intermediate_size": 29}),
+        right("cfg-both-spellings", "CFG-7", "where both stand, n_embed, n_layer and n_head win", NEW | {"n_embed": 24, "n_layer": 5, "n_head": 6}),
+        right("cfg-unknown-keys", "CFG-8", "keys without an effect are accepted", NEW | {"pretraining_tp": 4, "slow_but_exact": True, "seq_length": 2048, "offset_alibi": 100, "model_type": "bloom"}),
+        right("cfg-every-field", "CFG-4 CFG-5 CFG-6 CFG-11", "nothing has its default", NEW | {"intermediate_size": 7, "attention_dropout": 0.1, "hidden_dropout": 0.25, "layer_norm_epsilon": 1e-6, "apply_residual_connection_post_layernorm": True, "tie_word_embeddings": False, "initializer_range": 0.5, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 9}),
+        right("cfg-no-layers", "CFG-1", "no layers are legal", NEW | {"num_hidden_layers": 0}),
+        wrong("cfg-no-vocabulary", "CFG-1", "V is at least 1", vocab_size=0),
+        wrong("cfg-layers-negative", "CFG-1", "L is at least 0", num_hidden_layers=-1),
+        wrong("cfg-heads-bool", "CFG-1", "a truth value is no integer", num_attention_heads=True),
+        wrong("cfg-width-float", "CFG-1", "12.5 is no integer", hidden_size=12.5),
+        wrong("cfg-heads-do-not-divide", "CFG-2", "D is a multiple of H", num_attention_heads=5),
+        wrong("cfg-dropout-1", "CFG-4", "a rate is below 1", hidden_dropout=1.0),
+        wrong("cfg-epsilon-negative", "CFG-5", "epsilon is not negative", layer_norm_epsilon=-1e-5),
+        wrong("cfg-epsilon-text", "CFG-5", "a text is no number", layer_norm_epsilon="1e-5"),
+        wrong("cfg-post-norm-text", "CFG-6", "a text is no truth value", apply_residual_connection_post_layernorm="false"),
+        wrong("cfg-pad-negative", "CFG-11", "-1 does not stand for none", pad_token_id=-1),
+        wrong("cfg-of-gpt2", "CFG-10", "the config of another model", "BadWeights", model_type="gpt2"),
+        wrong("cfg-without-heads", "CFG-10", "H is nowhere", "BadWeights", num_attention_heads=...),
+    ]  # fmt: skip
+
+
+# --- slopes ----------------------------------------------------------------------------------------------------------
+
+
+def read_slopes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The slopes of both accumulation dtypes."""
+    types = ("float64", "float32")
+    return {dtype: alibi.slopes(given["num_heads"], np.dtype(dtype)).astype(np.float64).tolist() for dtype in types}
+
+
+def slopes() -> list[Draft]:
+    comment = "the slopes, each the decimal form of the exact binary number, as float64 and rounded once to float32"
+    clauses = {False: ("ALI-1", "ALI-3"), True: ("ALI-1", "ALI-2", "ALI-3")}
+    return [
+        Draft(f"ali-slopes-{n}", clauses[bool(n & (n - 1))], comment, "slopes", ("odd-heads" if n & (n - 1) else "slopes",), given={"num_heads": n}, output=read_slopes({"num_heads": n}))
+        for n in (1, 2, 3, 7, 16, 20, 32, 112)
+    ]  # fmt: skip
+
+
+# --- choosing tokens -------------------------------------------------------------------------------------------------
+
+
+def choose(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What one of the rules of GEN makes of some scores."""
+    scores = np.array(given["scores"], np.float64)
+    if "top_p" in given:
+        return {"kept": np.flatnonzero(top_p(scores, given["top_p"]) > -np.inf).tolist()}
+    if "repetition_penalty" in given:
+        penalize_repetition(scores, given["history"], given["repetition_penalty"])
+        return {"scores": scores.tolist()}
+    return {"token": argmax(scores)}
+
+
+def generate(model: BloomCausalLM, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Greedy continuations; the model has no tokenizer."""
+    rows = model.generate([list(row) for row in given["prompts"]], given["max_length"], given["stop_token_ids"])
+    return {"rows": rows}
+
+
+def generation() -> list[Draft]:
+    def one(name: str, clause: str, comment: str, flag: str, **given: Any) -> Draft:
+        return Draft(name, (clause,), comment, "choose", (flag,), given=given, output=choose(given))
+
+    halves = [0.5, 0.25, 0.125, 0.125]
+    logs = [float(x) for x in np.log(halves)]
+    return [
+        one("gen-tie", "GEN-1", "of equal scores the lowest id wins", "ties", scores=[0.5, 2.0, -1.0, 2.0]),
+        one("gen-tie-of-all", "GEN-1", "also where all are equal", "ties", scores=[-3.0, -3.0, -3.0]),
+        one("gen-tie-of-zeros", "GEN-1", "0 and -0 are equal", "ties", scores=[-1.0, -0.0, 0.0]),
+        one("gen-top-p-crossing", "GEN-7", "the token that crosses p stays", "top-p", scores=logs, top_p=0.6),
+        one("gen-top-p-one", "GEN-7", "one token always stays", "top-p", scores=logs, top_p=0.001),
+        one("gen-top-p-most", "GEN-7", "the order of the scores decides, not that of the ids", "top-p", scores=logs[::-1], top_p=0.8),
+        one("gen-penalty", "GEN-8", "a positive score is divided, a negative one multiplied, once for each token", "penalty", scores=[2.0, -2.0, 3.0, 0.0], history=[0, 1, 1, 3], repetition_penalty=2.0),
+        _greedy("gen-greedy", "heads3", "GEN-1 GEN-3", "the likeliest token, up to a length that counts the prompt", [[7, 3, 11]], 9),
+        _greedy("gen-greedy-batch", "untied", "GEN-5", "prompts of different lengths: each as if it were alone", [[7, 3, 11, 0], [19], [4, 4]], 8),
+        _greedy("gen-stop", "heads3", "GEN-4", "the first generated stop token ends a row, and is kept", [[7, 3, 11]], 9, stop=3),
+        _greedy("gen-stop-in-prompt", "heads3", "GEN-4", "a stop token in the prompt ends nothing", [[7, 3, 11]], 6, stop="prompt"),
+    ]  # fmt: skip
+
+
+def language_model(case: Case) -> BloomCausalLM:
+    return BloomCausalLM(BloomBackbone.from_params(case.config, case.params, "float64"))
+
+
+def _greedy(
+    name: str,
+    model: str,
+    clauses: str,
+    comment: str,
+    prompts: list[list[int]],
+    length: int,
+    stop: int | str | None = None,
+) -> Draft:
+    """`stop`: the third token that comes without it; or the second one of the prompt."""
+    case, flags = MODELS[model], ("greedy",)
+    given: dict[str, Any] = {"prompts": prompts, "max_length": length, "stop_token_ids": None}
+    free = generate(language_model(case), given)["rows"]
+    if stop is not None:
+        given["stop_token_ids"] = [prompts[0][1] if stop == "prompt" else free[0][len(prompts[0]) + 2]]
+    rows = generate(language_model(case), given)["rows"]
+    tiers = [tier for tier in TIERS if all(_is_certain(case, tier, *pair) for pair in zip(prompts, rows, strict=True))]
+    return Draft(name, tuple(clauses.split()), comment, "generate", flags, model=f"models/{model}", given=given, output={"rows": rows, "certain_in": tiers})  # fmt: skip
+
+
+def _is_certain(model: Case, tier: str, prompt: list[int], row: list[int]) -> bool:
+    """Whether no rounding of the tier changes a choice."""
+    case = case_of(model, f"greedy {row}", token_ids=[row])
+    deciding = range(len(prompt) - 1, len(row) - 1)
+    logits, allowed = truth(case).values["logits"][0], sigma(case, TIERS[tier], ["logits"])["logits"][0]
+    ahead = np.diff(np.partition(logits, -2)[:, -2:])[:, 0] if logits.shape[1] > 1 else np.full(len(logits), np.inf)
+    return all(ahead[t] > SURE * allowed[t] for t in deciding)
+
+
+# --- dtypes ----------------------------------------------------------------------------------------------------------
+
+
+def round_to(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers rounded once to a dtype, as float64."""
+    values: Array = np.array(given["values"], np.float64)
+    return {"values": cast(values, floating_dtype(given["dtype"])).astype(np.float64).tolist()}
+
+
+def policy(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The three dtypes of a policy."""
+    found = dtype_policy(given["policy"])
+    kept = {"variable": found.variable_dtype, "compute": found.compute_dtype, "accumulation": accumulation_dtype(found.compute_dtype)}  # fmt: skip
+    return {name: dtype.name for name, dtype in kept.items()}
+
+
+def numerics() -> list[Draft]:
+    def rounding(name: str, comment: str, dtype: str, values: list[float]) -> Draft:
+        given = {"dtype": dtype, "values": values}
+        return Draft(name, ("NUM-1",), comment, "round", ("rounding",), given=given, output=round_to(given))
+
+    def of(name: str) -> Draft:
+        given = {"policy": name}
+        return Draft(f"num-policy-{name.replace('_', '-')}", ("NUM-1", "NUM-3"), "which dtype is kept, which is computed in", "policy", ("policy",), given=given, output=policy(given))  # fmt: skip
+
+    def no(name: str, wrong: str) -> Draft:
+        return Draft(name, ("NUM-4",), "no policy", "policy", ("policy",), "invalid", "InvalidInput", given={"policy": wrong})  # fmt: skip
+
+    ties = [1.00390625, 1.01171875, -1.00390625, 257.0, 259.0]
+    return [
+        rounding("num-bfloat16-ties", "half-way between two numbers: the even one", "bfloat16", ties),
+        rounding("num-bfloat16-nearest", "otherwise the nearest", "bfloat16", [0.1, 1.004, 3.14159265, 65504.0, -1e-3]),
+        rounding("num-bfloat16-once", "from float64 in one step: through float32 the tie would go the other way", "bfloat16", [1.0 + 2.0**-8 + 2.0**-30, 1.0 + 2.0**-8 - 2.0**-30, 1.0 + 3 * 2.0**-8 - 2.0**-40]),
+        rounding("num-float16-ties", "half-way between two numbers: the even one", "float16", [1.00048828125, 1.00146484375, 2049.0, 2051.0, -2049.0]),
+        rounding("num-float16-subnormal", "below 2^-14 float16 has fewer digits, not none", "float16", [2.0**-24, 1.5 * 2.0**-24, 2.0**-15 + 2.0**-26, 2.0**-25, 65519.0]),
+        rounding("num-float32", "and float32", "float32", [0.1, 1.0 + 2.0**-24, 1.0 + 3 * 2.0**-24, 16777217.0]),
+        *map(of, ("float64", "float32", "bfloat16", "mixed_float16")),
+        no("num-policy-int8", "int8"),
+        no("num-policy-float8", "float8_e4m3fn"),
+    ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Choosing tokens from logits: greedy, sampling, beam and contrastive search, stopping, streaming, and scoring of text."""

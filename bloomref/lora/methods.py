@@ -1,0 +1,145 @@
+"""What the front doors offer of LoRA. Clauses: LRA-13 ... LRA-17."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bloomref.errors import invalid
+from bloomref.formats.peft_config import LoraConfig
+from bloomref.lora.adapter_set import DENSE_LAYERS, KERAS_DEFAULT, AdapterSet, new_keras, new_peft
+from bloomref.shapes import Array
+
+__all__ = ["LoraConfig", "LoraMethods"]
+
+
+class LoraMethods:
+    """What the front doors offer of LoRA."""
+
+    @property
+    def _adapters(self) -> AdapterSet:
+        raise NotImplementedError
+
+    def enable_lora(
+        self,
+        rank: int,
+        target_layer_names: list[str] | tuple[str, ...] | None = None,
+        *,
+        name: str = "default",
+        seed: int = 0,
+    ) -> None:
+        """Add a fresh adapter as KerasHub does, and freeze all weights: `trainable_variables` are its factors.
+
+        Args:
+            rank: R.
+            target_layer_names: of `query_dense` and `value_dense` (the default), `key_dense`, `output_dense`,
+                `mlp_intermediate_dense`, `mlp_output_dense`. Those of attention have factors (D, H, R) and (R, K).
+            name: of the adapter.
+            seed: of A; B is zero, so that nothing changes yet.
+
+        Raises:
+            InvalidInput: for a rank below 1, an unknown or repeated layer name, or a name that is taken.
+        """
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise invalid("rank", "an integer >= 1", repr(rank))
+        wanted = KERAS_DEFAULT if target_layer_names is None else tuple(target_layer_names)
+        if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(DENSE_LAYERS):
+            raise invalid("target_layer_names", f"names, each once, of {', '.join(DENSE_LAYERS)}", repr(wanted))
+        self._adapters.check_new(name)
+        self._adapters.add(name, new_keras(name, self._adapters.config, rank, wanted, seed, self._adapters.dtype))
+
+    def add_adapter(
+        self, config: LoraConfig | Mapping[str, Any] | None = None, name: str = "default", *, seed: int = 0
+    ) -> None:
+        """Add a fresh adapter as PEFT does, and freeze all weights.
+
+        Args:
+            config: a LoraConfig, or a dictionary of its fields; None is PEFT's default, rank 8 on `query_key_value`.
+
+        Raises:
+            InvalidInput: for a config that adapts nothing of this model, or a name that is taken; Unsupported: for the head.
+        """
+        settings = config if isinstance(config, LoraConfig) else _settings(config or {})
+        self._adapters.check_new(name)
+        self._adapters.add(name, new_peft(name, self._adapters.config, settings, seed, self._adapters.dtype))
+
+    def load_adapter(self, path: str | Path, name: str = "default") -> None:
+        """Load an adapter and make it the active one.
+
+        Args:
+            path: a folder of PEFT (adapter_config.json, adapter_model.safetensors), a `.lora.h5` file of KerasHub,
+                `hf://user/repo` for a repository of PEFT on the Hugging Face hub, or the name of a built-in adapter.
+
+        Raises:
+            BadWeights: when files are missing, damaged or of another model; Unsupported: for anything but plain LoRA;
+            InvalidInput: for a path that does not exist, or a name that is taken.
+        """
+        from bloomref.lora import adapter_files
+        from bloomref.presets.resolver import resolve_adapter
+
+        self._adapters.check_new(name)
+        found = adapter_files.load(resolve_adapter(path), name, self._adapters.config, self._adapters.dtype)
+        self._adapters.add(name, found)
+
+    def save_adapter(self, path: str | Path, name: str | None = None, *, expand: bool = False) -> None:
+        """Write an adapter: a `.lora.h5` file of KerasHub if the path ends so, else a folder of PEFT.
+
+        Args:
+            name: of the adapter; None: the active one.
+            expand: where the format has no such factors, write exact ones of a higher rank (LRA-14).
+
+        Raises:
+            InvalidInput: when the format cannot express the adapter, with the reason.
+        """
+        from bloomref.lora import adapter_files
+
+        adapter_files.save(Path(path), self._adapters.get(name), self._adapters.config, expand)
+
+    def set_adapter(self, adapter: str | Mapping[str, float] | None) -> None:
+        """Use one adapter, or several with weights, or none: `set_adapter({"legal": 0.7, "style": 0.3})`.
+
+        Raises:
+            InvalidInput: for an unknown name, a weight that is no finite number, or while adapters are merged.
+        """
+        self._adapters.activate(adapter)
+
+    def delete_adapter(self, name: str) -> None:
+        """Forget an adapter."""
+        self._adapters.delete(name)
+
+    @property
+    def adapters(self) -> dict[str, dict[str, Any]]:
+        """Every adapter: its weight (0.0 if it is not active), the names of its modules, its ranks, its size."""
+        active = self._adapters.active
+        return {n: {"weight": active.get(n, 0.0), **a.summary()} for n, a in self._adapters.loaded.items()}
+
+    def merge_adapter(self) -> None:
+        """Put the active adapters into the weights. The base is kept: `unmerge_adapter` is exact to the last bit."""
+        self._adapters.merge(True)
+
+    def unmerge_adapter(self) -> None:
+        """Undo `merge_adapter`."""
+        self._adapters.merge(False)
+
+    def assign_variables(self, variables: Mapping[str, Array]) -> None:
+        """New values for factors of the active adapters, under their names in `trainable_variables`.
+
+        Raises:
+            InvalidInput: for an unknown name or another shape, or while adapters are merged.
+        """
+        self._adapters.assign(variables)
+
+    def count_trainable_params(self) -> int:
+        """Numbers that training changes: those of `trainable_variables`."""
+        return sum(array.size for array in self.trainable_variables().values())
+
+    def trainable_variables(self) -> dict[str, Array]:
+        """Name -> array: the factors of the active adapters; without any, all weights, unless the model is frozen."""
+        return self._adapters.trainable_variables()
+
+
+def _settings(fields: Mapping[str, Any]) -> LoraConfig:
+    known = LoraConfig.__dataclass_fields__
+    for name in fields:
+        if name not in known:
+            raise invalid("config", f"fields of LoraConfig ({', '.join(known)})", repr(name))
+    return LoraConfig(**fields)

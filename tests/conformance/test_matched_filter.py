@@ -1,0 +1,125 @@
+"""A mistake below the noise is named by projection, and nothing is named where nothing is wrong."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from bloomref.config import BloomConfig
+from bloomref.conformance.cases import Case
+from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.oracle.budgets import LIMIT, TIERS, judge
+from bloomref.conformance.oracle.matched_filter import Amplitude, project
+from bloomref.conformance.oracle.truth import truth
+
+
+@dataclass(frozen=True)
+class Planted:
+    name: str
+    lab: type[Lab]
+
+
+class ShortGelu(Lab):
+    """0.79788 in place of 0.79788456."""
+
+    def gelu(self, x):
+        return 0.5 * x * (1.0 + np.tanh(0.79788 * x * (1.0 + 0.044715 * x * x)))
+
+
+class LargerEpsilon(Lab):
+    def epsilon(self):
+        return 1.1 * super().epsilon()
+
+
+class NoOutputBias(Lab):
+    def attention_output(self, layer, context):
+        return context @ layer.attn_out_weight.reshape(context.shape[-1], -1).T
+
+
+class Unchanged(Lab):
+    """Changes nothing: it has no direction."""
+
+
+KNOWN = tuple(Planted(lab.__name__, lab) for lab in (ShortGelu, LargerEpsilon, NoOutputBias, Unchanged))
+
+
+def case(seed, heads=3, width=8, layers=2, embedding_std=1.0):
+    dim = heads * width
+    config = BloomConfig(
+        vocabulary_size=60, num_layers=layers, num_heads=heads, hidden_dim=dim, intermediate_dim=4 * dim
+    )
+    return Case(config, seed=seed, batch=4, time=24, kind="left", embedding_std=embedding_std)
+
+
+CASES = [case(seed, embedding_std=(1.0, 2e-3)[seed % 2]) for seed in range(6)]
+
+
+def errors_of(lab, dtype=np.float32, name="logits"):
+    """Of a model that makes the mistake in real arithmetic, beside the worst Z that the kit sees."""
+    found, worst = [], 0.0
+    for now in CASES:
+        got = lab(now.config, now.params, dtype=dtype).run(now.token_ids, now.is_real)[name].astype(np.float64)
+        found.append(got - truth(now).values[name])
+        worst = max(worst, judge(now, TIERS["float32"], {name: got})[0].z)
+    return found, worst
+
+
+@pytest.mark.clause("NUM-12")
+def test_a_mistake_below_the_noise_is_named():
+    errors, worst = errors_of(ShortGelu)
+    assert worst < LIMIT, "no case by itself gives it away"
+    first, *others = project(CASES, TIERS["float32"], errors, KNOWN)
+    assert first.name == "ShortGelu"
+    assert first.found
+    assert first.value == pytest.approx(1.0, abs=5 * first.standard_error)
+    assert not any(other.found for other in others)
+
+
+@pytest.mark.parametrize("lab", [LargerEpsilon, NoOutputBias])
+def test_a_mistake_above_the_noise_is_named(lab):
+    errors, worst = errors_of(lab)
+    assert worst > LIMIT
+    found = [a for a in project(CASES, TIERS["float32"], errors, KNOWN) if a.found]
+    assert [a.name for a in found] == [lab.__name__]
+    assert found[0].value == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.clause("NUM-12")
+def test_nothing_is_named_where_nothing_is_wrong():
+    amplitudes = project(CASES, TIERS["float32"], errors_of(Lab)[0], KNOWN)
+    assert {a.name for a in amplitudes} == {"ShortGelu", "LargerEpsilon", "NoOutputBias"}
+    assert [a for a in amplitudes if a.found or abs(a.value) > 5 * a.standard_error] == []
+
+
+@pytest.mark.slow
+def test_the_standard_error_is_that_of_correct_runs():
+    """Amplitudes of correct float32 models of other weights, in standard errors: about one."""
+    scores = []
+    for seed in range(30):
+        now = [case(100 + seed)]
+        got = Lab(now[0].config, now[0].params, dtype=np.float32).run(now[0].token_ids, now[0].is_real)["logits"]
+        found = project(now, TIERS["float32"], [got - truth(now[0]).values["logits"]], KNOWN[:2])
+        scores += [a.value / a.standard_error for a in found]
+    assert 0.2 < np.sqrt(np.mean(np.square(scores))) < 1.5
+    assert np.abs(scores).max() < 5
+
+
+def test_other_intermediates_and_double_precision():
+    name = "layers.0.attention.probabilities"
+    errors, _ = errors_of(LargerEpsilon, np.float64, name)
+    first = project(CASES, TIERS["float64"], errors, KNOWN, name)[0]
+    assert (first.name, first.found) == ("LargerEpsilon", True)
+
+
+@pytest.mark.parametrize(
+    ("amplitude", "found"),
+    [
+        (Amplitude("clear, one, and nothing left", 1.01, 0.01, 3.0), True),
+        (Amplitude("not clear", 1.0, 0.3, 3.0), False),
+        (Amplitude("clear, but not one", 0.7, 0.01, 3.0), False),
+        (Amplitude("something else is wrong, too", 1.0, 0.01, 50.0), False),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_when_a_mistake_explains_an_error(amplitude, found):
+    assert amplitude.found is found

@@ -1,0 +1,172 @@
+"""The processors and the draw: each by its definition, the frequencies by a chi-square test, all against transformers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import TOKENS, text_lm
+
+from bloomref.generation.logits_processors import Processors
+from bloomref.generation.options import GenerationOptions
+from bloomref.generation.sampling import argmax, draw, generators, log_softmax, min_p, softmax, top_k, top_p, truncate
+
+Array = np.ndarray[Any, Any]
+SEEDS = st.integers(0, 2**32 - 1)
+SCORES = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+
+
+def kept(scores: Array) -> list[int]:
+    return [int(i) for i in np.flatnonzero(scores > -np.inf)]
+
+
+def random_scores(seed: int, size: int = 30, ties: bool = False) -> Array:
+    scores = np.random.default_rng(seed).standard_normal(size) * 3
+    return np.round(scores) if ties else scores
+
+
+def test_truncations_by_hand() -> None:
+    assert kept(top_k(SCORES, 2)) == [0, 1]
+    assert kept(top_k(SCORES, 99)) == [0, 1, 2, 3, 4]
+    assert kept(top_k(np.array([1.0, 2.0, 1.0, 0.0]), 2)) == [0, 1, 2]
+    assert kept(top_p(SCORES, 0.69)) == [0, 1]
+    assert kept(top_p(SCORES, 0.71)) == [0, 1, 2]
+    assert kept(top_p(SCORES, 1e-9)) == [0]
+    assert kept(top_p(SCORES, 1.0)) == [0, 1, 2, 3, 4]
+    assert kept(top_p(np.zeros(4), 0.5)) == [0, 1]
+    assert kept(min_p(SCORES, 0.3)) == [0, 1, 2]
+    assert kept(min_p(SCORES, 0.0)) == [0, 1, 2, 3, 4]
+    assert kept(min_p(SCORES, 1.0)) == [0]
+
+
+def test_the_order_is_temperature_top_k_top_p_min_p() -> None:
+    # without the temperature, top_p=0.6 keeps two; halving it first makes 0 alone hold that much of the two
+    options = GenerationOptions(temperature=0.5, top_k=2, top_p=0.6)
+    assert kept(truncate(SCORES, options)) == [0]
+    assert kept(truncate(SCORES, GenerationOptions(top_k=2, top_p=0.6))) == [0, 1]
+    # top_p counts within what top_k left: 0.4 / 0.7 is enough for 0.57
+    assert kept(truncate(SCORES, GenerationOptions(top_k=2, top_p=0.57))) == [0]
+    assert kept(truncate(SCORES, GenerationOptions(top_p=0.57))) == [0, 1]
+
+
+@pytest.mark.clause("GEN-8")
+def test_processors_by_hand() -> None:
+    scores = np.array([2.0, -2.0, 1.0, -1.0])
+    penalized = Processors(GenerationOptions(repetition_penalty=2.0))(scores, [0, 1, 1])
+    np.testing.assert_array_equal(penalized, [1.0, -4.0, 1.0, -1.0])
+    biased = Processors(GenerationOptions(logit_bias={2: -3.0, 0: -np.inf}, repetition_penalty=2.0))(scores, [2])
+    np.testing.assert_array_equal(biased, [-np.inf, -2.0, -4.0, -1.0])
+    assert kept(Processors(GenerationOptions(no_repeat_ngram_size=2))(scores, [0, 1, 0, 2, 0])) == [0, 3]
+    assert kept(Processors(GenerationOptions(no_repeat_ngram_size=1))(scores, [0, 3])) == [1, 2]
+    assert kept(Processors(GenerationOptions(no_repeat_ngram_size=3))(scores, [0, 1])) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(scores, [2.0, -2.0, 1.0, -1.0])
+
+
+@given(SEEDS, st.integers(1, 40), st.floats(1e-6, 1.0), st.floats(0.0, 1.0), st.booleans())
+def test_a_truncation_never_empties_and_keeps_the_likeliest(seed: int, k: int, p: float, m: float, ties: bool) -> None:
+    scores = random_scores(seed, ties=ties)
+    for truncated in (top_k(scores, k), top_p(scores, p), min_p(scores, m)):
+        left = kept(truncated)
+        assert argmax(scores) in left
+        np.testing.assert_array_equal(truncated[left], scores[left])
+        dropped = np.setdiff1d(np.arange(30), left)
+        assert scores[left].min() >= scores[dropped].max(initial=-np.inf)
+
+
+@pytest.mark.clause("GEN-7")
+@given(SEEDS, st.floats(1e-6, 0.999))
+def test_top_p_is_the_smallest_set_that_reaches_p(seed: int, p: float) -> None:
+    scores = random_scores(seed)
+    probabilities = np.sort(softmax(scores)[kept(top_p(scores, p))])
+    assert probabilities.sum() >= p - 1e-9
+    assert probabilities[1:].sum() < p + 1e-9
+
+
+@given(SEEDS)
+def test_softmax_and_log_softmax(seed: int) -> None:
+    scores = random_scores(seed) * 100
+    np.testing.assert_allclose(softmax(scores).sum(), 1.0)
+    np.testing.assert_allclose(np.exp(log_softmax(scores)), softmax(scores), rtol=1e-12, atol=1e-300)
+
+
+def test_draws_follow_the_distribution() -> None:
+    scores = np.array([0.5, -np.inf, 2.0, -1.0, 0.0, 1.0])
+    rng = np.random.default_rng(3)
+    assert chi_square([draw(scores, rng) for _ in range(20_000)], scores) < 25
+    # the test notices a temperature of 0.9
+    assert chi_square([draw(scores / 0.9, rng) for _ in range(20_000)], scores) > 50
+
+
+def test_generated_tokens_follow_the_model() -> None:
+    """First tokens of many rows against softmax of the processed logits: the whole path, seeds of rows included."""
+    lm = text_lm()
+    allowed = lm.tokenizer("abcdef the")
+    bias: Any = {i: 0.0 if i in allowed else -np.inf for i in range(TOKENS)}
+    rows = 4000
+    found = lm.generate([[5, 9]] * rows, max_new_tokens=1, temperature=2.0, logit_bias=bias, seed=11, strip_prompt=True)
+    logits = lm.logits({"token_ids": [[5, 9]]})[0, -1] / 2.0
+    logits[[i for i in range(TOKENS + 12) if i not in allowed]] = -np.inf
+    assert chi_square([ids[0] for ids in found], logits) < 40
+
+
+def chi_square(drawn: list[int], scores: Array) -> float:
+    """Sum of (observed - expected)^2 / expected; at most six or so degrees of freedom: 25 is beyond one in a thousand."""
+    expected = len(drawn) * softmax(scores)
+    observed = np.bincount(drawn, minlength=len(scores))
+    possible = expected > 0
+    assert not observed[~possible].any()
+    return float((np.square(observed - expected)[possible] / expected[possible]).sum())
+
+
+@pytest.mark.clause("GEN-6")
+def test_seeds() -> None:
+    lm = text_lm()
+    options: Any = {"temperature": 3.0, "max_new_tokens": 8}
+    assert lm.generate("a", seed=5, **options) == lm.generate("a", seed=5, **options)
+    assert lm.generate(["a", "a"], seed=5, **options) == [lm.generate("a", seed=s, **options) for s in (5, 6)]
+    assert lm.generate("a", seed=5, **options) != lm.generate("a", seed=6, **options)
+    assert lm.generate("a", **options) != lm.generate("a", **options)
+    assert lm.generate("a", seed=np.int64(5), **options) == lm.generate("a", seed=5, **options)
+    state = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    lm.generate("a", **options)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # type: ignore[index]
+    assert len({rng.random() for rng in generators(0, 50)} | {rng.random() for rng in generators(50, 50)}) == 100
+
+
+@given(
+    SEEDS,
+    st.sampled_from((0.3, 0.9, 1.7)),
+    st.integers(1, 35),
+    st.floats(0.01, 1.0),
+    st.floats(0.0, 1.0),
+    st.sampled_from((0.6, 1.0, 1.8)),
+    st.integers(0, 3),
+)
+def test_processors_are_those_of_transformers(
+    seed: int, temperature: float, k: int, p: float, m: float, penalty: float, ngram: int
+) -> None:
+    torch = pytest.importorskip("torch")
+    hf = pytest.importorskip("transformers").generation.logits_process
+    rng = np.random.default_rng(seed)
+    scores, history = random_scores(seed), [int(i) for i in rng.integers(0, 6, 9)]
+    bias = {int(i): float(rng.normal()) for i in rng.integers(0, 30, 2)}
+    chain = [hf.SequenceBiasLogitsProcessor({(i,): value for i, value in bias.items()})]
+    chain += [hf.RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1.0 else []
+    chain += [hf.NoRepeatNGramLogitsProcessor(ngram)] if ngram else []
+    chain += [hf.TemperatureLogitsWarper(temperature), hf.TopKLogitsWarper(k), hf.TopPLogitsWarper(p)]
+    chain += [hf.MinPLogitsWarper(m)]
+    expected = torch.tensor(scores[None])
+    for processor in chain:
+        expected = processor(torch.tensor([history]), expected)
+    options = GenerationOptions(
+        temperature=temperature,
+        top_k=k,
+        top_p=p,
+        min_p=m,
+        repetition_penalty=penalty,
+        no_repeat_ngram_size=ngram,
+        logit_bias=bias,
+    )
+    found = truncate(Processors(options)(scores, history), options)
+    np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-6)  # its bias is float32

@@ -1,0 +1,215 @@
+"""False alarms and detections of the budgets, measured: `python -m tools.budget_study --help`.
+
+Draws models and inputs that have nothing to do with the strategies of the kit, asks implementations that are taken to be correct,
+and says how often the budgets object; and plants every known mistake to see how often they do.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bloomref.config import BloomConfig
+from bloomref.conformance.adapters.installed_backend import Backend
+from bloomref.conformance.cases import MASKS, Case
+from bloomref.conformance.implementation import Adapter
+from bloomref.conformance.oracle.budgets import Judgement, Tier, budget, judge, tier_of
+from bloomref.conformance.subject import Subject
+from bloomref.errors import invalid
+from bloomref.shapes import Array
+
+HEADS = (1, 2, 3, 5, 6, 7, 8, 9, 12, 16, 24)
+HEAD_DIMS = (1, 2, 3, 4, 5, 6, 8, 16)
+LONG, LONG_SHARE = 300, 0.02
+VERDICTS = ("pass", "inconclusive", "fail")
+LIMITS = (3, 4, 5, 6)
+INFINITE = 1e9  # no quantile of Z lies between this and a number that is not finite
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def draw(number: int) -> Case:
+    """Case `number` of the study: mostly up to 24 positions, some up to 64, some of 300; of every kind, and four times as wide inside."""
+    rng = np.random.default_rng([2211, 5100, number])
+
+    def one_of(*values: Any) -> Any:
+        return values[int(rng.integers(len(values)))]
+
+    heads = one_of(*HEADS)
+    width = heads * one_of(*HEAD_DIMS)
+    config = BloomConfig(
+        vocabulary_size=int(rng.integers(3, 98)),
+        num_layers=int(rng.integers(0, 5)),
+        num_heads=heads,
+        hidden_dim=width,
+        intermediate_dim=4 * width,
+        layer_norm_epsilon=one_of(1e-5, 1e-5, 1e-6, 1e-3),
+        apply_residual_connection_post_layernorm=one_of(True, False),
+        tie_word_embeddings=one_of(True, False),
+    )
+    kind = one_of(*MASKS)
+    long = heads <= 8 and rng.random() < LONG_SHARE
+    return Case(
+        config,
+        seed=number,
+        batch=2 if kind == "padding row" else 1 if long else int(rng.integers(1, 4)),
+        time=LONG if long else int(rng.integers(1, one_of(25, 25, 65))),
+        kind=kind,
+        gain=one_of(1.0, 0.3, 3.0),
+        qk_gain=one_of(1.0, 1.0, 1.0, 6.0, 60.0),
+        embedding_std=one_of(1.0, 2e-3),
+    )
+
+
+def adapter(name: str) -> Adapter:
+    """`transformers`, or a backend of bloomref."""
+    if name != "transformers":
+        return Backend(name)
+    from bloomref.conformance.adapters.transformers import Transformers
+
+    return Transformers()
+
+
+# --- correct implementations -------------------------------------------------------------------------------------
+
+
+def outputs(subject: Subject, case: Case) -> Mapping[str, Array]:
+    """All that the implementation shows."""
+    model = subject.model(case)
+    if hasattr(model, "trace"):
+        return dict(model.trace(case.token_ids, case.is_real))
+    return {"logits": model.logits(case.token_ids, case.is_real)}
+
+
+def false_alarms(name: str, dtype: str, numbers: Sequence[int]) -> dict[str, Any]:
+    """How the judgements of one implementation fall out: counts, the largest Z of each case, and every failure."""
+    subject = Subject(adapter(name), dtype)
+    verdicts: Counter[str] = Counter()
+    worst, graded, failures = [], [], []
+    for number in numbers:
+        case = draw(number)
+        if case.kind == "holes" and name == "transformers":  # it deletes holes: another function (ALI-4)
+            continue
+        with np.errstate(all="ignore"):
+            judgements = judge(case, subject.tier, outputs(subject, case))
+        verdicts[overall(judgements)] += 1
+        graded.append(share(case, subject.tier))
+        worst.append(max((j.z for j in judgements), default=0.0))
+        failures += [f"case {number}: {j.explanation}" for j in judgements if j.verdict == "fail"][:1]
+    counts = {verdict: verdicts[verdict] for verdict in VERDICTS}
+    found = {"implementation": name, "dtype": dtype, "cases": len(worst), **counts}
+    return {**found, "positions_judged": round(float(np.mean(graded)), 3), **quantiles(worst), "failures": failures}
+
+
+def share(case: Case, tier: Tier) -> float:
+    """Of the real positions, those whose logits can be judged."""
+    return float(budget(case, tier).graded["logits"].sum() / max(1, case.is_real.sum()))
+
+
+def overall(judgements: Sequence[Judgement]) -> str:
+    """A case fails with one tensor; it is inconclusive if its logits are."""
+    if any(j.verdict == "fail" for j in judgements):
+        return "fail"
+    return judgements[-1].verdict
+
+
+def quantiles(z: Sequence[float]) -> dict[str, float | str]:
+    found = np.quantile(np.minimum(np.array(z or [0.0]), INFINITE), (0.5, 0.99, 1.0))
+    shown = ["infinite" if q >= INFINITE else round(float(q), 2) for q in found]
+    return dict(zip(("median_z", "p99_z", "largest_z"), shown, strict=True))
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------
+
+
+def detections(dtype: str, numbers: Sequence[int]) -> dict[str, Any]:
+    """For each known mistake, made by the lab in float32: the share of single cases whose logits alone give it away, by limit of Z."""
+    from bloomref.conformance.mistakes import CATALOGUE
+
+    catalogue = [mistake for mistake in CATALOGUE if not mistake.is_of_adapters]  # the cases of the study have none
+    worst: dict[str, list[float]] = {mistake.name: [] for mistake in catalogue}
+    for case in map(draw, numbers):
+        for mistake in catalogue:
+            with np.errstate(all="ignore"):
+                seen = mistake.lab.of(case, dtype=np.float32).run(case.token_ids, case.is_real)
+            [found] = judge(case, tier_of(dtype), {"logits": seen["logits"]})
+            worst[mistake.name].append(found.z)
+    shares = {f"Z > {z}": {k: round(float(np.mean(np.array(v) > z)), 3) for k, v in worst.items()} for z in LIMITS}
+    return {"dtype": dtype, "cases": len(numbers), **shares}
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.budget_study", description=__doc__)
+    parser.add_argument("--implementation", nargs="*", default=["numpy"], help="numpy, numba, transformers")
+    parser.add_argument("--dtype", nargs="*", default=list(DTYPES))
+    parser.add_argument(
+        "--first", type=int, default=400_000, help="number of the first case; the rules were chosen on cases below"
+    )
+    parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--mistakes", action="store_true", help="detections instead of false alarms")
+    parser.add_argument("--out", type=Path, help="a JSON file; what it holds of other implementations and dtypes stays")
+    parser.add_argument("--table", type=Path, help="print this JSON file as tables instead")
+    return parser.parse_args(arguments)
+
+
+def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    numbers = range(options.first, options.first + options.cases)
+    if options.cases < 1:
+        raise invalid("--cases", "a positive number", options.cases)
+    for dtype in options.dtype:
+        if options.mistakes:
+            yield f"mistakes {dtype}", detections(dtype, numbers)
+            continue
+        for name in options.implementation:
+            yield f"{name} {dtype}", false_alarms(name, dtype, numbers)
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = ("implementation", "dtype", "cases", *VERDICTS, "positions_judged", "median_z", "p99_z", "largest_z")
+    rows = [[str(found[c]) for c in columns] for found in results.values() if "implementation" in found]
+    lines = [[c.replace("_", " ").replace(" z", " Z") for c in columns], ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def detection_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    from bloomref.conformance.mistakes import EQUIVALENTS
+
+    right = {mistake.name for mistake in EQUIVALENTS}
+    lines = [
+        "| dtype | limit | caught by a case, mean | mistakes caught by any case | equivalents caught |",
+        "|---|---|---|---|---|",
+    ]
+    for found in (found for key, found in results.items() if key.startswith("mistakes")):
+        for limit in LIMITS:
+            shares = found[f"Z > {limit}"]
+            wrong = [share for name, share in shares.items() if name not in right]
+            caught = f"{sum(share > 0 for share in wrong)} of {len(wrong)}"
+            equal = right & shares.keys()
+            alarms = sum(shares[name] > 0 for name in equal)
+            lines.append(f"| {found['dtype']} | {limit} | {np.mean(wrong):.1%} | {caught} | {alarms} of {len(equal)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(arguments)
+    if options.table:
+        results = json.loads(options.table.read_text("utf-8"))
+        print(table(results), detection_table(results), sep="\n\n")
+        return
+    for key, found in measured(options):
+        print(key, json.dumps(found), flush=True)
+        if options.out:
+            kept = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
+            kept[key] = found
+            options.out.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
