@@ -28,7 +28,7 @@ LOGITS_BYTES = 1 << 28
 
 
 def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int, processors: int) -> Memory:
-    """The answer of `TellsMemory` (BKD-15)."""
+    """The answer of `SupportsMemoryEstimate` (BKD-15)."""
     return Memory(
         weight_bytes(config, policy),
         cache_bytes(config, policy, batch, length, processors),

@@ -223,8 +223,8 @@ class CupyPrepared:
 
     def _columns(self, step: Step, cache: Cache) -> tuple[Array, Array | None]:
         """The first column of each part of a long sequence, and which columns are real unless all are; once a call."""
-        key = f"{self.device.name}, {cache.capacity} columns"
-        if key not in step.derived:
+
+        def upload() -> tuple[Array, Array | None]:
             batch, stop = step.key_is_real.shape
             starts = np.arange(step.start, max(stop, step.start + 1), memory.CHUNK_ROWS, dtype=np.int32)
             is_real = None
@@ -232,9 +232,9 @@ class CupyPrepared:
                 padded = np.zeros((batch, cache.capacity), np.uint8)
                 padded[:, :stop] = step.key_is_real
                 is_real = self.device.upload(padded)
-            step.derived[key] = self.device.upload(starts), is_real
-        found: tuple[Array, Array | None] = step.derived[key]
-        return found
+            return self.device.upload(starts), is_real
+
+        return step.derive((self.device.name, cache.capacity), upload)
 
     def _scored(self, x: Hidden, last_only: bool) -> tuple[Array, int]:
         """Rows whose scores are asked for, and how many positions of a sequence they are."""

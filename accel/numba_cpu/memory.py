@@ -16,7 +16,7 @@ from bloomref.runtime.backend import Memory
 
 
 def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
-    """The answer of `TellsMemory`, from the sizes that packing and the cache have."""
+    """The answer of `SupportsMemoryEstimate`, from the sizes that packing and the cache have."""
     if policy.compute_dtype == np.float64:
         return _double(config, batch, length)
     weights = sum(_weight_bytes(weight, config, policy) for _, weight in keys(config))

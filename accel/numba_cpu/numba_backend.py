@@ -22,7 +22,8 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
 from bloomref.errors import Unsupported, describe
 from bloomref.params import LayerParams, Params, Source, init_params, keys
-from bloomref.runtime.backend import API_VERSION, Memory, Step, step
+from bloomref.runtime.backend import API_VERSION, Memory, Step
+from bloomref.shapes import Array, Bool
 
 _ROUNDING = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
@@ -158,16 +159,13 @@ class NumbaPrepared:
                 "tiles", (threads, tile_elements(self._form.steps(config.head_dim), self._form.width)), self._form.rows
             ),
         )
-        if "real" not in step.derived:
-            real = np.zeros((x.batch, cache.capacity), np.bool_)
-            real[:, : step.key_is_real.shape[1]] = step.key_is_real
-            step.derived["real"] = real, real.reshape(x.batch, cache.capacity // PANEL, PANEL).all(-1)
+        is_real = step.derive(("is_real", cache.capacity), lambda: _panels_of(step.key_is_real, cache.capacity))
         out = self._new_rows(m)
         attention_block(
             x.rows, x.batch, x.time, (config.num_heads, config.head_dim, self._form.steps(d)), weights.ln_attn,
             (weights.qkv.panels, weights.qkv.bias), (weights.dense.panels, weights.dense.bias),
             config.apply_residual_connection_post_layernorm, (cache.keys[layer], cache.values[layer], cache.capacity),
-            step.start, step.derived["real"], self._slopes, self._scale, self._rounding, buffers, out, threads,
+            step.start, is_real, self._slopes, self._scale, self._rounding, buffers, out, threads,
         )  # fmt: skip
         return Hidden(out, x.batch, x.time)
 
@@ -271,8 +269,15 @@ class NumbaBackend:
         """Runs a model of a few weights: kernels are compiled for dtypes, not for sizes."""
         config = BloomConfig(vocabulary_size=2, num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=2)
         prepared = self.prepare(init_params(config, 0, policy.variable_dtype), config, policy)
-        cache, facts = prepared.new_cache(1, 1), step(0, np.ones((1, 1), np.bool_))
+        cache, facts = prepared.new_cache(1, 1), Step.at(0, np.ones((1, 1), np.bool_))
         x = prepared.embed(np.zeros((1, 1), np.int64))
         x = prepared.mlp_block(0, prepared.attention_block(0, x, cache, facts))
         prepared.logits(prepared.final_norm(x), True)
         mark(policy.compute_dtype.name)
+
+
+def _panels_of(key_is_real: Bool[Array, "B S"], capacity: int) -> tuple[Bool[Array, "B P"], Bool[Array, "B N"]]:
+    """Which columns of the whole cache are real, and which panels of PANEL columns are so throughout."""
+    is_real = np.zeros((len(key_is_real), capacity), np.bool_)
+    is_real[:, : key_is_real.shape[1]] = key_is_real
+    return is_real, is_real.reshape(len(is_real), capacity // PANEL, PANEL).all(-1)

@@ -21,7 +21,7 @@ from benchmarks.model import model_config
 from bloomref import BloomBackbone, BloomCausalLM
 from bloomref.config import BloomConfig
 from bloomref.dtypes import dtype_policy
-from bloomref.runtime.backend import Choice, step
+from bloomref.runtime.backend import Choice, Step
 from bloomref.runtime.engine import Engine
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -113,7 +113,7 @@ def chosen(engine: Any, choice: Choice, count: int, rows: int = 3) -> Any:
     """
     cache, ids, found = engine.new_cache(rows, count), np.arange(rows), []
     for start, length in ((0, count // 2), (count // 2, count - count // 2)):
-        facts = step(start, np.ones((rows, start + 1), bool))
+        facts = Step.at(start, np.ones((rows, start + 1), bool))
         here = replace(choice, seeds=np.arange(rows), drawn=start)
         found.append(engine.prepared.tokens(ids, cache.blocks, facts, here, length))
         ids = found[-1][:, -1]

@@ -17,7 +17,7 @@ from accel.cupy_gpu.launches import Launch
 from benchmarks.gpu.job import Absent, Figures, Job, ids_of, median_seconds
 from benchmarks.gpu.paper import bytes_of, name_of
 from bloomref.errors import Unsupported
-from bloomref.runtime.backend import Choice, step
+from bloomref.runtime.backend import Choice, Step
 
 LAUNCHES = 480
 """In a graph, about: enough that its own launch and the wait for it do not count."""
@@ -75,7 +75,7 @@ def _of_a_step(job: Job, noting: Noting, rows: int) -> tuple[list[Timed], float]
     cache = engine.new_cache(rows, job.context)
     ids = engine.read(cache, 0, ids_of(job.config, rows, last)).argmax(axis=1)
     noting.launched.clear()
-    facts = step(last, np.ones((rows, job.context), bool))
+    facts = Step.at(last, np.ones((rows, job.context), bool))
     engine.prepared.tokens(ids, cache.blocks, facts, Choice(), 1)
     launched = list(noting.launched)
     choosing = next(found for found in cache.blocks.steps.values() if isinstance(found, ChoosingStep))

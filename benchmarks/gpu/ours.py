@@ -13,7 +13,7 @@ from benchmarks.gpu.job import Absent, Figures, Job, close_enough, ids_of, logit
 from benchmarks.model import relative_error
 from bloomref.errors import Unsupported
 from bloomref.params import count_params
-from bloomref.runtime.backend import Choice, step
+from bloomref.runtime.backend import Choice, Step
 
 
 def bloomref(job: Job, name: str) -> Figures:
@@ -90,7 +90,7 @@ def _step_seconds(job: Job, rows: int, on_the_device: bool) -> float:
     first = engine.read(cache, 0, ids_of(job.config, rows, prompt)).argmax(axis=1)
 
     def with_tokens() -> None:
-        facts = step(prompt, np.ones((rows, prompt + 1), bool))
+        facts = Step.at(prompt, np.ones((rows, prompt + 1), bool))
         engine.prepared.tokens(first, cache.blocks, facts, Choice(), count)
 
     def with_scores() -> None:

@@ -10,7 +10,7 @@ from bloomref.cli.shared import DEFAULT_PRESET, Json, Revision, print_json, size
 from bloomref.config import BloomConfig
 from bloomref.errors import Unsupported
 from bloomref.runtime import registry
-from bloomref.runtime.backend import TellsMemory
+from bloomref.runtime.backend import SupportsMemoryEstimate
 
 
 def command(
@@ -97,7 +97,7 @@ def _chosen(name: str, config: BloomConfig, batch: int, length: int) -> list[dic
     from bloomref.dtypes import POLICIES, dtype_policy
 
     backend = registry.choose(name, config, dtype_policy()) if name == registry.AUTO else registry.load(name)
-    if not isinstance(backend, TellsMemory):
+    if not isinstance(backend, SupportsMemoryEstimate):
         raise Unsupported(f"backend {backend.name!r}: it does not tell how much memory it needs")
     reasons = {policy: backend.unsupported(config, policy) for policy in POLICIES.values()}
     if None not in reasons.values():

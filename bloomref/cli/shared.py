@@ -11,7 +11,7 @@ import typer
 from bloomref.dtypes import DTypePolicy
 from bloomref.errors import Unsupported, invalid
 from bloomref.runtime import registry
-from bloomref.runtime.backend import Compiles
+from bloomref.runtime.backend import SupportsCompilation
 
 if TYPE_CHECKING:
     from bloomref.causal_lm import BloomCausalLM
@@ -63,7 +63,7 @@ def load_on(
 def compile_kernels(backend: str, policy: DTypePolicy, quiet: bool) -> None:
     """Where a backend has to compile, before the first token rather than at it: a silent half minute looks like a fault."""
     loaded = registry.load(backend)
-    if not isinstance(loaded, Compiles) or loaded.is_compiled(policy):
+    if not isinstance(loaded, SupportsCompilation) or loaded.is_compiled(policy):
         return
     with nullcontext() if quiet else working("compiling kernels for this processor, once: about half a minute"):
         loaded.compile(policy)

@@ -12,7 +12,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.representable import snap
-from bloomref.lora.adapter_set import Adapter
+from bloomref.lora.adapter import Adapter
 from bloomref.params import Params, Weight
 from bloomref.shapes import Array, Bool, Int
 

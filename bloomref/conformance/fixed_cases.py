@@ -6,7 +6,7 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.lora_cases import Lora
 from bloomref.formats.peft_config import EMBEDDING, LINEARS
-from bloomref.lora.adapter_set import DENSE_LAYERS
+from bloomref.lora.adapter import DENSE_LAYERS
 
 
 def _config(heads: int, width: int, layers: int = 2, vocabulary: int = 37, **changes: Any) -> BloomConfig:

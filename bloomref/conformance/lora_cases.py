@@ -16,7 +16,7 @@ from bloomref.formats import keras_lora, peft
 from bloomref.formats.keras_lora import Kernels, kernel_shapes
 from bloomref.formats.peft import Pairs
 from bloomref.formats.peft_config import EMBEDDING, LoraConfig
-from bloomref.lora.adapter_set import Adapter, from_keras, from_peft
+from bloomref.lora.adapter import Adapter, from_keras, from_peft
 from bloomref.shapes import Array
 
 FORMS = ("peft", "keras")

@@ -12,7 +12,7 @@ from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.lora_cases import FORMS, Lora
 from bloomref.conformance.strategies import ANYTHING, cases
 from bloomref.formats.peft_config import EMBEDDING, LINEARS
-from bloomref.lora.adapter_set import DENSE_LAYERS
+from bloomref.lora.adapter import DENSE_LAYERS
 
 RANKS = (1, 2, 3, 4, 8)
 ALPHAS = (8.0, 1.0, 3.5, 16.0, 32.0)

@@ -24,7 +24,7 @@ from bloomref.errors import InvalidInput, describe
 from bloomref.formats import keras_lora, peft
 from bloomref.formats.peft_config import LoraConfig
 from bloomref.formats.safetensors_io import SafetensorsFile
-from bloomref.lora.adapter_set import DENSE_LAYERS, ROWS, Adapter, Parts, from_keras, from_peft, rank
+from bloomref.lora.adapter import DENSE_LAYERS, ROWS, Adapter, Parts, from_keras, from_peft, rank
 from bloomref.params import layer_key
 from bloomref.reference import lora
 from bloomref.shapes import Array

@@ -6,7 +6,8 @@ from typing import Any
 
 from bloomref.errors import invalid
 from bloomref.formats.peft_config import LoraConfig
-from bloomref.lora.adapter_set import DENSE_LAYERS, KERAS_DEFAULT, AdapterSet, new_keras, new_peft
+from bloomref.lora.adapter import DENSE_LAYERS, KERAS_DEFAULT, new_keras, new_peft
+from bloomref.lora.adapter_set import AdapterSet
 from bloomref.shapes import Array
 
 __all__ = ["LoraConfig", "LoraMethods"]

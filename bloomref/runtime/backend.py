@@ -4,9 +4,10 @@ Weights are prepared once, into the backend's own layout on its own device; bloc
 the blocks exists once, in `runtime.engine`. Position is an argument: nothing remembers where it is (BKD-2).
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -16,12 +17,13 @@ from bloomref.params import Params
 from bloomref.shapes import Array, Bool, Float, Int
 
 API_VERSION = 1
-"""Grows when a backend of before would no longer be right. What a backend may leave out, such as `TellsMemory`, does not count."""
+"""Grows when a backend of before would no longer be right. What a backend may leave out, such as `SupportsMemoryEstimate`, does not count."""
 READ_ROWS = 4096
 """A prompt is read about so many positions at a time, over all rows, where nobody asks for its hidden states."""
 GROUP = "bloomref.backends"
 """The entry-point group in which a package names its backends: `name = "package.module:factory"`."""
 
+T = TypeVar("T")
 Hidden = Any
 """A backend's own hidden states (B, T, D), on its device; only the backend that made one can read it."""
 
@@ -34,13 +36,29 @@ class Step:
         start: first cache position that the call writes; ALiBi positions are column indices.
         key_is_real: which of the S = start + T visible columns hold a token.
         is_dense: all of them do: a backend may skip the mask.
-        derived: what a backend makes of these facts at its first layer and needs again at the others.
+        derived: filled by `derive`; nobody else reads it.
     """
 
     start: int
     key_is_real: Bool[Array, "B S"]
     is_dense: bool
-    derived: dict[str, Any] = field(default_factory=dict)
+    derived: dict[Hashable, Any] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, start: int, key_is_real: Bool[Array, "B S"]) -> "Step":
+        """The facts of a call that writes from cache position `start` on."""
+        return cls(start, key_is_real, bool(np.all(key_is_real)))
+
+    def derive(self, key: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, computed at the first layer that asks and returned again to the others.
+
+        Args:
+            key: names the value, and everything but this Step that the value depends on, such as a cache's capacity or a device.
+        """
+        if key not in self.derived:
+            self.derived[key] = make()
+        value: T = self.derived[key]
+        return value
 
 
 @runtime_checkable
@@ -105,7 +123,7 @@ class Choice:
 
 
 @runtime_checkable
-class Decodes(Protocol):
+class SupportsWholeStep(Protocol):
     """What a prepared model may have beside the methods of `Prepared`: decoding steps as a whole (BKD-17, BKD-18)."""
 
     def step(self, token_ids: Int[Array, " B"], cache: Any, step: Step) -> Float[Array, "B V"]:
@@ -159,7 +177,7 @@ class Memory:
 
 
 @runtime_checkable
-class TellsMemory(Protocol):
+class SupportsMemoryEstimate(Protocol):
     """What a backend may have beside the methods of `Backend`."""
 
     def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
@@ -168,7 +186,7 @@ class TellsMemory(Protocol):
 
 
 @runtime_checkable
-class Trains(Protocol):
+class SupportsGradients(Protocol):
     """What a backend may have beside the methods of `Backend`: the reverse mode of the whole model (BKD-19)."""
 
     def loss_and_gradients(
@@ -197,7 +215,7 @@ class Trains(Protocol):
 
 
 @runtime_checkable
-class Compiles(Protocol):
+class SupportsCompilation(Protocol):
     """What a backend may have whose kernels are compiled on the machine where they run, so that a person can be told."""
 
     def is_compiled(self, policy: DTypePolicy) -> bool:
@@ -209,6 +227,19 @@ class Compiles(Protocol):
         ...
 
 
-def step(start: int, key_is_real: Bool[Array, "B S"]) -> Step:
-    """The facts of a call that starts at `start`."""
-    return Step(start, key_is_real, bool(np.all(key_is_real)))
+_RENAMED: dict[str, Any] = {
+    "step": Step.at,
+    "Decodes": SupportsWholeStep,
+    "Trains": SupportsGradients,
+    "Compiles": SupportsCompilation,
+    "TellsMemory": SupportsMemoryEstimate,
+}
+"""Names of version 0.1.0 -> what stands for them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _RENAMED[name]
+    warnings.warn(f"{name} is now {new.__qualname__}", DeprecationWarning, stacklevel=2)
+    return new

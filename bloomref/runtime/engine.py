@@ -13,7 +13,17 @@ from bloomref.errors import Unsupported, invalid
 from bloomref.params import Params
 from bloomref.reference import lora, loss, model, vjp
 from bloomref.runtime import registry
-from bloomref.runtime.backend import READ_ROWS, Backend, Cache, Choice, Decodes, Hidden, Prepared, Step, Trains, step
+from bloomref.runtime.backend import (
+    READ_ROWS,
+    Backend,
+    Cache,
+    Choice,
+    Hidden,
+    Prepared,
+    Step,
+    SupportsGradients,
+    SupportsWholeStep,
+)
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.runtime.numpy_backend import NumpyPrepared
 from bloomref.shapes import Array, Bool, Float, Int
@@ -131,7 +141,7 @@ class Engine:
         if not 0 <= start <= stop <= cache.capacity:
             raise invalid("start", f"positions within the cache's capacity of {cache.capacity}", f"[{start}, {stop})")
         cache.is_real[:, start:stop] = True if is_real is None else is_real
-        return step(start, cache.is_real[:, :stop].copy())
+        return Step.at(start, cache.is_real[:, :stop].copy())
 
     def read(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
@@ -142,7 +152,7 @@ class Engine:
         never hidden states of more. Raises what `run` raises.
         """
         batch, time = token_ids.shape
-        if time == 1 and isinstance(self.prepared, Decodes):
+        if time == 1 and isinstance(self.prepared, SupportsWholeStep):
             facts = self._facts(cache, start, token_ids, is_real)
             return self.prepared.step(token_ids[:, 0], cache.blocks, facts)
         piece = max(1, READ_ROWS // max(1, batch))
@@ -158,7 +168,7 @@ class Engine:
 
         None, and nothing is changed, where it does not choose so. Raises what `run` raises, and BadWeights.
         """
-        if not isinstance(self.prepared, Decodes):
+        if not isinstance(self.prepared, SupportsWholeStep):
             return None
         facts = self._facts(cache, start, token_ids[:, None], None)
         try:
@@ -210,7 +220,7 @@ def gradients(
         )
         return found.loss, found.counted, found.gradients
     chosen = registry.load(backend)
-    if not isinstance(chosen, Trains):
+    if not isinstance(chosen, SupportsGradients):
         raise Unsupported(f"gradients: expected a backend that has them, such as 'numpy', got {backend!r}")
     targets = loss.targets(ids, is_real, labels, document)
     numbers = np.where(is_real, 0 if document is None else document, -1)

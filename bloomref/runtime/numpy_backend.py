@@ -33,10 +33,8 @@ class NumpyPrepared:
         return model.embed(self.params, self.config, token_ids)
 
     def attention_block(self, layer: int, x: Float[Array, "B T D"], cache: Cache, step: Step) -> Float[Array, "B T D"]:
-        if "view" not in step.derived:
-            dtype = accumulation_dtype(self._dtype)
-            step.derived["view"] = model.view(self.config, step.key_is_real, step.start, dtype)
-        seen: model.View = step.derived["view"]
+        dtype = accumulation_dtype(self._dtype)
+        seen = step.derive("view", lambda: model.view(self.config, step.key_is_real, step.start, dtype))
         with in_layer(layer):
             y = model.attention_block(self.params.layers[layer], self.config, x, cache.layers[layer], seen)
             return tap("attention_block", y)

@@ -13,7 +13,7 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject
-from bloomref.lora.adapter_set import DENSE_LAYERS
+from bloomref.lora.adapter import DENSE_LAYERS
 from bloomref.params import Params
 from bloomref.runtime import registry
 

@@ -11,7 +11,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES, accumulation_dtype, dtype_policy
 from bloomref.params import Params
 from bloomref.runtime import registry
-from bloomref.runtime.backend import Prepared, step
+from bloomref.runtime.backend import Prepared, Step
 
 FLOAT32 = dtype_policy("float32")
 CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=15, intermediate_dim=11)
@@ -26,7 +26,7 @@ def prepare(name: str, policy: str = "float32", params: Params = PARAMS) -> Any:
 
 def extend(prepared: Prepared, cache: Any, start: int, token_ids: Any, is_real: Any) -> Any:
     """Final hidden states of the positions from `start` on; `is_real` covers the positions before them as well."""
-    facts = step(start, is_real)
+    facts = Step.at(start, is_real)
     x = prepared.embed(token_ids)
     for layer in range(CONFIG.num_layers):
         x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
@@ -74,7 +74,7 @@ def test_a_call_is_a_function_of_its_arguments(backend: str) -> None:
 def test_arguments_and_returned_hidden_states_stay_as_they_are(backend: str) -> None:
     prepared = prepare(backend)
     ids, real = SMALL.token_ids.copy(), SMALL.is_real.copy()
-    facts, cache = step(0, real), prepared.new_cache(*ids.shape)
+    facts, cache = Step.at(0, real), prepared.new_cache(*ids.shape)
     weights = [array.tobytes() for _, _, array in PARAMS.named()]
     held, seen = [], []
 

@@ -10,7 +10,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES, accumulation_dtype, dtype_policy
 from bloomref.params import init_params
 from bloomref.runtime import registry
-from bloomref.runtime.backend import Memory, TellsMemory, step
+from bloomref.runtime.backend import Memory, Step, SupportsMemoryEstimate
 
 CONFIG = BloomConfig(vocabulary_size=3000, num_layers=2, num_heads=3, hidden_dim=99, intermediate_dim=210)
 UNTIED = CONFIG.replace(tie_word_embeddings=False)
@@ -21,7 +21,7 @@ EITHER_HEAD = pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "
 
 def told(backend: str, config: BloomConfig, policy: str) -> Memory:
     chosen = registry.load(backend)
-    if not isinstance(chosen, TellsMemory):
+    if not isinstance(chosen, SupportsMemoryEstimate):
         pytest.skip(f"backend {backend!r} does not tell")
     return chosen.memory(config, dtype_policy(policy), BATCH, LENGTH)
 
@@ -73,7 +73,7 @@ def test_working_space(backend: str, policy: str) -> None:
 
 
 def decode(prepared: Any) -> Any:
-    cache, facts = prepared.new_cache(BATCH, LENGTH), step(0, np.ones((BATCH, 1), bool))
+    cache, facts = prepared.new_cache(BATCH, LENGTH), Step.at(0, np.ones((BATCH, 1), bool))
     x = prepared.embed(np.zeros((BATCH, 1), np.int64))
     for layer in range(CONFIG.num_layers):
         x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))

@@ -27,7 +27,7 @@ from bloomref import BloomBackbone
 from bloomref.dtypes import cast, dtype_policy
 from bloomref.errors import InvalidInput
 from bloomref.runtime import registry
-from bloomref.runtime.backend import step
+from bloomref.runtime.backend import Step
 from bloomref.runtime.engine import Engine
 
 EVERY_POLICY = pytest.mark.parametrize("policy", POLICIES)
@@ -61,7 +61,7 @@ def test_attention_block(backend, policy, case):
         cache = prepared.new_cache(case.batch, case.time + 2)
         parts = []
         for a, b in ((0, cut), (cut, case.time)):
-            facts = step(a, case.is_real[:, :b])
+            facts = Step.at(a, case.is_real[:, :b])
             parts.append(prepared.to_host(prepared.attention_block(0, put(prepared, x[:, a:b]), cache, facts)))
         return np.concatenate(parts, 1)
 
@@ -140,7 +140,7 @@ def test_every_block_returns_numbers_of_the_compute_dtype(backend, policy, case)
     def run(through: Any) -> bytes:
         cache = prepared.new_cache(case.batch, case.time)
         x = through(prepared.embed(case.token_ids))
-        x = through(prepared.attention_block(0, x, cache, step(0, case.is_real)))
+        x = through(prepared.attention_block(0, x, cache, Step.at(0, case.is_real)))
         x = through(prepared.final_norm(through(prepared.mlp_block(0, x))))
         return prepared.logits(x, False).tobytes()
 
@@ -343,7 +343,7 @@ def test_inputs_are_left_alone(backend, policy):
     assert prepared.to_host(x).tobytes() == seen
     device = prepared.from_host(inputs[-1])
     prepared.mlp_block(0, device)
-    prepared.attention_block(0, device, prepared.new_cache(2, 7), step(0, inputs[-2]))
+    prepared.attention_block(0, device, prepared.new_cache(2, 7), Step.at(0, inputs[-2]))
     prepared.final_norm(device)
     assert prepared.to_host(device).tobytes() == before[-1]
     assert [array.tobytes() for array in inputs] == before

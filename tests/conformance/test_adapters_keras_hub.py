@@ -17,7 +17,7 @@ from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.run.runner import lacking
 from bloomref.conformance.subject import Subject, named_weights
 from bloomref.errors import Unsupported
-from bloomref.lora.adapter_set import DENSE_LAYERS
+from bloomref.lora.adapter import DENSE_LAYERS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the imports of Keras, JAX and TensorFlow warn of
 

@@ -27,7 +27,7 @@ from bloomref.conformance.subject import Subject
 from bloomref.dtypes import floating_dtype
 from bloomref.errors import Unsupported
 from bloomref.formats.peft_config import EMBEDDING, LINEARS
-from bloomref.lora.adapter_set import DENSE_LAYERS
+from bloomref.lora.adapter import DENSE_LAYERS
 from bloomref.reference.lora import HeadAdapter
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)

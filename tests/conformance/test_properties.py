@@ -21,7 +21,7 @@ from bloomref.conformance.run.runner import Runner, Shrinking, applies, lacking
 from bloomref.conformance.subject import PROBE, Subject
 from bloomref.errors import Unsupported
 from bloomref.formats.peft_config import EMBEDDING, LINEARS
-from bloomref.lora.adapter_set import DENSE_LAYERS, rank
+from bloomref.lora.adapter import DENSE_LAYERS, rank
 from bloomref.reference.lora import HeadAdapter
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=48)

@@ -16,7 +16,7 @@ from accel.cupy_gpu.prepared import CupyPrepared, pieces
 from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES, accumulation_dtype
 from bloomref.errors import InvalidInput, Unsupported
-from bloomref.runtime.backend import Memory, step
+from bloomref.runtime.backend import Memory, Step
 
 CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=48, intermediate_dim=37)
 FLOAT32 = POLICIES["float32"]
@@ -41,7 +41,7 @@ def prepare(device: Any, policy: str = "float32", config: BloomConfig = CONFIG) 
 def hidden(prepared: CupyPrepared, ids: Any, real: Any, cuts: tuple[int, ...] = ()) -> Any:
     cache, parts = prepared.new_cache(*ids.shape), []
     for start, stop in zip((0, *cuts), (*cuts, ids.shape[1]), strict=True):
-        x, facts = prepared.embed(ids[:, start:stop]), step(start, real[:, :stop])
+        x, facts = prepared.embed(ids[:, start:stop]), Step.at(start, real[:, :stop])
         for layer in range(prepared.config.num_layers):
             x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
         parts.append(x)
@@ -86,7 +86,7 @@ def test_a_call_in_pieces_is_the_call(monkeypatch: pytest.MonkeyPatch, policy: s
 @pytest.mark.usefixtures("emulator")
 def test_one_step_serves_caches_of_several_sizes() -> None:
     case = strategies.Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
-    prepared, facts = prepare(Small()), step(0, case.is_real)
+    prepared, facts = prepare(Small()), Step.at(0, case.is_real)
     x = prepared.embed(case.token_ids)
     found = [prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, p), facts)) for p in (5, 9)]
     assert found[0].tobytes() == found[1].tobytes()
@@ -190,7 +190,7 @@ def run_block(config: BloomConfig, batch: int, time: int, policy: str, expected:
 @pytest.mark.usefixtures("emulator")
 def test_one_step_serves_two_devices() -> None:
     case = strategies.Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
-    facts, found = step(0, case.is_real), []
+    facts, found = Step.at(0, case.is_real), []
     for name in ("GPU 0", "GPU 1"):
         device = Small()
         device.name = name
@@ -284,7 +284,7 @@ def test_what_a_call_takes_was_known_before(
     assert before == pytest.approx(
         memory.weight_bytes(config, names) + memory.cache_bytes(config, names, batch, time, 4), rel=1e-3
     )
-    facts, x = step(0, np.ones((batch, time), bool)), prepared.embed(np.zeros((batch, time), int))
+    facts, x = Step.at(0, np.ones((batch, time), bool)), prepared.embed(np.zeros((batch, time), int))
     for layer in range(2):
         x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
     prepared.logits(prepared.final_norm(x), False)

@@ -20,7 +20,7 @@ from bloomref import BloomBackbone, BloomCausalLM
 from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES
 from bloomref.errors import BadWeights, Unsupported
-from bloomref.runtime.backend import Choice, Decodes, step
+from bloomref.runtime.backend import Choice, Step, SupportsWholeStep
 from bloomref.runtime.engine import Engine
 
 CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=48, intermediate_dim=37)
@@ -37,14 +37,16 @@ def prepare(policy: str = "float32", device: Any = None, params: Any = CASE.para
 
 def blocks(prepared: CupyPrepared, cache: Any, start: int, stop: int, real: Any) -> Any:
     """The logits behind column stop - 1, block by block."""
-    x, facts = prepared.embed(CASE.token_ids[:, start:stop]), step(start, real[:, :stop])
+    x, facts = prepared.embed(CASE.token_ids[:, start:stop]), Step.at(start, real[:, :stop])
     for layer in range(prepared.config.num_layers):
         x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
     return prepared.logits(prepared.final_norm(x), True)[:, 0]
 
 
 def steps(prepared: CupyPrepared, cache: Any, start: int, stop: int, real: Any) -> list[bytes]:
-    return [prepared.step(CASE.token_ids[:, t], cache, step(t, real[:, : t + 1])).tobytes() for t in range(start, stop)]
+    return [
+        prepared.step(CASE.token_ids[:, t], cache, Step.at(t, real[:, : t + 1])).tobytes() for t in range(start, stop)
+    ]
 
 
 # --- a step ------------------------------------------------------------------------------------------------------
@@ -56,7 +58,7 @@ def steps(prepared: CupyPrepared, cache: Any, start: int, stop: int, real: Any) 
 def test_a_step_is_the_blocks(policy: str, real: Any) -> None:
     """At every position: it is read from the device's memory, by the one graph that there is."""
     prepared = prepare(policy)
-    assert isinstance(prepared, Decodes)
+    assert isinstance(prepared, SupportsWholeStep)
     caches = [prepared.new_cache(3, 70) for _ in range(2)]
     for cache in caches:
         blocks(prepared, cache, 0, 4, real)
@@ -113,7 +115,7 @@ def test_without_graphs_the_same_kernels_run_one_by_one(monkeypatch: pytest.Monk
 
 
 def scores_behind_one_token(prepared: CupyPrepared, ids: Any) -> Any:
-    return prepared.step(ids, prepared.new_cache(len(ids), 3), step(0, np.ones((len(ids), 1), bool)))
+    return prepared.step(ids, prepared.new_cache(len(ids), 3), Step.at(0, np.ones((len(ids), 1), bool)))
 
 
 def test_more_rows_than_a_graph_has_go_through_products() -> None:
@@ -162,7 +164,7 @@ def test_twenty_rows_are_a_graph(policy: str, arch: int, config: BloomConfig, ke
     caches, real = [prepared.new_cache(20, 12) for _ in range(3)], np.ones((20, 12), bool)
 
     def facts(t: int) -> Any:
-        return step(t, real[:, : t + 1])
+        return Step.at(t, real[:, : t + 1])
 
     device.launched.clear()
     for t in range(4):
@@ -203,7 +205,7 @@ def test_what_steps_hold_was_known_before(batch: int, policy: str, config: Bloom
     device.empty = counting  # type: ignore[method-assign]
     prepared = prepare(policy, device, strategies.Case(config, seed=2).params, config)
     cache, before = prepared.new_cache(batch, 100), held
-    facts, ids = step(0, np.ones((batch, 1), bool)), np.zeros(batch, int)
+    facts, ids = Step.at(0, np.ones((batch, 1), bool)), np.zeros(batch, int)
     prepared.step(ids, cache, facts)
     prepared.tokens(ids, cache, facts, Choice(1.0, top_k=64), 2)
     assert 0 < held - before <= memory.step_bytes(config, POLICIES[policy], batch, 100)
@@ -220,7 +222,7 @@ def continued(prepared: CupyPrepared, choice: Choice, cuts: tuple[int, ...], rea
     for count in cuts:
         here = Choice(choice.temperature, choice.top_k, choice.top_p, choice.forbidden, choice.seeds, start - 4)
         known = np.concatenate([real[:, :4], np.ones((3, start - 3), bool)], 1)
-        found.append(prepared.tokens(ids, cache, step(start, known), here, count))
+        found.append(prepared.tokens(ids, cache, Step.at(start, known), here, count))
         ids, start = found[-1][:, -1], start + count
     return np.concatenate(found, 1), cache
 
@@ -236,7 +238,7 @@ def test_the_best_tokens_are_those_that_the_host_would_choose(policy: str, real:
     blocks(prepared, cache, 0, 4, real)
     for t in range(6):
         known = np.concatenate([real[:, :4], np.ones((3, t + 1), bool)], 1)
-        scores = prepared.step(ids, cache, step(4 + t, known))
+        scores = prepared.step(ids, cache, Step.at(4 + t, known))
         ids = np.where(forbidden, -np.inf, scores).argmax(1)
         assert tokens[:, t].tolist() == ids.tolist()
 
@@ -262,13 +264,13 @@ def test_tokens_do_not_depend_on_how_many_are_asked_for_at_once(name: str) -> No
 @pytest.mark.clause("BKD-18")
 def test_a_row_draws_by_its_seed_alone() -> None:
     prepared = prepare()
-    cache, facts, ids = prepared.new_cache(3, 12), step(0, np.ones((3, 1), bool)), np.array([5, 5, 5])
+    cache, facts, ids = prepared.new_cache(3, 12), Step.at(0, np.ones((3, 1), bool)), np.array([5, 5, 5])
     tokens = prepared.tokens(ids, cache, facts, Choice(3.0, seeds=np.array([1, 2, 1])), 8)
     assert tokens[0].tolist() == tokens[2].tolist() != tokens[1].tolist()
 
 
 def test_tokens_that_cannot_be_chosen() -> None:
-    prepared, facts = prepare(), step(0, np.ones((2, 1), bool))
+    prepared, facts = prepare(), Step.at(0, np.ones((2, 1), bool))
     with pytest.raises(Unsupported, match=r"^tokens: .* 1 to 64 rows in 16 or 32 bits, and top_k up to 64$"):
         prepared.tokens(np.array([1, 2]), prepared.new_cache(2, 4), facts, Choice(1.0, top_k=65), 1)
     broken = prepare(params=CASE.params.map(lambda array: array * np.float32(np.inf)))
@@ -346,7 +348,7 @@ def test_what_cupy_is_asked_for(monkeypatch: pytest.MonkeyPatch, policy: str) ->
     assert found == steps(emulated, emulated.new_cache(3, 12), 0, 5, REAL)
     assert replays == [12] * 4
     tokens = [
-        p.tokens(CASE.token_ids[:, 0], p.new_cache(3, 12), step(0, REAL[:, :1]), CHOICES["all"], 5)
+        p.tokens(CASE.token_ids[:, 0], p.new_cache(3, 12), Step.at(0, REAL[:, :1]), CHOICES["all"], 5)
         for p in (prepared, emulated)
     ]
     assert tokens[0].tolist() == tokens[1].tolist()

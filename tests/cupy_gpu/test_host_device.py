@@ -17,7 +17,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES
 from bloomref.errors import InvalidInput
 from bloomref.params import init_params
-from bloomref.runtime.backend import step
+from bloomref.runtime.backend import Step
 
 DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=48, intermediate_dim=37)
@@ -177,7 +177,7 @@ def test_a_model_has_the_bits_of_the_emulated_device(fake: FakeCupy, policy: str
         prepared = backend.prepare(init_params(CONFIG, 0, names.variable_dtype), CONFIG, names)
         cache, found = prepared.new_cache(2, time + 1), b""
         for start, tokens in ((0, ids), (time, ids[:, :1])):
-            x, facts = prepared.embed(tokens), step(start, real[:, : start + tokens.shape[1]])
+            x, facts = prepared.embed(tokens), Step.at(start, real[:, : start + tokens.shape[1]])
             for layer in range(2):
                 x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
             found += prepared.logits(prepared.final_norm(x), False).tobytes()

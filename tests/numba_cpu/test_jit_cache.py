@@ -15,7 +15,7 @@ from bloomref.config import BloomConfig  # noqa: E402
 from bloomref.dtypes import dtype_policy  # noqa: E402
 from bloomref.params import init_params  # noqa: E402
 from bloomref.runtime import registry  # noqa: E402
-from bloomref.runtime.backend import Compiles  # noqa: E402
+from bloomref.runtime.backend import SupportsCompilation  # noqa: E402
 from bloomref.runtime.engine import Engine  # noqa: E402
 
 RUN = str(Path(__file__).with_name("run_model.py"))
@@ -71,7 +71,7 @@ def test_the_folder_is_named_by_the_instruction_set():
 def test_what_was_compiled_is_remembered_by_dtype(tmp_path, monkeypatch):
     backend, (single, half) = registry.load("numba"), map(dtype_policy, ("float32", "mixed_bfloat16"))
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    assert isinstance(backend, Compiles)
+    assert isinstance(backend, SupportsCompilation)
     backend.compile(half)
     assert backend.is_compiled(half)
     assert backend.is_compiled(dtype_policy("bfloat16"))

@@ -13,7 +13,7 @@ from parity.keras_hub_peer import Peer
 from strategies import draw_params
 
 from bloomref import BloomBackbone, BloomConfig
-from bloomref.lora.adapter_set import DENSE_LAYERS
+from bloomref.lora.adapter import DENSE_LAYERS
 
 # What the imports of Keras, JAX and TensorFlow warn of is no news about the results.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -32,7 +32,7 @@ from bloomref.dtypes import accumulation_dtype, cast, dtype_policy
 from bloomref.params import Params
 from bloomref.reference import trace
 from bloomref.runtime import registry
-from bloomref.runtime.backend import Prepared, step
+from bloomref.runtime.backend import Prepared, Step
 from bloomref.runtime.numpy_backend import NumpyPrepared
 
 Numbers = np.ndarray[Any, Any]
@@ -207,7 +207,7 @@ def put(prepared: Prepared, x: Numbers) -> Any:
 
 def extend(prepared: Prepared, layers: int, cache: Any, start: int, token_ids: Numbers, is_real: Numbers) -> Any:
     """Final hidden states of the positions from `start` on; `is_real` covers the positions before them as well."""
-    facts = step(start, is_real)
+    facts = Step.at(start, is_real)
     x = prepared.embed(token_ids)
     for layer in range(layers):
         x = prepared.attention_block(layer, x, cache, facts)

@@ -70,7 +70,7 @@ class Perceptron:
 def loss_and_gradients(
     params: Params, config: BloomConfig, token_ids: Any, targets: Any, document: Any, trainable: Any, rng: Rng
 ) -> tuple[float, dict[str, Any]]:
-    """`Trains.loss_and_gradients`."""
+    """`SupportsGradients.loss_and_gradients`."""
     sink = Sink(trainable, {})
     with limited():
         loss = Step(params, config, np.ascontiguousarray(document), sink).run(token_ids, targets, rng)

@@ -16,7 +16,7 @@ from bloomref.conformance.lora_cases import FORMS, NAME
 from bloomref.conformance.model.instrumented import EXACT, Arithmetic, Lab
 from bloomref.dtypes import DType, cast, floating_dtype
 from bloomref.lora import adapter_files
-from bloomref.lora.adapter_set import Adapter
+from bloomref.lora.adapter import Adapter
 from bloomref.shapes import Array, Bool, Float, Int
 
 

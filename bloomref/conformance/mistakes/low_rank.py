@@ -10,7 +10,7 @@ from bloomref.conformance.mistakes.rounding import rounded
 from bloomref.conformance.model.instrumented import Lab
 from bloomref.dtypes import floating_dtype
 from bloomref.formats.peft_config import LoraConfig
-from bloomref.lora.adapter_set import Adapter, Parts, rank
+from bloomref.lora.adapter import Adapter, Parts, rank
 from bloomref.params import LayerParams, Params
 from bloomref.reference import lora
 from bloomref.shapes import Array

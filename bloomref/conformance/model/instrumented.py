@@ -16,7 +16,7 @@ from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.model.lora_hooks import Bench
-from bloomref.lora.adapter_set import Adapter
+from bloomref.lora.adapter import Adapter
 from bloomref.params import LayerParams, Params
 from bloomref.runtime.inputs import token_batch
 from bloomref.shapes import Array, Bool, Float, Int

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bloomref.lora.adapter_set import Adapter, Parts
+from bloomref.lora.adapter import Adapter, Parts
 from bloomref.params import LayerParams, Params
 from bloomref.reference.lora import Adapter as Part
 from bloomref.reference.lora import EmbeddingAdapter, HeadAdapter, attach

@@ -12,7 +12,7 @@ from bloomref import BloomBackbone, BloomCausalLM
 from bloomref.errors import BadWeights, Unsupported
 from bloomref.generation.options import GenerationOptions
 from bloomref.generation.sampling import draw, truncate
-from bloomref.runtime.backend import Choice, Step, step
+from bloomref.runtime.backend import Choice, Step
 from bloomref.runtime.engine import Engine
 
 
@@ -37,7 +37,7 @@ class Deciding:
         self.asked.append((len(token_ids), count, choice))
         known, chosen = first.key_is_real, []
         for i in range(count):
-            scores = self.step(token_ids, cache, step(first.start + i, known))
+            scores = self.step(token_ids, cache, Step.at(first.start + i, known))
             token_ids = np.array([self._one(row, choice, i, n) for row, n in enumerate(scores)])
             known = np.concatenate([known, np.ones((len(known), 1), bool)], 1)
             chosen.append(token_ids)

@@ -10,7 +10,7 @@ from small_models import text_lm
 from strategies import Case, cases
 
 from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput, Unsupported
-from bloomref.lora.adapter_set import DENSE_LAYERS
+from bloomref.lora.adapter import DENSE_LAYERS
 from bloomref.params import Source, count_params
 from bloomref.reference import lora
 
@@ -61,7 +61,7 @@ def one(form: str, rng: np.random.Generator, dropout: float = 0.0) -> tuple[Any,
         a, b = rng.standard_normal((r, size["V"])), rng.standard_normal((size["D"], r))
         ids = rng.integers(0, size["V"], (BATCH, TIME))
         return lora.EmbeddingAdapter("x", 0.7, dropout, a, b), ids, (BATCH, TIME, size["D"])
-    from bloomref.lora.adapter_set import ROWS
+    from bloomref.lora.adapter import ROWS
 
     rows, columns = ROWS[form].hf_shape(CONFIG)
     a, b = rng.standard_normal((r, columns)), rng.standard_normal((rows, r))
