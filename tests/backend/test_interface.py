@@ -15,7 +15,7 @@ from bloomref.runtime.backend import Prepared, Step
 
 FLOAT32 = dtype_policy("float32")
 CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=15, intermediate_dim=11)
-SMALL = strategies.Case(CONFIG, seed=1, time=7, kind="left")
+SMALL = strategies.Float32Case(CONFIG, seed=1, time=7, kind="left")
 PARAMS = SMALL.params.astype(np.dtype(np.float32))
 
 

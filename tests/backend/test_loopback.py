@@ -29,7 +29,7 @@ def exactly(arrays: dict[str, Any]) -> Results:
     return {name: (f"{a.dtype} {a.shape}", a.tobytes()) for name, a in arrays.items()}
 
 
-def by_engine(engine: Engine, case: strategies.Case, edges: Edges) -> Results:
+def by_engine(engine: Engine, case: strategies.Float32Case, edges: Edges) -> Results:
     with record() as seen:
         hidden = engine.hidden(TokenBatch(case.token_ids, case.is_real))
         logits = engine.logits(hidden)
@@ -43,7 +43,7 @@ def by_engine(engine: Engine, case: strategies.Case, edges: Edges) -> Results:
     return exactly(found | {"mask": cache.is_real} | kept(cache.blocks))
 
 
-def by_model(case: strategies.Case, policy: DTypePolicy, edges: Edges) -> Results:
+def by_model(case: strategies.Float32Case, policy: DTypePolicy, edges: Edges) -> Results:
     params = case.params.astype(policy.variable_dtype).astype(policy.compute_dtype)
     config = case.config
     with record() as seen:
@@ -62,7 +62,7 @@ def kept(cache: Cache) -> dict[str, Any]:
     return {f"layer {i} {n}": getattr(layer, n) for i, layer in enumerate(cache.layers) for n in ("keys", "values")}
 
 
-def compare(engine: Engine, case: strategies.Case, edges: Edges) -> None:
+def compare(engine: Engine, case: strategies.Float32Case, edges: Edges) -> None:
     got, expected = by_engine(engine, case, edges), by_model(case, engine.policy, edges)
     assert list(got) == list(expected)
     assert [name for name in expected if got[name] != expected[name]] == []
@@ -72,7 +72,9 @@ def compare(engine: Engine, case: strategies.Case, edges: Edges) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=25)
 @given(data=st.data(), case=strategies.cases())
-def test_the_engine_over_the_reference_is_the_model(policy: str, data: st.DataObject, case: strategies.Case) -> None:
+def test_the_engine_over_the_reference_is_the_model(
+    policy: str, data: st.DataObject, case: strategies.Float32Case
+) -> None:
     edges = [0, *sorted(data.draw(st.lists(st.integers(0, case.time), max_size=3))), case.time]
     compare(Engine(case.params, case.config, POLICIES[policy], backend="numpy"), case, edges)
 
@@ -123,7 +125,7 @@ class Unnamed(NumpyPrepared):
         return model.mlp_block(self.params.layers[layer], self.config, x)
 
 
-CASE = strategies.Case(
+CASE = strategies.Float32Case(
     BloomConfig(vocabulary_size=20, num_layers=2, num_heads=3, hidden_dim=15, intermediate_dim=11),
     time=7,
     kind="holes",

@@ -55,7 +55,7 @@ def _nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("my_backend", None)
 
 
-def worst_error(case: strategies.Case, policy: str) -> float:
+def worst_error(case: strategies.Float32Case, policy: str) -> float:
     """Of hidden states and logits, over two calls, in units of the compute dtype."""
     results = []
     for name in ("mine", "numpy"):
@@ -78,7 +78,7 @@ def worst_error(case: strategies.Case, policy: str) -> float:
 def test_the_page_has_a_right_backend(tmp_path, monkeypatch, policy, kind, form):
     install(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert worst_error(strategies.Case(CONFIG.replace(**form), time=7, kind=kind), policy) < BOUND
+    assert worst_error(strategies.Float32Case(CONFIG.replace(**form), time=7, kind=kind), policy) < BOUND
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,9 @@ def test_a_mistake_on_the_page_is_found(tmp_path, monkeypatch, right, wrong):
     assert CODE.count(right) == 1
     install(tmp_path, CODE.replace(right, wrong))
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert max(worst_error(strategies.Case(CONFIG, time=7, kind=k), "float32") for k in ("real", "holes")) > BOUND
+    assert (
+        max(worst_error(strategies.Float32Case(CONFIG, time=7, kind=k), "float32") for k in ("real", "holes")) > BOUND
+    )
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from backend_cases import (
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import Case
+from strategies import Float32Case
 
 from bloomref import BloomBackbone
 from bloomref.dtypes import cast, dtype_policy
@@ -151,7 +151,7 @@ def test_every_block_returns_numbers_of_the_compute_dtype(backend, policy, case)
 def test_weights_are_rounded_to_the_compute_dtype(backend, policy):
     """Wider weights give the bits of weights that were rounded before (NUM-1); a mixed policy hands over its variable dtype."""
     names = dtype_policy(policy)
-    case = Case(config(3, 16, 40, 4100, 1, tie_word_embeddings=False), seed=21, time=30)
+    case = Float32Case(config(3, 16, 40, 4100, 1, tie_word_embeddings=False), seed=21, time=30)
     handed = case.params.astype(names.variable_dtype) if policy.startswith("mixed") else case.params
     got = []
     for params in (handed, handed.astype(names.compute_dtype)):
@@ -310,7 +310,7 @@ def test_two_caches_of_one_model_are_independent(backend, policy, case):
 
 @EVERY_POLICY
 def test_select_copies_rows_in_the_order_given(backend, policy):
-    case = Case(config(3, 7, 20), seed=31, batch=3, time=40, kind="left")
+    case = Float32Case(config(3, 7, 20), seed=31, batch=3, time=40, kind="left")
     trial = Trial(case, policy, backend)
     prepared, order = trial.tested, np.array([2, 0, 0, 1])
     cache = prepared.new_cache(3, 41)

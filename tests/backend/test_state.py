@@ -9,7 +9,7 @@ from backend_cases import POLICIES, Trial, config, rms, whole
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from strategies import Case
+from strategies import Float32Case
 
 from bloomref.dtypes import dtype_policy
 from bloomref.runtime.engine import Engine, EngineCache
@@ -43,7 +43,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize(model=st.sampled_from(CONFIGS), seed=st.integers(0, 1000), batch=st.integers(1, 3))
     def start(self, model: Any, seed: int, batch: int) -> None:
-        self.trial = Trial(Case(model, seed, gain=0.3), self.policy, self.backend)
+        self.trial = Trial(Float32Case(model, seed, gain=0.3), self.policy, self.backend)
         self.engine = Engine(self.trial.params, model, dtype_policy(self.policy), self.backend)
         self.branches: list[Branch] = []
         self.new(batch)

@@ -34,7 +34,7 @@ class Small(EmulatedDevice):
 
 
 def prepare(device: Any, policy: str = "float32", config: BloomConfig = CONFIG) -> CupyPrepared:
-    case, names = strategies.Case(config, seed=2), POLICIES[policy]
+    case, names = strategies.Float32Case(config, seed=2), POLICIES[policy]
     return CupyBackend("cupy", lambda: device).prepare(case.params, config, names)
 
 
@@ -70,7 +70,7 @@ def test_pieces_cover_every_position_once_and_in_order(batch: int, time: int, li
 @pytest.mark.parametrize("policy", ["float64", "float32"])
 @pytest.mark.parametrize("limit", [1, 7, 25, 64])
 def test_a_call_in_pieces_is_the_call(monkeypatch: pytest.MonkeyPatch, policy: str, limit: int) -> None:
-    case = strategies.Case(CONFIG, seed=5, batch=3, time=25, kind="holes")
+    case = strategies.Float32Case(CONFIG, seed=5, batch=3, time=25, kind="holes")
     prepared = prepare(Small(), policy)
 
     def run() -> Any:
@@ -85,7 +85,7 @@ def test_a_call_in_pieces_is_the_call(monkeypatch: pytest.MonkeyPatch, policy: s
 
 @pytest.mark.usefixtures("emulator")
 def test_one_step_serves_caches_of_several_sizes() -> None:
-    case = strategies.Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
+    case = strategies.Float32Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
     prepared, facts = prepare(Small()), Step.at(0, case.is_real)
     x = prepared.embed(case.token_ids)
     found = [prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, p), facts)) for p in (5, 9)]
@@ -189,7 +189,7 @@ def run_block(config: BloomConfig, batch: int, time: int, policy: str, expected:
 
 @pytest.mark.usefixtures("emulator")
 def test_one_step_serves_two_devices() -> None:
-    case = strategies.Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
+    case = strategies.Float32Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
     facts, found = Step.at(0, case.is_real), []
     for name in ("GPU 0", "GPU 1"):
         device = Small()

@@ -24,7 +24,7 @@ from bloomref.runtime.backend import Choice, Step, SupportsWholeStep
 from bloomref.runtime.engine import Engine
 
 CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=48, intermediate_dim=37)
-CASE = strategies.Case(CONFIG, seed=2, batch=3, time=12, kind="left")
+CASE = strategies.Float32Case(CONFIG, seed=2, batch=3, time=12, kind="left")
 REAL = np.ones(CASE.is_real.shape, bool)
 
 pytestmark = pytest.mark.usefixtures("emulator")
@@ -139,8 +139,8 @@ def test_a_row_of_a_group_is_what_it_is_alone(rows: int) -> None:
 
 WHOLE = CONFIG.replace(intermediate_dim=40)
 POST_NORM = WHOLE.replace(apply_residual_connection_post_layernorm=True)
-MANY = strategies.Case(WHOLE, seed=2, batch=20, time=4, kind="left")
-RAGGED = strategies.Case(CONFIG, seed=2, batch=20, time=4, kind="left")
+MANY = strategies.Float32Case(WHOLE, seed=2, batch=20, time=4, kind="left")
+RAGGED = strategies.Float32Case(CONFIG, seed=2, batch=20, time=4, kind="left")
 EACH = {"embed_norm", "layer_norm", "attention_decode"}
 TENSOR = EACH | {"qkv_tensor", "residual_tensor", "gelu_tensor", "head_tensor"}
 MATVEC = EACH | {"qkv_matvec", "residual_matvec", "gelu_matvec", "head_matvec"}
@@ -203,7 +203,7 @@ def test_what_steps_hold_was_known_before(batch: int, policy: str, config: Bloom
         return made
 
     device.empty = counting  # type: ignore[method-assign]
-    prepared = prepare(policy, device, strategies.Case(config, seed=2).params, config)
+    prepared = prepare(policy, device, strategies.Float32Case(config, seed=2).params, config)
     cache, before = prepared.new_cache(batch, 100), held
     facts, ids = Step.at(0, np.ones((batch, 1), bool)), np.zeros(batch, int)
     prepared.step(ids, cache, facts)
@@ -322,7 +322,7 @@ def test_generate_chooses_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_cache_is_judged_by_pieces_of_a_prompt_not_by_all_of_it() -> None:
     config = CONFIG.replace(hidden_dim=384, intermediate_dim=400)
     device = EmulatedDevice(seed=0)
-    prepared = prepare("float16", device, strategies.Case(config, seed=1).params, config)
+    prepared = prepare("float16", device, strategies.Float32Case(config, seed=1).params, config)
     cache, policy = memory.cache_bytes(config, POLICIES["float16"], 2, 9000, 4), POLICIES["float16"]
     steps_hold = memory.step_bytes(config, policy, 2, 9000)
     free = cache + steps_hold + memory.working_bytes(config, policy, memory.CHUNK_ROWS)

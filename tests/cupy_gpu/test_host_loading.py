@@ -44,7 +44,7 @@ def buffer_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_weight_arrives_rounded(policy: str, stored: str) -> None:
     names = POLICIES[policy]
-    params = strategies.Case(CONFIG, seed=3).params.astype(POLICIES[stored].compute_dtype)
+    params = strategies.Float32Case(CONFIG, seed=3).params.astype(POLICIES[stored].compute_dtype)
     weights = loading.load(Recording(), params, CONFIG, names)
     expected = params.map(lambda w: cast(cast(w, names.variable_dtype), names.compute_dtype))
 
@@ -79,7 +79,7 @@ def test_every_weight_arrives_rounded(policy: str, stored: str) -> None:
 
 
 def test_a_few_small_buffers_carry_it_all(buffer_bytes: int) -> None:
-    device, params = Recording(), strategies.Case(CONFIG).params
+    device, params = Recording(), strategies.Float32Case(CONFIG).params
     loading.load(device, params, CONFIG, POLICIES["float32"])
     longest_row = 4 * 56
     assert len(device.pinned_bytes) == loading.BUFFERS
@@ -92,7 +92,7 @@ def test_a_few_small_buffers_carry_it_all(buffer_bytes: int) -> None:
 def test_a_tied_head_is_the_embedding() -> None:
     tied = CONFIG.replace(tie_word_embeddings=False)
     tied = tied.replace(tie_word_embeddings=True)
-    weights = loading.load(EmulatedDevice(), strategies.Case(tied).params, tied, POLICIES["float32"])
+    weights = loading.load(EmulatedDevice(), strategies.Float32Case(tied).params, tied, POLICIES["float32"])
     assert weights.head is weights.embedding
 
 
@@ -117,7 +117,7 @@ def test_a_failure_while_reading_reaches_the_caller(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(loading, "BUFFER_BYTES", 100)
     monkeypatch.setattr(loading, "cast", fail)
     with pytest.raises(OSError, match="no more"):
-        loading.load(device, strategies.Case(CONFIG).params, CONFIG, POLICIES["float32"])
+        loading.load(device, strategies.Float32Case(CONFIG).params, CONFIG, POLICIES["float32"])
     assert waited
     assert all(waited)  # the device copies from no buffer that is given back
 
@@ -125,7 +125,7 @@ def test_a_failure_while_reading_reaches_the_caller(monkeypatch: pytest.MonkeyPa
 def test_a_buffer_written_too_early_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: without the wait, bytes are wrong on a device that copies as late as it may."""
     monkeypatch.setattr(loading, "BUFFER_BYTES", 100)
-    params = strategies.Case(CONFIG).params
+    params = strategies.Float32Case(CONFIG).params
     fill = loading._Loader._fill
 
     def hasty(self: Any, buffer: Any, piece: Any) -> Any:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from parity.cases import Case
+from parity.cases import ParityCase
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -35,7 +35,7 @@ Arrays = dict[str, np.ndarray]
 class Golden:
     """One file, read."""
 
-    case: Case
+    case: ParityCase
     positions: np.ndarray
     expected: Arrays
     expected_cached: Arrays
@@ -61,7 +61,7 @@ def read(path: Path) -> Golden:
     config = BloomConfig.from_hf(provenance["config"])
     params = Params.from_named(config, {key: array.astype(np.float64) for key, array in weights.items()})
     inputs = _below("inputs/", arrays)
-    case = Case(
+    case = ParityCase(
         provenance["seed"],
         config,
         params,
@@ -75,7 +75,7 @@ def read(path: Path) -> Golden:
 
 
 def write(
-    name: str, case: Case, positions: np.ndarray, expected: Arrays, expected_cached: Arrays, **provenance: Any
+    name: str, case: ParityCase, positions: np.ndarray, expected: Arrays, expected_cached: Arrays, **provenance: Any
 ) -> None:
     """Write `name`.safetensors beside this module, whole or not at all."""
     config, params = case.config, case.params

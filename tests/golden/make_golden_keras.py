@@ -6,14 +6,14 @@ python -m golden.make_golden_keras
 import numpy as np
 from golden import files
 from parity import keras_hub_peer
-from parity.cases import Case, case_of, with_holes
+from parity.cases import ParityCase, case_of, with_holes
 
 from bloomref.config import BloomConfig
 
 COMMAND = "cd tests && KERAS_BACKEND=jax python -m golden.make_golden_keras"
 
 
-def cases() -> dict[str, Case]:
+def cases() -> dict[str, ParityCase]:
     twelve = BloomConfig(vocabulary_size=31, num_layers=2, num_heads=12, hidden_dim=12, intermediate_dim=19)
     five = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=5, hidden_dim=15, intermediate_dim=70)
     return {

@@ -6,7 +6,7 @@ python -m golden.make_golden_transformers
 import numpy as np
 from golden import files
 from parity import hugging_face
-from parity.cases import Case, case_of, with_holes
+from parity.cases import ParityCase, case_of, with_holes
 
 from bloomref.config import BloomConfig
 
@@ -21,7 +21,7 @@ def config(num_heads: int, head_dim: int, num_layers: int = 2, **changes: object
     return BloomConfig(**sizes, intermediate_dim=4 * width, **changes)
 
 
-def cases() -> dict[str, Case]:
+def cases() -> dict[str, ParityCase]:
     post = {"apply_residual_connection_post_layernorm": True}
     return {
         "transformers_no_mask": case_of(30, config(5, 2), 2, 8, "none"),

@@ -11,7 +11,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Case, configs
+from strategies import Float32Case, configs
 
 from accel.numba_cpu.training import step as training
 from bloomref.dtypes import floating_dtype
@@ -25,7 +25,7 @@ FLOAT32, FLOAT64 = floating_dtype("float32"), floating_dtype("float64")
 
 @dataclass(frozen=True)
 class Batch:
-    case: Case
+    case: Float32Case
     rate: float
     documents: bool
     adapted: bool
@@ -83,7 +83,7 @@ def adapted(params: Params, seed: int, rate: float) -> Params:
 
 def batches() -> st.SearchStrategy[Batch]:
     cases = st.builds(
-        Case, configs(max_layers=2), st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 40),
+        Float32Case, configs(max_layers=2), st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 40),
         st.sampled_from(("real", "left", "right", "padding row")),
     )  # fmt: skip
     return st.builds(Batch, cases, st.sampled_from((0.0, 0.3)), st.booleans(), st.booleans())
@@ -150,7 +150,7 @@ def test_sixteen_bit_weights_are_widened(batch):
 
 
 def test_float64_is_refused():
-    batch = Batch(Case(configs_example()), 0.0, False, False)
+    batch = Batch(Float32Case(configs_example()), 0.0, False, False)
     with pytest.raises(Unsupported, match="backend 'numpy'"):
         batch.numba(dtype=FLOAT64)
 

@@ -20,7 +20,7 @@ Rng = np.random.Generator
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class ParityCase:
     """One model (float64 weights), one batch, and the pieces in which a cached run takes its T positions."""
 
     seed: int
@@ -41,7 +41,7 @@ class Case:
         return list(zip([0, *stops[:-1]], stops, strict=True))
 
 
-def case(seed: int) -> Case:
+def case(seed: int) -> ParityCase:
     """Ten head counts in turn; one decade of seeds in seven is longer than 257 positions."""
     rng = np.random.default_rng([seed, 2211])
     long = (seed // len(HEADS)) % 7 == 3
@@ -50,18 +50,18 @@ def case(seed: int) -> Case:
     padding = str(rng.choice(PADDINGS))
     token_ids = rng.integers(0, config.vocabulary_size, (batch, time))
     is_real = padding_mask(rng, batch, time, padding)
-    return Case(seed, config, _params(rng, config), token_ids, is_real, padding, _pieces(rng, time))
+    return ParityCase(seed, config, _params(rng, config), token_ids, is_real, padding, _pieces(rng, time))
 
 
-def case_of(seed: int, config: BloomConfig, batch: int, time: int, padding: str) -> Case:
+def case_of(seed: int, config: BloomConfig, batch: int, time: int, padding: str) -> ParityCase:
     """A case of a given size. The weights depend on seed and config only."""
     rng, weights = np.random.default_rng([seed, 2212]), np.random.default_rng([seed, 2214])
     token_ids = rng.integers(0, config.vocabulary_size, (batch, time))
     is_real = padding_mask(rng, batch, time, padding)
-    return Case(seed, config, _params(weights, config), token_ids, is_real, padding, _pieces(rng, time))
+    return ParityCase(seed, config, _params(weights, config), token_ids, is_real, padding, _pieces(rng, time))
 
 
-def with_holes(case: Case) -> Case:
+def with_holes(case: ParityCase) -> ParityCase:
     """The same case, each row of which has one or more padded positions between real ones."""
     rng = np.random.default_rng([case.seed, 2213])
     is_real = case.is_real.copy()

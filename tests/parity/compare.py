@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
-from parity.cases import Case
+from parity.cases import ParityCase
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import dtype_policy
@@ -20,12 +20,12 @@ def names(config: BloomConfig) -> list[str]:
     return ["embedding_norm", *blocks, "final_norm", "logits"]
 
 
-def whole(case: Case, dtype: str = "float64", params: Params | None = None) -> Arrays:
+def whole(case: ParityCase, dtype: str = "float64", params: Params | None = None) -> Arrays:
     """One forward pass over all positions."""
     return pieces(case, ((0, case.token_ids.shape[1]),), dtype, params)
 
 
-def pieces(case: Case, intervals: object = None, dtype: str = "float64", params: Params | None = None) -> Arrays:
+def pieces(case: ParityCase, intervals: object = None, dtype: str = "float64", params: Params | None = None) -> Arrays:
     """The forward pass over a cache, piece by piece, put together again along time."""
     engine = Engine(case.params if params is None else params, case.config, dtype_policy(dtype))
     cache = engine.new_cache(*case.token_ids.shape)

@@ -14,7 +14,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from parity.cases import Case
+from parity.cases import ParityCase
 from parity.compare import Arrays, join
 from transformers import BloomConfig as HuggingFaceConfig
 from transformers import BloomForCausalLM, DynamicCache
@@ -55,12 +55,12 @@ def build(config: BloomConfig, params: Params, dtype: torch.dtype = torch.float6
     return model
 
 
-def whole(model: BloomForCausalLM, case: Case) -> Arrays:
+def whole(model: BloomForCausalLM, case: ParityCase) -> Arrays:
     """The states that `parity.compare.names` lists, of one forward pass over all positions."""
     return _call(model, case.token_ids, case.mask)
 
 
-def pieces(model: BloomForCausalLM, case: Case) -> Arrays:
+def pieces(model: BloomForCausalLM, case: ParityCase) -> Arrays:
     """The same over a DynamicCache, piece by piece, each with the mask of all positions so far."""
     cache = DynamicCache(config=model.config)
     parts = []

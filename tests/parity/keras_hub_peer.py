@@ -12,7 +12,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras_hub
 import numpy as np
-from parity.cases import Case
+from parity.cases import ParityCase
 
 from bloomref.config import BloomConfig
 from bloomref.params import Params, Weight
@@ -26,11 +26,11 @@ class Peer:
         _assign(self.backbone, params)
         self.causal_lm = keras_hub.models.BloomCausalLM(backbone=self.backbone)
 
-    def hidden(self, case: Case) -> np.ndarray:
+    def hidden(self, case: ParityCase) -> np.ndarray:
         """The final hidden states."""
         return np.asarray(self.backbone(_inputs(case)))
 
-    def logits(self, case: Case) -> np.ndarray:
+    def logits(self, case: ParityCase) -> np.ndarray:
         return np.asarray(self.causal_lm(_inputs(case)))
 
     def embed(self, token_ids: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ class Peer:
         return np.asarray(self.backbone.token_embedding(hidden, reverse=True))
 
 
-def _inputs(case: Case) -> dict[str, np.ndarray]:
+def _inputs(case: ParityCase) -> dict[str, np.ndarray]:
     """KerasHub's model has no call without a mask; a full one stands for it."""
     return {"token_ids": case.token_ids.astype(np.int32), "padding_mask": case.is_real.astype(np.int32)}
 

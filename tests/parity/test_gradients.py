@@ -22,7 +22,7 @@ if not (find_spec("torch") and find_spec("transformers")):
 
 import torch
 from parity import hugging_face
-from parity.cases import HEADS, PADDINGS, Case, case, case_of
+from parity.cases import HEADS, PADDINGS, ParityCase, case, case_of
 from transformers.models.bloom import modeling_bloom
 
 from bloomref.config import BloomConfig
@@ -50,7 +50,7 @@ def differentiable() -> Iterator[None]:
         yield
 
 
-def draw_labels(drawn: Case) -> np.ndarray:
+def draw_labels(drawn: ParityCase) -> np.ndarray:
     """Some of them ignored, none of the pads counted, and not those that the input has."""
     rng = np.random.default_rng(drawn.seed)
     labels = rng.integers(0, drawn.config.vocabulary_size, drawn.token_ids.shape)
@@ -58,7 +58,7 @@ def draw_labels(drawn: Case) -> np.ndarray:
     return labels
 
 
-def theirs(model: torch.nn.Module, drawn: Case, labels: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
+def theirs(model: torch.nn.Module, drawn: ParityCase, labels: np.ndarray) -> tuple[float, dict[str, np.ndarray]]:
     """The loss and the gradient of every parameter, by transformers' names, and of the `inputs`."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     embedded: list[torch.Tensor] = []
@@ -90,7 +90,7 @@ def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> d
     return found
 
 
-def compared(drawn: Case, gelu: Any = differentiable) -> dict[str, float]:
+def compared(drawn: ParityCase, gelu: Any = differentiable) -> dict[str, float]:
     labels = draw_labels(drawn)
     with gelu():
         value, expected = theirs(hugging_face.build(drawn.config, drawn.params), drawn, labels)
@@ -153,7 +153,7 @@ def test_the_comparison_sees_a_change_of_one_millionth_in_any_weight():
 TARGETS = ("query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h", "word_embeddings")
 
 
-def with_peft(drawn: Case, rank: int) -> tuple[Any, Params]:
+def with_peft(drawn: ParityCase, rank: int) -> tuple[Any, Params]:
     """The same random adapters on every kind of weight: peft's model, and bloomref's weights."""
     peft = pytest.importorskip("peft", reason="needs peft: pip install peft")
     model = hugging_face.build(drawn.config, drawn.params)

@@ -15,7 +15,7 @@ if not find_spec("keras_hub"):
     pytest.skip("needs keras_hub and a Keras backend, in an environment of their own", allow_module_level=True)
 
 from parity import compare, keras_hub_peer
-from parity.cases import Case, case_of, with_holes
+from parity.cases import ParityCase, case_of, with_holes
 
 from bloomref import BloomBackbone
 from bloomref.config import BloomConfig
@@ -34,7 +34,7 @@ CONFIGS = (
 PADDINGS = ("none", "right", "left", "mixed", "hole")
 
 
-def drawn(which: int, padding: str, time: int) -> Case:
+def drawn(which: int, padding: str, time: int) -> ParityCase:
     made = case_of(20 + which, CONFIGS[which], batch=3, time=time, padding="none" if padding == "hole" else padding)
     return with_holes(made) if padding == "hole" else made
 

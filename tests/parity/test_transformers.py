@@ -17,7 +17,7 @@ if not (find_spec("torch") and find_spec("transformers")):
 
 import torch
 from parity import compare, hugging_face
-from parity.cases import HEADS, PADDINGS, Case, case, case_of, with_holes
+from parity.cases import HEADS, PADDINGS, ParityCase, case, case_of, with_holes
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import floating_dtype
@@ -71,7 +71,7 @@ def test_what_is_drawn(seeds: range):
     assert sum(len(drawn.pieces) > 1 for drawn in cases) > 0.8 * len(cases)
 
 
-def is_long(drawn: Case) -> bool:
+def is_long(drawn: ParityCase) -> bool:
     return drawn.token_ids.shape[1] > 257
 
 
@@ -116,7 +116,7 @@ def test_the_comparison_sees_a_change_of_one_millionth_in_any_weight():
 # --- interior holes of the mask ------------------------------------------------------------------
 
 
-def compacted(holed: Case, row: int) -> Case:
+def compacted(holed: ParityCase, row: int) -> ParityCase:
     """One row of a case with its masked tokens deleted."""
     ids = holed.token_ids[row][holed.is_real[row]][None]
     return replace(holed, token_ids=ids, is_real=np.ones_like(ids, bool), padding="none", pieces=(ids.size,))
@@ -148,7 +148,7 @@ NARROW[8:] = [pytest.param(drawn, marks=pytest.mark.slow) for drawn in NARROW[8:
 @pytest.mark.clause("NUM-2")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("drawn", NARROW, ids=lambda drawn: f"{drawn.config.num_heads}x{drawn.token_ids.shape[1]}")
-def test_in_16_bits_bloomref_is_nearer_to_float64(drawn: Case, dtype: str):
+def test_in_16_bits_bloomref_is_nearer_to_float64(drawn: ParityCase, dtype: str):
     truth, ours = compare.whole(drawn), compare.whole(drawn, dtype)
     theirs = hugging_face.whole(hugging_face.build(drawn.config, drawn.params, getattr(torch, dtype)), drawn)
     for name in ("final_norm", "logits"):

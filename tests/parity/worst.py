@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 from parity import compare
-from parity.cases import Case, case, case_of, with_holes
+from parity.cases import ParityCase, case, case_of, with_holes
 
 from bloomref.config import BloomConfig
 
@@ -28,7 +28,7 @@ def config(num_heads: int, head_dim: int) -> BloomConfig:
 def against_transformers() -> None:
     from parity import hugging_face
 
-    def run(drawn: Case, way: Callable[..., compare.Arrays] = hugging_face.whole) -> compare.Arrays:
+    def run(drawn: ParityCase, way: Callable[..., compare.Arrays] = hugging_face.whole) -> compare.Arrays:
         return way(hugging_face.build(drawn.config, drawn.params), drawn)
 
     with hugging_face.in_float64():
@@ -45,7 +45,7 @@ def against_transformers() -> None:
         report_16_bits(dtype)
 
 
-def report_worst(label: str, measure: Callable[[Case], dict[str, float]]) -> None:
+def report_worst(label: str, measure: Callable[[ParityCase], dict[str, float]]) -> None:
     worst: dict[str, tuple[float, int]] = {}
     for seed in SEEDS:
         for name, value in measure(case(seed)).items():
@@ -55,7 +55,7 @@ def report_worst(label: str, measure: Callable[[Case], dict[str, float]]) -> Non
         print(f"float64 {label:9s} {kind:16s} {value:.1e} (seed {seed})")
 
 
-def report_unpatched(run: Callable[[Case], compare.Arrays]) -> None:
+def report_unpatched(run: Callable[[ParityCase], compare.Arrays]) -> None:
     values = []
     for seed in SEEDS:
         drawn = case(seed)
@@ -64,7 +64,7 @@ def report_unpatched(run: Callable[[Case], compare.Arrays]) -> None:
     print(f"transformers as it comes, dtype float64, logits: {min(values):.1e} ... {max(values):.1e}")
 
 
-def report_holes(peer: str, logits: Callable[[Case], np.ndarray]) -> None:
+def report_holes(peer: str, logits: Callable[[ParityCase], np.ndarray]) -> None:
     """The peer's answer to a text with holes, against bloomref's to it, and to the text without the masked tokens."""
     holed, apart = [], []
     for num_heads in (3, 12):
@@ -83,7 +83,7 @@ def report_16_bits(dtype: str) -> None:
     import torch
     from parity import hugging_face
 
-    def errors(drawn: Case) -> tuple[float, float]:
+    def errors(drawn: ParityCase) -> tuple[float, float]:
         theirs = hugging_face.whole(hugging_face.build(drawn.config, drawn.params, getattr(torch, dtype)), drawn)
         pair = (compare.whole(drawn, dtype)["logits"], theirs["logits"])
         truth = compare.whole(drawn)["logits"]
@@ -102,7 +102,7 @@ def against_keras_hub() -> None:
 
     peers: dict[BloomConfig, keras_hub_peer.Peer] = {}
 
-    def logits(drawn: Case) -> np.ndarray:
+    def logits(drawn: ParityCase) -> np.ndarray:
         if drawn.config not in peers:
             peers[drawn.config] = keras_hub_peer.Peer(drawn.config, drawn.params)
         return peers[drawn.config].logits(drawn)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from strategies import MASKS, Case
+from strategies import MASKS, Float32Case
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype, cast, dtype_policy
@@ -64,24 +64,24 @@ def config(heads: int, width: int, inner: int, vocabulary: int = 45, layers: int
 
 POST_NORM = {"apply_residual_connection_post_layernorm": True}
 UNTIED = {"tie_word_embeddings": False}
-SMALL = Case(config(3, 5, 11, 40), seed=1, time=7, kind="left")
+SMALL = Float32Case(config(3, 5, 11, 40), seed=1, time=7, kind="left")
 CASES = {
     "small": SMALL,
-    "small, other residual": Case(config(3, 4, 9, 33, **POST_NORM, **UNTIED), seed=2, time=5, kind="holes"),
-    "1 head of 1": Case(config(1, 1, 3), seed=3, time=20),
-    "1 head of 96": Case(config(1, 96, 401, 70, 1), seed=4, time=40, kind="left", embedding_std=2e-3),
-    "3 heads of 80": Case(config(3, 80, 333, 101, 1, **UNTIED), seed=5, time=33, kind="holes"),
-    "9 heads of 33": Case(config(9, 33, 260, 64, 1), seed=6, time=27, kind="right"),
-    "12 heads of 64": Case(config(12, 64, 515, 65, 1), seed=7, batch=3, time=13, kind="padding row"),
-    "16 heads of 16": Case(config(16, 16, 77, 50, **POST_NORM), seed=8, time=129, kind="holes"),
-    "16 heads of 7": Case(config(16, 7, 450, 31), seed=9, batch=1, time=300, gain=0.3),
-    "3 heads of 33, long": Case(config(3, 33, 100, 41, **UNTIED), seed=10, batch=2, time=300, kind="holes"),
-    "9 heads of 1": Case(config(9, 1, 5), seed=11, batch=4, time=12, kind="left"),
+    "small, other residual": Float32Case(config(3, 4, 9, 33, **POST_NORM, **UNTIED), seed=2, time=5, kind="holes"),
+    "1 head of 1": Float32Case(config(1, 1, 3), seed=3, time=20),
+    "1 head of 96": Float32Case(config(1, 96, 401, 70, 1), seed=4, time=40, kind="left", embedding_std=2e-3),
+    "3 heads of 80": Float32Case(config(3, 80, 333, 101, 1, **UNTIED), seed=5, time=33, kind="holes"),
+    "9 heads of 33": Float32Case(config(9, 33, 260, 64, 1), seed=6, time=27, kind="right"),
+    "12 heads of 64": Float32Case(config(12, 64, 515, 65, 1), seed=7, batch=3, time=13, kind="padding row"),
+    "16 heads of 16": Float32Case(config(16, 16, 77, 50, **POST_NORM), seed=8, time=129, kind="holes"),
+    "16 heads of 7": Float32Case(config(16, 7, 450, 31), seed=9, batch=1, time=300, gain=0.3),
+    "3 heads of 33, long": Float32Case(config(3, 33, 100, 41, **UNTIED), seed=10, batch=2, time=300, kind="holes"),
+    "9 heads of 1": Float32Case(config(9, 1, 5), seed=11, batch=4, time=12, kind="left"),
 }
 
 
 @st.composite
-def cases(draw: st.DrawFn, max_time: int = 24, kinds: tuple[str, ...] = MASKS) -> Case:
+def cases(draw: st.DrawFn, max_time: int = 24, kinds: tuple[str, ...] = MASKS) -> Float32Case:
     heads = draw(st.sampled_from((1, 2, 3, 5, 8, 9, 12, 16)), label="heads")
     width = draw(st.sampled_from([w for w in (3, 7, 16, 33, 80) if heads * w <= 256]), label="head width")
     drawn = config(
@@ -94,7 +94,7 @@ def cases(draw: st.DrawFn, max_time: int = 24, kinds: tuple[str, ...] = MASKS) -
         apply_residual_connection_post_layernorm=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
     )
-    return Case(
+    return Float32Case(
         drawn,
         seed=draw(st.integers(0, 2**32 - 1)),
         batch=draw(st.integers(1, 3)),
@@ -109,7 +109,7 @@ def cases(draw: st.DrawFn, max_time: int = 24, kinds: tuple[str, ...] = MASKS) -
 class Trial:
     """One case in one policy: on a backend, on the reference in that policy, and on the float64 reference."""
 
-    case: Case
+    case: Float32Case
     policy: str
     backend: str
 

@@ -12,13 +12,24 @@ from bloomref.conformance import strategies as kit
 from bloomref.conformance.cases import MASKS, draw_params, mask
 from bloomref.conformance.strategies import HEAD_DIMS, HEADS, configs
 
-__all__ = ["FLOAT64", "HEADS", "HEAD_DIMS", "MASKS", "BloomConfig", "Case", "cases", "configs", "draw_params", "mask"]
+__all__ = [
+    "FLOAT64",
+    "HEADS",
+    "HEAD_DIMS",
+    "MASKS",
+    "BloomConfig",
+    "Float32Case",
+    "cases",
+    "configs",
+    "draw_params",
+    "mask",
+]
 
 FLOAT64 = np.dtype(np.float64)
 
 
 @dataclass(frozen=True)
-class Case(kit_cases.Case):
+class Float32Case(kit_cases.Case):
     """Its weights are float32 numbers: tests round them to the dtype they are about."""
 
     weights: str = "float32"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import Case
+from strategies import Float32Case
 
 from bloomref import BadWeights, BloomBackbone, BloomConfig, InvalidInput, Unsupported
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
@@ -18,7 +18,7 @@ QKV_A = "base_model.model.transformer.h.0.self_attention.query_key_value.lora_A.
 
 
 def backbone() -> BloomBackbone:
-    return BloomBackbone.from_params(CONFIG, Case(CONFIG).params)
+    return BloomBackbone.from_params(CONFIG, Float32Case(CONFIG).params)
 
 
 def filled(model: BloomBackbone) -> BloomBackbone:

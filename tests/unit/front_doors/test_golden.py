@@ -8,7 +8,7 @@ import pytest
 from golden import files
 from golden.files import Golden
 from parity import compare
-from parity.cases import Case
+from parity.cases import ParityCase
 
 from bloomref.params import Params
 
@@ -22,7 +22,7 @@ def by_name(path: Path) -> str:
     return path.stem
 
 
-def compare_float64(golden: Golden, case: Case) -> dict[str, float]:
+def compare_float64(golden: Golden, case: ParityCase) -> dict[str, float]:
     """Both runs of a file from transformers, by name: the largest relative difference."""
     whole, cached = compare.whole(case), compare.pieces(case)
     differences = {}
@@ -32,14 +32,14 @@ def compare_float64(golden: Golden, case: Case) -> dict[str, float]:
     return differences
 
 
-def within_float32(golden: Golden, case: Case) -> bool:
+def within_float32(golden: Golden, case: ParityCase) -> bool:
     """The criterion of `parity.test_keras_hub`."""
     truth, theirs = golden.kept(compare.whole(case), golden.expected)
     ours, _ = golden.kept(compare.whole(case, "float32"), golden.expected)
     return all(compare.within_float32(theirs[name], ours[name], truth[name]) for name in theirs)
 
 
-def changed(case: Case, key: str, by: float) -> Case:
+def changed(case: ParityCase, key: str, by: float) -> ParityCase:
     arrays = {name: array.reshape(row.hf_shape(case.config)) for name, row, array in case.params.named()}
     noise = np.random.default_rng(0).standard_normal(arrays[key].shape)
     return replace(case, params=Params.from_named(case.config, arrays | {key: arrays[key] + by * noise}))

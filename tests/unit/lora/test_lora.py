@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import text_lm
-from strategies import Case, cases
+from strategies import Float32Case, cases
 
 from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput, Unsupported
 from bloomref.lora.adapter import DENSE_LAYERS
@@ -20,11 +20,11 @@ TOKENS = {"token_ids": [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]]}
 BATCH, TIME = 2, 5
 
 
-def backbone(case: Case, dtype: str = "float64") -> BloomBackbone:
+def backbone(case: Float32Case, dtype: str = "float64") -> BloomBackbone:
     return BloomBackbone.from_params(case.config, case.params, dtype)
 
 
-def inputs(case: Case) -> dict[str, Any]:
+def inputs(case: Float32Case) -> dict[str, Any]:
     return {"token_ids": case.token_ids, "padding_mask": case.is_real}
 
 
@@ -35,7 +35,9 @@ def fill(model: Any, seed: int, scale: float = 0.3) -> None:
     model.assign_variables(arrays)
 
 
-def adapted(case: Case, kind: str, name: str = "default", seed: int = 0, model: BloomBackbone | None = None) -> Any:
+def adapted(
+    case: Float32Case, kind: str, name: str = "default", seed: int = 0, model: BloomBackbone | None = None
+) -> Any:
     model = model or backbone(case)
     if kind == "peft":
         model.add_adapter({"target_modules": ALL, "r": 3, "lora_alpha": 5}, name)
@@ -131,7 +133,7 @@ def test_dropout_draws_what_vjp_draws_again():
 
 @given(cases(max_layers=2), KINDS)
 @pytest.mark.clause("LRA-2")
-def test_a_fresh_adapter_changes_no_bit(case: Case, kind: str):
+def test_a_fresh_adapter_changes_no_bit(case: Float32Case, kind: str):
     model = backbone(case)
     before = model(inputs(case))
     if kind == "peft":
@@ -147,7 +149,7 @@ def test_a_fresh_adapter_changes_no_bit(case: Case, kind: str):
 
 @given(cases(), KINDS)
 @pytest.mark.clause("LRA-6", "LRA-7")
-def test_merged_is_added_and_unmerged_is_as_before(case: Case, kind: str):
+def test_merged_is_added_and_unmerged_is_as_before(case: Float32Case, kind: str):
     lm = BloomCausalLM(backbone(case))
     base = {key: array.copy() for key, _, array in lm.backbone.params.named()}
     plain = lm(inputs(case))
@@ -167,7 +169,7 @@ def test_merged_is_added_and_unmerged_is_as_before(case: Case, kind: str):
 
 @given(cases(), st.floats(-2, 2), st.floats(-2, 2))
 @pytest.mark.clause("LRA-5")
-def test_a_mix_is_the_weighted_sum(case: Case, first: float, second: float):
+def test_a_mix_is_the_weighted_sum(case: Float32Case, first: float, second: float):
     """What two adapters add to the weights is linear in their weights."""
     model = adapted(case, "keras", "one", 1)
     adapted(case, "peft", "two", 2, model)
@@ -185,14 +187,14 @@ def test_a_mix_is_the_weighted_sum(case: Case, first: float, second: float):
 @pytest.mark.clause("LRA-2")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "mixed_bfloat16"])
 def test_factors_keep_their_dtype(dtype: str):
-    model = adapted(Case(CONFIG), "peft", model=backbone(Case(CONFIG), dtype))
+    model = adapted(Float32Case(CONFIG), "peft", model=backbone(Float32Case(CONFIG), dtype))
     assert {array.dtype.name for array in model.trainable_variables().values()} == {"float32"}
     assert model(TOKENS).dtype == model.policy.compute_dtype
 
 
 @pytest.mark.clause("LRA-4")
 def test_the_embedding_and_the_head_part_when_merged():
-    lm = BloomCausalLM(backbone(Case(CONFIG)))
+    lm = BloomCausalLM(backbone(Float32Case(CONFIG)))
     lm.add_adapter({"target_modules": ["word_embeddings"]})
     fill(lm, 1)
     config, params = lm._adapters.merged()
@@ -203,7 +205,7 @@ def test_the_embedding_and_the_head_part_when_merged():
 
 def test_merged_weights_are_not_those_of_the_files():
     """A backend may keep what it made of files (`Params.source`): merged weights must not be taken for them."""
-    params = lora.replace(Case(CONFIG).params, source=Source("folder", "state"))
+    params = lora.replace(Float32Case(CONFIG).params, source=Source("folder", "state"))
     adapter, _, _ = one("mlp_up_weight", np.random.default_rng(1))
     adapted = lora.attach(params, {"h.0.mlp.dense_h_to_4h.weight": (adapter,)})
     assert lora.merged(adapted).source is None
@@ -213,7 +215,7 @@ def test_merged_weights_are_not_those_of_the_files():
 @pytest.mark.clause("LRA-6")
 def test_merging_rounds_to_the_variable_dtype_not_to_that_of_the_file():
     """Half-precision files under a float32 policy: adapted weights become float32, the others stay shared."""
-    params = Case(CONFIG).params.astype(np.dtype(np.float16))
+    params = Float32Case(CONFIG).params.astype(np.dtype(np.float16))
     adapter, _, _ = one("mlp_up_weight", np.random.default_rng(1))
     single = lora.replace(adapter, a=adapter.a.astype(np.float32), b=adapter.b.astype(np.float32))
     adapted = lora.attach(params, {"h.0.mlp.dense_h_to_4h.weight": (single,)})
@@ -226,7 +228,7 @@ def test_merging_rounds_to_the_variable_dtype_not_to_that_of_the_file():
 
 @pytest.mark.clause("LRA-15")
 def test_what_is_trainable_and_how_much():
-    model = backbone(Case(CONFIG))
+    model = backbone(Float32Case(CONFIG))
     assert model.count_trainable_params() == model.count_params() == count_params(CONFIG)
     model.enable_lora(4)
     size = CONFIG.sizes
@@ -249,7 +251,7 @@ def test_every_use_of_the_model_has_the_adapter():
     lm = text_lm(3)
     options = {"max_new_tokens": 8, "stop_token_ids": None}
     before = lm.generate("the is a", **options), lm.score("the is a"), lm.backbone.trace(TOKENS, "layers.1.mlp.up")
-    adapted(Case(lm.backbone.config), "peft", model=lm)
+    adapted(Float32Case(lm.backbone.config), "peft", model=lm)
     after = lm.generate("the is a", **options), lm.score("the is a"), lm.backbone.trace(TOKENS, "layers.1.mlp.up")
     assert before[0] != after[0]
     assert before[1].log_likelihood != after[1].log_likelihood
@@ -260,7 +262,7 @@ def test_every_use_of_the_model_has_the_adapter():
 
 
 def test_dropout_of_an_adapter_acts_in_training_only():
-    model = backbone(Case(CONFIG))
+    model = backbone(Float32Case(CONFIG))
     model.add_adapter({"lora_dropout": 0.5})
     fill(model, 1)
     plain = model(TOKENS)
@@ -271,8 +273,8 @@ def test_dropout_of_an_adapter_acts_in_training_only():
 
 @pytest.mark.clause("LRA-16")
 def test_a_saved_model_answers_as_the_adapted_one(tmp_path: Any):
-    lm = BloomCausalLM(backbone(Case(CONFIG)))
-    adapted(Case(CONFIG), "peft", model=lm)
+    lm = BloomCausalLM(backbone(Float32Case(CONFIG)))
+    adapted(Float32Case(CONFIG), "peft", model=lm)
     wanted = lm(TOKENS)
     lm.save_to_preset(tmp_path)
     found = BloomCausalLM.from_preset(tmp_path, dtype="float64")
@@ -283,7 +285,7 @@ def test_weights_trained_after_a_look_at_the_adapters_are_saved():
     """The base is the one that the engine has now, not the one of when it was first asked for."""
     from bloomref.runtime.engine import Engine
 
-    model = backbone(Case(CONFIG))
+    model = backbone(Float32Case(CONFIG))
     model.trainable_variables()
     changed = model.params.map(lambda array: array + 1.0)
     model.engine = Engine(changed, model.config, model.policy)
@@ -328,19 +330,19 @@ REFUSED = {
 def test_refusals(case: str, tmp_path: Any, monkeypatch: Any):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInput, match="expected"):
-        REFUSED[case](backbone(Case(CONFIG)))
+        REFUSED[case](backbone(Float32Case(CONFIG)))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_head_is_refused_with_its_reason():
     with pytest.raises(Unsupported, match="head"):
-        backbone(Case(CONFIG)).add_adapter({"target_modules": ["lm_head"]})
+        backbone(Float32Case(CONFIG)).add_adapter({"target_modules": ["lm_head"]})
 
 
 def test_deleted_and_again():
-    model = backbone(Case(CONFIG))
+    model = backbone(Float32Case(CONFIG))
     plain = model(TOKENS)
-    adapted(Case(CONFIG), "peft", model=model)
+    adapted(Float32Case(CONFIG), "peft", model=model)
     model.delete_adapter("default")
     np.testing.assert_array_equal(model(TOKENS), plain)
     model.enable_lora(1)

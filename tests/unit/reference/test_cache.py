@@ -20,11 +20,11 @@ CONFIG = BloomConfig(vocabulary_size=30, num_layers=2, num_heads=3, hidden_dim=1
 POLICIES = ("float64", "float32", "float16", "bfloat16")
 
 
-def engine_of(case: strategies.Case, policy: str = "float64") -> Engine:
+def engine_of(case: strategies.Float32Case, policy: str = "float64") -> Engine:
     return Engine(case.params, case.config, dtype_policy(policy))
 
 
-def whole(engine: Engine, case: strategies.Case) -> np.ndarray:
+def whole(engine: Engine, case: strategies.Float32Case) -> np.ndarray:
     return engine.hidden(TokenBatch(case.token_ids, case.is_real))
 
 
@@ -61,7 +61,7 @@ def test_any_division_into_calls_gives_the_same_result(data, case):
 @pytest.mark.clause("KVC-7")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_token_by_token_in_every_dtype(policy):
-    case = strategies.Case(CONFIG, time=12, kind="left")
+    case = strategies.Float32Case(CONFIG, time=12, kind="left")
     engine = engine_of(case, policy)
     cache = engine.new_cache(2, 12)
     steps = [engine.extend(cache, t, case.token_ids[:, t : t + 1], case.is_real[:, t : t + 1]) for t in range(12)]
@@ -89,7 +89,7 @@ def test_repeating_a_call_changes_nothing(data, case):
 
 @pytest.mark.clause("KVC-1")
 def test_a_call_writes_its_own_columns_only():
-    case = strategies.Case(CONFIG, time=3, kind="real")
+    case = strategies.Float32Case(CONFIG, time=3, kind="real")
     engine = engine_of(case)
     cache = engine.new_cache(2, 9)
     for layer in layers(cache):
@@ -105,7 +105,7 @@ def test_a_call_writes_its_own_columns_only():
 
 @pytest.mark.clause("KVC-2")
 def test_rewinding_leaves_nothing_behind():
-    case, other = (strategies.Case(CONFIG, seed, time=8) for seed in (0, 1))
+    case, other = (strategies.Float32Case(CONFIG, seed, time=8) for seed in (0, 1))
     engine = engine_of(case)
     fresh, used = engine.new_cache(2, 8), engine.new_cache(2, 8)
     engine.extend(used, 0, other.token_ids)
@@ -118,7 +118,7 @@ def test_rewinding_leaves_nothing_behind():
 @pytest.mark.clause("KVC-3")
 @pytest.mark.parametrize("kind", ["left", "holes"])
 def test_the_mask_of_the_prefix_is_remembered(kind):
-    case = strategies.Case(CONFIG, 5, batch=3, time=7, kind=kind)
+    case = strategies.Float32Case(CONFIG, 5, batch=3, time=7, kind=kind)
     assert not case.is_real[:, :5].all()
     case.is_real[:, 5:] = True
     engine = engine_of(case)
@@ -130,7 +130,7 @@ def test_the_mask_of_the_prefix_is_remembered(kind):
 
 @pytest.mark.clause("KVC-6")
 def test_columns_that_were_never_written_are_padding():
-    case = strategies.Case(CONFIG, time=4)
+    case = strategies.Float32Case(CONFIG, time=4)
     engine = engine_of(case)
     cache = engine.new_cache(2, 9)
     for layer in layers(cache):
@@ -142,7 +142,7 @@ def test_columns_that_were_never_written_are_padding():
 @pytest.mark.clause("KVC-5")
 @pytest.mark.parametrize(("start", "time"), [(-1, 1), (-3, 3), (6, 1), (5, 2), (0, 7), (7, 0)])
 def test_a_call_that_does_not_fit_is_refused_and_writes_nothing(start, time):
-    engine = engine_of(strategies.Case(CONFIG))
+    engine = engine_of(strategies.Float32Case(CONFIG))
     cache = engine.new_cache(1, 6)
     before = content(cache)
     with pytest.raises(InvalidInput, match=rf"start: expected positions within .* 6, got \[{start}, "):
@@ -152,7 +152,7 @@ def test_a_call_that_does_not_fit_is_refused_and_writes_nothing(start, time):
 
 @pytest.mark.clause("KVC-8")
 def test_two_caches_of_one_model_are_independent():
-    a, b = (strategies.Case(CONFIG, seed, time=5) for seed in (3, 4))
+    a, b = (strategies.Float32Case(CONFIG, seed, time=5) for seed in (3, 4))
     engine = engine_of(a)
     mine, yours = engine.new_cache(2, 5), engine.new_cache(2, 5)
     got = []
@@ -166,7 +166,7 @@ def test_two_caches_of_one_model_are_independent():
 
 @pytest.mark.clause("MOD-9")
 def test_another_row_of_the_cache_has_no_influence():
-    case = strategies.Case(CONFIG, batch=2, time=6)
+    case = strategies.Float32Case(CONFIG, batch=2, time=6)
     engine = engine_of(case)
     results = []
     for token in (1, 2):
@@ -192,7 +192,7 @@ def test_write_rounds_once_and_returns_everything_so_far():
 
 
 def test_select_copies_rows_in_the_order_given():
-    case = strategies.Case(CONFIG, batch=3, time=5, kind="left")
+    case = strategies.Float32Case(CONFIG, batch=3, time=5, kind="left")
     engine = engine_of(case)
     cache = engine.new_cache(3, 6)
     engine.extend(cache, 0, case.token_ids, case.is_real)

@@ -9,7 +9,7 @@ import pytest
 import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Case
+from strategies import Float32Case
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype, dtype_policy
@@ -24,13 +24,13 @@ HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 PADDED = ("left", "right", "holes", "padding row")
 
 
-def hidden(case: Case, token_ids=None, is_real=None, config=None) -> np.ndarray:
+def hidden(case: Float32Case, token_ids=None, is_real=None, config=None) -> np.ndarray:
     ids = case.token_ids if token_ids is None else token_ids
     real = case.is_real if is_real is None else is_real
     return model.forward(case.params, config or case.config, ids, real)
 
 
-def named(case: Case) -> dict[str, np.ndarray]:
+def named(case: Float32Case) -> dict[str, np.ndarray]:
     return {key: array.reshape(weight.hf_shape(case.config)) for key, weight, array in case.params.named()}
 
 
@@ -82,7 +82,7 @@ def test_logits_are_products_with_the_head(case):
 
 @pytest.mark.clause("MOD-6")
 def test_an_untied_head_does_not_touch_the_embedding():
-    tied, untied = (Case(CONFIG.replace(tie_word_embeddings=tie)).params for tie in (True, False))
+    tied, untied = (Float32Case(CONFIG.replace(tie_word_embeddings=tie)).params for tie in (True, False))
     x = np.eye(15)[None]
     assert np.array_equal(model.logits(tied, x)[0].T, tied.word_embedding)
     assert np.array_equal(model.logits(untied, x)[0].T, untied.lm_head)
@@ -94,7 +94,7 @@ def test_an_untied_head_does_not_touch_the_embedding():
 def test_the_residual_of_both_blocks(flag):
     """With a block's output forced to zero, only its residual is left."""
     config = CONFIG.replace(apply_residual_connection_post_layernorm=flag)
-    case, seen = Case(config), {}
+    case, seen = Float32Case(config), {}
 
     def silence(name, value):
         seen[name] = value.copy()
@@ -111,7 +111,7 @@ def test_the_residual_of_both_blocks(flag):
 
 @pytest.mark.clause("MOD-2", "MOD-4")
 def test_without_layers_the_model_is_two_layer_norms():
-    case = Case(CONFIG.replace(num_layers=0))
+    case = Float32Case(CONFIG.replace(num_layers=0))
     p = case.params
     x = naive.layer_norm(p.word_embedding[case.token_ids], p.ln_embedding_weight, p.ln_embedding_bias, 1e-5)
     assert_close(hidden(case), naive.layer_norm(x, p.ln_final_weight, p.ln_final_bias, 1e-5))
@@ -131,7 +131,7 @@ NORMS = {
 def test_every_layer_norm_takes_epsilon_from_the_config(name, epsilon):
     """Each norm's input is made small, so that epsilon decides its size."""
     before, weights_of = NORMS[name]
-    case, seen = Case(CONFIG.replace(layer_norm_epsilon=epsilon)), {}
+    case, seen = Float32Case(CONFIG.replace(layer_norm_epsilon=epsilon)), {}
 
     def shrink(name, value):
         seen[name] = value * 1e-3 if name == before else value.copy()
@@ -158,7 +158,7 @@ def test_a_token_changes_nothing_before_it(data, case):
 
 @pytest.mark.clause("ATT-5")
 def test_a_token_sees_itself_and_what_was_before():
-    case = Case(CONFIG, time=7, batch=1)
+    case = Float32Case(CONFIG, time=7, batch=1)
     before = hidden(case)
     for t in range(7):
         ids = case.token_ids.copy()
@@ -187,7 +187,7 @@ def test_padding_is_finite_and_without_influence(case):
 @pytest.mark.parametrize("kind", PADDED)
 def test_large_scores_and_padding_give_no_nan(dtype, kind):
     """Scores of some thousands, under left padding: here masks that are added overflow in float16."""
-    case = Case(CONFIG, 3, time=9, kind=kind)
+    case = Float32Case(CONFIG, 3, time=9, kind=kind)
     loud = case.params.map(lambda a: 30 * a if a.shape == (3, 3, 5, 15) else a).astype(dtype)
     with trace.record(lambda name: name.endswith("scores")) as seen:
         x = model.forward(loud, CONFIG, case.token_ids, case.is_real)
@@ -197,7 +197,7 @@ def test_large_scores_and_padding_give_no_nan(dtype, kind):
 
 @pytest.mark.clause("ATT-8")
 def test_a_padding_column_of_the_reference_sees_nothing():
-    case = Case(CONFIG, time=8, kind="holes", batch=3)
+    case = Float32Case(CONFIG, time=8, kind="holes", batch=3)
     with trace.record(lambda name: name.endswith(("probabilities", "context"))) as seen:
         hidden(case)
     padding = ~case.is_real
@@ -219,7 +219,7 @@ def test_padding_left_and_right_changes_nothing(case, left, right):
 @pytest.mark.clause("ALI-4")
 def test_a_hole_keeps_its_column():
     """Deleting the padded token moves the tokens before it nearer, and that is another text."""
-    case = Case(CONFIG, batch=1, time=6)
+    case = Float32Case(CONFIG, batch=1, time=6)
     real = np.array([[True, True, False, True, True, True]])
     with_hole = hidden(case, is_real=real)[:, [0, 1, 3, 4, 5]]
     deleted = hidden(case, case.token_ids[:, [0, 1, 3, 4, 5]], real[:, [0, 1, 3, 4, 5]])
@@ -238,7 +238,7 @@ def test_a_row_of_a_batch_equals_the_row_alone(case):
 
 @pytest.mark.clause("MOD-9")
 def test_another_row_has_no_influence():
-    case = Case(CONFIG, batch=3, kind="left")
+    case = Float32Case(CONFIG, batch=3, kind="left")
     ids, real = case.token_ids.copy(), case.is_real.copy()
     ids[1], real[1] = 7, ~real[1]
     a, b = hidden(case), hidden(case, ids, real)
@@ -248,7 +248,7 @@ def test_another_row_has_no_influence():
 @pytest.mark.clause("EMB-6")
 @pytest.mark.parametrize(("batch", "time"), [(0, 5), (2, 0), (0, 0)])
 def test_empty_batches_and_sequences(batch, time):
-    case = Case(CONFIG)
+    case = Float32Case(CONFIG)
     x = model.forward(case.params, CONFIG, np.zeros((batch, time), int), np.zeros((batch, time), bool))
     assert x.shape == (batch, time, 15)
     assert model.logits(case.params, x).shape == (batch, time, 30)
@@ -256,7 +256,7 @@ def test_empty_batches_and_sequences(batch, time):
 
 @pytest.mark.clause("EMB-5", "CFG-11")
 def test_the_row_of_the_pad_token_is_an_ordinary_row():
-    case = Case(CONFIG.replace(pad_token_id=3))
+    case = Float32Case(CONFIG.replace(pad_token_id=3))
     with trace.record() as seen:
         hidden(case, np.array([[3, 3]]), np.ones((1, 2), bool))
     assert np.array_equal(seen["word_embedding"][0], case.params.word_embedding[[3, 3]])
@@ -264,7 +264,7 @@ def test_the_row_of_the_pad_token_is_an_ordinary_row():
 
 @pytest.mark.clause("CFG-8", "CFG-11")
 def test_inert_keys_and_special_tokens_do_not_enter_the_model():
-    case = Case(CONFIG)
+    case = Float32Case(CONFIG)
     extra = {"pretraining_tp": 4, "slow_but_exact": True, "seq_length": 2}
     other = CONFIG.replace(extra=extra, pad_token_id=None, bos_token_id=9, eos_token_id=8)
     assert hidden(case).tobytes() == hidden(case, config=other).tobytes()
@@ -276,7 +276,7 @@ def test_inert_keys_and_special_tokens_do_not_enter_the_model():
 @pytest.mark.clause("NUM-3", "NUM-6", "MOD-5")
 @pytest.mark.parametrize("dtype", [FLOAT64, FLOAT32, *HALVES], ids=str)
 def test_dtypes_of_every_intermediate(dtype):
-    case = Case(CONFIG)
+    case = Float32Case(CONFIG)
     params = case.params.astype(dtype)
     with trace.record() as seen:
         model.logits(params, model.forward(params, CONFIG, case.token_ids, case.is_real))
@@ -287,7 +287,7 @@ def test_dtypes_of_every_intermediate(dtype):
 
 
 def test_inputs_and_weights_are_left_alone():
-    case = Case(CONFIG, kind="holes")
+    case = Float32Case(CONFIG, kind="holes")
     before = [a.copy() for _, _, a in case.params.named()], case.token_ids.copy(), case.is_real.copy()
     hidden(case)
     assert all(np.array_equal(a, b) for (_, _, a), b in zip(case.params.named(), before[0], strict=True))
@@ -332,7 +332,7 @@ def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:
 @pytest.mark.clause("NUM-1")
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
 def test_a_mixed_policy_equals_the_half_policy_on_rounded_weights(half):
-    case = Case(CONFIG, kind="left")
+    case = Float32Case(CONFIG, kind="left")
     batch = TokenBatch(case.token_ids, case.is_real)
     weights = case.params.astype(FLOAT32)
     mixed = Engine(weights, CONFIG, dtype_policy(f"mixed_{half}"))
@@ -346,7 +346,7 @@ def test_a_mixed_policy_equals_the_half_policy_on_rounded_weights(half):
 def test_long_sequences_and_nine_heads_stay_near_float64(dtype, budget):
     """Where a bias in 16 bits shows: slopes that are no powers of two, and more than 257 positions."""
     config = BloomConfig(vocabulary_size=60, num_layers=1, num_heads=9, hidden_dim=45, intermediate_dim=20)
-    case = Case(config, 1, batch=1, time=600, gain=0.5)
+    case = Float32Case(config, 1, batch=1, time=600, gain=0.5)
     params = case.params.astype(dtype)
     results, probabilities = [], []
     for weights in (params, params.astype(FLOAT64)):
@@ -362,7 +362,7 @@ def test_long_sequences_and_nine_heads_stay_near_float64(dtype, budget):
 
 
 def trained(config: BloomConfig, seed: int | None) -> dict[str, np.ndarray]:
-    case = Case(config)
+    case = Float32Case(config)
     rng = None if seed is None else np.random.default_rng(seed)
     with trace.record() as seen:
         model.forward(case.params, config, case.token_ids, case.is_real, rng=rng)
@@ -417,7 +417,7 @@ def test_attention_dropout_acts_on_the_probabilities_only():
 @pytest.mark.clause("MOD-7")
 def test_dropout_keeps_the_expectation_of_a_block():
     config = CONFIG.replace(hidden_dropout=0.3)
-    case = Case(config, batch=1, time=2)
+    case = Float32Case(config, batch=1, time=2)
     x = np.random.default_rng(0).standard_normal((1, 2, 15))
     layer, rng = case.params.layers[0], np.random.default_rng(1)
     mean = np.mean([model.mlp_block(layer, config, x, rng) for _ in range(1000)], axis=0)

@@ -27,7 +27,7 @@ IN_LAYER = {
 }
 
 
-def run(case: strategies.Case) -> np.ndarray:
+def run(case: strategies.Float32Case) -> np.ndarray:
     return model.logits(case.params, model.forward(case.params, case.config, case.token_ids, case.is_real))
 
 
@@ -63,7 +63,7 @@ def test_recording_changes_nothing(case):
     assert np.array_equal(seen["logits"], alone)
 
 
-CASE = strategies.Case(
+CASE = strategies.Float32Case(
     strategies.BloomConfig(vocabulary_size=20, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=7),
     kind="left",
 )
@@ -132,7 +132,7 @@ def test_observation_ends_with_the_block_even_after_an_error():
 
 @pytest.mark.clause("MOD-11")
 def test_threads_do_not_see_each_other():
-    cases = [strategies.Case(CASE.config, seed) for seed in range(4)]
+    cases = [strategies.Float32Case(CASE.config, seed) for seed in range(4)]
     expected = [run(case) for case in cases]
     recorded: dict[int, dict[str, np.ndarray]] = {}
     barrier = threading.Barrier(len(cases))

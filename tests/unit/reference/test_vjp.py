@@ -12,7 +12,7 @@ import pytest
 from derivatives import derivative, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import MASKS, Case, cases, draw_params
+from strategies import MASKS, Float32Case, cases, draw_params
 
 from bloomref import BloomConfig
 from bloomref.params import Params, init_params, keys
@@ -31,7 +31,7 @@ def close(found: float, expected: float, scale: float) -> bool:
     return abs(found - expected) <= 1e-7 * scale + 1e-11
 
 
-def block_of(case: Case, name: str, layer: Any = None) -> tape.Block:
+def block_of(case: Float32Case, name: str, layer: Any = None) -> tape.Block:
     seen = model.view(case.config, case.is_real, 0, np.dtype(np.float64))
     attention, mlp = vjp._blocks(case.params.layers[0] if layer is None else layer, case.config, seen)
     return attention if name == "attention" else mlp
@@ -43,7 +43,7 @@ blocks = st.sampled_from(("attention", "mlp"))
 rates = st.sampled_from((0.0, 0.4))
 
 
-def reverse(case: Case, name: str, x: Array, dy: Array, rng: Any) -> tuple[Array, dict[str, Array]]:
+def reverse(case: Float32Case, name: str, x: Array, dy: Array, rng: Any) -> tuple[Array, dict[str, Array]]:
     """dx, and gradients by attribute."""
     into = vjp.Collector(lambda _: True, {}, {}).of_layer(0)
     kept = tape.Kept(block_of(case, name), x, rng, None)
@@ -99,7 +99,7 @@ def test_a_block_is_linear_in_dy(case, name, seed):
 # --- the whole model ---------------------------------------------------------------------------------------------
 
 
-def forward_loss(case: Case, params: Params, labels: Array, rng: Any = None) -> float:
+def forward_loss(case: Float32Case, params: Params, labels: Array, rng: Any = None) -> float:
     """By loops over the positions, from the logits of the forward pass."""
     logits = model.logits(params, model.forward(params, case.config, case.token_ids, case.is_real, rng=rng))
     found = []
@@ -111,14 +111,14 @@ def forward_loss(case: Case, params: Params, labels: Array, rng: Any = None) -> 
     return float(np.mean(found)) if found else 0.0
 
 
-def draw_labels(case: Case) -> Array:
+def draw_labels(case: Float32Case) -> Array:
     rng = np.random.default_rng(case.seed + 7)
     labels = rng.integers(0, case.config.vocabulary_size, case.token_ids.shape)
     labels[rng.random(labels.shape) < 0.3] = -100
     return labels
 
 
-def gradients(case: Case, labels: Array | None = None, **options: Any) -> vjp.LossGradients:
+def gradients(case: Float32Case, labels: Array | None = None, **options: Any) -> vjp.LossGradients:
     return vjp.loss_and_gradients(case.params, case.config, case.token_ids, case.is_real, labels, **options)
 
 
@@ -304,7 +304,7 @@ def test_what_is_not_trainable_is_absent_and_the_rest_is_the_same(case, seed):
 
 @pytest.mark.clause("GRD-6")
 def test_a_frozen_weight_costs_no_product(monkeypatch):
-    case = Case(CONFIG)
+    case = Float32Case(CONFIG)
     wanted = "h.1.mlp.dense_h_to_4h.weight"
     products, inner = [], ops_vjp.linear_weight_vjp
     monkeypatch.setattr(vjp, "linear_weight_vjp", lambda x, dy: products.append(dy.shape) or inner(x, dy))
@@ -376,7 +376,7 @@ def test_parts_add_up(case, logit_bytes, product_bytes):
 
 @pytest.mark.clause("GRD-11")
 def test_the_generator_moves_on_as_in_the_forward_pass():
-    case, (one, other) = Case(DROPPING), (np.random.default_rng(5) for _ in range(2))
+    case, (one, other) = Float32Case(DROPPING), (np.random.default_rng(5) for _ in range(2))
     gradients(case, rng=one)
     model.forward(case.params, case.config, case.token_ids, case.is_real, rng=other)
     assert one.random() == other.random()
@@ -384,7 +384,7 @@ def test_the_generator_moves_on_as_in_the_forward_pass():
 
 @pytest.mark.clause("GRD-11")
 def test_dropout_changes_the_gradients():
-    case = Case(DROPPING)
+    case = Float32Case(DROPPING)
     one, again, other = (gradients(case, rng=np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert same(one, again)
     assert not same(one, other)
@@ -394,7 +394,7 @@ def test_dropout_changes_the_gradients():
 @pytest.mark.clause("GRD-5")
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 def test_16_bit_weights_have_the_gradients_of_the_same_weights_in_float32(dtype):
-    case = Case(CONFIG, seed=3)
+    case = Float32Case(CONFIG, seed=3)
     narrow = case.params.astype(np.dtype(dtype))
     wide = narrow.astype(np.dtype(np.float32))
     found, expected = (
@@ -421,7 +421,7 @@ def test_float32_is_near_float64(case):
 ADAPTED = ("qkv_weight", "attn_out_weight", "mlp_up_weight", "mlp_down_weight", "word_embedding")
 
 
-def with_adapters(case: Case, rate: float) -> Params:
+def with_adapters(case: Float32Case, rate: float) -> Params:
     """One adapter on each weight of the table, and two of KerasHub's form beside that of the first."""
     config, given = case.config, {}
     for index, (key, weight) in enumerate(keys(config)):
