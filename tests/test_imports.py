@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[1]
 # A module belongs to the group with the longest matching name.
 GROUPS = {
     "bloomref": "package",
-    **{f"bloomref.{name}": "vocabulary" for name in ("shapes", "errors", "dtypes", "config", "alibi", "params")},
+    **{
+        f"bloomref.{name}": "vocabulary"
+        for name in ("shapes", "errors", "dtypes", "config", "alibi", "params", "cache_folder")
+    },
     "bloomref.reference": "reference",
     "bloomref.reference.trace": "trace",
     "bloomref.reference.lora": "lora",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numba
 
 from accel.numba_cpu.isa import ISA
+from bloomref.cache_folder import user_cache_folder
 
 
 def cache_folder() -> Path:
@@ -19,13 +20,8 @@ def cache_folder() -> Path:
     digest = hashlib.sha256(f"{numba.__version__} {ISA}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + source.read_bytes())
-    base = Path(os.environ.get("NUMBA_CACHE_DIR") or user_folder())
+    base = Path(os.environ.get("NUMBA_CACHE_DIR") or user_cache_folder("numba"))
     return base / digest.hexdigest()[:16]
-
-
-def user_folder() -> Path:
-    """`~/.cache/bloomref/numba`, or below `$XDG_CACHE_HOME`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bloomref" / "numba"
 
 
 def use_cache_folder() -> None:

@@ -19,12 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from accel.numba_cpu import isa, linear, weight_packing
-from accel.numba_cpu.jit_cache import user_folder
+from bloomref.cache_folder import MIN_CACHED_BYTES, user_cache_folder
 from bloomref.params import Source
 
 SWITCH = "BLOOMREF_NUMBA_KEEP"
 """Set to 0, nothing is kept."""
-SMALLEST = 64 << 20  # bytes; what is smaller is packed in no time
 SPARE = 4  # the disk must have so many times the packed bytes free
 PAGE = 4096
 DAY = 86_400
@@ -104,19 +103,19 @@ def open_store(source: Source | None, facts: dict[str, Any], sizes: list[int]) -
         facts: what decides the packed bytes beside the source and the layout: sizes and dtypes.
         sizes: bytes of each weight.
     """
-    if source is None or sum(sizes) < SMALLEST or os.environ.get(SWITCH) == "0":
+    if source is None or sum(sizes) < MIN_CACHED_BYTES or os.environ.get(SWITCH) == "0":
         return InMemory()
     about = json.dumps(facts, sort_keys=True)
     name = hashlib.sha256(f"{source.folder} {facts['dtypes']}".encode()).hexdigest()[:24]
     header = {"folder": source.folder, "state": source.state, "facts": about, "layout": layout()}
     try:
-        return Mapped(kept_folder() / f"{name}.panels", header, PAGE + sum(map(whole_pages, sizes)))
+        return Mapped(packed_folder() / f"{name}.panels", header, PAGE + sum(map(whole_pages, sizes)))
     except (OSError, AttributeError):  # no room, no rights; systems without posix_fallocate
         return InMemory()
 
 
-def kept_folder() -> Path:
-    return user_folder() / "packed"
+def packed_folder() -> Path:
+    return user_cache_folder("numba", "packed")
 
 
 def layout() -> str:

@@ -4,14 +4,11 @@ A note is an empty file below the user's cache folder, whose name is a hash of w
 """
 
 import hashlib
-import os
 from contextlib import suppress
 from pathlib import Path
 
+from bloomref.cache_folder import MIN_CACHED_BYTES, user_cache_folder
 from bloomref.params import Source
-
-SMALLEST = 64 << 20
-"""Bytes of weights from which it is worth a file."""
 
 
 def is_noted(source: Source | None, fact: str) -> bool:
@@ -20,7 +17,7 @@ def is_noted(source: Source | None, fact: str) -> bool:
 
 def note(source: Source | None, fact: str, size: int) -> None:
     """Where nothing can be written, nothing is noted."""
-    if source is not None and size >= SMALLEST:
+    if source is not None and size >= MIN_CACHED_BYTES:
         with suppress(OSError):
             path = _path(source, fact)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,5 +25,4 @@ def note(source: Source | None, fact: str, size: int) -> None:
 
 
 def _path(source: Source, fact: str) -> Path:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "bloomref" / "noted" / hashlib.sha256(f"{source} {fact}".encode()).hexdigest()[:32]
+    return user_cache_folder("noted") / hashlib.sha256(f"{source} {fact}".encode()).hexdigest()[:32]

@@ -23,7 +23,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A model whose packed weights are large enough to be kept, below the test's own cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(packed_cache.SWITCH, raising=False)
-    monkeypatch.setattr(packed_cache, "SMALLEST", 0)
+    monkeypatch.setattr(packed_cache, "MIN_CACHED_BYTES", 0)
     hf.save(tmp_path / "model", CONFIG, init_params(CONFIG, 0))
     return tmp_path / "model"
 
@@ -36,7 +36,7 @@ def load(folder: Path, dtype: str = "float32") -> BloomBackbone:
 
 
 def files() -> dict[str, int]:
-    return {path.name: path.stat().st_ino for path in packed_cache.kept_folder().glob("*")}
+    return {path.name: path.stat().st_ino for path in packed_cache.packed_folder().glob("*")}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -77,7 +77,7 @@ def test_a_changed_model_is_packed_anew(folder, change):
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff" * 5000])
 def test_a_damaged_file_is_made_anew(folder, damage):
     expected = load(folder)(INPUT)
-    (path,) = packed_cache.kept_folder().glob("*")
+    (path,) = packed_cache.packed_folder().glob("*")
     path.write_bytes(damage)
     assert load(folder)(INPUT).tobytes() == expected.tobytes()
     assert path.stat().st_size > 5000
@@ -108,7 +108,7 @@ def no_space(*_: object) -> None:
 def test_what_belongs_to_no_model_any_more_is_removed(folder, tmp_path):
     load(folder)
     folder.rename(tmp_path / "elsewhere")
-    left = packed_cache.kept_folder() / "interrupted.tmp"
+    left = packed_cache.packed_folder() / "interrupted.tmp"
     left.touch()
     os.utime(left, (0, 0))
     before = files()
@@ -120,6 +120,6 @@ def test_what_belongs_to_no_model_any_more_is_removed(folder, tmp_path):
 def test_weights_without_files_and_small_ones_are_not_kept(folder, monkeypatch):
     BloomBackbone.from_params(CONFIG, init_params(CONFIG, 0), backend="numba")
     assert files() == {}
-    monkeypatch.setattr(packed_cache, "SMALLEST", 1 << 20)
+    monkeypatch.setattr(packed_cache, "MIN_CACHED_BYTES", 1 << 20)
     load(folder)
     assert files() == {}

@@ -15,7 +15,7 @@ CONFIG = BloomConfig(vocabulary_size=7, num_layers=1, num_heads=1, hidden_dim=4,
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(validation_cache, "SMALLEST", 0)
+    monkeypatch.setattr(validation_cache, "MIN_CACHED_BYTES", 0)
     hf.save(tmp_path / "model", CONFIG, init_params(CONFIG, 0))
     return tmp_path / "model"
 
@@ -45,7 +45,7 @@ def test_a_changed_file_is_checked_again(folder):
 
 
 def test_small_files_are_not_noted(folder, monkeypatch, tmp_path):
-    monkeypatch.setattr(validation_cache, "SMALLEST", 1 << 20)
+    monkeypatch.setattr(validation_cache, "MIN_CACHED_BYTES", 1 << 20)
     open_checkpoint(folder).params()
     assert not (tmp_path / "cache").exists()
 
