@@ -135,7 +135,7 @@ def detections(dtype: str, numbers: Sequence[int]) -> dict[str, Any]:
     for case in map(draw, numbers):
         for mistake in catalogue:
             with np.errstate(all="ignore"):
-                seen = mistake.lab.of(case, dtype=np.float32).run(case.token_ids, case.is_real)
+                seen = mistake.model.of(case, dtype=np.float32).run(case.token_ids, case.is_real)
             [found] = judge(case, tier_of(dtype), {"logits": seen["logits"]})
             worst[mistake.name].append(found.z)
     shares = {f"Z > {z}": {k: round(float(np.mean(np.array(v) > z)), 3) for k, v in worst.items()} for z in LIMITS}

@@ -15,7 +15,7 @@ import numpy as np
 
 from bloomref.conformance.diff.compare import diff
 from bloomref.conformance.diff.operands import Side, side
-from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, FRONT_DOOR, MISTAKES, Mistake
+from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, MISTAKES, NO_INTERMEDIATE, Mistake
 from bloomref.conformance.mistakes.examples import example
 from bloomref.conformance.run import runner
 from tools.mutation_testing import Kill, plant
@@ -82,7 +82,7 @@ def prove(
         for dtype in dtypes:
             found = proof[kind][dtype] = kills(planted, dtype, examples)
             tell(f"{kind} in {dtype}: {_found(found)} of {len(found)} objected to")
-    proof["naming"] = [naming(known) for known in mistakes if known.first != FRONT_DOOR]
+    proof["naming"] = [naming(known) for known in mistakes if known.first != NO_INTERMEDIATE]
     return proof
 
 
@@ -103,8 +103,8 @@ def _joined(told: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dic
     return list(_ordered({entry["name"]: entry for entry in (*told, *found)}).values())
 
 
-def _ordered(by_name: dict[str, Any]) -> dict[str, Any]:
-    return {known.name: by_name[known.name] for known in (*MISTAKES, *EQUIVALENTS) if known.name in by_name}
+def _ordered(get_mistake: dict[str, Any]) -> dict[str, Any]:
+    return {known.name: get_mistake[known.name] for known in (*MISTAKES, *EQUIVALENTS) if known.name in get_mistake}
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bloomref.conformance.adapters.instrumented_model import LabAdapter
+from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks.outcome import Failure, Inconclusive
 from bloomref.conformance.fixed_cases import PINNED
@@ -51,7 +51,7 @@ def plant(
 ) -> list[Kill]:
     """Ask every property about every mistake, until one fails."""
     kills = [Kill(mistake, dtype) for mistake in mistakes]
-    subjects = [Subject(LabAdapter(mistake.lab), dtype) for mistake in mistakes]
+    subjects = [Subject(InstrumentedImplementation(mistake.model), dtype) for mistake in mistakes]
     preparing: dict[Case, float] = {}
     for found in PROPERTIES.values():
         for case in questions(found, dtype, examples, pinned):
@@ -73,7 +73,7 @@ def _may_show(kill: Kill, found: Property) -> bool:
 
 def questions(found: Property, dtype: str, examples: int, pinned: Sequence[Case]) -> Iterable[Case]:
     """The cases that a run of the kit asks of this property: those that are pinned, then those that it draws."""
-    subject = Subject(LabAdapter(), dtype)
+    subject = Subject(InstrumentedImplementation(), dtype)
     if runner.lacking(found, subject) is None:
         yield from (case for case in pinned if runner.applies(found, case) and subject.missing(case) is None)
         yield from Recorder(examples).cases(found, subject)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bloomref.conformance.adapters.instrumented_model import LabAdapter
+from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.checks.outcome import Failure, Inconclusive
 from bloomref.conformance.mistakes import EQUIVALENTS, MISTAKES, Mistake
 from bloomref.conformance.subject import Subject
@@ -17,7 +17,7 @@ from bloomref.errors import Unsupported
 
 def found_by(mistake: Mistake, vectors: Iterable[Vector], dtype: str = "float32") -> list[str]:
     """The ids of the vectors that object to a model with the mistake."""
-    subject = Subject(LabAdapter(mistake.lab), dtype)
+    subject = Subject(InstrumentedImplementation(mistake.model), dtype)
     asked = [vector for vector in vectors if vector.entry["ask"] in PROPERTY]
     return [vector.id for vector in asked if _objects(subject, vector)]
 

@@ -5,7 +5,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.ctranslate2 import CTranslate2
 from bloomref.conformance.cases import Case
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.subject import named_weights
 from bloomref.params import Params
 
@@ -16,9 +16,9 @@ for mean in (0, 10, 100, 1000):
     arrays = {key: array.reshape(weight.hf_shape(config)) for key, weight, array in case.params.named()}
     arrays["word_embeddings_layernorm.bias"] = arrays["word_embeddings_layernorm.bias"] + float(mean)
     params = Params.from_named(config, arrays).astype(np.dtype("float32")).astype(np.dtype("float64"))
-    true = Lab(config, params).run(ids, real)["logits"]
+    true = InstrumentedModel(config, params).run(ids, real)["logits"]
     got = CTranslate2().load(config, named_weights(config, params), "float32").logits(ids, real)
-    usual = Lab(config, params, dtype=np.float32).run(ids, real)["logits"]
+    usual = InstrumentedModel(config, params, dtype=np.float32).run(ids, real)["logits"]
     print(
         f"mean {mean}: off by {np.abs(got - true).max():.1e}; float32 with centred squares {np.abs(usual - true).max():.1e}"
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bloomref.backbone import BloomBackbone
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle import budgets, montecarlo
 from bloomref.conformance.oracle.budgets import LIMIT, TIERS, judge, sigma, tier_of
 from bloomref.conformance.oracle.intermediates import per_head, per_position, visible
@@ -43,21 +43,21 @@ def one(case, tier, **outputs):
 # --- sigma -------------------------------------------------------------------------------------------------------
 
 
-class Sequential(Lab):
+class Sequential(InstrumentedModel):
     """Sums one term after the other, in the dtype."""
 
     def linear(self, x, weight, bias):
         return np.add.accumulate(x[..., None, :] * weight, axis=-1)[..., -1] + bias
 
 
-class Backwards(Lab):
+class Backwards(InstrumentedModel):
     """The same sums with the terms in another order."""
 
     def linear(self, x, weight, bias):
         return x[..., ::-1] @ weight[:, ::-1].T + bias
 
 
-ORDERINGS = {"as BLAS does": Lab, "in turn": Sequential, "backwards": Backwards}
+ORDERINGS = {"as BLAS does": InstrumentedModel, "in turn": Sequential, "backwards": Backwards}
 
 
 @pytest.mark.clause("NUM-8")
@@ -124,7 +124,7 @@ def test_a_large_mean_costs_layer_norm_its_digits(direction, low, high):
     now = case(heads=1, head_dim=3)
     noise = montecarlo.Noise(TIERS["float32"], np.random.default_rng(0))
     noise.alike = np.zeros(4000, bool)
-    lab = montecarlo.NoisyLab(now.config, now.params, noise)
+    lab = montecarlo.NoisyModel(now.config, now.params, noise)
     x = np.broadcast_to(np.array([99.0, 100.0, 101.0]), (4000, 1, 3))
     error = lab.layer_norm(x, np.ones(3), np.zeros(3)) - np.array([-1.0, 0.0, 1.0]) / np.sqrt(2 / 3 + 1e-5)
     along = (error @ direction / np.linalg.norm(direction)).std() / (2.0**-24 * 100 / np.sqrt(2 / 3) / np.sqrt(3.0))

@@ -13,7 +13,7 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.diff import html_page, report
 from bloomref.conformance.diff.compare import Difference, Step, diff
 from bloomref.conformance.diff.operands import Side, side
-from bloomref.conformance.mistakes import Mistake, by_name
+from bloomref.conformance.mistakes import Mistake, get_mistake
 from bloomref.conformance.mistakes.examples import example
 from bloomref.conformance.oracle.precision import tier_of
 from bloomref.conformance.oracle.truth import truth
@@ -45,7 +45,7 @@ def test_two_right_implementations_agree_with_each_other():
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_it_names_the_mistake_and_where_it_begins(name):
-    known = by_name(name)
+    known = get_mistake(name)
     found = naming(known)
     assert found["named"][0] == found["named_by_logits"][0] == name
     assert found["first"] == ("logits" if "pieces" in known.needs else known.first)
@@ -199,6 +199,6 @@ def test_wrong_arguments_are_refused_in_a_sentence(arguments, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["alibi-in-bfloat16", "positions-wrap", "slopes-of-rank"])
 def test_a_long_input_is_explained_too(name):
-    known: Mistake = by_name(name)
+    known: Mistake = get_mistake(name)
     assert naming(known)["named"][0] == name
     assert example(known).time >= 12

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.lora_cases import Lora
-from bloomref.conformance.model.instrumented import EXACT, Arithmetic, Lab
+from bloomref.conformance.model import instrumented
+from bloomref.conformance.model.instrumented import EXACT, Arithmetic, InstrumentedModel
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.strategies import cases
 from bloomref.conformance.strategies_lora import adapted_cases
@@ -40,7 +41,7 @@ def reference(case: Case, dtype: type) -> dict[str, np.ndarray]:
 @given(cases(long=False) | adapted_cases(max_time=24), st.sampled_from([np.float64, np.float32]))
 def test_unchanged_it_is_the_reference_bit_for_bit(case, dtype):
     wanted = reference(case, dtype)
-    found = Lab.of(case, dtype=dtype).run(case.token_ids, case.is_real)
+    found = InstrumentedModel.of(case, dtype=dtype).run(case.token_ids, case.is_real)
     assert list(found) == list(wanted)
     for name, value in wanted.items():
         assert found[name].dtype == value.dtype
@@ -50,7 +51,7 @@ def test_unchanged_it_is_the_reference_bit_for_bit(case, dtype):
 @pytest.mark.clause("KVC-7", "LRA-16")
 @given(cases(long=False, kinds=("real", "left", "holes")) | adapted_cases(), st.integers(0, 3))
 def test_in_pieces_it_is_the_same_up_to_the_order_of_sums(case, spare):
-    whole, lab = truth(case).values, Lab.of(case)
+    whole, lab = truth(case).values, InstrumentedModel.of(case)
     for name, value in lab.run(case.token_ids, case.is_real, case.cuts, case.time + spare).items():
         apart = np.abs(value - whole[name])[case.is_real] if value.ndim == 3 else 0.0
         assert np.max(apart, initial=0.0) <= 1e-9 * np.abs(whole[name]).max(), name
@@ -58,7 +59,7 @@ def test_in_pieces_it_is_the_same_up_to_the_order_of_sums(case, spare):
 
 @given(cases(long=False, max_time=9), st.sampled_from([0, 3, 50]))
 def test_an_anchor_changes_scores_by_a_constant_of_each_row_alone(case, anchor):
-    right, lab = Lab(case.config, case.params), Lab(case.config, case.params)
+    right, lab = InstrumentedModel(case.config, case.params), InstrumentedModel(case.config, case.params)
     lab.anchor = anchor
     shift = lab.bias(case.is_real, 0) - right.bias(case.is_real, 0)
     assert np.abs(np.ptp(shift, axis=-1)).max(initial=0.0) < 1e-12
@@ -94,8 +95,8 @@ class Counting(Arithmetic):
 )
 def test_every_operation_of_an_adapter_passes_a_hook(adapter, products):
     case, plain, counted = Case(SMALL, lora=adapter), Counting(), Counting()
-    Lab(SMALL, case.params, plain).run(case.token_ids, case.is_real)
-    Lab.of(case, counted).run(case.token_ids, case.is_real)
+    InstrumentedModel(SMALL, case.params, plain).run(case.token_ids, case.is_real)
+    InstrumentedModel.of(case, counted).run(case.token_ids, case.is_real)
     more = {name: counted.calls[name] - plain.calls[name] for name in plain.calls}
     layers = SMALL.num_layers
     adapted = products * layers if products < 1 else products * layers / 2
@@ -104,22 +105,31 @@ def test_every_operation_of_an_adapter_passes_a_hook(adapter, products):
 
 def test_every_operation_passes_a_hook_of_the_arithmetic():
     case, counted = Case(SMALL), Counting()
-    seen = Lab(SMALL, case.params, counted).run(case.token_ids, case.is_real)
+    seen = InstrumentedModel(SMALL, case.params, counted).run(case.token_ids, case.is_real)
     assert (
         counted.calls["matmul"] == 6 * SMALL.num_layers + 1
     )  # four maps, scores and context in each layer, and the head
     assert min(counted.calls.values()) > 0
     assert (
-        seen["logits"].tobytes() == Lab(SMALL, case.params, EXACT).run(case.token_ids, case.is_real)["logits"].tobytes()
+        seen["logits"].tobytes()
+        == InstrumentedModel(SMALL, case.params, EXACT).run(case.token_ids, case.is_real)["logits"].tobytes()
     )
 
 
 @pytest.mark.clause("EMB-2", "ATT-11", "ATT-12")
 def test_its_front_door_is_that_of_bloomref():
-    lab = Lab(SMALL, Case(SMALL).params)
+    lab = InstrumentedModel(SMALL, Case(SMALL).params)
     ids, real = lab.accept([[1, 2]], [[0, 1]])
     assert (ids.tolist(), real.tolist()) == ([[1, 2]], [[False, True]])
     assert lab.accept([[1, 2]])[1].all()
     for ids, mask in ([[[-1]], None], [[[SMALL.vocabulary_size]], None], [[[1]], [[2]]]):
         with pytest.raises(InvalidInput):
             lab.accept(ids, mask)
+
+
+def test_the_name_of_version_0_1_still_works():
+    with pytest.deprecated_call(match="InstrumentedModel"):
+        from bloomref.conformance.model.instrumented import Lab
+    assert Lab is InstrumentedModel
+    with pytest.raises(AttributeError, match="no_such"):
+        instrumented.no_such  # noqa: B018

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bloomref import BloomBackbone
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.installed_backend import Backend
-from bloomref.conformance.adapters.instrumented_model import LabAdapter
+from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks.outcome import Failure, code
 from bloomref.conformance.implementation import Capabilities, Waiver
@@ -85,7 +85,7 @@ def test_limits_are_kept(form, data):
     case = data.draw(adapted_cases(able, form, max_time=5))
     assert case.lora.form == form
     assert case.time <= 5
-    adapter = LabAdapter()
+    adapter = InstrumentedImplementation()
     adapter.capabilities = replace(able, adapters=FORMS)
     assert Subject(adapter, "float32").missing(case) is None
     assert applies(PROPERTIES["lora" if form == "peft" else "lora-heads"], case)
@@ -134,7 +134,7 @@ def test_the_files_say_the_same(case, tmp_path_factory):
 # --- how it is asked -----------------------------------------------------------------------------------------------
 
 
-class Files(LabAdapter):
+class Files(InstrumentedImplementation):
     """Remembers the folders that it was given."""
 
     given: list[Path]
@@ -176,11 +176,11 @@ def test_who_has_no_adapters_is_not_asked():
         def logits(self, token_ids, is_real):
             raise NotImplementedError
 
-    class Without(LabAdapter):
+    class Without(InstrumentedImplementation):
         def load(self, *_):
             return Plain()
 
-    class Refuses(LabAdapter):
+    class Refuses(InstrumentedImplementation):
         def load(self, *arguments):
             model = super().load(*arguments)
             model.adapted = refused
@@ -189,7 +189,7 @@ def test_who_has_no_adapters_is_not_asked():
     def refused(_path):
         raise Unsupported("no peft here")
 
-    assert lacking(PROPERTIES["lora"], Subject(Without(), "float32")) == "lab Lab has no method adapted"
+    assert lacking(PROPERTIES["lora"], Subject(Without(), "float32")) == "InstrumentedModel has no method adapted"
     tally = Tally("lora", "float32")
     Runner(examples=2).draw(PROPERTIES["lora"], Subject(Refuses(), "float32"), tally)
     assert (tally.verdict, tally.reasons) == ("not asked", ["no peft here"])
@@ -197,7 +197,7 @@ def test_who_has_no_adapters_is_not_asked():
 
 @pytest.mark.clause("CNF-4")
 def test_what_is_not_available_says_nothing_of_a_waiver():
-    class Refuses(LabAdapter):
+    class Refuses(InstrumentedImplementation):
         def load(self, *_):
             raise Unsupported("no peft here")
 
@@ -210,7 +210,7 @@ def test_what_is_not_available_says_nothing_of_a_waiver():
 
 
 def test_an_adapter_that_raises_has_failed_and_the_report_makes_it_again():
-    class Broken(LabAdapter):
+    class Broken(InstrumentedImplementation):
         def load(self, *arguments):
             model = super().load(*arguments)
             model.adapted = lambda path: {}[path.name]
@@ -226,7 +226,7 @@ def test_an_adapter_that_raises_has_failed_and_the_report_makes_it_again():
 def test_equivalents_hold_with_adapters(known):
     for lora, name in ((PEFT, "lora"), (KERAS, "lora-heads")):
         case = Case(CONFIG, seed=4, batch=3, time=9, kind="left", lora=lora)
-        assert PROPERTIES[name].check(Subject(LabAdapter(known.lab), "float32"), case) < 5.0
+        assert PROPERTIES[name].check(Subject(InstrumentedImplementation(known.model), "float32"), case) < 5.0
 
 
 @pytest.mark.clause("LRA-2", "LRA-16")

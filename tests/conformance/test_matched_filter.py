@@ -7,7 +7,7 @@ import pytest
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import LIMIT, TIERS, judge
 from bloomref.conformance.oracle.matched_filter import Amplitude, project
 from bloomref.conformance.oracle.truth import truth
@@ -16,27 +16,27 @@ from bloomref.conformance.oracle.truth import truth
 @dataclass(frozen=True)
 class Planted:
     name: str
-    lab: type[Lab]
+    model: type[InstrumentedModel]
 
 
-class ShortGelu(Lab):
+class ShortGelu(InstrumentedModel):
     """0.79788 in place of 0.79788456."""
 
     def gelu(self, x):
         return 0.5 * x * (1.0 + np.tanh(0.79788 * x * (1.0 + 0.044715 * x * x)))
 
 
-class LargerEpsilon(Lab):
+class LargerEpsilon(InstrumentedModel):
     def epsilon(self):
         return 1.1 * super().epsilon()
 
 
-class NoOutputBias(Lab):
+class NoOutputBias(InstrumentedModel):
     def attention_output(self, layer, context):
         return context @ layer.attn_out_weight.reshape(context.shape[-1], -1).T
 
 
-class Unchanged(Lab):
+class Unchanged(InstrumentedModel):
     """Changes nothing: it has no direction."""
 
 
@@ -86,7 +86,7 @@ def test_a_mistake_above_the_noise_is_named(lab):
 
 @pytest.mark.clause("NUM-12")
 def test_nothing_is_named_where_nothing_is_wrong():
-    amplitudes = project(CASES, TIERS["float32"], errors_of(Lab)[0], KNOWN)
+    amplitudes = project(CASES, TIERS["float32"], errors_of(InstrumentedModel)[0], KNOWN)
     assert {a.name for a in amplitudes} == {"ShortGelu", "LargerEpsilon", "NoOutputBias"}
     assert [a for a in amplitudes if a.found or abs(a.value) > 5 * a.standard_error] == []
 
@@ -97,7 +97,9 @@ def test_the_standard_error_is_that_of_correct_runs():
     scores = []
     for seed in range(30):
         now = [case(100 + seed)]
-        got = Lab(now[0].config, now[0].params, dtype=np.float32).run(now[0].token_ids, now[0].is_real)["logits"]
+        got = InstrumentedModel(now[0].config, now[0].params, dtype=np.float32).run(now[0].token_ids, now[0].is_real)[
+            "logits"
+        ]
         found = project(now, TIERS["float32"], [got - truth(now[0]).values["logits"]], KNOWN[:2])
         scores += [a.value / a.standard_error for a in found]
     assert 0.2 < np.sqrt(np.mean(np.square(scores))) < 1.5

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from bloomref.conformance.cases import Case
-from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, FRONT_DOOR, MISTAKES, Mistake, by_name
+from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, MISTAKES, NO_INTERMEDIATE, Mistake, get_mistake
 from bloomref.conformance.mistakes.examples import example
 from bloomref.conformance.mistakes.mistake import OTHER_NEEDS, mistake
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import LIMIT, judge, tier_of
 from bloomref.conformance.oracle.intermediates import per_position
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.tags import FLAGS
 from bloomref.errors import InvalidInput
 
-VISIBLE = [m for m in MISTAKES if m.first != FRONT_DOOR]
+VISIBLE = [m for m in MISTAKES if m.first != NO_INTERMEDIATE]
 FLOAT32 = tier_of("float32")
 
 
@@ -26,13 +26,13 @@ def named(known: Mistake) -> str:
     return known.name
 
 
-def outputs(lab: type[Lab], case: Case, dtype: type = np.float64) -> dict[str, np.ndarray]:
+def outputs(lab: type[InstrumentedModel], case: Case, dtype: type = np.float64) -> dict[str, np.ndarray]:
     with np.errstate(all="ignore"):
         return lab.of(case, dtype=dtype).run(case.token_ids, case.is_real, case.cuts)
 
 
 def first_change(known: Mistake, case: Case) -> str | None:
-    right, wrong = outputs(Lab, case), outputs(known.lab, case)
+    right, wrong = outputs(InstrumentedModel, case), outputs(known.model, case)
     for name, value in right.items():
         with np.errstate(invalid="ignore"):
             apart = per_position(name, wrong[name] - value, case.is_real)
@@ -60,10 +60,10 @@ def test_an_equivalent_changes_nothing(known, kind):
 
 
 def test_another_constant_of_gelu_is_the_same_in_float32_alone():
-    known = by_name("gelu-sqrt-2-over-pi")
+    known = get_mistake("gelu-sqrt-2-over-pi")
     case = example(known)
     assert first_change(known, case) == known.first
-    assert max(found.z for found in judge(case, FLOAT32, outputs(known.lab, case, np.float32))) <= LIMIT
+    assert max(found.z for found in judge(case, FLOAT32, outputs(known.model, case, np.float32))) <= LIMIT
 
 
 @pytest.mark.parametrize("known", EQUIVALENTS, ids=named)
@@ -71,7 +71,7 @@ def test_an_equivalent_is_within_the_budget_of_float32(known):
     case = Case(example(known).config, batch=2, time=20, kind="left", lora=example(known).lora)
     assert [
         found.explanation
-        for found in judge(case, FLOAT32, outputs(known.lab, case, np.float32))
+        for found in judge(case, FLOAT32, outputs(known.model, case, np.float32))
         if found.verdict == "fail"
     ] == []
 
@@ -79,7 +79,7 @@ def test_an_equivalent_is_within_the_budget_of_float32(known):
 @pytest.mark.parametrize("known", [m for m in VISIBLE if "pieces" not in m.needs], ids=named)
 def test_a_mistake_of_its_example_leaves_the_budget_of_float32(known):
     case = example(known)
-    assert "fail" in [found.verdict for found in judge(case, FLOAT32, outputs(known.lab, case, np.float32))]
+    assert "fail" in [found.verdict for found in judge(case, FLOAT32, outputs(known.model, case, np.float32))]
 
 
 @pytest.mark.parametrize("known", [m for m in VISIBLE if "pieces" in m.needs], ids=named)
@@ -87,14 +87,14 @@ def test_a_mistake_of_the_cache_needs_the_cache(known):
     case = example(known)
     whole = replace(case, cuts=())
     assert first_change(known, whole) is None
-    wrong = outputs(known.lab, case, np.float32)["logits"]
+    wrong = outputs(known.model, case, np.float32)["logits"]
     assert judge(whole, FLOAT32, {"logits": wrong})[0].verdict == "fail"
 
 
-@pytest.mark.parametrize("known", [m for m in MISTAKES if m.first == FRONT_DOOR], ids=named)
+@pytest.mark.parametrize("known", [m for m in MISTAKES if m.first == NO_INTERMEDIATE], ids=named)
 def test_a_mistake_at_the_front_door_takes_what_must_be_refused_and_changes_no_result(known):
     case = example(known)
-    lab = known.lab(case.config, case.params)
+    lab = known.model(case.config, case.params)
     ones, last = np.ones_like(case.token_ids), case.config.vocabulary_size - 1
     offers = [
         (case.token_ids * 0 - 1, ones),
@@ -104,13 +104,13 @@ def test_a_mistake_at_the_front_door_takes_what_must_be_refused_and_changes_no_r
         (case.token_ids, ones * 2),
         (case.token_ids, ones[:, :-1]),
     ]
-    right = Lab(case.config, case.params)
+    right = InstrumentedModel(case.config, case.params)
     taken = [ids for ids, mask in offers if refused(right, ids, mask) and not refused(lab, ids, mask)]
     assert taken
     assert first_change(known, case) is None
 
 
-def refused(lab: Lab, ids: np.ndarray, mask: np.ndarray) -> bool:
+def refused(lab: InstrumentedModel, ids: np.ndarray, mask: np.ndarray) -> bool:
     try:
         lab.accept(ids, mask)
     except InvalidInput:
@@ -121,7 +121,7 @@ def refused(lab: Lab, ids: np.ndarray, mask: np.ndarray) -> bool:
 def test_clauses_and_needs_exist_and_sentences_can_stand_behind_a_colon():
     specs = "\n".join(path.read_text("utf-8") for path in (Path(__file__).parents[2] / "specs").glob("*.md"))
     clauses = set(re.findall(r"^- \*\*([A-Z]+-\d+)\*\*", specs, re.MULTILINE))
-    order = [*truth(Case(example(CATALOGUE[0]).config)).values, FRONT_DOOR]
+    order = [*truth(Case(example(CATALOGUE[0]).config)).values, NO_INTERMEDIATE]
     for known in CATALOGUE:
         assert known.clauses, known.name
         assert set(known.clauses) <= clauses, known.name
@@ -132,6 +132,6 @@ def test_clauses_and_needs_exist_and_sentences_can_stand_behind_a_colon():
 
 def test_an_unknown_name_or_need_is_refused():
     with pytest.raises(InvalidInput, match="known mistake"):
-        by_name("no-such")
+        get_mistake("no-such")
     with pytest.raises(ValueError, match="purple"):
         mistake("x", "x", "ATT-1", first="logits", needs="purple")

@@ -14,34 +14,34 @@ from bloomref.conformance.tags import FLAGS
 
 MINE = """
 import numpy as np
-from bloomref.conformance.adapters.instrumented_model import LabAdapter
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.errors import Unsupported
 
 
-class SeesPadding(Lab):
+class SeesPadding(InstrumentedModel):
     def visible(self, is_real, start):
         return super().visible(np.ones_like(is_real), start)
 
 
-class Raises(Lab):
+class Raises(InstrumentedModel):
     def scale(self):
         raise ZeroDivisionError("in my own code")
 
 
-class Right(LabAdapter):
+class Right(InstrumentedImplementation):
     name = "right"
 
 
 def wrong():
-    return LabAdapter(SeesPadding)
+    return InstrumentedImplementation(SeesPadding)
 
 
 def raises():
-    return LabAdapter(Raises)
+    return InstrumentedImplementation(Raises)
 
 
-class Absent(LabAdapter):
+class Absent(InstrumentedImplementation):
     def load(self, *_):
         raise Unsupported("mine: the driver is not installed")
 

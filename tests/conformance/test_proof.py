@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bloomref.conformance.fixed_cases import PINNED
-from bloomref.conformance.mistakes import EQUIVALENTS, FRONT_DOOR, MISTAKES, by_name
+from bloomref.conformance.mistakes import EQUIVALENTS, MISTAKES, NO_INTERMEDIATE, get_mistake
 from tools import mutation_score
 from tools.mutation_testing import plant
 
@@ -24,7 +24,7 @@ SAMPLE = [
 
 @pytest.mark.slow
 def test_a_sample_is_found_and_its_equivalents_are_not():
-    sample = [by_name(name) for name in SAMPLE]
+    sample = [get_mistake(name) for name in SAMPLE]
     short = [case for case in PINNED if case.time <= 24 and case.config.num_heads <= 12]
     found = plant([*sample, *EQUIVALENTS[:2]], "float32", examples=1, pinned=short)
     assert [kill.mistake.name for kill in found if kill.found_by] == SAMPLE
@@ -47,7 +47,7 @@ def test_the_committed_proof_holds():
     assert [kill["name"] for kill in found if not kill["found_by"]] == []
     assert [kill["name"] for kills in told["equivalents"].values() for kill in kills if kill["found_by"]] == []
     assert sum(entry["named"][:1] == [entry["name"]] for entry in told["naming"]) >= 40
-    late = [e for e in told["naming"] if not e["first_is_right"] and "pieces" not in by_name(e["name"]).needs]
+    late = [e for e in told["naming"] if not e["first_is_right"] and "pieces" not in get_mistake(e["name"]).needs]
     assert late == []
 
 
@@ -73,5 +73,5 @@ def test_all_of_it():
     told = mutation_score.prove(MISTAKES, EQUIVALENTS, examples=20)
     assert [kill["name"] for kill in told["mistakes"]["float32"] if not kill["found_by"]] == []
     assert [kill["name"] for kills in told["equivalents"].values() for kill in kills if kill["found_by"]] == []
-    assert len(told["naming"]) == sum(known.first != FRONT_DOOR for known in MISTAKES)
+    assert len(told["naming"]) == sum(known.first != NO_INTERMEDIATE for known in MISTAKES)
     assert sum(entry["named"][:1] == [entry["name"]] for entry in told["naming"]) >= 40

@@ -7,13 +7,13 @@ import pytest
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.installed_backend import Backend, TracedModel
-from bloomref.conformance.adapters.instrumented_model import LabAdapter
+from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks import public_api
 from bloomref.conformance.checks.outcome import Failure, Inconclusive, code
 from bloomref.conformance.fixed_cases import PINNED
 from bloomref.conformance.lora_cases import Lora
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.properties import PROPERTIES, Property
 from bloomref.conformance.run.results import Card, Tally
@@ -41,27 +41,27 @@ def case_for(found: Property) -> Case:
 # --- one mistake for each property ---------------------------------------------------------------------------------
 
 
-class Relu(Lab):
+class Relu(InstrumentedModel):
     def gelu(self, x):
         return np.maximum(x, 0.0)
 
 
-class NoFinalNorm(Lab):
+class NoFinalNorm(InstrumentedModel):
     def final_norm(self, x):
         return x
 
 
-class WrongSlopes(Lab):
+class WrongSlopes(InstrumentedModel):
     def slopes(self):
         return super().slopes()[::-1]
 
 
-class WrongPlaceInCache(Lab):
-    def remember(self, cache, start, key, value):
-        return super().remember(cache, start - (start > 0), key, value)
+class WrongPlaceInCache(InstrumentedModel):
+    def update_cache(self, cache, start, key, value):
+        return super().update_cache(cache, start - (start > 0), key, value)
 
 
-class LengthMatters(Lab):
+class LengthMatters(InstrumentedModel):
     def new_cache(self, batch, capacity):
         self.capacity = capacity
         return super().new_cache(batch, capacity)
@@ -70,32 +70,32 @@ class LengthMatters(Lab):
         return super().scale() * (1.0 + 1e-3 * self.capacity)
 
 
-class SeesTheNext(Lab):
+class SeesTheNext(InstrumentedModel):
     def causal(self, key, query):
         return key <= query + 1
 
 
-class SeesPadding(Lab):
+class SeesPadding(InstrumentedModel):
     def visible(self, is_real, start):
         return super().visible(np.ones_like(is_real), start)
 
 
-class RowsMix(Lab):
+class RowsMix(InstrumentedModel):
     def final_norm(self, x):
         return super().final_norm(x) + 1e-3 * x.mean(axis=0)
 
 
-class PositionVectors(Lab):
-    def look_up(self, token_ids):
-        return super().look_up(token_ids) + 0.01 * np.outer(np.arange(token_ids.shape[1]), np.arange(12))
+class PositionVectors(InstrumentedModel):
+    def embedding_lookup(self, token_ids):
+        return super().embedding_lookup(token_ids) + 0.01 * np.outer(np.arange(token_ids.shape[1]), np.arange(12))
 
 
-class DeletesHoles(Lab):
+class DeletesHoles(InstrumentedModel):
     def positions(self, is_real):
         return (is_real.cumsum(axis=1) - 1) * is_real
 
 
-class Drifts(Lab):
+class Drifts(InstrumentedModel):
     calls = 0
 
     def head(self, hidden):
@@ -103,63 +103,63 @@ class Drifts(Lab):
         return super().head(hidden) * (1.0 + 2.0**-50 * self.calls)
 
 
-class Overwrites(Lab):
-    def look_up(self, token_ids):
-        found = super().look_up(token_ids)
+class Overwrites(InstrumentedModel):
+    def embedding_lookup(self, token_ids):
+        found = super().embedding_lookup(token_ids)
         token_ids[:] = 0
         return found
 
 
-class NoMaskIsAllPadding(Lab):
+class NoMaskIsAllPadding(InstrumentedModel):
     def accept(self, token_ids, padding_mask=None):
         return super().accept(token_ids, np.zeros_like(token_ids) if padding_mask is None else padding_mask)
 
 
-class ThresholdsMasks(Lab):
+class ThresholdsMasks(InstrumentedModel):
     def accept(self, token_ids, padding_mask=None):
         return super().accept(token_ids, None if padding_mask is None else np.asarray(padding_mask) > 0.5)
 
 
-class SignedIdsOnly(Lab):
+class SignedIdsOnly(InstrumentedModel):
     def accept(self, token_ids, padding_mask=None):
         if np.asarray(token_ids).dtype.kind != "i":
             raise RuntimeError("expected int64")
         return super().accept(token_ids, padding_mask)
 
 
-class NothingEmpty(Lab):
+class NothingEmpty(InstrumentedModel):
     def accept(self, token_ids, padding_mask=None):
         return super().accept(np.asarray(token_ids).reshape(-1, max(1, np.shape(token_ids)[1])), padding_mask)
 
 
-class ClipsIds(Lab):
+class ClipsIds(InstrumentedModel):
     def accept(self, token_ids, padding_mask=None):
         return super().accept(np.clip(token_ids, 0, self.config.vocabulary_size - 1), padding_mask)
 
 
-class Unscaled(Lab):
+class Unscaled(InstrumentedModel):
     def part(self, key, part):
         return replace(super().part(key, part), scale=1.0)
 
 
-class FirstCallOnly(Lab):
+class FirstCallOnly(InstrumentedModel):
     def adapt(self, owner, attribute, x, y):
         return y if self.start else super().adapt(owner, attribute, x, y)
 
 
-class SharesFirstHead(Lab):
+class SharesFirstHead(InstrumentedModel):
     def part(self, key, part):
         part = super().part(key, part)
         return replace(part, a=part.a[:, [0, 0, 0]]) if isinstance(part, HeadAdapter) else part
 
 
-class ScalesByAlpha(Lab):
+class ScalesByAlpha(InstrumentedModel):
     def part(self, key, part):
         part = super().part(key, part)
         return replace(part, scale=part.scale * rank(part))
 
 
-class ChangesTheBase(Lab):
+class ChangesTheBase(InstrumentedModel):
     def adapted(self, params):
         scale = 1.0 if self.adapter is None else 1.0 + 2.0**-40
         return super().adapted(params.map(lambda array: array * scale))
@@ -226,7 +226,7 @@ def test_a_property_finds_its_mistake(name, mistake):
     found = PROPERTIES[name]
     case = replace(case_for(found), kind="real") if name == "masks" else case_for(found)
     with pytest.raises(Failure) as caught:
-        found.check(Subject(LabAdapter(mistake), "float64"), case)
+        found.check(Subject(InstrumentedImplementation(mistake), "float64"), case)
     assert caught.value.clauses == found.clauses
 
 
@@ -241,16 +241,16 @@ def test_a_wrong_gradient_is_found(mistake, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("found", ASKED_OF_THE_BENCH, ids=lambda found: found.name)
 def test_a_property_holds_for_the_reference(found, dtype):
-    assert found.check(Subject(LabAdapter(), dtype), case_for(found)) < 5.0
+    assert found.check(Subject(InstrumentedImplementation(), dtype), case_for(found)) < 5.0
 
 
 @pytest.mark.clause("CNF-1")
 def test_every_number_is_judged_by_the_budget(monkeypatch):
     """Without a limit, no difference of numbers fails."""
     monkeypatch.setattr("bloomref.conformance.oracle.budgets.LIMIT", float("inf"))
-    PROPERTIES["lora"].check(Subject(LabAdapter(Unscaled), "float32"), case_for(PROPERTIES["lora"]))
+    PROPERTIES["lora"].check(Subject(InstrumentedImplementation(Unscaled), "float32"), case_for(PROPERTIES["lora"]))
     for name in ("logits", "hidden", "intermediates", "pieces", "cache", "padding", "rows"):
-        PROPERTIES[name].check(Subject(LabAdapter(Relu), "float32"), CASE)
+        PROPERTIES[name].check(Subject(InstrumentedImplementation(Relu), "float32"), CASE)
 
 
 def test_every_property_has_its_mistake_and_known_clauses():
@@ -269,7 +269,7 @@ def test_everything_that_must_be_refused_is_another_thing():
 @pytest.mark.clause("CNF-6")
 def test_a_failure_says_everything_needed_to_repeat_it():
     with pytest.raises(Failure) as caught:
-        PROPERTIES["logits"].check(Subject(LabAdapter(Relu), "float32"), CASE)
+        PROPERTIES["logits"].check(Subject(InstrumentedImplementation(Relu), "float32"), CASE)
     text = str(caught.value)
     for part in ("logits: the logits are", "MOD-5", "float32", "row ", "position ", "limit 5", "rms error", code(CASE)):
         assert part in text
@@ -279,22 +279,24 @@ def test_a_failure_says_everything_needed_to_repeat_it():
 
 @pytest.mark.clause("CNF-7")
 def test_what_an_implementation_raises_is_its_failure_and_what_the_kit_raises_is_not():
-    class Broken(Lab):
+    class Broken(InstrumentedModel):
         def scale(self):
             raise ZeroDivisionError("here")
 
     with pytest.raises(Failure, match="it raised ZeroDivisionError: here") as caught:
-        PROPERTIES["logits"].check(Subject(LabAdapter(Broken), "float32"), CASE)
+        PROPERTIES["logits"].check(Subject(InstrumentedImplementation(Broken), "float32"), CASE)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     with pytest.raises(AttributeError):  # a property that asks for what is not there is the kit's mistake
-        Property("bad", "", (), lambda _subject, case: case.nothing).check(Subject(LabAdapter(), "float32"), CASE)
+        Property("bad", "", (), lambda _subject, case: case.nothing).check(
+            Subject(InstrumentedImplementation(), "float32"), CASE
+        )
 
 
 @pytest.mark.clause("CNF-2")
 def test_what_drowns_in_rounding_is_inconclusive_and_counted():
     drowned = Judgement("logits", "inconclusive", 0.0, (0, 0), "too much rounding")
     found = Property("drowned", "", (), lambda _subject, _case: [drowned])
-    subject, tally = Subject(LabAdapter(), "float32"), Tally("drowned", "float32")
+    subject, tally = Subject(InstrumentedImplementation(), "float32"), Tally("drowned", "float32")
     with pytest.raises(Inconclusive, match="too much rounding"):
         found.check(subject, CASE)
     Runner().ask(found, subject, CASE, tally)
@@ -318,7 +320,9 @@ def test_the_same_seed_asks_the_same_questions():
     def asked(seed: int) -> list[Case]:
         seen: list[Case] = []
         found = Property("seen", "", (), lambda _subject, case: seen.append(case) or [])
-        Runner(examples=10, seed=seed).draw(found, Subject(LabAdapter(), "float32"), Tally("seen", "float32"))
+        Runner(examples=10, seed=seed).draw(
+            found, Subject(InstrumentedImplementation(), "float32"), Tally("seen", "float32")
+        )
         return seen
 
     assert asked(0) == asked(0) != asked(1)
@@ -327,7 +331,7 @@ def test_the_same_seed_asks_the_same_questions():
 def test_a_failing_case_is_made_small():
     tally = Tally("logits", "float32")
     with pytest.raises(Failure) as caught:
-        Runner().draw(PROPERTIES["logits"], Subject(LabAdapter(Relu), "float32"), tally)
+        Runner().draw(PROPERTIES["logits"], Subject(InstrumentedImplementation(Relu), "float32"), tally)
     assert caught.value.case.batch == caught.value.case.time == 1
     assert tally.failed == 1
 
@@ -346,7 +350,7 @@ def test_making_small_ends_after_a_while(monkeypatch):
 
 @pytest.mark.clause("CNF-3")
 def test_what_is_lacking_is_said():
-    adapter = LabAdapter()
+    adapter = InstrumentedImplementation()
     adapter.capabilities = replace(
         adapter.capabilities,
         masks=("real",),
@@ -374,17 +378,19 @@ def test_what_is_lacking_is_said():
     assert "adapters in the form of keras" in missing["LoRA of KerasHub"]
     assert "untied" in missing["head of its own"]
     assert "masks with left" in missing["left padding"]
-    assert "bfloat16 does not hold" in Subject(LabAdapter(), "bfloat16").missing(replace(PROBE, weights="float32"))
+    assert "bfloat16 does not hold" in Subject(InstrumentedImplementation(), "bfloat16").missing(
+        replace(PROBE, weights="float32")
+    )
 
 
 def test_an_unavailable_implementation_says_why():
-    class Absent(LabAdapter):
+    class Absent(InstrumentedImplementation):
         def load(self, *_):
             raise Unsupported("absent: not installed")
 
     assert Subject(Absent(), "float32").unavailable() == "absent: not installed"
-    assert "declares no int8" in Subject(LabAdapter(), "int8").unavailable()
-    assert Subject(LabAdapter(), "float32").unavailable() is None
+    assert "declares no int8" in Subject(InstrumentedImplementation(), "int8").unavailable()
+    assert Subject(InstrumentedImplementation(), "float32").unavailable() is None
 
 
 def test_every_property_is_asked_of_a_pinned_case():

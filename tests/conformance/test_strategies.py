@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bloomref.conformance.adapters.instrumented_model import LabAdapter
+from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import MASKS, Case, snap
 from bloomref.conformance.implementation import FEATURES, Capabilities
 from bloomref.conformance.strategies import HEADS, cases, schedules
@@ -24,7 +24,7 @@ capabilities = st.builds(
 
 @given(st.data(), capabilities)
 def test_only_what_is_declared_is_drawn(data, able):
-    adapter = LabAdapter()
+    adapter = InstrumentedImplementation()
     adapter.capabilities = able
     case = data.draw(cases(able))
     assert Subject(adapter, "float32").missing(case) is None

@@ -16,10 +16,10 @@ from bloomref.cli.app import run as cli
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of
 from bloomref.conformance.adapters.installed_backend import Backend
-from bloomref.conformance.adapters.instrumented_model import LabAdapter
+from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.implementation import Capabilities, Waiver
-from bloomref.conformance.mistakes import EQUIVALENTS, MISTAKES, by_name
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.mistakes import EQUIVALENTS, MISTAKES, get_mistake
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.run.results import Tally
 from bloomref.conformance.run.waivers import Waivers
 from bloomref.conformance.subject import Subject
@@ -234,7 +234,7 @@ def test_no_vector_objects_to_an_equivalent(mistake):
 
 @pytest.mark.clause("VEC-12")
 def test_what_is_missing_is_not_asked():
-    class Small(LabAdapter):
+    class Small(InstrumentedImplementation):
         capabilities = Capabilities(masks=("real",), features=frozenset({"batch"}), max_time=100)
 
     tally = Tally(NAME, "float32")
@@ -258,7 +258,7 @@ FAST = ("front-door", "gelu", "mask-hole", "qkv-layout")
 @pytest.mark.clause("VEC-13")
 def test_a_flag_finds_the_mistakes_of_its_note(flag):
     carrying = [vector for vector in VECTORS.values() if flag in vector.entry["flags"]]
-    assert [name for name in NOTES[flag].mistakes if not found_by(by_name(name), carrying)] == []
+    assert [name for name in NOTES[flag].mistakes if not found_by(get_mistake(name), carrying)] == []
 
 
 @pytest.mark.clause("VEC-13")
@@ -275,7 +275,7 @@ def test_notes_stand_in_the_order_of_their_names():
 def test_a_hole_may_be_read_in_two_ways_and_no_other():
     def failing(name: str) -> set[str]:
         holes = [vector for vector in VECTORS.values() if "mask-hole" in vector.entry["flags"] and not vector.case.cuts]
-        return set(found_by(by_name(name), holes))
+        return set(found_by(get_mistake(name), holes))
 
     assert failing("positions-by-cumsum") == {"ali-hole-keeps-column", "att-holes"}
     assert failing("padding-ignored") >= {"ali-hole-or-deleted", "ali-long-hole", "ali-hole-keeps-column"}
@@ -296,13 +296,13 @@ def test_a_refusal_of_bloomref_has_the_class_that_is_named(monkeypatch):
 def test_an_adapter_is_asked_of_any_implementation_that_takes_one():
     """The bench has no front door for files, but `adapted`."""
     tally = Tally(NAME, "float32")
-    ask_all(Subject(LabAdapter(), "float32"), "lora", Waivers(), tally, FOLDER)
+    ask_all(Subject(InstrumentedImplementation(), "float32"), "lora", Waivers(), tally, FOLDER)
     assert tally.held == len(weight_files.ADAPTERS) + 1
     assert tally.reasons == ["what 'adapter' asks of files and choices, the kit asks of bloomref alone"]
 
 
 def test_what_an_implementation_raises_is_its_failure():
-    class Breaks(LabAdapter):
+    class Breaks(InstrumentedImplementation):
         def load(self, config, weights, dtype):
             if config.vocabulary_size != 7:  # that of the model that tells whether it is there at all
                 raise ZeroDivisionError("in my own code")
@@ -314,7 +314,7 @@ def test_what_an_implementation_raises_is_its_failure():
 
 def test_a_waiver_covers_what_it_names():
     subject, vector = (
-        Subject(LabAdapter(by_name("positions-by-cumsum").lab), "float32"),
+        Subject(InstrumentedImplementation(get_mistake("positions-by-cumsum").model), "float32"),
         VECTORS["ali-hole-keeps-column"],
     )
     for where, waived in {"vectors/mask-hole": 1, "logits/mask-hole@float32": 1, "*/left-pad": 0, "pieces": 0}.items():
@@ -325,7 +325,13 @@ def test_a_waiver_covers_what_it_names():
 
 def test_a_failure_names_the_vector_its_clauses_and_the_others():
     with pytest.raises(VectorFailure) as caught:
-        ask_all(Subject(LabAdapter(by_name("relu").lab), "float32"), "mlp", Waivers(), Tally(NAME, "float32"), FOLDER)
+        ask_all(
+            Subject(InstrumentedImplementation(get_mistake("relu").model), "float32"),
+            "mlp",
+            Waivers(),
+            Tally(NAME, "float32"),
+            FOLDER,
+        )
     text = str(caught.value)
     assert text.startswith("mlp-every-step: every intermediate of a block (MLP-1, MLP-2, MLP-3, float32)")
     assert "times sigma" in text
@@ -412,8 +418,8 @@ def test_an_installed_package_has_its_own_and_another_says_so(tmp_path, monkeypa
 
 def test_the_command_asks_an_implementation(capsys, monkeypatch, tmp_path):
     (tmp_path / "mine.py").write_text(
-        "from bloomref.conformance.adapters.instrumented_model import LabAdapter\nfrom bloomref.conformance.mistakes import by_name\n"
-        "def wrong(): return LabAdapter(by_name('gelu-erf').lab)\n"
+        "from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation\nfrom bloomref.conformance.mistakes import get_mistake\n"
+        "def wrong(): return InstrumentedImplementation(get_mistake('gelu-erf').model)\n"
     )
     monkeypatch.chdir(tmp_path)
     assert cli(["vectors", "--backend", "numpy", "--dtype", "float32"]) == 0
@@ -463,11 +469,11 @@ def my_bloom(lab):
 @pytest.mark.clause("VEC-7", "VEC-8", "VEC-10")
 def test_the_example_without_bloomref_says_the_same(example, capsys):
     asked = [vector for vector in VECTORS.values() if vector.entry["ask"] == "logits"]
-    assert example.run(FOLDER, my_bloom(Lab)) == {"right": len(asked), "wrong": 0, "inconclusive": 0}
+    assert example.run(FOLDER, my_bloom(InstrumentedModel)) == {"right": len(asked), "wrong": 0, "inconclusive": 0}
     with np.errstate(all="ignore"):
-        found = example.run(FOLDER, my_bloom(by_name("positions-by-cumsum").lab))
+        found = example.run(FOLDER, my_bloom(get_mistake("positions-by-cumsum").model))
     listed = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == found_by(by_name("positions-by-cumsum"), asked)
+    assert listed == found_by(get_mistake("positions-by-cumsum"), asked)
     assert found["wrong"] == len(listed) > 0
 
 

@@ -1,4 +1,4 @@
-"""The bench as an implementation: what is planted in a `Lab` goes the way of every other one."""
+"""Adapter of an instrumented model: the kit asks a known mistake as it asks any implementation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.lora_cases import FORMS, NAME
-from bloomref.conformance.model.instrumented import EXACT, Arithmetic, Lab
+from bloomref.conformance.model.instrumented import EXACT, Arithmetic, InstrumentedModel
 from bloomref.dtypes import DType, cast, floating_dtype
 from bloomref.lora import adapter_files
 from bloomref.lora.adapter import Adapter
@@ -22,7 +22,7 @@ from bloomref.shapes import Array, Bool, Float, Int
 
 @dataclass(frozen=True)
 class Rounding(Arithmetic):
-    """Every result that is kept is rounded to a 16-bit type; sums, norms and scores stay in float32."""
+    """Round every stored result to a 16-bit type; sums, norms and scores stay in float32."""
 
     dtype: DType
 
@@ -30,52 +30,57 @@ class Rounding(Arithmetic):
         return cast(x, self.dtype).astype(x.dtype)
 
 
-class LabAdapter:
-    """A `Lab` class, run in the dtype that is asked for: `LabAdapter(WrongSlopes)`."""
+class InstrumentedImplementation:
+    """An instrumented model class as an implementation, in any dtype: `InstrumentedImplementation(WrongSlopes)`."""
 
     capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"), adapters=FORMS)
 
-    def __init__(self, lab_class: type[Lab] = Lab) -> None:
-        self.lab_class = lab_class
-        self.name = f"lab {lab_class.__name__}"
+    def __init__(self, model_class: type[InstrumentedModel] = InstrumentedModel) -> None:
+        self.model_class = model_class
+        self.name = model_class.__name__
 
-    def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "LabModel":
-        kept = floating_dtype(dtype)
-        narrow = kept.itemsize < 4
-        params = params_of(config, weights).astype(kept)
-        arithmetic = Rounding(kept) if narrow else EXACT
-        make = partial(self.lab_class, config, params, arithmetic, np.float32 if narrow else kept)
-        return LabModel(make(), make)
+    def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "LoadedInstrumentedModel":
+        storage = floating_dtype(dtype)
+        narrow = storage.itemsize < 4
+        params = params_of(config, weights).astype(storage)
+        arithmetic = Rounding(storage) if narrow else EXACT
+        build = partial(self.model_class, config, params, arithmetic, np.float32 if narrow else storage)
+        return LoadedInstrumentedModel(build(), build)
 
     def versions(self) -> Mapping[str, str]:
         return {"bloomref": __version__}
 
 
-class LabModel:
-    """A loaded bench."""
+class LoadedInstrumentedModel:
+    """A loaded instrumented model.
 
-    def __init__(self, lab: Lab, make: Callable[[Adapter], Lab]) -> None:
-        self.lab = lab
-        self.make = make
+    Args:
+        model: the model.
+        build: builds the same model with an adapter.
+    """
 
-    def adapted(self, path: Path) -> "LabModel":
-        """The same bench, with the adapter added."""
-        adapter = adapter_files.load(path, NAME, self.lab.config, np.dtype(np.float64))
-        return LabModel(self.make(adapter), self.make)
+    def __init__(self, model: InstrumentedModel, build: Callable[[Adapter], InstrumentedModel]) -> None:
+        self.model = model
+        self.build = build
+
+    def adapted(self, path: Path) -> "LoadedInstrumentedModel":
+        """Return the same model with the adapter of a folder or file."""
+        adapter = adapter_files.load(path, NAME, self.model.config, np.dtype(np.float64))
+        return LoadedInstrumentedModel(self.build(adapter), self.build)
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
-        return self.lab.run(token_ids, is_real)["logits"]
+        return self.model.run(token_ids, is_real)["logits"]
 
     def hidden(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.lab.run(token_ids, is_real)["final_norm"]
+        return self.model.run(token_ids, is_real)["final_norm"]
 
     def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Mapping[str, Array]:
-        return self.lab.run(token_ids, is_real)
+        return self.model.run(token_ids, is_real)
 
     def in_pieces(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int
     ) -> Float[Array, "B T V"]:
-        return self.lab.run(token_ids, is_real, cuts, capacity)["logits"]
+        return self.model.run(token_ids, is_real, cuts, capacity)["logits"]
 
     def call(self, token_ids: Any, padding_mask: Any) -> Float[Array, "B T V"]:
-        return self.logits(*self.lab.accept(token_ids, padding_mask))
+        return self.logits(*self.model.accept(token_ids, padding_mask))

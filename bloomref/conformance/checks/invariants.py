@@ -7,7 +7,7 @@ import numpy as np
 
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks.rerun import in_pieces, run, same, verdict
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import Judgement, judge
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.subject import Subject
@@ -63,7 +63,7 @@ def hole(subject: Subject, case: Case) -> Iterable[Judgement]:
     for i in range(case.batch):
         columns = np.flatnonzero(case.is_real[i])
         text = case.token_ids[i : i + 1, columns]
-        deleted[i, columns] = Lab.of(case).run(text, np.ones(text.shape, bool))["logits"][0]
+        deleted[i, columns] = InstrumentedModel.of(case).run(text, np.ones(text.shape, bool))["logits"][0]
     [apart] = judge(case, subject.tier, {"logits": deleted})
     [near] = judge(case, subject.tier, {"logits": exact + (found - deleted)})
     if apart.verdict == "fail" and near.verdict == "pass":

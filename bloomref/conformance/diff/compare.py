@@ -12,8 +12,8 @@ import numpy as np
 
 from bloomref.conformance.cases import Case
 from bloomref.conformance.diff.operands import Side
-from bloomref.conformance.mistakes import FRONT_DOOR, MISTAKES, Mistake
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.mistakes import MISTAKES, NO_INTERMEDIATE, Mistake
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import GRADABLE, LIMIT, budget
 from bloomref.conformance.oracle.intermediates import observable, per_position
 from bloomref.conformance.oracle.matched_filter import Amplitude, project
@@ -175,7 +175,7 @@ def explain(case: Case, side: Side, mistakes: Sequence[Mistake]) -> list[Explana
 
 def _outputs(case: Case, mistake: Mistake) -> dict[str, Array]:
     with np.errstate(all="ignore"):
-        return mistake.lab.of(case).run(case.token_ids, case.is_real, case.cuts)
+        return mistake.model.of(case).run(case.token_ids, case.is_real, case.cuts)
 
 
 def _explanation(
@@ -226,7 +226,7 @@ class FiniteNoise(Noise):
 
 def mistaken_sigma(case: Case, mistake: Mistake, tier: Tier, made: dict[str, Array]) -> dict[str, Float[Array, "B T"]]:
     """The spread of a model that makes the mistake, by Monte-Carlo arithmetic as for the right one; one rounding at least."""
-    lab: Lab = mistake.lab.of(case)
+    lab: InstrumentedModel = mistake.model.of(case)
     lab.arithmetic = FiniteNoise(tier, np.random.Generator(np.random.SFC64(case.seed)))
     squares = {name: np.zeros(case.is_real.shape) for name in made}
     with np.errstate(all="ignore"):
@@ -241,7 +241,7 @@ def mistaken_sigma(case: Case, mistake: Mistake, tier: Tier, made: dict[str, Arr
 def _may_begin(case: Case, mistake: Mistake, first: Step | None) -> bool:
     """A mistake changes nothing before the intermediate where it first shows."""
     order = list(truth(case).values)
-    if mistake.first == FRONT_DOOR or first is None or (mistake.is_of_adapters and case.lora is None):
+    if mistake.first == NO_INTERMEDIATE or first is None or (mistake.is_of_adapters and case.lora is None):
         return False
     return mistake.first in order and order.index(mistake.first) <= order.index(first.name)
 
@@ -252,7 +252,7 @@ def _below_noise(case: Case, sides: tuple[Side, Side], mistakes: Sequence[Mistak
     for side in sides:
         if side.tier is not None and not case.cuts and "logits" in side.values:
             error = side.values["logits"].astype(np.float64) - truth(case).values["logits"]
-            known = [mistake for mistake in mistakes if mistake.first != FRONT_DOOR]
+            known = [mistake for mistake in mistakes if mistake.first != NO_INTERMEDIATE]
             found += [
                 (side.name, amplitude) for amplitude in project([case], side.tier, [error], known) if amplitude.found
             ]

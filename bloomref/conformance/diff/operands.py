@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from bloomref.conformance.adapters.instrumented_model import LabAdapter
+from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Case
 from bloomref.conformance.implementation import Adapter
-from bloomref.conformance.mistakes import by_name
+from bloomref.conformance.mistakes import get_mistake
 from bloomref.conformance.oracle.precision import Tier, tier_of
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.run import resolve
@@ -83,7 +83,7 @@ def adapter(name: str) -> Adapter:
         return found
     kind, _, rest = name.partition(":")
     if kind == "mistake":
-        return LabAdapter(by_name(rest).lab)
+        return InstrumentedImplementation(get_mistake(rest).model)
     if kind == "program":
         return resolve.adapter(None, None, rest)
     return resolve.adapter(name, None, None) if rest else resolve.adapter(None, name, None)

@@ -1,10 +1,10 @@
-"""The catalogue of known mistakes: each a model that makes it, with the clause that it breaks and where it first shows.
+"""Catalogue of known mistakes: each is a model that makes one, with the clause it breaks and where it first shows.
 
-Gathered from bug reports against implementations of BLOOM and from what goes wrong when one is written. The kit is
-measured by how many it finds; `bloomref diff` tries them on the reference to say which one explains a difference.
+The sources are bug reports against implementations of BLOOM and errors that are easy to make when writing one. The kit
+is measured by how many it detects (docs/proof.md). `bloomref diff` tries them to explain a difference.
 """
 
-from bloomref.conformance.mistakes import (  # noqa: F401  (each plants its own)
+from bloomref.conformance.mistakes import (
     alibi_bias,
     embedding,
     equivalents,
@@ -21,24 +21,44 @@ from bloomref.conformance.mistakes import (  # noqa: F401  (each plants its own)
     sharding,
     weights,
 )
-from bloomref.conformance.mistakes.mistake import FRONT_DOOR, PLANTED, Mistake
+from bloomref.conformance.mistakes.mistake import NO_INTERMEDIATE, REGISTRY, Mistake
 from bloomref.errors import invalid
 
-__all__ = ["CATALOGUE", "EQUIVALENTS", "FRONT_DOOR", "MISTAKES", "Mistake", "by_name"]
+__all__ = ["CATALOGUE", "EQUIVALENTS", "MISTAKES", "NO_INTERMEDIATE", "Mistake", "get_mistake"]
 
-CATALOGUE: tuple[Mistake, ...] = tuple(PLANTED)
-"""All of them."""
-MISTAKES: tuple[Mistake, ...] = tuple(m for m in CATALOGUE if not m.equivalent)
-"""Those that a check must object to."""
-EQUIVALENTS: tuple[Mistake, ...] = tuple(m for m in CATALOGUE if m.equivalent)
-"""Other ways of computing the same, to which no check may object."""
+_MODULES = (
+    alibi_bias,
+    embedding,
+    mlp,
+    equivalents,
+    head,
+    input_validation,
+    key_value_cache,
+    low_precision,
+    low_rank,
+    masks,
+    norms,
+    residual,
+    self_attention,
+    sharding,
+    weights,
+)
+"""The order of the catalogue."""
+CATALOGUE: tuple[Mistake, ...] = tuple(
+    known for module in _MODULES for known in REGISTRY if known.model.__module__ == module.__name__
+)
+"""All known mistakes and equivalents."""
+MISTAKES: tuple[Mistake, ...] = tuple(known for known in CATALOGUE if not known.equivalent)
+"""Mistakes: a check must object to each."""
+EQUIVALENTS: tuple[Mistake, ...] = tuple(known for known in CATALOGUE if known.equivalent)
+"""Other ways of computing the same function: no check may object to one."""
 
 
-def by_name(name: str) -> Mistake:
-    """The one of that name.
+def get_mistake(name: str) -> Mistake:
+    """Return the known mistake or equivalent of that name.
 
     Raises:
-        InvalidInput: when there is none.
+        InvalidInput: there is none.
     """
     for known in CATALOGUE:
         if known.name == name:

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from bloomref import alibi
+from bloomref.conformance.mistakes.low_precision import rounded
 from bloomref.conformance.mistakes.mistake import mistake
-from bloomref.conformance.mistakes.rounding import rounded
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.shapes import Array
 
 
@@ -20,7 +20,7 @@ def power_of_two(heads: int) -> int:
     return 2 ** math.floor(math.log2(heads))
 
 
-class OtherSlopes(Lab):
+class OtherSlopes(InstrumentedModel):
     """A lab with slopes of its own."""
 
     def numbers(self, heads: int) -> list[float]:
@@ -79,25 +79,25 @@ class SlopesFromOne(OtherSlopes):
 @mistake(
     "slopes-reversed", "slopes in the reverse order of the heads", "ALI-1", first="attention.scores", needs="heads"
 )
-class SlopesReversed(Lab):
+class SlopesReversed(InstrumentedModel):
     def slopes(self) -> Array:
         return super().slopes()[::-1]
 
 
 @mistake("one-slope", "the slope of the first head for every head", "ALI-1", first="attention.scores", needs="heads")
-class OneSlope(Lab):
+class OneSlope(InstrumentedModel):
     def slopes(self) -> Array:
         return np.repeat(super().slopes()[:1], self.config.num_heads)
 
 
 @mistake("max-bias-16", "slopes 2^(-16 i/n): another largest bias than 8", "ALI-1", first="attention.scores")
-class MaxBias16(Lab):
+class MaxBias16(InstrumentedModel):
     def slopes(self) -> Array:
         return np.square(super().slopes())
 
 
 @mistake("slopes-by-row", "slopes of the flattened (row, head) axis taken as (head, row)", "ALI-1", "MOD-9", first="attention.scores", needs="rows heads")  # fmt: skip
-class SlopesByRow(Lab):
+class SlopesByRow(InstrumentedModel):
     def bias(self, is_real: Array, start: int) -> Array:
         batch, heads = len(is_real), self.config.num_heads
         chosen = np.arange(batch * heads).reshape(batch, heads) // batch
@@ -106,49 +106,49 @@ class SlopesByRow(Lab):
 
 
 @mistake("alibi-sign", "the bias with the wrong sign: far keys are favoured", "ALI-4", first="attention.scores")
-class AlibiSign(Lab):
+class AlibiSign(InstrumentedModel):
     def bias(self, is_real: Array, start: int) -> Array:
         return -super().bias(is_real, start)
 
 
 @mistake("alibi-twice", "the bias added twice", "ALI-4", first="attention.scores")
-class AlibiTwice(Lab):
+class AlibiTwice(InstrumentedModel):
     def bias(self, is_real: Array, start: int) -> Array:
         return 2.0 * super().bias(is_real, start)
 
 
 @mistake("alibi-before-scaling", "the bias added before the scaling by 1/sqrt(K), and so scaled too", "ATT-4", first="attention.scores")  # fmt: skip
-class AlibiBeforeScaling(Lab):
+class AlibiBeforeScaling(InstrumentedModel):
     def scores(self, query: Array, keys: Array, bias: Array) -> Array:
         return super().scores(query, keys, bias * self.scale())
 
 
 @mistake("alibi-by-layer", "scores and bias divided by the number of the layer, and not multiplied back", "ATT-3", first="layers.1.attention.scores", needs="deep")  # fmt: skip
-class AlibiByLayer(Lab):
+class AlibiByLayer(InstrumentedModel):
     def scores(self, query: Array, keys: Array, bias: Array) -> Array:
         return super().scores(query, keys, bias) / (self.index + 1.0)
 
 
 @mistake("positions-by-cumsum", "positions counted over the real tokens alone: a hole in the mask shifts what follows", "ALI-4", first="attention.scores", needs="mask-hole")  # fmt: skip
-class PositionsByCumsum(Lab):
+class PositionsByCumsum(InstrumentedModel):
     def positions(self, is_real: Array) -> Array:
         return (is_real.cumsum(axis=1) - 1) * is_real
 
 
 @mistake("positions-wrap", "positions in 8 bits: after 127 they start again", "ALI-4", first="attention.scores", needs="long")  # fmt: skip
-class PositionsWrap(Lab):
+class PositionsWrap(InstrumentedModel):
     def positions(self, is_real: Array) -> Array:
         return super().positions(is_real) % 128
 
 
 @mistake("positions-clipped", "positions beyond 127 counted as 127: the bias table was too short", "ALI-4", first="attention.scores", needs="long")  # fmt: skip
-class PositionsClipped(Lab):
+class PositionsClipped(InstrumentedModel):
     def positions(self, is_real: Array) -> Array:
         return np.minimum(super().positions(is_real), 127)
 
 
 @mistake("alibi-in-bfloat16", "the bias, slope times position, rounded to bfloat16", "ALI-5", first="attention.scores", needs="odd-heads long")  # fmt: skip
-class AlibiInBfloat16(Lab):
+class AlibiInBfloat16(InstrumentedModel):
     anchor = 0
 
     def bias(self, is_real: Array, start: int) -> Array:
@@ -156,7 +156,7 @@ class AlibiInBfloat16(Lab):
 
 
 @mistake("alibi-in-float16", "the bias, slope times position, rounded to float16", "ALI-5", first="attention.scores", needs="odd-heads long")  # fmt: skip
-class AlibiInFloat16(Lab):
+class AlibiInFloat16(InstrumentedModel):
     anchor = 0
 
     def bias(self, is_real: Array, start: int) -> Array:
@@ -164,12 +164,12 @@ class AlibiInFloat16(Lab):
 
 
 @mistake("slopes-in-bfloat16", "slopes rounded to bfloat16", "ALI-3", "ALI-5", first="attention.scores", needs="odd-heads")  # fmt: skip
-class SlopesInBfloat16(Lab):
+class SlopesInBfloat16(InstrumentedModel):
     def slopes(self) -> Array:
         return rounded(super().slopes(), "bfloat16")
 
 
 @mistake("positions-in-bfloat16", "positions rounded to bfloat16, which skips integers beyond 256", "ALI-5", first="attention.scores", needs="long")  # fmt: skip
-class PositionsInBfloat16(Lab):
+class PositionsInBfloat16(InstrumentedModel):
     def positions(self, is_real: Array) -> Array:
         return rounded(super().positions(is_real).astype(self.dtype), "bfloat16")

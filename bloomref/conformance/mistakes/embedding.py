@@ -5,18 +5,18 @@ import math
 import numpy as np
 
 from bloomref.conformance.mistakes.mistake import mistake
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.shapes import Array
 
 
 @mistake("no-embedding-norm", "no layer norm after the embedding, as in GPT-2", "EMB-5", first="embedding_norm")
-class NoEmbeddingNorm(Lab):
+class NoEmbeddingNorm(InstrumentedModel):
     def embedding_norm(self, x: Array) -> Array:
         return self.arithmetic.stored(x)
 
 
 @mistake("embedding-norm-twice", "the layer norm of the embedding applied twice", "EMB-5", first="embedding_norm")
-class EmbeddingNormTwice(Lab):
+class EmbeddingNormTwice(InstrumentedModel):
     def embedding_norm(self, x: Array) -> Array:
         return super().embedding_norm(super().embedding_norm(x))
 
@@ -24,13 +24,13 @@ class EmbeddingNormTwice(Lab):
 @mistake(
     "scaled-embedding", "the embedding multiplied by sqrt(D)", "EMB-5", first="word_embedding", needs="eps-sensitive"
 )
-class ScaledEmbedding(Lab):
-    def look_up(self, token_ids: Array) -> Array:
-        return super().look_up(token_ids) * math.sqrt(self.config.hidden_dim)
+class ScaledEmbedding(InstrumentedModel):
+    def embedding_lookup(self, token_ids: Array) -> Array:
+        return super().embedding_lookup(token_ids) * math.sqrt(self.config.hidden_dim)
 
 
 @mistake("position-vectors", "sinusoidal position vectors added to the embedding", "EMB-5", first="embedding_norm")
-class PositionVectors(Lab):
+class PositionVectors(InstrumentedModel):
     def embedding_norm(self, x: Array) -> Array:
         time, width = x.shape[1:]
         column = np.arange(self.start, self.start + time)[:, None]
@@ -41,9 +41,9 @@ class PositionVectors(Lab):
 @mistake(
     "pad-row-zeroed", "the embedding row of the pad token set to zero", "CFG-11", first="word_embedding", needs="pad-id"
 )
-class PadRowZeroed(Lab):
-    def look_up(self, token_ids: Array) -> Array:
-        return np.where((token_ids == self.config.pad_token_id)[..., None], 0.0, super().look_up(token_ids))
+class PadRowZeroed(InstrumentedModel):
+    def embedding_lookup(self, token_ids: Array) -> Array:
+        return np.where((token_ids == self.config.pad_token_id)[..., None], 0.0, super().embedding_lookup(token_ids))
 
 
 @mistake(
@@ -53,12 +53,12 @@ class PadRowZeroed(Lab):
     first="word_embedding",
     needs="last-id",
 )
-class LastIdClipped(Lab):
-    def look_up(self, token_ids: Array) -> Array:
-        return super().look_up(np.minimum(token_ids, max(0, self.config.vocabulary_size - 2)))
+class LastIdClipped(InstrumentedModel):
+    def embedding_lookup(self, token_ids: Array) -> Array:
+        return super().embedding_lookup(np.minimum(token_ids, max(0, self.config.vocabulary_size - 2)))
 
 
 @mistake("ids-off-by-one", "token ids counted from one", "EMB-1", first="word_embedding")
-class IdsOffByOne(Lab):
-    def look_up(self, token_ids: Array) -> Array:
-        return super().look_up((token_ids - 1) % self.config.vocabulary_size)
+class IdsOffByOne(InstrumentedModel):
+    def embedding_lookup(self, token_ids: Array) -> Array:
+        return super().embedding_lookup((token_ids - 1) % self.config.vocabulary_size)

@@ -7,7 +7,7 @@ import numpy as np
 
 from bloomref.conformance.mistakes.mistake import mistake
 from bloomref.conformance.mistakes.mlp import tanh_gelu
-from bloomref.conformance.model.instrumented import GELU_CUBIC, Lab, LabCache
+from bloomref.conformance.model.instrumented import GELU_CUBIC, InstrumentedCache, InstrumentedModel
 from bloomref.params import Params
 from bloomref.reference import lora
 from bloomref.reference.lora import Adapter as Part
@@ -15,27 +15,27 @@ from bloomref.shapes import Array
 
 
 @mistake("anchored-at-start", "ALiBi counted from column 0", "ALI-4", first="attention.scores", equivalent=True)
-class AnchoredAtStart(Lab):
+class AnchoredAtStart(InstrumentedModel):
     anchor = 0
 
 
 @mistake(
     "anchored-at-end", "ALiBi counted from the last key of the call", "ALI-4", first="attention.scores", equivalent=True
 )
-class AnchoredAtEnd(Lab):
+class AnchoredAtEnd(InstrumentedModel):
     def bias(self, is_real: Array, start: int) -> Array:
         self.anchor = is_real.shape[1] - 1
         return super().bias(is_real, start)
 
 
 @mistake("anchored-behind-query", "ALiBi counted from one column behind the query", "ALI-4", first="attention.scores", equivalent=True)  # fmt: skip
-class AnchoredBehindQuery(Lab):
+class AnchoredBehindQuery(InstrumentedModel):
     def bias(self, is_real: Array, start: int) -> Array:
         return super().bias(is_real, start) - self.slopes()[:, None, None]
 
 
 @mistake("anchored-at-first-real", "ALiBi counted from the first real column of each row", "ALI-4", first="attention.scores", equivalent=True)  # fmt: skip
-class AnchoredAtFirstReal(Lab):
+class AnchoredAtFirstReal(InstrumentedModel):
     def bias(self, is_real: Array, start: int) -> Array:
         column = np.arange(is_real.shape[1]) - (is_real.cumsum(axis=1) == 0).sum(axis=1, keepdims=True)
         distance = np.broadcast_to(
@@ -45,32 +45,32 @@ class AnchoredAtFirstReal(Lab):
 
 
 @mistake("symmetric-distance", "ALiBi by the absolute distance, which only hidden keys can tell", "ALI-4", "ATT-5", first="attention.scores", equivalent=True)  # fmt: skip
-class SymmetricDistance(Lab):
+class SymmetricDistance(InstrumentedModel):
     def bias(self, is_real: Array, start: int) -> Array:
         return -np.abs(super().bias(is_real, start))
 
 
 @mistake("cumsum-without-holes", "positions counted over real tokens where the mask has no hole", "ALI-4", first="attention.scores", equivalent=True)  # fmt: skip
-class CumsumWithoutHoles(Lab):
+class CumsumWithoutHoles(InstrumentedModel):
     def positions(self, is_real: Array) -> Array:
         rises = np.diff(is_real, axis=1, prepend=False).sum(axis=1, keepdims=True)
         return np.where(rises <= 2, is_real.cumsum(axis=1) - 1, super().positions(is_real))
 
 
 @mistake("row-constants", "a constant added to each row of scores", "ALI-4", first="attention.scores", equivalent=True)
-class RowConstants(Lab):
+class RowConstants(InstrumentedModel):
     def scores(self, query: Array, keys: Array, bias: Array) -> Array:
         return super().scores(query, keys, bias) + np.arange(query.shape[2], dtype=self.dtype)[:, None] % 3
 
 
 @mistake("scaled-after-product", "query times key scaled after the product", "ATT-3", first="attention.scores", equivalent=True)  # fmt: skip
-class ScaledAfterProduct(Lab):
+class ScaledAfterProduct(InstrumentedModel):
     def scores(self, query: Array, keys: Array, bias: Array) -> Array:
         return self.arithmetic.score(self.arithmetic.matmul(query, keys.swapaxes(-1, -2)) * self.scale() + bias)
 
 
 @mistake("no-maximum", "softmax without subtracting the maximum, where a wide type holds the powers", "ATT-6", first="attention.probabilities", equivalent=True)  # fmt: skip
-class NoMaximum(Lab):
+class NoMaximum(InstrumentedModel):
     def softmax(self, scores: Array, visible: Array) -> Array:
         if np.abs(scores).max(initial=0.0) > 700.0:
             return super().softmax(scores, visible)
@@ -81,7 +81,7 @@ class NoMaximum(Lab):
 
 
 @mistake("softmax-in-parts", "softmax over blocks of keys, put together afterwards", "ATT-6", first="attention.probabilities", equivalent=True)  # fmt: skip
-class SoftmaxInParts(Lab):
+class SoftmaxInParts(InstrumentedModel):
     def softmax(self, scores: Array, visible: Array) -> Array:
         hidden, middle = self.hide(scores, visible), scores.shape[-1] // 2
         parts = [hidden[..., :middle], hidden[..., middle:]]
@@ -95,48 +95,48 @@ class SoftmaxInParts(Lab):
 
 
 @mistake("lowest-number-for-hidden", "hidden scores set to the lowest number instead of minus infinity", "ATT-6", "ATT-8", first="attention.probabilities", equivalent=True)  # fmt: skip
-class LowestNumberForHidden(Lab):
+class LowestNumberForHidden(InstrumentedModel):
     def hide(self, scores: Array, visible: Array) -> Array:
         return np.where(visible, scores, np.finfo(self.dtype).min)
 
 
 @mistake("uniform-on-padding", "padded queries attend uniformly to all keys", "ATT-8", first="attention.probabilities", equivalent=True)  # fmt: skip
-class UniformOnPadding(Lab):
+class UniformOnPadding(InstrumentedModel):
     def softmax(self, scores: Array, visible: Array) -> Array:
         nothing = ~visible.any(axis=-1, keepdims=True)
         return np.where(nothing, 1.0 / max(scores.shape[-1], 1), super().softmax(scores, visible)).astype(self.dtype)
 
 
 @mistake("padding-sees-past", "padded queries see the real keys before them", "ATT-8", first="attention.probabilities", equivalent=True)  # fmt: skip
-class PaddingSeesPast(Lab):
+class PaddingSeesPast(InstrumentedModel):
     def visible(self, is_real: Array, start: int) -> Array:
         key = np.arange(is_real.shape[1])
         return (self.causal(key, key[start:, None]) & is_real[:, None, :])[:, None]
 
 
 @mistake("gelu-sqrt-2-over-pi", "sqrt(2/pi) for the literal 0.79788456, the same float32 number", "MLP-2", "NUM-2", first="mlp.gelu", equivalent=True)  # fmt: skip
-class GeluSqrtTwoOverPi(Lab):
+class GeluSqrtTwoOverPi(InstrumentedModel):
     def gelu(self, x: Array) -> Array:
         return tanh_gelu(x, constant=math.sqrt(2.0 / math.pi))
 
 
 @mistake("gelu-by-sigmoid", "the tanh form of GELU written with a sigmoid", "MLP-2", first="mlp.gelu", equivalent=True)
-class GeluBySigmoid(Lab):
+class GeluBySigmoid(InstrumentedModel):
     def gelu(self, x: Array) -> Array:
         twice = 2.0 * 0.79788456 * x * (1.0 + GELU_CUBIC * x * x)
         return x / (1.0 + np.exp(-np.clip(twice, -80.0, 80.0)))
 
 
 @mistake("norm-by-reciprocal", "layer norm multiplied by the reciprocal of the deviation", "EMB-3", first="embedding_norm", equivalent=True)  # fmt: skip
-class NormByReciprocal(Lab):
+class NormByReciprocal(InstrumentedModel):
     def layer_norm(self, x: Array, weight: Array, bias: Array) -> Array:
         centred = self.centred(x)
         return self.arithmetic.stored(centred * ((1.0 / self.deviation(self.variance(centred))) * weight) + bias)
 
 
 @mistake("cache-of-copies", "the cache as a list of pieces, joined at each call", "KVC-7", first="attention.scores", equivalent=True)  # fmt: skip
-class CacheOfCopies(Lab):
-    def remember(self, cache: LabCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
+class CacheOfCopies(InstrumentedModel):
+    def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
         if start == 0:
             cache.keys, cache.values = key.copy(), value.copy()
         else:
@@ -146,20 +146,20 @@ class CacheOfCopies(Lab):
 
 
 @mistake("lora-merged", "an adapter merged into the weights", "LRA-6", "LRA-8", first="attention.query", needs="lora", equivalent=True)  # fmt: skip
-class LoraMerged(Lab):
+class LoraMerged(InstrumentedModel):
     def adapted(self, params: Params) -> Params:
         return lora.merged(super().adapted(params))
 
 
 @mistake("lora-product-first", "the product of an adapter's factors made before it meets its input", "LRA-1", first="attention.query", needs="lora", equivalent=True)  # fmt: skip
-class LoraProductFirst(Lab):
+class LoraProductFirst(InstrumentedModel):
     def delta(self, part: Part, x: Array) -> Array:
         weight = part.delta_weight()
         return weight[x] if isinstance(part, lora.EmbeddingAdapter) else x @ weight.reshape(-1, x.shape[-1]).T
 
 
 @mistake("lora-scale-in-b", "an adapter's scale multiplied into B beforehand", "LRA-1", first="attention.query", needs="lora", equivalent=True)  # fmt: skip
-class LoraScaleInB(Lab):
+class LoraScaleInB(InstrumentedModel):
     def part(self, key: str, part: Part) -> Part:
         part = super().part(key, part)
         return replace(part, b=part.b * self.dtype.type(part.scale), scale=1.0)

@@ -4,47 +4,57 @@ from typing import Any
 
 import numpy as np
 
-from bloomref.conformance.mistakes.mistake import FRONT_DOOR, mistake
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.mistakes.mistake import NO_INTERMEDIATE, mistake
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.shapes import Array
 
 
-@mistake("negative-id-wraps", "a negative token id counted from the end of the vocabulary", "EMB-2", first=FRONT_DOOR, needs="front-door")  # fmt: skip
-class NegativeIdWraps(Lab):
+@mistake("negative-id-wraps", "a negative token id counted from the end of the vocabulary", "EMB-2", first=NO_INTERMEDIATE, needs="invalid-input")  # fmt: skip
+class NegativeIdWraps(InstrumentedModel):
     def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
         ids = np.asarray(token_ids)
         return super().accept(np.where(ids < 0, ids + self.config.vocabulary_size, ids), padding_mask)
 
 
-@mistake("large-id-clipped", "a token id beyond the vocabulary read as the last", "EMB-2", first=FRONT_DOOR, needs="front-door")  # fmt: skip
-class LargeIdClipped(Lab):
+@mistake("large-id-clipped", "a token id beyond the vocabulary read as the last", "EMB-2", first=NO_INTERMEDIATE, needs="invalid-input")  # fmt: skip
+class LargeIdClipped(InstrumentedModel):
     def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
         return super().accept(np.minimum(np.asarray(token_ids), self.config.vocabulary_size - 1), padding_mask)
 
 
-@mistake("id-in-32-bits", "token ids cut to 32 bits", "EMB-2", first=FRONT_DOOR, needs="front-door")
-class IdIn32Bits(Lab):
+@mistake("id-in-32-bits", "token ids cut to 32 bits", "EMB-2", first=NO_INTERMEDIATE, needs="invalid-input")
+class IdIn32Bits(InstrumentedModel):
     def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
         ids = np.asarray(token_ids)
         return super().accept(ids.astype(np.int32) if ids.dtype.kind == "i" else ids, padding_mask)
 
 
-@mistake("float-ids-truncated", "token ids that are no integers cut off", "EMB-2", first=FRONT_DOOR, needs="front-door")
-class FloatIdsTruncated(Lab):
+@mistake(
+    "float-ids-truncated",
+    "token ids that are no integers cut off",
+    "EMB-2",
+    first=NO_INTERMEDIATE,
+    needs="invalid-input",
+)
+class FloatIdsTruncated(InstrumentedModel):
     def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
         return super().accept(np.asarray(token_ids).astype(np.int64), padding_mask)
 
 
 @mistake(
-    "mask-above-one", "mask values other than 0 and 1 taken as real", "ATT-11", first=FRONT_DOOR, needs="front-door"
+    "mask-above-one",
+    "mask values other than 0 and 1 taken as real",
+    "ATT-11",
+    first=NO_INTERMEDIATE,
+    needs="invalid-input",
 )
-class MaskAboveOne(Lab):
+class MaskAboveOne(InstrumentedModel):
     def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
         return super().accept(token_ids, None if padding_mask is None else np.asarray(padding_mask) != 0)
 
 
-@mistake("mask-broadcast", "a mask of another shape stretched to that of the ids", "ATT-11", first=FRONT_DOOR, needs="front-door")  # fmt: skip
-class MaskBroadcast(Lab):
+@mistake("mask-broadcast", "a mask of another shape stretched to that of the ids", "ATT-11", first=NO_INTERMEDIATE, needs="invalid-input")  # fmt: skip
+class MaskBroadcast(InstrumentedModel):
     def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
         if padding_mask is None:
             return super().accept(token_ids)

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from bloomref.conformance.mistakes.low_precision import rounded
 from bloomref.conformance.mistakes.mistake import mistake
-from bloomref.conformance.mistakes.rounding import rounded
-from bloomref.conformance.model.instrumented import Lab, LabCache
+from bloomref.conformance.model.instrumented import InstrumentedCache, InstrumentedModel
 from bloomref.params import LayerParams
 from bloomref.shapes import Array
 
@@ -12,20 +12,20 @@ from bloomref.shapes import Array
 @mistake(
     "cache-slot-late", "keys and values written one slot too late", "KVC-1", first="attention.context", needs="pieces"
 )
-class CacheSlotLate(Lab):
-    def remember(self, cache: LabCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
+class CacheSlotLate(InstrumentedModel):
+    def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
         if start:
             cache.keys[:, :, start + 1 : start + 1 + key.shape[2]] = key[:, :, : cache.keys.shape[2] - start - 1]
             cache.values[:, :, start + 1 : start + 1 + key.shape[2]] = value[:, :, : cache.keys.shape[2] - start - 1]
             stop = start + key.shape[2]
             return cache.keys[:, :, :stop], cache.values[:, :, :stop]
-        return super().remember(cache, start, key, value)
+        return super().update_cache(cache, start, key, value)
 
 
 @mistake("value-slot-early", "values, not keys, written one slot too early", "KVC-1", first="attention.context", needs="pieces")  # fmt: skip
-class ValueSlotEarly(Lab):
-    def remember(self, cache: LabCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
-        keys, values = super().remember(cache, start, key, value)
+class ValueSlotEarly(InstrumentedModel):
+    def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
+        keys, values = super().update_cache(cache, start, key, value)
         if start:
             stop = start + key.shape[2]
             cache.values[:, :, start - 1 : stop - 1] = value
@@ -34,9 +34,9 @@ class ValueSlotEarly(Lab):
 
 
 @mistake("cache-overwritten", "each call writes its keys and values at the front of the cache", "KVC-1", first="attention.context", needs="pieces")  # fmt: skip
-class CacheOverwritten(Lab):
-    def remember(self, cache: LabCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
-        keys, values = super().remember(cache, start, key, value)
+class CacheOverwritten(InstrumentedModel):
+    def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
+        keys, values = super().update_cache(cache, start, key, value)
         if start:
             count = min(start, key.shape[2])
             cache.keys[:, :, :count], cache.values[:, :, :count] = key[:, :, :count], value[:, :, :count]
@@ -44,50 +44,50 @@ class CacheOverwritten(Lab):
 
 
 @mistake("earlier-keys-unseen", "a call sees its own keys only", "KVC-2", first="attention.context", needs="pieces")
-class EarlierKeysUnseen(Lab):
+class EarlierKeysUnseen(InstrumentedModel):
     def visible(self, is_real: Array, start: int) -> Array:
         return super().visible(is_real, start) & (np.arange(is_real.shape[1]) >= start)
 
 
 @mistake("first-column-forgotten", "the first column falls out of the cache at the next call", "KVC-2", first="attention.context", needs="pieces")  # fmt: skip
-class FirstColumnForgotten(Lab):
+class FirstColumnForgotten(InstrumentedModel):
     def visible(self, is_real: Array, start: int) -> Array:
         return super().visible(is_real, start) & (np.arange(is_real.shape[1]) >= (start > 0))
 
 
 @mistake("prefix-mask-forgotten", "the mask of the columns before a call forgotten: their padding is seen", "KVC-3", first="attention.context", needs="pieces padding")  # fmt: skip
-class PrefixMaskForgotten(Lab):
+class PrefixMaskForgotten(InstrumentedModel):
     def key_is_real(self, is_real: Array, start: int) -> Array:
         return is_real | (np.arange(is_real.shape[1]) < start)
 
 
 @mistake("causal-offset-forgotten", "the causal mask of a later call built as if it began at column 0", "KVC-2", "ATT-5", first="attention.context", needs="pieces")  # fmt: skip
-class CausalOffsetForgotten(Lab):
+class CausalOffsetForgotten(InstrumentedModel):
     def causal(self, key: Array, query: Array) -> Array:
         return key <= query - self.start
 
 
 @mistake("causal-forgotten-later", "no causal mask in calls after the first", "KVC-7", "ATT-5", first="attention.context", needs="pieces")  # fmt: skip
-class CausalForgottenLater(Lab):
+class CausalForgottenLater(InstrumentedModel):
     def causal(self, key: Array, query: Array) -> Array:
         return super().causal(key, query) | (self.start > 0)
 
 
 @mistake("alibi-restarted", "ALiBi counts the columns of each call from 0 again", "ALI-4", "KVC-7", first="attention.context", needs="pieces")  # fmt: skip
-class AlibiRestarted(Lab):
+class AlibiRestarted(InstrumentedModel):
     def positions(self, is_real: Array) -> Array:
         column = np.arange(is_real.shape[1])
         return np.where(column < self.start, column, column - self.start)[None]
 
 
 @mistake("alibi-lost-later", "no ALiBi bias in calls after the first", "ALI-4", "KVC-7", first="attention.context", needs="pieces")  # fmt: skip
-class AlibiLostLater(Lab):
+class AlibiLostLater(InstrumentedModel):
     def bias(self, is_real: Array, start: int) -> Array:
         return super().bias(is_real, start) * (start == 0)
 
 
 @mistake("alibi-table-short", "the ALiBi table made for the first call, and its last entry used beyond", "ALI-4", first="attention.context", needs="pieces")  # fmt: skip
-class AlibiTableShort(Lab):
+class AlibiTableShort(InstrumentedModel):
     length: int | None = None
 
     def positions(self, is_real: Array) -> Array:
@@ -97,37 +97,37 @@ class AlibiTableShort(Lab):
 
 
 @mistake("embedding-norm-lost-later", "no layer norm after the embedding in calls after the first", "EMB-5", "KVC-7", first="embedding_norm", needs="pieces")  # fmt: skip
-class EmbeddingNormLostLater(Lab):
+class EmbeddingNormLostLater(InstrumentedModel):
     def embedding_norm(self, x: Array) -> Array:
         return x if self.start else super().embedding_norm(x)
 
 
 @mistake("cache-rows-exchanged", "the rows of the cache in another order than those of the batch", "MOD-9", "KVC-7", first="attention.context", needs="pieces rows")  # fmt: skip
-class CacheRowsExchanged(Lab):
-    def remember(self, cache: LabCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
+class CacheRowsExchanged(InstrumentedModel):
+    def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
         if start:
             cache.keys[:, :, :start] = cache.keys[::-1, :, :start].copy()
             cache.values[:, :, :start] = cache.values[::-1, :, :start].copy()
-        return super().remember(cache, start, key, value)
+        return super().update_cache(cache, start, key, value)
 
 
 @mistake("one-cache-for-all-layers", "every layer uses the cache of the first", "KVC-8", first="layers.0.attention.context", needs="pieces deep")  # fmt: skip
-class OneCacheForAllLayers(Lab):
-    def piece(self, caches: list[LabCache], *arguments: object) -> dict[str, Array]:
-        return super().piece(caches[:1] * len(caches), *arguments)  # type: ignore[arg-type]
+class OneCacheForAllLayers(InstrumentedModel):
+    def chunk(self, caches: list[InstrumentedCache], *arguments: object) -> dict[str, Array]:
+        return super().chunk(caches[:1] * len(caches), *arguments)  # type: ignore[arg-type]
 
 
 @mistake("keys-unbiased-later", "the QKV bias missing in calls after the first", "ATT-2", "KVC-7", first="attention.context", needs="pieces")  # fmt: skip
-class KeysUnbiasedLater(Lab):
+class KeysUnbiasedLater(InstrumentedModel):
     def qkv(self, layer: LayerParams, x: Array) -> Array:
         bias = layer.qkv_bias.reshape(-1) * (self.start == 0)
         return self.linear(x, layer.qkv_weight.reshape(-1, self.config.hidden_dim), bias)
 
 
 @mistake("unwritten-seen", "a slot behind the last column is seen, though nothing was written there", "KVC-2", "KVC-6", first="attention.context", needs="pieces")  # fmt: skip
-class UnwrittenSeen(Lab):
-    def remember(self, cache: LabCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
-        keys, values = super().remember(cache, start, key, value)
+class UnwrittenSeen(InstrumentedModel):
+    def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
+        keys, values = super().update_cache(cache, start, key, value)
         slot = np.zeros_like(key[:, :, :1])
         return (np.concatenate([keys, slot], 2), np.concatenate([values, slot], 2)) if start else (keys, values)
 
@@ -141,6 +141,6 @@ class UnwrittenSeen(Lab):
 
 
 @mistake("cache-in-bfloat16", "keys and values of a float32 model kept in bfloat16", "NUM-2", first="attention.scores")
-class CacheInBfloat16(Lab):
-    def remember(self, cache: LabCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
-        return super().remember(cache, start, rounded(key, "bfloat16"), rounded(value, "bfloat16"))
+class CacheInBfloat16(InstrumentedModel):
+    def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
+        return super().update_cache(cache, start, rounded(key, "bfloat16"), rounded(value, "bfloat16"))

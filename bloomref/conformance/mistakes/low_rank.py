@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from bloomref.conformance.mistakes.low_precision import rounded
 from bloomref.conformance.mistakes.mistake import mistake
-from bloomref.conformance.mistakes.rounding import rounded
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.dtypes import floating_dtype
 from bloomref.formats.peft_config import LoraConfig
 from bloomref.lora.adapter import Adapter, Parts, rank
@@ -18,7 +18,7 @@ from bloomref.shapes import Array
 # --- scale -----------------------------------------------------------------------------------------------------------
 
 
-class Rescaled(Lab):
+class Rescaled(InstrumentedModel):
     """PEFT's adapters with another scale; KerasHub's have none."""
 
     def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
@@ -88,20 +88,20 @@ class LoraRankPatternIgnored(Rescaled):
 
 
 @mistake("lora-a-transposed", "the numbers of A read as (N, R) instead of (R, N)", "LRA-1", first="attention.query", needs="lora")  # fmt: skip
-class LoraATransposed(Lab):
+class LoraATransposed(InstrumentedModel):
     def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
         part = super().part(key, part)
         return part if isinstance(part, lora.HeadAdapter) else replace(part, a=part.a.reshape(part.a.T.shape).T)
 
 
 @mistake("lora-b-transposed", "the numbers of B read as (R, M) instead of (M, R)", "LRA-1", first="attention.query", needs="lora")  # fmt: skip
-class LoraBTransposed(Lab):
+class LoraBTransposed(InstrumentedModel):
     def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
         part = super().part(key, part)
         return part if isinstance(part, lora.HeadAdapter) else replace(part, b=part.b.reshape(part.b.T.shape).T)
 
 
-class RowsOfB(Lab):
+class RowsOfB(InstrumentedModel):
     """Other rows of the B of the fused projection."""
 
     def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
@@ -128,7 +128,7 @@ class LoraNotOnKey(RowsOfB):
         return kept
 
 
-class Heads(Lab):
+class Heads(InstrumentedModel):
     """KerasHub's factors of each head, changed."""
 
     def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
@@ -162,7 +162,7 @@ class LoraHeadsBehindRank(Heads):
 
 
 @mistake("lora-before-norm", "an adapter of QKV that reads the hidden state before the layer norm", "LRA-1", first="attention.query", needs="lora")  # fmt: skip
-class LoraBeforeNorm(Lab):
+class LoraBeforeNorm(InstrumentedModel):
     def attention_norm(self, layer: LayerParams, x: Array) -> Array:
         self.before = x
         return super().attention_norm(layer, x)
@@ -172,7 +172,7 @@ class LoraBeforeNorm(Lab):
 
 
 @mistake("lora-before-gelu", "an adapter of dense_4h_to_h that reads what enters GELU", "LRA-1", first="mlp.output", needs="lora")  # fmt: skip
-class LoraBeforeGelu(Lab):
+class LoraBeforeGelu(InstrumentedModel):
     def gelu(self, x: Array) -> Array:
         self.before = x
         return super().gelu(x)
@@ -182,7 +182,7 @@ class LoraBeforeGelu(Lab):
 
 
 @mistake("lora-bias-dropped", "an adapted layer without its bias", "LRA-1", first="attention.query", needs="lora")
-class LoraBiasDropped(Lab):
+class LoraBiasDropped(InstrumentedModel):
     def adapt(self, owner: LayerParams | Params, attribute: str, x: Array, y: Array) -> Array:
         if attribute in owner.adapters and isinstance(owner, LayerParams):
             y = y - getattr(owner, attribute.replace("weight", "bias")).reshape(-1)
@@ -190,26 +190,26 @@ class LoraBiasDropped(Lab):
 
 
 @mistake("lora-first-layer-only", "an adapter of the first layer alone", "LRA-12", first="layers.1.attention.query", needs="lora deep")  # fmt: skip
-class LoraFirstLayerOnly(Lab):
+class LoraFirstLayerOnly(InstrumentedModel):
     def parts(self, adapter: Adapter) -> Parts:
         return {key: found for key, found in super().parts(adapter).items() if key.startswith(("h.0.", "word"))}
 
 
 @mistake("lora-embedding-ignored", "an adapter of the embedding not looked at", "LRA-4", first="word_embedding", needs="lora lora-embedding")  # fmt: skip
-class LoraEmbeddingIgnored(Lab):
+class LoraEmbeddingIgnored(InstrumentedModel):
     def parts(self, adapter: Adapter) -> Parts:
         return {key: found for key, found in super().parts(adapter).items() if not key.startswith("word")}
 
 
 @mistake("lora-embedding-behind-norm", "an adapter of the embedding added behind the embedding's norm", "LRA-1", first="word_embedding", needs="lora lora-embedding")  # fmt: skip
-class LoraEmbeddingBehindNorm(Lab):
+class LoraEmbeddingBehindNorm(InstrumentedModel):
     def embed(self, token_ids: Array) -> Array:
-        x = self.embedding_norm(self.note("word_embedding", self.look_up(token_ids)))
-        return self.note("embedding_norm", self.adapt(self.params, "word_embedding", token_ids, x))
+        x = self.embedding_norm(self.record("word_embedding", self.embedding_lookup(token_ids)))
+        return self.record("embedding_norm", self.adapt(self.params, "word_embedding", token_ids, x))
 
 
 @mistake("lora-embedding-in-head", "an adapter of the embedding that a tied head has, too", "LRA-4", first="logits", needs="lora lora-embedding")  # fmt: skip
-class LoraEmbeddingInHead(Lab):
+class LoraEmbeddingInHead(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         logits = super().head(hidden)
         tied = self.params.adapters.get("word_embedding", ()) if self.params.lm_head is None else ()
@@ -217,7 +217,7 @@ class LoraEmbeddingInHead(Lab):
 
 
 @mistake("lora-dropped-out", "dropout of an adapter outside training", "LRA-9", first="attention.query", needs="lora")
-class LoraDroppedOut(Lab):
+class LoraDroppedOut(InstrumentedModel):
     def narrow(self, part: lora.Adapter, x: Array) -> Array:
         if part.dropout:
             x = x * (np.random.default_rng(0).random(x.shape) >= part.dropout) / (1.0 - part.dropout)
@@ -225,7 +225,7 @@ class LoraDroppedOut(Lab):
 
 
 @mistake("lora-forgotten-over-cache", "the adapter added in the first call over a cache alone", "LRA-16", first="attention.context", needs="lora pieces")  # fmt: skip
-class LoraForgottenOverCache(Lab):
+class LoraForgottenOverCache(InstrumentedModel):
     def adapt(self, owner: LayerParams | Params, attribute: str, x: Array, y: Array) -> Array:
         return y if self.start else super().adapt(owner, attribute, x, y)
 
@@ -234,18 +234,18 @@ class LoraForgottenOverCache(Lab):
 
 
 @mistake("lora-merged-in-bfloat16", "an adapter of a float32 model merged into bfloat16 weights", "LRA-6", first="attention.query", needs="lora")  # fmt: skip
-class LoraMergedInBfloat16(Lab):
+class LoraMergedInBfloat16(InstrumentedModel):
     def adapted(self, params: Params) -> Params:
         return lora.merged(super().adapted(params), floating_dtype("bfloat16")).astype(self.dtype)
 
 
 @mistake("lora-merged-and-added", "an adapter merged into the weights and added as well", "LRA-6", first="attention.query", needs="lora")  # fmt: skip
-class LoraMergedAndAdded(Lab):
+class LoraMergedAndAdded(InstrumentedModel):
     def delta(self, part: lora.Adapter, x: Array) -> Array:
         return 2.0 * super().delta(part, x)
 
 
 @mistake("lora-in-bfloat16", "an adapter's inner product kept in bfloat16", "LRA-2", first="attention.query", needs="lora")  # fmt: skip
-class LoraInBfloat16(Lab):
+class LoraInBfloat16(InstrumentedModel):
     def narrow(self, part: lora.Adapter, x: Array) -> Array:
         return rounded(super().narrow(part, x), "bfloat16")

@@ -1,9 +1,9 @@
-"""What a known mistake is, and how one is planted."""
+"""A known mistake as data, and the decorator that adds one to the catalogue."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.tags import FLAGS
 
 OTHER_NEEDS = {
@@ -17,63 +17,66 @@ OTHER_NEEDS = {
     "rslora": "an adapter that is scaled by the root of its rank",
     "lora-embedding": "an adapter of the embedding",
     "lora-heads": "an adapter in KerasHub's form",
-    "front-door": "inputs that have to be refused",
+    "invalid-input": "input that must be refused",
 }
-"""What an input must have to show a mistake, beside the flags of `conformance.flags`."""
-FRONT_DOOR = "none"
-"""In place of the first intermediate: the mistake is in what is accepted, and changes no result."""
+"""Conditions that an input must meet to show a mistake, in addition to the tags of `conformance.tags`."""
+NO_INTERMEDIATE = "none"
+"""Value of `Mistake.first` for a mistake in input validation: it changes no intermediate of a valid input."""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """One way in which implementations of BLOOM have been wrong, or could be; or one in which they may differ.
+    """A mutant of BLOOM: a mistake that implementations make, or an equivalent that is right.
 
     Args:
-        name: short, in kebab case.
-        sentence: what was done instead of what is right, to stand behind "matches: ".
-        clauses: what it breaks; of an equivalent, what allows it.
-        first: the first intermediate that it changes, by its name (clause MOD-8).
-        lab: the model that makes it.
-        needs: what an input must have to show it, names of `FLAGS` or `OTHER_NEEDS`.
-        equivalent: it is right: no check may object.
+        name: in kebab case; it never changes.
+        sentence: what the implementation does wrong, without a full stop; reports print it after "matches: ".
+        clauses: the clauses that it breaks; for an equivalent, the clauses that allow it.
+        first: name of the first intermediate that it changes (MOD-8), or `NO_INTERMEDIATE`.
+        model: the instrumented model that makes the mistake.
+        needs: names of `FLAGS` or `OTHER_NEEDS` that an input must meet to show it.
+        equivalent: True if the model is right, so that no check may object.
     """
 
     name: str
     sentence: str
     clauses: tuple[str, ...]
     first: str
-    lab: type[Lab]
+    model: type[InstrumentedModel]
     needs: frozenset[str] = frozenset()
     equivalent: bool = False
 
     @property
     def is_of_adapters(self) -> bool:
-        """Whether it is none, to the last bit, in a model without an adapter."""
+        """True if a model without an adapter is unchanged, bit for bit."""
         return "lora" in self.needs
 
 
-PLANTED: list[Mistake] = []
-"""In the order in which the modules of this package define them."""
+REGISTRY: list[Mistake] = []
+"""Every mistake that the decorator `mistake` has seen, in the order of import."""
 
 
 def mistake(
     name: str, sentence: str, *clauses: str, first: str, needs: str = "", equivalent: bool = False
-) -> Callable[[type[Lab]], type[Lab]]:
-    """Decorates the lab that makes the mistake.
+) -> Callable[[type[InstrumentedModel]], type[InstrumentedModel]]:
+    """Class decorator: register an instrumented model as a known mistake.
 
     Args:
-        first: without "layers.0." in front where it is the one of the first layer.
-        needs: names with spaces between.
+        name: see `Mistake`, as for `sentence`, `clauses` and `equivalent`.
+        first: as `Mistake.first`; "layers.0." may be left out.
+        needs: as `Mistake.needs`, separated by spaces.
+
+    Raises:
+        ValueError: a name in `needs` is unknown.
     """
-    asked = frozenset(needs.split())
-    unknown = asked - FLAGS.keys() - OTHER_NEEDS.keys()
+    conditions = frozenset(needs.split())
+    unknown = conditions - FLAGS.keys() - OTHER_NEEDS.keys()
     if unknown:
         raise ValueError(f"needs: expected names of FLAGS or OTHER_NEEDS, got {sorted(unknown)}")
-    in_layer = first.startswith(("attention", "mlp"))
+    intermediate = f"layers.0.{first}" if first.startswith(("attention", "mlp")) else first
 
-    def plant(lab: type[Lab]) -> type[Lab]:
-        where = f"layers.0.{first}" if in_layer else first
-        PLANTED.append(Mistake(name, sentence, clauses, where, lab, asked, equivalent))
-        return lab
+    def register(model: type[InstrumentedModel]) -> type[InstrumentedModel]:
+        REGISTRY.append(Mistake(name, sentence, clauses, intermediate, model, conditions, equivalent))
+        return model
 
-    return plant
+    return register

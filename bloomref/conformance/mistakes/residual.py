@@ -3,31 +3,31 @@
 import numpy as np
 
 from bloomref.conformance.mistakes.mistake import mistake
-from bloomref.conformance.model.instrumented import Lab, LabCache
+from bloomref.conformance.model.instrumented import InstrumentedCache, InstrumentedModel
 from bloomref.params import LayerParams
 from bloomref.shapes import Array
 
 
 @mistake("post-norm-ignored", "apply_residual_connection_post_layernorm not looked at", "MOD-3", first="attention_block", needs="post-ln")  # fmt: skip
-class PostNormIgnored(Lab):
+class PostNormIgnored(InstrumentedModel):
     def residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return self.arithmetic.stored(x + output)
 
 
 @mistake("post-norm-in-attention-only", "apply_residual_connection_post_layernorm honoured in the attention block only", "MOD-3", first="mlp_block", needs="post-ln")  # fmt: skip
-class PostNormInAttentionOnly(Lab):
+class PostNormInAttentionOnly(InstrumentedModel):
     def mlp_residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return self.arithmetic.stored(x + output)
 
 
 @mistake("post-norm-in-mlp-only", "apply_residual_connection_post_layernorm honoured in the MLP block only", "MOD-3", first="attention_block", needs="post-ln")  # fmt: skip
-class PostNormInMlpOnly(Lab):
+class PostNormInMlpOnly(InstrumentedModel):
     def attention_residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return self.arithmetic.stored(x + output)
 
 
 @mistake("post-norm-always", "the normalised input added, although the config says the input", "MOD-3", first="attention_block")  # fmt: skip
-class PostNormAlways(Lab):
+class PostNormAlways(InstrumentedModel):
     def residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return self.arithmetic.stored(normed + output)
 
@@ -35,29 +35,31 @@ class PostNormAlways(Lab):
 @mistake(
     "no-attention-residual", "the attention block without its residual", "ATT-10", "MOD-3", first="attention_block"
 )
-class NoAttentionResidual(Lab):
+class NoAttentionResidual(InstrumentedModel):
     def attention_residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return output
 
 
 @mistake("no-mlp-residual", "the MLP block without its residual", "MLP-4", "MOD-3", first="mlp_block")
-class NoMlpResidual(Lab):
+class NoMlpResidual(InstrumentedModel):
     def mlp_residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return output
 
 
 @mistake("parallel-blocks", "the MLP reads the input of the attention block (GPT-J's form) instead of its output", "MOD-2", first="mlp.norm")  # fmt: skip
-class ParallelBlocks(Lab):
-    def block(self, layer: LayerParams, x: Array, cache: LabCache, start: int, visible: Array, bias: Array) -> Array:
-        normed = self.note("attention.norm", self.attention_norm(layer, x))
+class ParallelBlocks(InstrumentedModel):
+    def block(
+        self, layer: LayerParams, x: Array, cache: InstrumentedCache, start: int, visible: Array, bias: Array
+    ) -> Array:
+        normed = self.record("attention.norm", self.attention_norm(layer, x))
         output = self.attention(layer, normed, cache, start, visible, bias)
-        attended = self.note("attention_block", self.attention_residual(x, normed, output))
-        normed = self.note("mlp.norm", self.mlp_norm(layer, x))
-        return self.note("mlp_block", self.mlp_residual(attended, normed, self.mlp(layer, normed)))
+        attended = self.record("attention_block", self.attention_residual(x, normed, output))
+        normed = self.record("mlp.norm", self.mlp_norm(layer, x))
+        return self.record("mlp_block", self.mlp_residual(attended, normed, self.mlp(layer, normed)))
 
 
 @mistake("mlp-residual-from-start", "the MLP's result added to the input of the attention block", "MOD-3", first="mlp_block")  # fmt: skip
-class MlpResidualFromStart(Lab):
+class MlpResidualFromStart(InstrumentedModel):
     def attention_residual(self, x: Array, normed: Array, output: Array) -> Array:
         self.before = normed if self.config.apply_residual_connection_post_layernorm else x
         return super().attention_residual(x, normed, output)
@@ -67,12 +69,12 @@ class MlpResidualFromStart(Lab):
 
 
 @mistake("dropout-scale", "results scaled by 0.9 as if one in ten were dropped, outside training", "MOD-10", first="attention_block")  # fmt: skip
-class DropoutScale(Lab):
+class DropoutScale(InstrumentedModel):
     def residual(self, x: Array, normed: Array, output: Array) -> Array:
         return super().residual(x, normed, output * 0.9)
 
 
 @mistake("residual-clipped", "hidden states clipped to [-1, 1]", "MOD-3", first="attention_block")
-class ResidualClipped(Lab):
+class ResidualClipped(InstrumentedModel):
     def residual(self, x: Array, normed: Array, output: Array) -> Array:
         return np.clip(super().residual(x, normed, output), -1.0, 1.0)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from bloomref.conformance.mistakes.mistake import mistake
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.params import LayerParams
 from bloomref.shapes import Array
 
@@ -13,7 +13,7 @@ Heads = tuple[Array, Array, Array]
 
 
 @mistake("qkv-in-blocks", "QKV split in three blocks instead of per head", "ATT-2", "WGT-3", first="attention.query", needs="heads")  # fmt: skip
-class QkvInBlocks(Lab):
+class QkvInBlocks(InstrumentedModel):
     def split(self, fused: Array) -> Heads:
         batch, time, _ = fused.shape
         blocks = fused.reshape(batch, time, 3, self.config.num_heads, self.config.head_dim)
@@ -21,7 +21,7 @@ class QkvInBlocks(Lab):
 
 
 @mistake("qkv-by-channel", "query, key and value taken channel by channel: rows read as (H, K, 3)", "ATT-2", "WGT-3", first="attention.query")  # fmt: skip
-class QkvByChannel(Lab):
+class QkvByChannel(InstrumentedModel):
     def split(self, fused: Array) -> Heads:
         batch, time, _ = fused.shape
         channels = fused.reshape(batch, time, self.config.num_heads, self.config.head_dim, 3).swapaxes(1, 2)
@@ -29,74 +29,74 @@ class QkvByChannel(Lab):
 
 
 @mistake("query-key-swapped", "query and key exchanged", "ATT-2", first="attention.query")
-class QueryKeySwapped(Lab):
+class QueryKeySwapped(InstrumentedModel):
     def split(self, fused: Array) -> Heads:
         query, key, value = super().split(fused)
         return key, query, value
 
 
 @mistake("key-value-swapped", "key and value exchanged", "ATT-2", first="attention.key")
-class KeyValueSwapped(Lab):
+class KeyValueSwapped(InstrumentedModel):
     def split(self, fused: Array) -> Heads:
         query, key, value = super().split(fused)
         return query, value, key
 
 
 @mistake("value-first", "the rows of a head read as value, query, key", "ATT-2", first="attention.query")
-class ValueFirst(Lab):
+class ValueFirst(InstrumentedModel):
     def split(self, fused: Array) -> Heads:
         query, key, value = super().split(fused)
         return key, value, query
 
 
 @mistake("qkv-bias-in-blocks", "the QKV weight per head, but its bias in three blocks", "ATT-2", "WGT-3", first="attention.query", needs="heads")  # fmt: skip
-class QkvBiasInBlocks(Lab):
+class QkvBiasInBlocks(InstrumentedModel):
     def qkv(self, layer: LayerParams, x: Array) -> Array:
         weight = layer.qkv_weight.reshape(-1, self.config.hidden_dim)
         return self.linear(x, weight, layer.qkv_bias.swapaxes(0, 1).reshape(-1))
 
 
 @mistake("qkv-bias-dropped", "QKV without its bias", "ATT-2", first="attention.query")
-class QkvBiasDropped(Lab):
+class QkvBiasDropped(InstrumentedModel):
     def qkv(self, layer: LayerParams, x: Array) -> Array:
         weight = layer.qkv_weight.reshape(-1, self.config.hidden_dim)
         return self.linear(x, weight, np.zeros(len(weight), self.dtype))
 
 
 @mistake("one-key-head", "every head attends with the keys and values of the first (multi-query attention)", "ATT-2", first="attention.key", needs="heads")  # fmt: skip
-class OneKeyHead(Lab):
+class OneKeyHead(InstrumentedModel):
     def split(self, fused: Array) -> Heads:
         query, key, value = super().split(fused)
         return query, np.broadcast_to(key[:, :1], key.shape), np.broadcast_to(value[:, :1], value.shape)
 
 
 @mistake("scale-by-width", "scores scaled by 1/sqrt(D) instead of 1/sqrt(K)", "ATT-3", first="attention.scores", needs="heads")  # fmt: skip
-class ScaleByWidth(Lab):
+class ScaleByWidth(InstrumentedModel):
     def scale(self) -> float:
         return 1.0 / math.sqrt(self.config.hidden_dim)
 
 
 @mistake("no-scale", "scores not scaled", "ATT-3", first="attention.scores")
-class NoScale(Lab):
+class NoScale(InstrumentedModel):
     def scale(self) -> float:
         return 1.0
 
 
 @mistake("scale-without-root", "scores scaled by 1/K instead of 1/sqrt(K)", "ATT-3", first="attention.scores")
-class ScaleWithoutRoot(Lab):
+class ScaleWithoutRoot(InstrumentedModel):
     def scale(self) -> float:
         return 1.0 / self.config.head_dim
 
 
 @mistake("heads-not-transposed", "heads joined without bringing their axis back behind time", "ATT-9", first="attention.context", needs="heads")  # fmt: skip
-class HeadsNotTransposed(Lab):
+class HeadsNotTransposed(InstrumentedModel):
     def merge(self, context: Array) -> Array:
         batch, _, time, _ = context.shape
         return context.reshape(batch, time, self.config.hidden_dim)
 
 
 @mistake("heads-interleaved", "heads joined channel by channel: index k H + h instead of h K + k", "ATT-9", first="attention.context", needs="heads")  # fmt: skip
-class HeadsInterleaved(Lab):
+class HeadsInterleaved(InstrumentedModel):
     def merge(self, context: Array) -> Array:
         batch, _, time, _ = context.shape
         return context.transpose(0, 2, 3, 1).reshape(batch, time, self.config.hidden_dim)
@@ -105,7 +105,7 @@ class HeadsInterleaved(Lab):
 @mistake(
     "attention-bias-dropped", "the output projection of attention without its bias", "ATT-9", first="attention.output"
 )
-class AttentionBiasDropped(Lab):
+class AttentionBiasDropped(InstrumentedModel):
     def attention_output(self, layer: LayerParams, context: Array) -> Array:
         weight = layer.attn_out_weight.reshape(self.config.hidden_dim, -1)
         return self.linear(context, weight, np.zeros_like(layer.attn_out_bias))

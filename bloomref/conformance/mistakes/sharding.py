@@ -4,12 +4,12 @@ import numpy as np
 
 from bloomref import alibi
 from bloomref.conformance.mistakes.mistake import mistake
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.params import LayerParams
 from bloomref.shapes import Array
 
 
-class TwoRanks(Lab):
+class TwoRanks(InstrumentedModel):
     """A lab that knows how many ranks it stands for."""
 
     @property
@@ -64,7 +64,7 @@ class SumOverRanksForgotten(TwoRanks):
 @mistake(
     "head-of-one-rank", "the logits of the second half of the vocabulary those of the first", "MOD-5", first="logits"
 )
-class HeadOfOneRank(Lab):
+class HeadOfOneRank(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         logits = super().head(hidden)
         half = logits.shape[-1] // 2

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from bloomref.conformance.mistakes.mistake import mistake
-from bloomref.conformance.model.instrumented import Lab, LabCache
+from bloomref.conformance.model.instrumented import InstrumentedCache, InstrumentedModel
 from bloomref.params import LayerParams, Params
 from bloomref.shapes import Array
 
@@ -16,7 +16,7 @@ def in_every_layer(params: Params, change: Callable[[LayerParams], LayerParams])
 
 
 @mistake("attention-output-transposed", "the output projection of attention read transposed", "WGT-9", first="attention.output")  # fmt: skip
-class AttentionOutputTransposed(Lab):
+class AttentionOutputTransposed(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
             weight = layer.attn_out_weight
@@ -27,7 +27,7 @@ class AttentionOutputTransposed(Lab):
 
 
 @mistake("qkv-transposed", "the matrices of query, key and value each read transposed, as if D by H K", "WGT-9", first="attention.query")  # fmt: skip
-class QkvTransposed(Lab):
+class QkvTransposed(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
             heads, _, channels, width = layer.qkv_weight.shape
@@ -38,7 +38,7 @@ class QkvTransposed(Lab):
 
 
 @mistake("qkv-heads-reversed", "the heads of QKV in another order than those of the output projection", "WGT-3", first="attention.query", needs="heads")  # fmt: skip
-class QkvHeadsReversed(Lab):
+class QkvHeadsReversed(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
             return replace(layer, qkv_weight=layer.qkv_weight[::-1], qkv_bias=layer.qkv_bias[::-1])
@@ -47,7 +47,7 @@ class QkvHeadsReversed(Lab):
 
 
 @mistake("qkv-scaled-whole", "a rescaling of the values, undone in the output projection, applied to query and key as well", "ATT-2", first="attention.query")  # fmt: skip
-class QkvScaledWhole(Lab):
+class QkvScaledWhole(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
             return replace(
@@ -61,7 +61,7 @@ class QkvScaledWhole(Lab):
 
 
 @mistake("norms-exchanged", "the layer norms of attention and MLP exchanged", "WGT-1", first="attention.norm")
-class NormsExchanged(Lab):
+class NormsExchanged(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
             return replace(
@@ -76,7 +76,7 @@ class NormsExchanged(Lab):
 
 
 @mistake("output-biases-exchanged", "the biases of the output projection and of the MLP exchanged", "WGT-1", first="attention.output")  # fmt: skip
-class OutputBiasesExchanged(Lab):
+class OutputBiasesExchanged(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
             return replace(layer, attn_out_bias=layer.mlp_down_bias, mlp_down_bias=layer.attn_out_bias)
@@ -87,32 +87,34 @@ class OutputBiasesExchanged(Lab):
 @mistake(
     "final-norm-of-embedding", "the final layer norm with the weights of the embedding's", "MOD-4", first="final_norm"
 )
-class FinalNormOfEmbedding(Lab):
+class FinalNormOfEmbedding(InstrumentedModel):
     def load(self, params: Params) -> Params:
         return replace(params, ln_final_weight=params.ln_embedding_weight, ln_final_bias=params.ln_embedding_bias)
 
 
 @mistake("first-layer-repeated", "the weights of the first layer in every layer", "MOD-2", first="layers.1.attention.norm", needs="deep")  # fmt: skip
-class FirstLayerRepeated(Lab):
+class FirstLayerRepeated(InstrumentedModel):
     def load(self, params: Params) -> Params:
         return replace(params, layers=params.layers[:1] * len(params.layers))
 
 
 @mistake("layers-reversed", "the layers in another order", "MOD-2", first="attention.norm", needs="deep")
-class LayersReversed(Lab):
+class LayersReversed(InstrumentedModel):
     def load(self, params: Params) -> Params:
         return replace(params, layers=params.layers[::-1])
 
 
 @mistake("last-layer-skipped", "the last layer left out", "MOD-2", first="final_norm")
-class LastLayerSkipped(Lab):
-    def block(self, layer: LayerParams, x: Array, cache: LabCache, start: int, visible: Array, bias: Array) -> Array:
+class LastLayerSkipped(InstrumentedModel):
+    def block(
+        self, layer: LayerParams, x: Array, cache: InstrumentedCache, start: int, visible: Array, bias: Array
+    ) -> Array:
         y = super().block(layer, x, cache, start, visible, bias)
         return x if self.index == len(self.params.layers) - 1 else y
 
 
 @mistake("weights-in-int8", "weights quantised to 8 bits", "WGT-6", "NUM-1", first="word_embedding")
-class WeightsInInt8(Lab):
+class WeightsInInt8(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def quantised(x: Array) -> Array:
             step = np.maximum(np.abs(x).max(initial=0.0), 1e-30) / 127.0

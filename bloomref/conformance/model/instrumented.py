@@ -1,10 +1,12 @@
-"""BLOOM once more, with every decision in a method of its own and every rounding in a hook: the bench on which to plant things.
+"""Instrumented BLOOM: every decision is an overridable method, and every rounding goes through a hook.
 
-Unchanged and in float64 it is the reference, bit for bit (a test says so). A known mistake replaces one method
-(`conformance.mistakes`); Monte-Carlo arithmetic, and the emulation of another implementation's rounding, replace `Arithmetic`.
+In float64 and without overrides it equals the reference bit for bit; a test asserts that. A known mistake overrides one
+method (`conformance.mistakes`). Monte-Carlo arithmetic and the rounding profile of another implementation replace
+`Arithmetic`.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +17,7 @@ import numpy as np
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
-from bloomref.conformance.model.lora_hooks import Bench
+from bloomref.conformance.model.lora_hooks import LoraHooks
 from bloomref.lora.adapter import Adapter
 from bloomref.params import LayerParams, Params
 from bloomref.runtime.inputs import token_batch
@@ -26,10 +28,10 @@ GELU_CUBIC = 0.044715
 
 
 class Arithmetic:
-    """What happens to the result of an operation: here nothing. A subclass rounds, or adds a random error."""
+    """Hooks on the result of every operation. They return it; a subclass rounds it, or adds a random error."""
 
     def stored(self, x: Array) -> Array:
-        """A result that is kept in the dtype of the model."""
+        """A result that is stored in the dtype of the model."""
         return x
 
     def wide(self, x: Array) -> Array:
@@ -37,11 +39,11 @@ class Arithmetic:
         return x
 
     def score(self, x: Array) -> Array:
-        """A result among the scores: as `wide` or as `stored`, by tier."""
+        """A result among the attention scores. Depending on the tier, it rounds as `wide` or as `stored`."""
         return x
 
     def matmul(self, a: Array, b: Array) -> Array:
-        """A sum of products, before it is kept."""
+        """A matrix product, before its result is stored."""
         return a @ b
 
 
@@ -49,25 +51,28 @@ EXACT = Arithmetic()
 
 
 @dataclass(eq=False)
-class LabCache:
-    """The keys and values of one layer, for the positions that the lab remembers."""
+class InstrumentedCache:
+    """Keys and values of one layer; P is the capacity in positions."""
 
     keys: Float[Array, "B H P K"]
     values: Float[Array, "B H P K"]
 
 
-class Lab(Bench):
-    """One model. `run` gives every named intermediate (MOD-8).
+class InstrumentedModel(LoraHooks):
+    """A model whose `run` returns every named intermediate (MOD-8).
 
     Args:
-        dtype: in which it computes; the weights are cast to it.
-        adapter: what is added to the products of the weights.
-        anchor: the column that ALiBi counts from: that of the query (None: the reference), or a fixed one, which is the same function.
+        config: the sizes of the model.
+        params: its weights, in any dtype.
+        arithmetic: hooks on the result of every operation.
+        dtype: the dtype of the computation; the weights are cast to it.
+        adapter: a LoRA adapter that is added to the products of the weights.
 
-    While it runs, `start` is the first column of the piece, `index` the layer.
+    While it runs, `start` is the first column of the chunk, and `index` the layer.
     """
 
     anchor: int | None = None
+    """Column that ALiBi counts from: None is that of the query (the reference); a fixed one is equivalent."""
 
     def __init__(
         self,
@@ -82,27 +87,27 @@ class Lab(Bench):
         self.adapter = adapter
         self.arithmetic = arithmetic
         self.params = self.adapted(self.load(params.astype(self.dtype)))
-        self.seen: dict[str, Array] = {}
+        self.intermediates: dict[str, Array] = {}
         self.prefix = ""
         self.start = 0
         self.index = 0
 
     @classmethod
     def of(cls, case: Case, arithmetic: Arithmetic = EXACT, dtype: Any = np.float64) -> Self:
-        """The model of a case, with its adapter."""
+        """Return the model of a case, with its adapter."""
         return cls(case.config, case.params, arithmetic, dtype, case.adapter)
 
     def load(self, params: Params) -> Params:
-        """The weights as they are used."""
+        """Return the weights that the model computes with."""
         return params
 
-    # --- the wiring ------------------------------------------------------------------------------
+    # --- forward pass ----------------------------------------------------------------------------
 
     def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
-        """The front door: what a user hands in, checked (EMB-2, ATT-11).
+        """Validate the input of a user (EMB-2, ATT-11).
 
         Raises:
-            InvalidInput: where the specification refuses.
+            InvalidInput: the specification refuses it.
         """
         batch = token_batch({"token_ids": token_ids, "padding_mask": padding_mask}, self.config.vocabulary_size)
         return batch.token_ids, batch.is_real
@@ -110,23 +115,26 @@ class Lab(Bench):
     def run(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int] = (), capacity: int = 0
     ) -> dict[str, Array]:
-        """Every intermediate by name. With `cuts`, in pieces over a cache: then only those of shape (B, T, ...) are there.
+        """Return every intermediate by name.
 
-        `capacity`: positions that the caches have room for, if those are more than T.
+        Args:
+            cuts: positions at which a new call over the cache begins; the result then has only the intermediates of
+                shape (B, T, ...).
+            capacity: of the caches, in positions; at least T.
         """
         batch, time = token_ids.shape
         caches = [self.new_cache(batch, max(capacity, time)) for _ in self.params.layers]
-        pieces = [
-            self.piece(caches, token_ids[:, start:stop], is_real[:, :stop], start)
+        chunks = [
+            self.chunk(caches, token_ids[:, start:stop], is_real[:, :stop], start)
             for start, stop in pairwise((0, *cuts, time))
         ]
-        return pieces[0] if len(pieces) == 1 else _join(pieces)
+        return chunks[0] if len(chunks) == 1 else _join(chunks)
 
-    def piece(
-        self, caches: list[LabCache], token_ids: Int[Array, "B T"], is_real: Bool[Array, "B S"], start: int
+    def chunk(
+        self, caches: list[InstrumentedCache], token_ids: Int[Array, "B T"], is_real: Bool[Array, "B S"], start: int
     ) -> dict[str, Array]:
-        """The positions from `start` on."""
-        self.seen, self.prefix, self.start = {}, "", start
+        """Run one call: the positions from `start` on."""
+        self.intermediates, self.prefix, self.start = {}, "", start
         x = self.embed(token_ids)
         is_real = self.key_is_real(is_real, start)
         visible, bias = self.visible(is_real, start), self.bias(is_real, start)
@@ -134,52 +142,53 @@ class Lab(Bench):
             self.index, self.prefix = i, f"layers.{i}."
             x = self.block(layer, x, cache, start, visible, bias)
         self.prefix = ""
-        hidden = self.note("final_norm", self.final_norm(x))
-        self.note("logits", self.head(hidden))
-        return self.seen
+        hidden = self.record("final_norm", self.final_norm(x))
+        self.record("logits", self.head(hidden))
+        return self.intermediates
 
     def block(
-        self, layer: LayerParams, x: Array, cache: LabCache, start: int, visible: Array, bias: Array
+        self, layer: LayerParams, x: Array, cache: InstrumentedCache, start: int, visible: Array, bias: Array
     ) -> Float[Array, "B T D"]:
-        normed = self.note("attention.norm", self.attention_norm(layer, x))
+        normed = self.record("attention.norm", self.attention_norm(layer, x))
         output = self.attention(layer, normed, cache, start, visible, bias)
-        x = self.note("attention_block", self.attention_residual(x, normed, output))
-        normed = self.note("mlp.norm", self.mlp_norm(layer, x))
-        return self.note("mlp_block", self.mlp_residual(x, normed, self.mlp(layer, normed)))
+        x = self.record("attention_block", self.attention_residual(x, normed, output))
+        normed = self.record("mlp.norm", self.mlp_norm(layer, x))
+        return self.record("mlp_block", self.mlp_residual(x, normed, self.mlp(layer, normed)))
 
     def attention(
-        self, layer: LayerParams, x: Array, cache: LabCache, start: int, visible: Array, bias: Array
+        self, layer: LayerParams, x: Array, cache: InstrumentedCache, start: int, visible: Array, bias: Array
     ) -> Float[Array, "B T D"]:
         query, key, value = self.split(self.adapt(layer, "qkv_weight", x, self.qkv(layer, x)))
         query, key, value = (
-            self.note("attention.query", query),
-            self.note("attention.key", key),
-            self.note("attention.value", value),
+            self.record("attention.query", query),
+            self.record("attention.key", key),
+            self.record("attention.value", value),
         )
-        keys, values = self.remember(cache, start, key, value)
-        scores = self.note("attention.scores", self.scores(query, keys, bias))
-        probabilities = self.note("attention.probabilities", self.softmax(scores, visible))
-        context = self.note("attention.context", self.merge(self.context(probabilities, values)))
+        keys, values = self.update_cache(cache, start, key, value)
+        scores = self.record("attention.scores", self.scores(query, keys, bias))
+        probabilities = self.record("attention.probabilities", self.softmax(scores, visible))
+        context = self.record("attention.context", self.merge(self.context(probabilities, values)))
         output = self.adapt(layer, "attn_out_weight", context, self.attention_output(layer, context))
-        return self.note("attention.output", output)
+        return self.record("attention.output", output)
 
     def mlp(self, layer: LayerParams, x: Array) -> Float[Array, "B T D"]:
-        up = self.note("mlp.up", self.adapt(layer, "mlp_up_weight", x, self.mlp_up(layer, x)))
-        inner = self.note("mlp.gelu", self.gelu(up))
-        return self.note("mlp.output", self.adapt(layer, "mlp_down_weight", inner, self.mlp_down(layer, inner)))
+        up = self.record("mlp.up", self.adapt(layer, "mlp_up_weight", x, self.mlp_up(layer, x)))
+        inner = self.record("mlp.gelu", self.gelu(up))
+        return self.record("mlp.output", self.adapt(layer, "mlp_down_weight", inner, self.mlp_down(layer, inner)))
 
-    def note(self, name: str, value: Array) -> Array:
-        self.seen[self.prefix + name] = value
+    def record(self, name: str, value: Array) -> Array:
+        """Store an intermediate under its name, and return it."""
+        self.intermediates[self.prefix + name] = value
         return value
 
     # --- embedding and norms ---------------------------------------------------------------------
 
     def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        x = self.adapt(self.params, "word_embedding", token_ids, self.look_up(token_ids))
-        x = self.note("word_embedding", x)
-        return self.note("embedding_norm", self.embedding_norm(x))
+        x = self.adapt(self.params, "word_embedding", token_ids, self.embedding_lookup(token_ids))
+        x = self.record("word_embedding", x)
+        return self.record("embedding_norm", self.embedding_norm(x))
 
-    def look_up(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def embedding_lookup(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         return self.params.word_embedding[token_ids]
 
     def embedding_norm(self, x: Array) -> Array:
@@ -220,31 +229,31 @@ class Lab(Bench):
         return self.linear(x, layer.qkv_weight.reshape(-1, self.config.hidden_dim), layer.qkv_bias.reshape(-1))
 
     def split(self, fused: Float[Array, "B T N"]) -> tuple[Array, Array, Array]:
-        """(B, H, T, K) each: the rows of the fused weight are head by head (ATT-2)."""
+        """Split into query, key and value, each (B, H, T, K). The fused rows are head by head (ATT-2)."""
         batch, time, _ = fused.shape
         per_head = fused.reshape(batch, time, self.config.num_heads, 3, self.config.head_dim)
         query, key, value = (per_head[:, :, :, c].swapaxes(1, 2) for c in range(3))
         return query, key, value
 
-    def new_cache(self, batch: int, capacity: int) -> LabCache:
+    def new_cache(self, batch: int, capacity: int) -> InstrumentedCache:
         shape = (batch, self.config.num_heads, capacity, self.config.head_dim)
-        return LabCache(np.zeros(shape, self.dtype), np.zeros(shape, self.dtype))
+        return InstrumentedCache(np.zeros(shape, self.dtype), np.zeros(shape, self.dtype))
 
-    def remember(self, cache: LabCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
+    def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
         stop = start + key.shape[2]
         cache.keys[:, :, start:stop] = key
         cache.values[:, :, start:stop] = value
         return cache.keys[:, :, :stop], cache.values[:, :, :stop]
 
     def key_is_real(self, is_real: Bool[Array, "B S"], start: int) -> Bool[Array, "B S"]:  # noqa: ARG002
-        """The mask of all columns so far: that of the earlier ones is remembered (KVC-3)."""
+        """Mask of all columns so far, including those of earlier calls (KVC-3)."""
         return is_real
 
     def slopes(self) -> Float[Array, " H"]:
         return alibi.slopes(self.config.num_heads, self.dtype)
 
     def positions(self, is_real: Bool[Array, "B S"]) -> Float[Array, "#B S"]:
-        """The column of each key, as ALiBi counts (ALI-4)."""
+        """Position of each key in ALiBi: its column (ALI-4)."""
         return np.arange(is_real.shape[1])[None]
 
     def bias(self, is_real: Bool[Array, "B S"], start: int) -> Float[Array, "#B H T S"]:
@@ -273,9 +282,9 @@ class Lab(Bench):
 
     def softmax(self, scores: Array, visible: Array) -> Float[Array, "B H T S"]:
         wide = self.arithmetic.wide
-        hidden = self.hide(scores, visible)
-        peak = hidden.max(axis=-1, keepdims=True, initial=np.finfo(self.dtype).min)
-        powers = wide(np.exp(wide(hidden - peak)))
+        masked = self.hide(scores, visible)
+        maximum = masked.max(axis=-1, keepdims=True, initial=np.finfo(self.dtype).min)
+        powers = wide(np.exp(wide(masked - maximum)))
         total = wide(self.total(powers))
         total[total == 0.0] = 1.0
         return self.arithmetic.stored(powers / total)
@@ -306,7 +315,7 @@ class Lab(Bench):
         base = normed if self.config.apply_residual_connection_post_layernorm else x
         return self.arithmetic.stored(base + output)
 
-    # --- perceptron and head ---------------------------------------------------------------------
+    # --- MLP and LM head ---------------------------------------------------------------------
 
     def mlp_up(self, layer: LayerParams, x: Array) -> Array:
         return self.linear(x, layer.mlp_up_weight, layer.mlp_up_bias)
@@ -328,7 +337,14 @@ class Lab(Bench):
         return self.arithmetic.matmul(hidden, head.T)
 
 
-def _join(pieces: list[dict[str, Array]]) -> dict[str, Array]:
-    """The intermediates of all positions; those over heads or keys have no common shape and are left out."""
-    flat = [name for name, value in pieces[0].items() if value.ndim == 3]
-    return {name: np.concatenate([piece[name] for piece in pieces], axis=1) for name in flat}
+def _join(chunks: list[dict[str, Array]]) -> dict[str, Array]:
+    """Concatenate the intermediates of all calls. Those over heads or keys have no common shape and are left out."""
+    flat = [name for name, value in chunks[0].items() if value.ndim == 3]
+    return {name: np.concatenate([piece[name] for piece in chunks], axis=1) for name in flat}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Lab":  # the name of 0.1.0
+        warnings.warn("Lab is now called InstrumentedModel", DeprecationWarning, stacklevel=2)
+        return InstrumentedModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

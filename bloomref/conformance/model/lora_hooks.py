@@ -1,4 +1,4 @@
-"""What the bench does with an adapter, with every decision in a method of its own, as in `lab`. Clauses: LRA-1 ... LRA-5."""
+"""LoRA hooks of an instrumented model: one overridable method for each decision. Clauses: LRA-1 ... LRA-5."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,8 +12,8 @@ from bloomref.reference.lora import EmbeddingAdapter, HeadAdapter, attach
 from bloomref.shapes import Array, Float
 
 
-class Bench:
-    """The part of a `Lab` that runs an adapter; without one nothing happens here."""
+class LoraHooks:
+    """The part of an `InstrumentedModel` that runs an adapter; without one nothing happens here."""
 
     adapter: Adapter | None
     arithmetic: Any

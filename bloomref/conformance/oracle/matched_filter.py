@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from bloomref.conformance.cases import Case
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle import montecarlo
 from bloomref.conformance.oracle.budgets import LIMIT, budget
 from bloomref.conformance.oracle.intermediates import OVER_HEADS, OVER_KEYS, observable, per_position
@@ -26,13 +26,13 @@ NEAR_ONE = 0.2
 
 
 class Known(Protocol):
-    """A known mistake: a name, and the lab that makes it."""
+    """A known mistake: a name, and the instrumented model that makes it."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def lab(self) -> type[Lab]: ...
+    def model(self) -> type[InstrumentedModel]: ...
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class _Field:
     def direction(self, mistake: Known) -> Float[Array, "*N"]:
         case = self.case
         with np.errstate(all="ignore"):
-            seen = mistake.lab.of(case).run(case.token_ids, case.is_real)
+            seen = mistake.model.of(case).run(case.token_ids, case.is_real)
         wrong, right = seen.get(self.name), truth(case).values[self.name]
         if wrong is None or wrong.shape != right.shape:
             return np.zeros_like(right)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bloomref.conformance.cases import Case
-from bloomref.conformance.model.instrumented import Arithmetic, Lab
+from bloomref.conformance.model.instrumented import Arithmetic, InstrumentedModel
 from bloomref.conformance.oracle.precision import TIERS, Tier
 from bloomref.conformance.oracle.truth import truth
 from bloomref.shapes import Array, Bool, Float, Int
@@ -75,7 +75,7 @@ class Noise(Arithmetic):
         return y
 
 
-class NoisyLab(Lab):
+class NoisyModel(InstrumentedModel):
     """Rows of several ALiBi anchors at once; logits are kept in the dtype of the model, as most implementations do."""
 
     arithmetic: Noise
@@ -116,7 +116,7 @@ def errors(case: Case, tier: Tier, samples: int) -> Iterator[tuple[int, dict[str
         return
     exact = truth(case).values
     rng = np.random.Generator(np.random.SFC64(zlib.crc32(case.token_ids.tobytes())))
-    lab = NoisyLab.of(case, Noise(tier, rng))
+    lab = NoisyModel.of(case, Noise(tier, rng))
     order = np.tile([0, 1], samples)
     for anchorings in np.array_split(order, -(-len(order) * _numbers(case) // ELEMENTS)):
         if len(anchorings):
@@ -129,7 +129,7 @@ def affordable(case: Case) -> int:
 
 
 def _run(
-    case: Case, lab: NoisyLab, anchorings: Array, exact: dict[str, Array]
+    case: Case, lab: NoisyModel, anchorings: Array, exact: dict[str, Array]
 ) -> Iterator[tuple[int, dict[str, Array]]]:
     batch, time = case.token_ids.shape
     lab.anchors = np.repeat(anchorings * (time - 1), batch)

@@ -13,7 +13,7 @@ import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
-from bloomref.conformance.model.instrumented import GELU_CONSTANT, GELU_CUBIC, Arithmetic, Lab
+from bloomref.conformance.model.instrumented import GELU_CONSTANT, GELU_CUBIC, Arithmetic, InstrumentedModel
 from bloomref.conformance.oracle.intermediates import observable
 from bloomref.dtypes import DType, cast, floating_dtype
 from bloomref.errors import invalid
@@ -34,7 +34,7 @@ class Rounding(Arithmetic):
     score = stored
 
 
-class HuggingFaceEager(Lab):
+class HuggingFaceEager(InstrumentedModel):
     """transformers' `BloomForCausalLM` in a 16-bit type; a subclass names the type."""
 
     storage: DType
@@ -44,11 +44,11 @@ class HuggingFaceEager(Lab):
         self.given = given or {}
         self.made: dict[str, Array] = {}
 
-    def note(self, name: str, value: Array) -> Array:
+    def record(self, name: str, value: Array) -> Array:
         """Go on with the given number where there is one, so that each operation is looked at by itself."""
         full = self.prefix + name
         self.made[full] = value
-        return super().note(name, np.asarray(self.given[full], np.float64) if full in self.given else value)
+        return super().record(name, np.asarray(self.given[full], np.float64) if full in self.given else value)
 
     def slopes(self) -> Float[Array, " H"]:
         """The powers of a float32 base, in float32."""

@@ -12,7 +12,7 @@ import numpy as np
 from bloomref import alibi
 from bloomref.backbone import BloomBackbone
 from bloomref.conformance.cases import Case
-from bloomref.conformance.model.instrumented import Lab
+from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.intermediates import observable
 from bloomref.reference import lora
 from bloomref.shapes import Array, Float, Int
@@ -62,15 +62,15 @@ class Truth:
         return error / self.magnitudes[name] if error else 0.0
 
 
-class _Extended(Lab):
+class _Extended(InstrumentedModel):
     """In `np.longdouble`, on float64 weights: what enters is widened, and what it meets follows."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.dtype = np.dtype(np.longdouble)
 
-    def look_up(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return super().look_up(token_ids).astype(self.dtype)
+    def embedding_lookup(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return super().embedding_lookup(token_ids).astype(self.dtype)
 
     def slopes(self) -> Float[Array, " H"]:
         return alibi.slopes(self.config.num_heads, np.dtype(np.float64)).astype(self.dtype)
