@@ -3,9 +3,9 @@
 weights/*           float16, under Hugging Face's keys; every value is exact in float16, so nothing is lost
 inputs/token_ids    (B, T) int64
 inputs/is_real      (B, T) uint8, 1 where the token is real
-inputs/positions    the positions that are kept of every expected array
+inputs/positions    the positions at which every expected array is stored
 expected/*          (B, positions, ...) of one forward pass, under bloomref's names
-expected_cached/*   the same of the run over a cache, in the pieces that the provenance lists
+expected_cached/*   (B, positions, ...) of the run over a cache, in the chunks (`pieces`) of the provenance
 The metadata entry `provenance` is JSON: peer, versions, seed, command, config, dtype, pieces, sha256 of the weights.
 """
 
@@ -29,6 +29,8 @@ from bloomref.params import Params
 
 FOLDER = Path(__file__).parent
 Arrays = dict[str, np.ndarray]
+RENAMED = {"none": "real", "hole": "holes"}
+"""Names of masks in the files -> names in `parity.cases`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +46,11 @@ class Golden:
 
     @property
     def real(self) -> np.ndarray:
-        """(B, positions): where the expected arrays speak of a real token."""
+        """(B, positions): True where the token of an expected array is real."""
         return self.case.is_real[:, self.positions]
 
-    def kept(self, result: Mapping[str, np.ndarray], expected: Arrays) -> tuple[Arrays, Arrays]:
-        """What was computed and what is expected, at the real positions that the file keeps."""
+    def selected(self, result: Mapping[str, np.ndarray], expected: Arrays) -> tuple[Arrays, Arrays]:
+        """A computed result and the expected arrays, at the real positions that the file stores."""
         ours = {name: result[name][:, self.positions][self.real] for name in expected}
         return ours, {name: array[self.real] for name, array in expected.items()}
 
@@ -67,7 +69,7 @@ def read(path: Path) -> Golden:
         params,
         inputs["token_ids"],
         inputs["is_real"].astype(bool),
-        provenance["padding"],
+        RENAMED.get(provenance["padding"], provenance["padding"]),
         tuple(provenance["pieces"]),
     )
     expected, cached = _below("expected/", arrays), _below("expected_cached/", arrays)
@@ -77,7 +79,7 @@ def read(path: Path) -> Golden:
 def write(
     name: str, case: ParityCase, positions: np.ndarray, expected: Arrays, expected_cached: Arrays, **provenance: Any
 ) -> None:
-    """Write `name`.safetensors beside this module, whole or not at all."""
+    """Write `name`.safetensors next to this module, whole or not at all."""
     config, params = case.config, case.params
     weights = {key: array.reshape(row.hf_shape(config)).astype(np.float16) for key, row, array in params.named()}
     arrays = {

@@ -19,7 +19,7 @@ def cases() -> dict[str, ParityCase]:
     return {
         "keras_hub_right": case_of(40, twelve, 3, 11, "right"),
         "keras_hub_left": case_of(41, five, 3, 11, "left"),
-        "keras_hub_hole": with_holes(case_of(42, twelve, 3, 11, "none")),
+        "keras_hub_hole": with_holes(case_of(42, twelve, 3, 11, "real")),
     }
 
 

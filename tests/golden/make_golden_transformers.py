@@ -24,14 +24,14 @@ def config(num_heads: int, head_dim: int, num_layers: int = 2, **changes: object
 def cases() -> dict[str, ParityCase]:
     post = {"apply_residual_connection_post_layernorm": True}
     return {
-        "transformers_no_mask": case_of(30, config(5, 2), 2, 8, "none"),
+        "transformers_no_mask": case_of(30, config(5, 2), 2, 8, "real"),
         "transformers_left": case_of(31, config(3, 4), 2, 8, "left"),
         "transformers_right": case_of(32, config(9, 1, 3), 2, 8, "right"),
         "transformers_untied": case_of(33, config(6, 2, tie_word_embeddings=False), 3, 7, "mixed"),
         "transformers_post_layernorm": case_of(34, config(3, 4, layer_norm_epsilon=1e-3, **post), 3, 7, "mixed"),
         "transformers_post_layernorm_12_heads": case_of(35, config(12, 1, **post), 2, 8, "left"),
         "transformers_long": case_of(36, config(12, 1, 1), 3, LAST_OF_LONG, "mixed"),
-        "transformers_hole": with_holes(case_of(37, config(3, 4), 2, 9, "none")),
+        "transformers_hole": with_holes(case_of(37, config(3, 4), 2, 9, "real")),
     }
 
 

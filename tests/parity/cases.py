@@ -12,16 +12,17 @@ import ml_dtypes
 import numpy as np
 
 from bloomref.config import BloomConfig
+from bloomref.conformance.cases import mask
 from bloomref.params import Params, keys
 
 HEADS = (1, 2, 3, 5, 6, 8, 9, 12, 16, 24)
-PADDINGS = ("none", "left", "right", "mixed")
+PADDINGS = ("real", "left", "right", "mixed")  # the kit's names of masks; the rows of "mixed" are these in turn
 Rng = np.random.Generator
 
 
 @dataclass(frozen=True, eq=False)
 class ParityCase:
-    """One model (float64 weights), one batch, and the pieces in which a cached run takes its T positions."""
+    """One model (float64 weights), one batch, and the chunks in which a cached run processes its T positions."""
 
     seed: int
     config: BloomConfig
@@ -33,8 +34,8 @@ class ParityCase:
 
     @property
     def mask(self) -> np.ndarray | None:
-        """What a peer gets: no mask at all where nothing is padded, since that is another path in every one of them."""
-        return None if self.padding == "none" else self.is_real.astype(np.int64)
+        """The mask for a peer. None where nothing is padded: every peer has a separate code path for that."""
+        return None if self.padding == "real" else self.is_real.astype(np.int64)
 
     def intervals(self) -> list[tuple[int, int]]:
         stops = np.cumsum(self.pieces).tolist()
@@ -68,20 +69,13 @@ def with_holes(case: ParityCase) -> ParityCase:
     for row in is_real:
         inside = np.flatnonzero(row)[1:-1]
         row[rng.choice(inside, size=max(1, len(inside) // 3), replace=False)] = False
-    return replace(case, is_real=is_real, padding="hole")
+    return replace(case, is_real=is_real, padding="holes")
 
 
 def padding_mask(rng: Rng, batch: int, time: int, padding: str) -> np.ndarray:
     """True where a token is real. Rows differ, at least one token is real in each, and row 0 of a mixed batch is full."""
-    is_real = np.ones((batch, time), bool)
-    for index, row in enumerate(is_real):
-        pads = int(rng.integers(0, time))
-        side = padding if padding != "mixed" else ("none", "left", "right")[index % 3]
-        if side == "left":
-            row[:pads] = False
-        elif side == "right":
-            row[time - pads :] = False
-    return is_real
+    kinds = [PADDINGS[index % 3] if padding == "mixed" else padding for index in range(batch)]
+    return np.concatenate([mask(rng, kind, 1, time) for kind in kinds])
 
 
 def _config(rng: Rng, num_heads: int, long: bool) -> BloomConfig:

@@ -15,7 +15,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def names(config: BloomConfig) -> list[str]:
-    """What is compared: the state after the embedding, after each half of each block, after the final norm, and logits."""
+    """Compared tensors: the state after the embedding, after each half of each block, after the final norm; and logits."""
     blocks = [f"layers.{i}.{half}" for i in range(config.num_layers) for half in ("attention_block", "mlp_block")]
     return ["embedding_norm", *blocks, "final_norm", "logits"]
 
@@ -26,15 +26,15 @@ def whole(case: ParityCase, dtype: str = "float64", params: Params | None = None
 
 
 def pieces(case: ParityCase, intervals: object = None, dtype: str = "float64", params: Params | None = None) -> Arrays:
-    """The forward pass over a cache, piece by piece, put together again along time."""
+    """A forward pass over a cache, chunk by chunk; the results are concatenated along time."""
     engine = Engine(case.params if params is None else params, case.config, dtype_policy(dtype))
     cache = engine.new_cache(*case.token_ids.shape)
-    kept, parts = names(case.config), []
+    recorded, parts = names(case.config), []
     for start, stop in case.intervals() if intervals is None else intervals:
-        with trace.record(lambda name: name in kept) as seen:
+        with trace.record(lambda name: name in recorded) as states:
             hidden = engine.extend(cache, start, case.token_ids[:, start:stop], case.is_real[:, start:stop])
             engine.logits(hidden)
-        parts.append(seen)
+        parts.append(states)
     return join(parts)
 
 
@@ -45,7 +45,7 @@ def join(parts: list[Arrays]) -> Arrays:
 def differences(
     ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], is_real: np.ndarray
 ) -> dict[str, float]:
-    """By name: the largest difference at a real position, relative to the largest magnitude there."""
+    """Largest difference over the real positions, relative to the largest magnitude there, by name."""
     assert list(ours) == list(theirs)
     return {name: relative(ours[name][is_real], theirs[name][is_real]) for name in ours}
 
@@ -57,7 +57,7 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def rms_error(values: np.ndarray, reference: np.ndarray) -> float:
-    """Root of the mean squared error, relative to the root of the mean square of the reference. NaN counts as infinite."""
+    """Root mean square error, relative to the root mean square of the reference. NaN counts as infinite."""
     assert values.shape == reference.shape
     error = values.astype(np.float64) - reference
     ratio = float(np.sqrt(np.square(error).mean() / np.square(reference).mean()))
@@ -65,8 +65,8 @@ def rms_error(values: np.ndarray, reference: np.ndarray) -> float:
 
 
 def within_float32(theirs: np.ndarray, ours: np.ndarray, truth: np.ndarray) -> bool:
-    """Is a float32 result as near to the float64 one as bloomref's own float32 result, to a factor of four and one ulp?
+    """True if a float32 result is within 4 times the error of bloomref's float32 result, plus one ulp.
 
-    The two differ in the order of their sums, so neither error bounds the other; over many cases their ratio stays near one.
+    The two differ in the order of their sums, so neither error bounds the other. Over many cases their ratio stays near one.
     """
     return rms_error(theirs, truth) <= 4 * rms_error(ours, truth) + 2**-23

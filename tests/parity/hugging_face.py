@@ -1,10 +1,9 @@
-"""transformers' BLOOM with bloomref's weights, and what it takes to make it a float64 model.
+"""transformers' BLOOM with bloomref's weights, and a patch that makes it a float64 model.
 
 In a model of dtype float64, transformers still computes two things in float32: the softmax of the attention scores and
 the ALiBi slopes. That costs 1e-9 to 1e-4 of accuracy, and under left padding it turns real positions into NaN: the mask
-adds the smallest float64, which overflows to minus infinity for a whole row in the float32 softmax. `in_float64` gives
-the module that defines the model a `torch` whose name `float32` means float64, for the time of one `with`; its code
-is run unchanged otherwise.
+adds the smallest float64, which overflows to minus infinity for a whole row in the float32 softmax. Within `in_float64`, the module that
+defines the model has a `torch` whose name `float32` means float64. The module is unchanged otherwise.
 """
 
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ class _WideTorch:
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Inside, transformers computes slopes and softmax in float64."""
+    """A context in which transformers computes slopes and softmax in float64."""
     with mock.patch.object(modeling_bloom, "torch", _WideTorch()):
         yield
 
@@ -61,7 +60,7 @@ def whole(model: BloomForCausalLM, case: ParityCase) -> Arrays:
 
 
 def pieces(model: BloomForCausalLM, case: ParityCase) -> Arrays:
-    """The same over a DynamicCache, piece by piece, each with the mask of all positions so far."""
+    """The states of a run over a DynamicCache, chunk by chunk, each with the mask of all positions so far."""
     cache = DynamicCache(config=model.config)
     parts = []
     for start, stop in case.intervals():
@@ -72,29 +71,29 @@ def pieces(model: BloomForCausalLM, case: ParityCase) -> Arrays:
 
 def _call(model: BloomForCausalLM, token_ids: np.ndarray, mask: np.ndarray | None, **cache: Any) -> Arrays:
     mask_tensor = None if mask is None else torch.from_numpy(mask)
-    with torch.no_grad(), _observed(model) as seen:
+    with torch.no_grad(), _observed(model) as states:
         output = model(torch.from_numpy(token_ids), attention_mask=mask_tensor, **cache)
-    return seen | {"logits": _array(output.logits)}
+    return states | {"logits": _array(output.logits)}
 
 
 @contextmanager
 def _observed(model: BloomForCausalLM) -> Iterator[Arrays]:
-    """A dictionary that fills with what leaves each module whose output has a name in bloomref."""
-    body, seen = model.transformer, {}
+    """A context with a dictionary that receives the output of each module whose output has a name in bloomref."""
+    body, states = model.transformer, {}
     modules = {"embedding_norm": body.word_embeddings_layernorm}
     for index, block in enumerate(body.h):
         modules |= {f"layers.{index}.attention_block": block.self_attention, f"layers.{index}.mlp_block": block}
     modules["final_norm"] = body.ln_f
 
-    def keep(name: str) -> Any:
+    def recorder(name: str) -> Any:
         def hook(_module: object, _inputs: object, output: Any) -> None:
-            seen[name] = _array(output[0] if isinstance(output, tuple) else output)
+            states[name] = _array(output[0] if isinstance(output, tuple) else output)
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    handles = [module.register_forward_hook(recorder(name)) for name, module in modules.items()]
     try:
-        yield seen
+        yield states
     finally:
         for handle in handles:
             handle.remove()

@@ -1,8 +1,8 @@
 """KerasHub's BLOOM with bloomref's weights.
 
 KerasHub has no float64 model to compare with: on JAX, Keras's result type of float64 and float32 is float32, so that layer
-norms and the softmax of a "float64" model are float32. It runs in float32 here, and what is compared is its distance
-from bloomref's float64 model with the distance of bloomref's own float32 model.
+norms and the softmax of a "float64" model are float32. It runs in float32 here. Its distance from bloomref's float64 model
+is compared with the distance of bloomref's float32 model.
 """
 
 import os
@@ -41,7 +41,7 @@ class Peer:
 
 
 def _inputs(case: ParityCase) -> dict[str, np.ndarray]:
-    """KerasHub's model has no call without a mask; a full one stands for it."""
+    """Inputs of KerasHub's model. It has no call without a mask, so an unpadded batch has a mask of ones."""
     return {"token_ids": case.token_ids.astype(np.int32), "padding_mask": case.is_real.astype(np.int32)}
 
 
@@ -72,9 +72,9 @@ def stored(weight: Weight, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 def _transposed(axes: str, keras_axes: str, array: np.ndarray) -> np.ndarray:
     """Reorder from `axes` to `keras_axes`, where a group in parentheses becomes one axis."""
-    wanted = keras_axes.replace("(", "").replace(")", "").replace(",", " ").split()
+    letters = keras_axes.replace("(", "").replace(")", "").replace(",", " ").split()
     groups = [len(group.strip("( )").split()) for group in keras_axes.split(",")]
-    ordered = array.transpose([axes.split().index(letter) for letter in wanted])
+    ordered = array.transpose([axes.split().index(letter) for letter in letters])
     stops = np.cumsum(groups)
     return ordered.reshape([int(np.prod(ordered.shape[a:b])) for a, b in zip([0, *stops[:-1]], stops, strict=True)])
 

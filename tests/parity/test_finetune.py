@@ -38,9 +38,9 @@ STEPS = 30
 
 def batches(lm: BloomCausalLM) -> list[Batch]:
     """The twenty lines, a row each, five to a batch, padded on the right."""
-    pieces = cut(tokenize([Text("", line) for line in LINES], lm.tokenizer), 64)
-    assert len(pieces) == len(LINES) == 20
-    return [lay_out([[piece] for piece in pieces[start : start + 5]], 3) for start in range(0, 20, 5)]
+    chunks = cut(tokenize([Text("", line) for line in LINES], lm.tokenizer), 64)
+    assert len(chunks) == len(LINES) == 20
+    return [lay_out([[chunk] for chunk in chunks[start : start + 5]], 3) for start in range(0, 20, 5)]
 
 
 def theirs(model: torch.nn.Module, groups: list[dict[str, Any]], data: list[Batch], settings: Settings) -> list[float]:
@@ -55,9 +55,9 @@ def theirs(model: torch.nn.Module, groups: list[dict[str, Any]], data: list[Batc
             input_ids=torch.from_numpy(batch.token_ids),
             attention_mask=torch.from_numpy(batch.is_real.astype(np.int64)),
         )
-        wanted = torch.from_numpy(batch.labels[:, 1:])
+        targets = torch.from_numpy(batch.labels[:, 1:])
         # not output.loss, for which transformers rounds the logits to float32
-        loss = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), wanted.flatten())
+        loss = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], settings.clip)

@@ -1,11 +1,11 @@
 """Gradients against torch's autograd through transformers, in float64, for every parameter and for the input embeddings.
 
 As in test_transformers, softmax and slopes are lifted to float64. One more thing is replaced: the hand-written derivative of
-transformers' GELU has a constant of ten digits, 0.1070322243 for 3 · 0.044715 · 0.79788456, which is 3e-12 off; autograd
-through its forward takes the place. Adapters are compared with peft's, where it is installed.
+transformers' GELU has a constant of ten digits, 0.1070322243 for 3 · 0.044715 · 0.79788456, which is 3e-12 off. Autograd
+through its forward replaces it. Adapters are compared with peft's, where it is installed.
 
 Models of width 1 and 2 are left out: a layer norm over two numbers gives ±1 whatever they are, so that the gradients below
-it are what rounding leaves of zero.
+it are rounding errors of zero.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ SEEDS = [seed if seed in QUICK else pytest.param(seed, marks=pytest.mark.slow) f
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Inside, transformers is a float64 model, and its GELU's derivative that of its GELU."""
+    """A context in which transformers is a float64 model and differentiates its GELU by autograd."""
     with (
         hugging_face.in_float64(),
         mock.patch.object(modeling_bloom.GeLUFunction, "apply", modeling_bloom.bloom_gelu_forward),
@@ -51,7 +51,7 @@ def differentiable() -> Iterator[None]:
 
 
 def draw_labels(drawn: ParityCase) -> np.ndarray:
-    """Some of them ignored, none of the pads counted, and not those that the input has."""
+    """Random labels, a fifth of them ignored."""
     rng = np.random.default_rng(drawn.seed)
     labels = rng.integers(0, drawn.config.vocabulary_size, drawn.token_ids.shape)
     labels[rng.random(labels.shape) < 0.2] = loss.IGNORED
@@ -63,49 +63,49 @@ def theirs(model: torch.nn.Module, drawn: ParityCase, labels: np.ndarray) -> tup
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     embedded: list[torch.Tensor] = []
 
-    def keep(_module: object, _inputs: object, output: torch.Tensor) -> None:
+    def retain(_module: object, _inputs: object, output: torch.Tensor) -> None:
         output.retain_grad()
         embedded.append(output)
 
-    handle = base.transformer.word_embeddings.register_forward_hook(keep)
+    handle = base.transformer.word_embeddings.register_forward_hook(retain)
     mask = None if drawn.mask is None else torch.from_numpy(drawn.mask)
-    wanted = torch.from_numpy(loss.targets(drawn.token_ids, drawn.is_real, labels, None))
+    targets = torch.from_numpy(loss.targets(drawn.token_ids, drawn.is_real, labels, None))
     logits = model(torch.from_numpy(drawn.token_ids), attention_mask=mask).logits
     handle.remove()
-    total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
-    value = total / max(1, int((wanted != loss.IGNORED).sum()))
+    total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+    value = total / max(1, int((targets != loss.IGNORED).sum()))
     value.backward()
-    found = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
-    return value.item(), found | {"inputs": embedded[0].grad.numpy()}
+    gradients = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
+    return value.item(), gradients | {"inputs": embedded[0].grad.numpy()}
 
 
 def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
-    """By name: the largest difference, relative to the largest magnitude. Zeros must be zeros."""
+    """Largest difference, relative to the largest magnitude, by name. Zeros must be zeros."""
     assert set(ours) == set(theirs)
-    found = {}
+    ratios = {}
     for key, expected in theirs.items():
         difference = np.abs(ours[key].reshape(expected.shape) - expected).max()
         largest = np.abs(expected).max()
-        found[key] = difference / largest if largest else difference
-    return found
+        ratios[key] = difference / largest if largest else difference
+    return ratios
 
 
 def compared(drawn: ParityCase, gelu: Any = differentiable) -> dict[str, float]:
     labels = draw_labels(drawn)
     with gelu():
         value, expected = theirs(hugging_face.build(drawn.config, drawn.params), drawn, labels)
-    found = vjp.loss_and_gradients(drawn.params, drawn.config, drawn.token_ids, drawn.is_real, labels)
-    assert found.loss == pytest.approx(value, rel=1e-12)
-    ours = {key if key == "lm_head.weight" else f"transformer.{key}": g for key, g in found.gradients.items()}
-    assert set(found.gradients) == {key for key, _ in keys(drawn.config)}
-    return differences(ours | {"inputs": found.inputs}, expected)
+    result = vjp.loss_and_gradients(drawn.params, drawn.config, drawn.token_ids, drawn.is_real, labels)
+    assert result.loss == pytest.approx(value, rel=1e-12)
+    ours = {key if key == "lm_head.weight" else f"transformer.{key}": g for key, g in result.gradients.items()}
+    assert set(result.gradients) == {key for key, _ in keys(drawn.config)}
+    return differences(ours | {"inputs": result.inputs}, expected)
 
 
 @pytest.mark.clause("GRD-1", "GRD-2", "GRD-3", "GRD-4", "GRD-12")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_parameter_and_the_inputs(seed: int):
-    found = compared(case(seed))
-    assert max(found.values()) <= LIMIT, found
+    errors = compared(case(seed))
+    assert max(errors.values()) <= LIMIT, errors
 
 
 @pytest.mark.parametrize("seeds", [QUICK, pytest.param(ALL, marks=pytest.mark.slow)], ids=["quick", "all"])
@@ -128,7 +128,7 @@ def small(**changes: object) -> BloomConfig:
 
 
 def test_transformers_own_derivative_of_gelu_is_visible():
-    drawn = case_of(1, small(), batch=2, time=20, padding="none")
+    drawn = case_of(1, small(), batch=2, time=20, padding="real")
     as_it_is = compared(drawn, hugging_face.in_float64)
     below = {key: value for key, value in as_it_is.items() if "h.0." in key}
     assert 1e-14 < min(below.values()) < max(as_it_is.values()) < 1e-10
@@ -142,8 +142,8 @@ def test_the_comparison_sees_a_change_of_one_millionth_in_any_weight():
     arrays = {key: array.reshape(row.hf_shape(drawn.config)) for key, row, array in drawn.params.named()}
     for key, array in arrays.items():
         nearby = Params.from_named(drawn.config, arrays | {key: array + 1e-6 * rng.standard_normal(array.shape)})
-        found = vjp.loss_and_gradients(nearby, drawn.config, drawn.token_ids, drawn.is_real).gradients
-        if max(differences(found, truth).values()) < 1e3 * LIMIT:
+        changed = vjp.loss_and_gradients(nearby, drawn.config, drawn.token_ids, drawn.is_real).gradients
+        if max(differences(changed, truth).values()) < 1e3 * LIMIT:
             blind.append(key)
     assert blind == []
 
@@ -159,7 +159,7 @@ def with_peft(drawn: ParityCase, rank: int) -> tuple[Any, Params]:
     model = hugging_face.build(drawn.config, drawn.params)
     settings = peft.LoraConfig(r=rank, lora_alpha=3, target_modules=list(TARGETS), lora_dropout=0.0, bias="none")
     model = peft.get_peft_model(model, settings).double()
-    rng, given = np.random.default_rng(drawn.seed), {}
+    rng, adapters = np.random.default_rng(drawn.seed), {}
     rows = dict(keys(drawn.config))
     for name, module in model.named_modules():
         key = f"{name.removeprefix('base_model.model.transformer.')}.weight"
@@ -170,11 +170,11 @@ def with_peft(drawn: ParityCase, rank: int) -> tuple[Any, Params]:
             factor.data = torch.from_numpy(rng.standard_normal(factor.shape))
         arrays = a.detach().numpy(), b.detach().numpy()
         if rows[key].attribute == "word_embedding":
-            given[key] = (lora.EmbeddingAdapter("default", 3 / rank, 0.0, *arrays),)
+            adapters[key] = (lora.EmbeddingAdapter("default", 3 / rank, 0.0, *arrays),)
         else:
-            given[key] = (lora.LinearAdapter("default", 3 / rank, 0.0, *arrays, rows[key].shape(drawn.config)),)
-    assert len(given) == 1 + 4 * drawn.config.num_layers
-    return model, lora.attach(drawn.params, given)
+            adapters[key] = (lora.LinearAdapter("default", 3 / rank, 0.0, *arrays, rows[key].shape(drawn.config)),)
+    assert len(adapters) == 1 + 4 * drawn.config.num_layers
+    return model, lora.attach(drawn.params, adapters)
 
 
 def factors_of(module: Any) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
@@ -192,11 +192,11 @@ def test_the_factors_of_adapters_on_every_weight(seed: int):
     model, params = with_peft(drawn, rank=1 + seed % 4)
     with differentiable():
         value, expected = theirs(model, drawn, labels)
-    wanted = lora.factors(params)
-    found = vjp.loss_and_gradients(
-        params, drawn.config, drawn.token_ids, drawn.is_real, labels, trainable=wanted.__contains__
+    factors = lora.factors(params)
+    result = vjp.loss_and_gradients(
+        params, drawn.config, drawn.token_ids, drawn.is_real, labels, trainable=factors.__contains__
     )
-    assert found.loss == pytest.approx(value, rel=1e-12)
-    ours = {f"base_model.model.transformer.{key}": g for key, g in found.gradients.items()}
-    worst = differences(ours | {"inputs": found.inputs}, expected)
+    assert result.loss == pytest.approx(value, rel=1e-12)
+    ours = {f"base_model.model.transformer.{key}": g for key, g in result.gradients.items()}
+    worst = differences(ours | {"inputs": result.inputs}, expected)
     assert max(worst.values()) <= LIMIT, worst

@@ -15,7 +15,7 @@ from strategies import draw_params
 from bloomref import BloomBackbone, BloomConfig
 from bloomref.lora.adapter import DENSE_LAYERS
 
-# What the imports of Keras, JAX and TensorFlow warn of is no news about the results.
+# Warnings of the imports of Keras, JAX and TensorFlow say nothing about the results.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=3, num_heads=3, hidden_dim=12, intermediate_dim=20)
@@ -51,8 +51,8 @@ def ours(seed: int, dtype: str = "float64") -> BloomBackbone:
     return BloomBackbone.from_params(CONFIG, params(seed), dtype)
 
 
-def error(found: np.ndarray, exact: np.ndarray) -> float:
-    return float(np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2)))
+def error(result: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((result - exact) ** 2) / np.mean(exact**2)))
 
 
 @pytest.mark.clause("LRA-11", "LRA-13")
@@ -63,15 +63,15 @@ def test_there_and_back(targets: list[str] | None, tmp_path: Path):
     exact, single = ours(1), ours(1, "float32")
     for model in (exact, single):
         model.load_adapter(tmp_path / "theirs.lora.h5")
-    truth, wanted = exact({"token_ids": TOKENS}), hidden(theirs)
-    assert error(wanted, ours(1)({"token_ids": TOKENS})) > 1e-2
-    assert error(wanted, truth) < 1e-5
-    assert error(single({"token_ids": TOKENS}), truth) < 4 * error(wanted, truth)
+    truth, expected = exact({"token_ids": TOKENS}), hidden(theirs)
+    assert error(expected, ours(1)({"token_ids": TOKENS})) > 1e-2
+    assert error(expected, truth) < 1e-5
+    assert error(single({"token_ids": TOKENS}), truth) < 4 * error(expected, truth)
 
     single.save_adapter(tmp_path / "ours.lora.h5")
     again = peer(1, 4, targets)
     again.backbone.load_lora_weights(tmp_path / "ours.lora.h5")
-    np.testing.assert_array_equal(hidden(again), wanted)
+    np.testing.assert_array_equal(hidden(again), expected)
 
 
 @pytest.mark.clause("LRA-13")

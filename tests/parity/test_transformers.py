@@ -2,8 +2,8 @@
 
 In float64 every state must agree to 1e-11 of its largest magnitude. transformers has no float64 BLOOM as it comes: the
 softmax and the ALiBi slopes of a float64 model are float32. Both are lifted to float64 for the comparison, by
-`hugging_face.in_float64`, and a test below shows what happens without. In 16 bits there is no agreement to ask for,
-because transformers rounds after every operation: there bloomref must be the more accurate of the two.
+`hugging_face.in_float64`, and a test below shows the result without it. In 16 bits the two cannot agree, because
+transformers rounds after every operation: there bloomref must be the more accurate of the two.
 """
 
 from dataclasses import replace
@@ -84,7 +84,7 @@ def test_weights_are_exact_in_16_bits():
 
 
 def test_without_the_patch_transformers_is_not_float64():
-    drawn = case_of(1, small(12, 4), batch=2, time=20, padding="none")
+    drawn = case_of(1, small(12, 4), batch=2, time=20, padding="real")
     model = hugging_face.build(drawn.config, drawn.params)
     differences = compare.differences(compare.whole(drawn), hugging_face.whole(model, drawn), drawn.is_real)
     assert differences.pop("embedding_norm") < LIMIT, "no softmax and no slope so far"
@@ -119,14 +119,14 @@ def test_the_comparison_sees_a_change_of_one_millionth_in_any_weight():
 def compacted(holed: ParityCase, row: int) -> ParityCase:
     """One row of a case with its masked tokens deleted."""
     ids = holed.token_ids[row][holed.is_real[row]][None]
-    return replace(holed, token_ids=ids, is_real=np.ones_like(ids, bool), padding="none", pieces=(ids.size,))
+    return replace(holed, token_ids=ids, is_real=np.ones_like(ids, bool), padding="real", pieces=(ids.size,))
 
 
 @pytest.mark.clause("ALI-4")
 @pytest.mark.parametrize("num_heads", [3, 12])
 def test_transformers_answers_the_text_without_the_masked_tokens(num_heads: int):
     """A hole shifts nothing in bloomref (nor in KerasHub: see test_keras_hub); in transformers it deletes the token."""
-    holed = with_holes(case_of(4, small(num_heads, 4), batch=3, time=14, padding="none"))
+    holed = with_holes(case_of(4, small(num_heads, 4), batch=3, time=14, padding="real"))
     model = hugging_face.build(holed.config, holed.params)
     with hugging_face.in_float64():
         theirs = hugging_face.whole(model, holed)
@@ -140,7 +140,7 @@ def test_transformers_answers_the_text_without_the_masked_tokens(num_heads: int)
 
 # --- 16 bits -------------------------------------------------------------------------------------
 
-NARROW = [case_of(5, small(12, 4), 2, 300, "right"), case_of(6, small(16, 4), 1, 600, "none")]
+NARROW = [case_of(5, small(12, 4), 2, 300, "right"), case_of(6, small(16, 4), 1, 600, "real")]
 NARROW += [case(seed) for seed in range(0, 60, 3)]
 NARROW[8:] = [pytest.param(drawn, marks=pytest.mark.slow) for drawn in NARROW[8:]]
 
@@ -163,7 +163,7 @@ def test_scores_in_16_bits_are_what_costs_transformers_its_accuracy(dtype: str):
     """The bias grows with the length, and with it the rounding of the scores: bloomref's error does not grow."""
     errors = []
     for time in (30, 600):
-        drawn = case_of(6, small(16, 4), batch=1, time=time, padding="none")
+        drawn = case_of(6, small(16, 4), batch=1, time=time, padding="real")
         truth = compare.whole(drawn)["logits"]
         theirs = hugging_face.whole(hugging_face.build(drawn.config, drawn.params, getattr(torch, dtype)), drawn)
         errors.append(

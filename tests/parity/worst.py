@@ -59,7 +59,7 @@ def report_unpatched(run: Callable[[ParityCase], compare.Arrays]) -> None:
     values = []
     for seed in SEEDS:
         drawn = case(seed)
-        if drawn.padding in ("none", "right"):
+        if drawn.padding in ("real", "right"):
             values.append(compare.differences(compare.whole(drawn), run(drawn), drawn.is_real)["logits"])
     print(f"transformers as it comes, dtype float64, logits: {min(values):.1e} ... {max(values):.1e}")
 
@@ -68,7 +68,7 @@ def report_holes(peer: str, logits: Callable[[ParityCase], np.ndarray]) -> None:
     """The peer's answer to a text with holes, against bloomref's to it, and to the text without the masked tokens."""
     holed, apart = [], []
     for num_heads in (3, 12):
-        drawn = with_holes(case_of(4, config(num_heads, 4), batch=3, time=14, padding="none"))
+        drawn = with_holes(case_of(4, config(num_heads, 4), batch=3, time=14, padding="real"))
         theirs, ours = logits(drawn), compare.whole(drawn)["logits"]
         for row, real in enumerate(drawn.is_real):
             ids = drawn.token_ids[row][real][None]
@@ -93,7 +93,7 @@ def report_16_bits(dtype: str) -> None:
     ratios = [ours / theirs for ours, theirs in (errors(case(seed)) for seed in range(0, 60, 3))]
     print(f"{dtype}, 20 drawn cases, logits: rms error of bloomref / of transformers at most {max(ratios):.2f}")
     for time in LENGTHS:
-        ours, theirs = errors(case_of(6, config(16, 4), batch=1, time=time, padding="none"))
+        ours, theirs = errors(case_of(6, config(16, 4), batch=1, time=time, padding="real"))
         print(f"{dtype}, 16 heads, T = {time}: rms error bloomref {ours:.2%}, transformers {theirs:.2%}")
 
 
@@ -108,9 +108,9 @@ def against_keras_hub() -> None:
         return peers[drawn.config].logits(drawn)
 
     for time in (13, 270):
-        for padding in ("none", "right", "left", "mixed", "hole"):
-            drawn = case_of(4, config(12, 4), batch=3, time=time, padding="none" if padding == "hole" else padding)
-            drawn = with_holes(drawn) if padding == "hole" else drawn
+        for padding in ("real", "right", "left", "mixed", "holes"):
+            drawn = case_of(4, config(12, 4), batch=3, time=time, padding="real" if padding == "holes" else padding)
+            drawn = with_holes(drawn) if padding == "holes" else drawn
             truth, at = compare.whole(drawn)["logits"], drawn.is_real
             pair = (logits(drawn), compare.whole(drawn, "float32")["logits"])
             theirs, ours = (compare.rms_error(result[at], truth[at]) for result in pair)

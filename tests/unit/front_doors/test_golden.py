@@ -27,15 +27,15 @@ def compare_float64(golden: Golden, case: ParityCase) -> dict[str, float]:
     whole, cached = compare.whole(case), compare.pieces(case)
     differences = {}
     for label, result, expected in (("", whole, golden.expected), ("cached ", cached, golden.expected_cached)):
-        ours, theirs = golden.kept(result, expected)
+        ours, theirs = golden.selected(result, expected)
         differences |= {label + name: compare.relative(ours[name], theirs[name]) for name in ours}
     return differences
 
 
 def within_float32(golden: Golden, case: ParityCase) -> bool:
     """The criterion of `parity.test_keras_hub`."""
-    truth, theirs = golden.kept(compare.whole(case), golden.expected)
-    ours, _ = golden.kept(compare.whole(case, "float32"), golden.expected)
+    truth, theirs = golden.selected(compare.whole(case), golden.expected)
+    ours, _ = golden.selected(compare.whole(case, "float32"), golden.expected)
     return all(compare.within_float32(theirs[name], ours[name], truth[name]) for name in theirs)
 
 
@@ -90,7 +90,7 @@ def test_transformers_deletes_the_tokens_in_a_hole():
 def test_what_the_files_hold():
     goldens = [files.read(path) for path in files.paths()]
     cases = [golden.case for golden in goldens]
-    assert {case.padding for case in cases} == {"none", "left", "right", "mixed", "hole"}
+    assert {case.padding for case in cases} == {"real", "left", "right", "mixed", "holes"}
     assert {case.config.apply_residual_connection_post_layernorm for case in cases} == {True, False}
     assert {case.config.tie_word_embeddings for case in cases} == {True, False}
     assert any(case.token_ids.shape[1] > 257 and case.config.num_heads == 12 for case in cases)
