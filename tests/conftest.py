@@ -1,5 +1,6 @@
-"""Executes the shape annotations of bloomref, and adds `--network`, `--require-backend` and `--emulated-cupy`."""
+"""Executes the shape annotations of bloomref; adds `--network`, `--require-backend` and `--emulated-cupy`."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so; tests press Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("markexpr") != "not slow":
         # every call is checked against its annotations, but in the fast tests, of which that is a third of the time
         install_import_hook(SHAPED, "beartype.beartype")

@@ -9,7 +9,6 @@ defines the model has a `torch` whose name `float32` means float64. The module i
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -17,26 +16,14 @@ from parity.cases import ParityCase
 from parity.compare import Arrays, join
 from transformers import BloomConfig as HuggingFaceConfig
 from transformers import BloomForCausalLM, DynamicCache
-from transformers.models.bloom import modeling_bloom
 
 from bloomref.config import BloomConfig
+from bloomref.conformance.adapters.transformers import cache_argument, in_float64
 from bloomref.params import Params
 
+__all__ = ["build", "in_float64", "pieces", "whole"]
+
 torch.set_num_threads(1)
-
-
-class _WideTorch:
-    float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-
-@contextmanager
-def in_float64() -> Iterator[None]:
-    """A context in which transformers computes slopes and softmax in float64."""
-    with mock.patch.object(modeling_bloom, "torch", _WideTorch()):
-        yield
 
 
 def build(config: BloomConfig, params: Params, dtype: torch.dtype = torch.float64) -> BloomForCausalLM:
@@ -62,10 +49,10 @@ def whole(model: BloomForCausalLM, case: ParityCase) -> Arrays:
 def pieces(model: BloomForCausalLM, case: ParityCase) -> Arrays:
     """The states of a run over a DynamicCache, chunk by chunk, each with the mask of all positions so far."""
     cache = DynamicCache(config=model.config)
-    parts = []
+    parts, name = [], cache_argument(model)
     for start, stop in case.intervals():
         mask = None if case.mask is None else case.mask[:, :stop]
-        parts.append(_call(model, case.token_ids[:, start:stop], mask, past_key_values=cache, use_cache=True))
+        parts.append(_call(model, case.token_ids[:, start:stop], mask, use_cache=True, **{name: cache}))
     return join(parts)
 
 

@@ -5,6 +5,7 @@ In a model of dtype float64, transformers computes the softmax of the scores and
 the model a `torch` whose name `float32` means float64; the code that runs is transformers' own otherwise.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -75,6 +76,11 @@ def in_float64() -> Iterator[None]:
         yield
 
 
+def cache_argument(model: Any) -> str:
+    """Name of the argument that takes the cache: "cache" since transformers 5.24, "past_key_values" before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
 def _build(config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> Any:
     import torch
     import transformers
@@ -130,9 +136,9 @@ class TorchModel:
         from transformers import DynamicCache
 
         del capacity
-        cache, parts = DynamicCache(config=self.model.config), []
+        cache, parts, name = DynamicCache(config=self.model.config), [], cache_argument(self.model)
         for start, stop in pairwise((0, *cuts, token_ids.shape[1])):
-            output = self._run(token_ids[:, start:stop], is_real[:, :stop], past_key_values=cache, use_cache=True)
+            output = self._run(token_ids[:, start:stop], is_real[:, :stop], use_cache=True, **{name: cache})
             parts.append(_array(output.logits))
         return np.concatenate(parts, axis=1)
 
