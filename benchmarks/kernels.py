@@ -92,7 +92,7 @@ def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
     import numba
 
     from accel.numba_cpu import attention, linear, norm, weight_packing
-    from accel.numba_cpu.isa import PANEL
+    from accel.numba_cpu.isa import NR
     from bloomref import alibi
     from bloomref.dtypes import floating_dtype
     from bloomref.presets.preset_registry import PRESETS
@@ -139,7 +139,7 @@ def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
     keys = weight_packing.aligned((heads * capacity * form.steps(width) * form.width,), form.cache, zeroed=True)
     values = weight_packing.aligned((heads * capacity * weight_packing.up(width),), form.cache, zeroed=True)
     cache = keys, values, capacity
-    real = np.ones((1, capacity), bool), np.ones((1, capacity // PANEL), bool)
+    real = np.ones((1, capacity), bool), np.ones((1, capacity // NR), bool)
     work = weight_packing.aligned((threads, attention.workspace(width)), np.float32)
     tiles = weight_packing.aligned((threads, attention.tile_elements(form.steps(width), form.width)), form.rows)
     sizes = fused, 1, m, heads, width, 0, cache
@@ -161,24 +161,22 @@ def tile_alone(form: Any, threads: int) -> Kernel:
     import numba
 
     from accel.numba_cpu import microkernel
-    from accel.numba_cpu.isa import DEPTH, PANEL, PITCH, TILE_ROWS
+    from accel.numba_cpu.isa import KC, LDA, MR, NR
     from accel.numba_cpu.weight_packing import aligned
 
-    tile_most = getattr(microkernel, f"tile_{TILE_ROWS}")
-
-    times, steps = 4000, DEPTH // 2
-    a = aligned((threads, TILE_ROWS * PITCH * form.width), form.rows, zeroed=True)
-    b = aligned((threads, steps * PANEL * form.width), form.weight, zeroed=True)
-    sums = aligned((threads, TILE_ROWS * PANEL), np.float32, zeroed=True)
+    times, steps = 4000, KC // 2
+    a = aligned((threads, MR * LDA * form.width), form.rows, zeroed=True)
+    b = aligned((threads, steps * NR * form.width), form.weight, zeroed=True)
+    sums = aligned((threads, MR * NR), np.float32, zeroed=True)
 
     @numba.njit(parallel=True, nogil=True)
     def repeat(a: Any, b: Any, sums: Any, steps: int) -> None:
         for t in numba.prange(len(a)):
             mine, panel, to = a[t], b[t], sums[t]
             for _ in range(times):
-                tile_most(mine, 0, panel, 0, to, 0, steps, PANEL, True)
+                microkernel.tile(MR, mine, 0, panel, 0, to, 0, steps, NR, True)
 
-    operations = 2 * threads * times * TILE_ROWS * PANEL * steps * form.width
+    operations = 2 * threads * times * MR * NR * steps * form.width
     return Kernel("the tile alone", lambda: repeat(a, b, sums, steps), operations, 0)
 
 

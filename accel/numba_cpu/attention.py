@@ -2,10 +2,10 @@
 
 The cache is laid out for the tiles of `microkernel`, in the compute dtype (float32, bfloat16 or float16 bits):
 
-    keys     [B][H][P / PANEL][K][PANEL]        a panel holds PANEL positions
-    values   [B][H][K / PANEL][P][PANEL]        a panel holds PANEL of the head's columns
+    keys     [B][H][P / NR][K][NR]        a panel holds NR positions
+    values   [B][H][K / NR][P][NR]        a panel holds NR of the head's columns
 
-(in pairs of bfloat16 each [K / 2][PANEL][2], or [P / 2][PANEL][2]) so that scores and weighted sums are products of rows with
+(in pairs of bfloat16 each [K / 2][NR][2], or [P / 2][NR][2]) so that scores and weighted sums are products of rows with
 packed panels, like every other product here. Scores and sums are float32; where the processor multiplies pairs of bfloat16,
 queries and weights are rounded to them. A block of keys starts at a multiple of BLOCK whatever the queries are: a row's result
 depends on its own query and the keys it sees, not on how the sequence was cut into calls.
@@ -13,7 +13,7 @@ depends on its own query and the keys it sees, not on how the sequence was cut i
 Versions, on two cores of a Zen 4, 512 positions of 16 heads of 64 in bfloat16:
 
 v1  one query at a time, dot products: 6 GFLOP/s a core.
-v2  tiles of TILE_ROWS queries over blocks of BLOCK keys, widened: 5.8 ms.
+v2  tiles of MR queries over blocks of BLOCK keys, widened: 5.8 ms.
 v3  pairs of bfloat16; the weights are multiplied by rows, where they are: 4.8 ms; arrays at the beginning of a cache line: 3.4 ms.
 v4  256 keys a block instead of 128; each pass of the softmax over a whole row of scores, whose largest and sum stay in registers
     (`fold_largest`, `fold_sum`); no mask where every key is visible; an exp for its range: 2.6 ms, and for 2048 positions 33 ms
@@ -28,10 +28,11 @@ from numba import prange, types
 from numba.extending import overload
 
 from accel.numba_cpu.elementwise import decay, exp, fma, store
-from accel.numba_cpu.isa import DEPTH, LINE, PANEL, PITCH, TILE_ROWS
-from accel.numba_cpu.linear import block_rows, end_row, put, step_width, tile
-from accel.numba_cpu.microkernel import ask_for
-from accel.numba_cpu.reduce import fold_largest, fold_sum, jit, jit_parallel, largest_of_lanes, sum_of_lanes
+from accel.numba_cpu.isa import KC, LDA, LINE, MR, NR
+from accel.numba_cpu.jit import jit, jit_parallel
+from accel.numba_cpu.linear import end_row, put, step_width
+from accel.numba_cpu.microkernel import prefetch, tile, tile_rows
+from accel.numba_cpu.reductions import fold_largest, fold_sum, largest_of_lanes, sum_of_lanes
 
 BLOCK = 256  # keys of one step of the online softmax
 DISTANCES = np.arange(BLOCK, dtype=np.float32)  # float32 throughout: whole numbers would halve the lanes
@@ -42,7 +43,7 @@ LOWEST = np.float32(-3.0e38)  # stands for the maximum of no scores: exp(-inf - 
 def panel_elements(width: int, rows: Any) -> int:
     """Elements of a panel of keys."""
     step = step_width(rows)
-    return (width + step - 1) // step * step * PANEL
+    return (width + step - 1) // step * step * NR
 
 
 @jit
@@ -50,23 +51,23 @@ def _append_key(key: Any, keys: Any, start: int, lane: int, step: int) -> None:
     """One position's key becomes one lane of its panel, which begins at `start`."""
     if step == 2:
         for l in range(key.size):
-            store(keys, start + (l // 2 * PANEL + lane) * 2 + l % 2, key[l])
+            store(keys, start + (l // 2 * NR + lane) * 2 + l % 2, key[l])
     else:
         for l in range(key.size):
-            store(keys, start + l * PANEL + lane, key[l])
+            store(keys, start + l * NR + lane, key[l])
 
 
 @jit
 def _append_value(value: Any, values: Any, start: int, stride: int, position: int, step: int) -> None:
     """One position's value becomes one line of every panel of columns; the panels begin `stride` apart."""
-    for first in range(0, value.size, PANEL):
+    for first in range(0, value.size, NR):
         if step == 2:
-            at = start + first // PANEL * stride + position // 2 * 2 * PANEL + position % 2
-            for j in range(min(PANEL, value.size - first)):
+            at = start + first // NR * stride + position // 2 * 2 * NR + position % 2
+            for j in range(min(NR, value.size - first)):
                 store(values, at + 2 * j, value[first + j])
         else:
-            at = start + first // PANEL * stride + position * PANEL
-            for j in range(min(PANEL, value.size - first)):
+            at = start + first // NR * stride + position * NR
+            for j in range(min(NR, value.size - first)):
                 store(values, at + j, value[first + j])
 
 
@@ -79,7 +80,7 @@ def append(
     `cache` is (keys, values, capacity); `rows` says by its dtype whether they are kept in pairs.
     """
     keys, values, capacity = cache
-    columns, step, panel = (width + PANEL - 1) // PANEL, step_width(rows), panel_elements(width, rows)
+    columns, step, panel = (width + NR - 1) // NR, step_width(rows), panel_elements(width, rows)
     for t in prange(threads):
         for item in range(batch * heads * t // threads, batch * heads * (t + 1) // threads):
             row, head = item // heads, item % heads
@@ -87,10 +88,10 @@ def append(
                 position = start + i
                 key, value = (3 * head + 1) * width, (3 * head + 2) * width
                 source = qkv[row * time + i]
-                first = (item * (capacity // PANEL) + position // PANEL) * panel
-                _append_key(source[key : key + width], keys, first, position % PANEL, step)
-                _append_value(source[value : value + width], values, item * columns * capacity * PANEL,
-                              capacity * PANEL, position, step)  # fmt: skip
+                first = (item * (capacity // NR) + position // NR) * panel
+                _append_key(source[key : key + width], keys, first, position % NR, step)
+                _append_value(source[value : value + width], values, item * columns * capacity * NR,
+                              capacity * NR, position, step)  # fmt: skip
 
 
 # --- softmax over a block of scores --------------------------------------------------------------
@@ -117,10 +118,10 @@ def _bias(scores: Any, rows: int, count: int, offset: int, slope: Any, scale: An
     `real` says which of them are tokens, `whole` of which panels all are.
     """
     all_visible = offset + count <= 1
-    for p in range(count // PANEL):
+    for p in range(count // NR):
         all_visible = all_visible and whole[p]
     for i in range(rows):
-        row = scores[i * PITCH : i * PITCH + count]
+        row = scores[i * LDA : i * LDA + count]
         if all_visible:
             _bias_all(row, np.float32(offset - i), slope, scale)
         else:
@@ -132,9 +133,9 @@ def _raise_peaks(scores: Any, rows: int, count: int, peak: Any, shrink: Any, lan
     """peak = the largest score so far; shrink = what the sums of the earlier blocks are to be multiplied with."""
     for i in range(rows):
         lanes[:] = peak[i]
-        fold_largest(scores, i * PITCH, count // PANEL, lanes)
+        fold_largest(scores, i * LDA, count // NR, lanes)
         shrink[i] = largest_of_lanes(lanes)
-    for i in range(TILE_ROWS):  # of rows that are not there as well: one vector
+    for i in range(MR):  # of rows that are not there as well: one vector
         high = shrink[i]
         shrink[i] = exp(peak[i] - high)
         peak[i] = high
@@ -150,9 +151,9 @@ def _decay(scores: Any, peak: Any) -> None:
 def _weigh(scores: Any, rows: int, count: int, peak: Any, shrink: Any, total: Any, lanes: Any) -> None:
     """Scores to weights; their sum, lane by lane, so that zeros at the end do not change a bit."""
     for i in range(rows):
-        _decay(scores[i * PITCH : i * PITCH + count], peak[i])
+        _decay(scores[i * LDA : i * LDA + count], peak[i])
         lanes[:] = np.float32(0.0)
-        fold_sum(scores, i * PITCH, count // PANEL, lanes)
+        fold_sum(scores, i * LDA, count // NR, lanes)
         total[i] = fma(total[i], shrink[i], sum_of_lanes(lanes))
 
 
@@ -166,7 +167,7 @@ def _rescale(sums: Any, rows: int, shrink: Any) -> None:
 @jit
 def _round_weights(scores: Any, rows: int, count: int, weights: Any) -> None:
     for i in range(rows):
-        source, target = scores[i * PITCH : i * PITCH + count], weights[2 * i * PITCH : 2 * i * PITCH + count]
+        source, target = scores[i * LDA : i * LDA + count], weights[2 * i * LDA : 2 * i * LDA + count]
         for j in range(count):
             store(target, j, source[j])
 
@@ -193,11 +194,11 @@ def _as_rows(scores, rows, count, weights):  # type: ignore[no-untyped-def]  # n
 
 @jit
 def _score(query: Any, rows: int, width: int, keys: Any, start: int, scores: Any, at: int) -> None:
-    """scores[:, at : at + PANEL] = queries times one panel of keys, which begins at `start`."""
+    """scores[:, at : at + NR] = queries times one panel of keys, which begins at `start`."""
     step = step_width(query)
     steps = (width + step - 1) // step
-    for l in range(0, steps, DEPTH):
-        tile(rows, query, l // DEPTH * PITCH * TILE_ROWS * step, keys, start + l * PANEL * step, scores, at, min(DEPTH, steps - l), PITCH,
+    for l in range(0, steps, KC):
+        tile(rows, query, l // KC * LDA * MR * step, keys, start + l * NR * step, scores, at, min(KC, steps - l), LDA,
              l > 0)  # fmt: skip
 
 
@@ -207,17 +208,17 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
                      tiles: Any) -> None:  # fmt: skip
     """`rows` neighbouring queries of one head, over all the keys that the last of them sees."""
     keys, values, capacity = cache
-    columns, step, panel = (width + PANEL - 1) // PANEL, step_width(tiles), panel_elements(width, tiles)
-    padded = columns * PANEL
-    scores, at = work[: TILE_ROWS * PITCH], TILE_ROWS * PITCH
-    flat_sums, at = work[at : at + TILE_ROWS * padded], at + TILE_ROWS * padded
-    lanes, at = work[at : at + PANEL], at + PANEL
-    peak, total, shrink = work[at : at + TILE_ROWS], work[at + PANEL :], work[at + 2 * PANEL :]
-    weights, queries = tiles[: TILE_ROWS * PITCH * step], tiles[TILE_ROWS * PITCH * step :]
-    sums = flat_sums.reshape(TILE_ROWS, padded)
+    columns, step, panel = (width + NR - 1) // NR, step_width(tiles), panel_elements(width, tiles)
+    padded = columns * NR
+    scores, at = work[: MR * LDA], MR * LDA
+    flat_sums, at = work[at : at + MR * padded], at + MR * padded
+    lanes, at = work[at : at + NR], at + NR
+    peak, total, shrink = work[at : at + MR], work[at + NR :], work[at + 2 * NR :]
+    weights, queries = tiles[: MR * LDA * step], tiles[MR * LDA * step :]
+    sums = flat_sums.reshape(MR, padded)
     for i in range(rows):
-        put(qkv[first + i, 3 * head * width : (3 * head + 1) * width], queries, TILE_ROWS, i, np.int64(0))
-        end_row(queries, TILE_ROWS, i, width)
+        put(qkv[first + i, 3 * head * width : (3 * head + 1) * width], queries, MR, i, np.int64(0))
+        end_row(queries, MR, i, width)
         for c in range(padded):
             sums[i, c] = np.float32(0.0)
         peak[i], total[i] = LOWEST, np.float32(0.0)
@@ -225,17 +226,17 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
     stop = query + rows
     for block in range(0, stop, BLOCK):
         depth = min(BLOCK, stop - block)
-        count = (depth + PANEL - 1) // PANEL * PANEL
-        for p in range(0, count, PANEL):
-            start = (item * capacity + block + p) // PANEL * panel
+        count = (depth + NR - 1) // NR * NR
+        for p in range(0, count, NR):
+            start = (item * capacity + block + p) // NR * panel
             _score(queries, rows, width, keys, start, scores, p)
-        _bias(scores, rows, count, block - query, slope, scale, real[block:], whole[block // PANEL :])
+        _bias(scores, rows, count, block - query, slope, scale, real[block:], whole[block // NR :])
         _raise_peaks(scores, rows, count, peak, shrink, lanes)
         _weigh(scores, rows, count, peak, shrink, total, lanes)
         _rescale(sums, rows, shrink)
         probabilities = as_rows(scores, rows, count, weights)
         for column in range(columns):
-            start = ((item * columns + column) * capacity + block) * PANEL
+            start = ((item * columns + column) * capacity + block) * NR
             tile(
                 rows,
                 probabilities,
@@ -243,7 +244,7 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
                 values,
                 start,
                 flat_sums,
-                column * PANEL,
+                column * NR,
                 (depth + step - 1) // step,
                 padded,
                 True,
@@ -257,24 +258,24 @@ def _tile_of_queries(qkv: Any, first: int, rows: int, head: int, width: int, que
 
 def workspace(width: int) -> int:
     """float32 numbers that one thread of `attend` needs."""
-    padded = (width + PANEL - 1) // PANEL * PANEL
-    return TILE_ROWS * (PITCH + padded) + 4 * PANEL
+    padded = (width + NR - 1) // NR * NR
+    return MR * (LDA + padded) + 4 * NR
 
 
 def tile_elements(steps: int, step: int) -> int:
     """Elements of the weights and queries that one thread of `attend` multiplies; `steps` of a head."""
-    return TILE_ROWS * PITCH * step * (1 + (steps + DEPTH - 1) // DEPTH)
+    return MR * LDA * step * (1 + (steps + KC - 1) // KC)
 
 
 @jit
-def _ask_for_item(item: int, positions: int, width: int, cache: Any, tiles: Any) -> None:
+def _prefetch_item(item: int, positions: int, width: int, cache: Any, tiles: Any) -> None:
     """The first keys and values of a head of a row, which is next: where it has few, the time goes to waiting for the first."""
     keys, values, capacity = cache
-    columns, panel, count = (width + PANEL - 1) // PANEL, panel_elements(width, tiles), min(positions, 2 * PANEL)
-    panels = (count + PANEL - 1) // PANEL
-    ask_for(keys, item * capacity // PANEL * panel, panels * panel * keys.itemsize // LINE)
+    columns, panel, count = (width + NR - 1) // NR, panel_elements(width, tiles), min(positions, 2 * NR)
+    panels = (count + NR - 1) // NR
+    prefetch(keys, item * capacity // NR * panel, panels * panel * keys.itemsize // LINE)
     for column in range(columns):
-        ask_for(values, (item * columns + column) * capacity * PANEL, count * PANEL * values.itemsize // LINE)
+        prefetch(values, (item * columns + column) * capacity * NR, count * NR * values.itemsize // LINE)
 
 
 @jit_parallel
@@ -282,20 +283,20 @@ def attend(qkv: Any, batch: int, time: int, heads: int, width: int, start: int, 
            scale: Any, out: Any, work: Any, tiles: Any, threads: int) -> None:  # fmt: skip
     """out: every query against the cache, as rows (B T, H K) of a product.
 
-    `real` is (B, P), which columns are tokens, and (B, P / PANEL), which panels of them all are.
+    `real` is (B, P), which columns are tokens, and (B, P / NR), which panels of them all are.
     """
-    groups, m = (time + TILE_ROWS - 1) // TILE_ROWS, batch * time
+    groups, m = (time + MR - 1) // MR, batch * time
     for t in prange(threads):
         # later queries see more keys: dealing the groups out in turn evens the load
         for index in range(t, batch * heads * groups, threads):
-            item, first = index // groups, index % groups * TILE_ROWS
+            item, first = index // groups, index % groups * MR
             row, head = item // heads, item % heads
             if groups == 1 and item + threads < batch * heads:
-                _ask_for_item(item + threads, start + time, width, cache, tiles)
+                _prefetch_item(item + threads, start + time, width, cache, tiles)
             done = 0
-            last = min(TILE_ROWS, time - first)
+            last = min(MR, time - first)
             while done < last:
-                rows = block_rows(last - done)
+                rows = tile_rows(last - done)
                 _tile_of_queries(qkv, row * time + first + done, rows, head, width, start + first + done, item, cache,
                                  real[0][row], real[1][row], slopes[head], scale, out, m, work[t], tiles[t])  # fmt: skip
                 done += rows

@@ -3,9 +3,9 @@
 from typing import Any
 
 from accel.numba_cpu.attention import append, attend
+from accel.numba_cpu.jit import jit
 from accel.numba_cpu.linear import FLOAT32, GELU, PLAIN, RESIDUAL, product
 from accel.numba_cpu.norm import norm_rows
-from accel.numba_cpu.reduce import jit
 
 
 @jit

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import config as numba_config
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from accel.numba_cpu.isa import FASTMATH
+from accel.numba_cpu.jit import jit_inline
 
 f32 = np.float32
 
@@ -71,7 +71,7 @@ else:
         return types.float32(types.float32, types.float32, types.float32), generate
 
 
-@njit(fastmath=FASTMATH, error_model="numpy", inline="always")
+@jit_inline
 def bfloat_bits(x: Any) -> Any:
     """The bfloat16 nearest to x, ties to even, as 16 bits; NaN stays NaN."""
     bits = float_as_bits(x)
@@ -79,7 +79,7 @@ def bfloat_bits(x: Any) -> Any:
     return np.uint16(np.uint32(0x7FC0) if x != x else rounded)
 
 
-@njit(fastmath=FASTMATH, error_model="numpy", inline="always")
+@jit_inline
 def _same(x: Any) -> Any:
     return x
 
@@ -102,7 +102,7 @@ def _store(out, at, value):  # type: ignore[no-untyped-def]  # noqa: ARG001
     return implementation
 
 
-@njit(fastmath=FASTMATH, error_model="numpy", inline="always")
+@jit_inline
 def _reduced(y: Any) -> Any:
     """n, and e**y / 2**n: a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf coefficients)."""
     n = np.floor(fma(y, f32(1.44269504), f32(0.5)))
@@ -116,7 +116,7 @@ def _reduced(y: Any) -> Any:
     return np.int32(n), fma(p, r * r, r) + f32(1.0)
 
 
-@njit(fastmath=FASTMATH, error_model="numpy", inline="always")
+@jit_inline
 def exp(x: Any) -> Any:
     """e**x."""
     n, value = _reduced(min(max(x, f32(-104.0)), f32(89.0)))
@@ -126,7 +126,7 @@ def exp(x: Any) -> Any:
     return scaled * bits_as_float(np.uint32((rest + np.int32(127)) << np.int32(23)))
 
 
-@njit(fastmath=FASTMATH, error_model="numpy", inline="always")
+@jit_inline
 def decay(x: Any) -> Any:
     """e**x of x <= 0, a weight of attention: the bits of `exp` down to -87, where it is 1e-38, and 0 below."""
     n, value = _reduced(max(x, f32(-87.0)))
@@ -134,7 +134,7 @@ def decay(x: Any) -> Any:
     return f32(0.0) if x < f32(-87.0) else scaled
 
 
-@njit(fastmath=FASTMATH, error_model="numpy", inline="always")
+@jit_inline
 def tanh(x: Any) -> Any:
     """1 - 2 / (e**2|x| + 1), and a polynomial near 0 where that form loses digits; odd."""
     a = abs(x)
@@ -150,7 +150,7 @@ def tanh(x: Any) -> Any:
     return y if x >= f32(0.0) else -y
 
 
-@njit(fastmath=FASTMATH, error_model="numpy", inline="always")
+@jit_inline
 def gelu(x: Any) -> Any:
     """MLP-2: (1 + tanh(u)) / 2 = 1 / (1 + e**-2u), one exp instead of the two ways of `tanh`."""
     inner = f32(0.79788456) * x * fma(f32(0.044715) * x, x, f32(1.0))

@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from accel.numba_cpu.blas import limited
-from accel.numba_cpu.isa import FASTMATH
+from accel.numba_cpu.jit import jit_parallel
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
 from bloomref.params import LayerParams, Params
 from bloomref.runtime.backend import Step
-
-jit = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
-jit_parallel = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True, parallel=True)
 
 
 @jit_parallel

@@ -1,4 +1,4 @@
-"""What this processor can do, and the constants that every kernel is compiled with."""
+"""Instruction set, tile sizes and threads: the constants that every kernel is compiled with."""
 
 import math
 import os
@@ -10,19 +10,18 @@ from typing import Final
 import llvmlite.binding
 import numba
 
-# The compiler may change no result: with any flag it fuses or regroups as each context suits it, and a kernel from the cache
-# no longer gives the bits of one just compiled. Where fusing is wanted, the code says `fma`.
-FASTMATH: Final = False
-
 ISA_VARIABLE: Final = "BLOOMREF_NUMBA_ISA"
 ISAS: Final = ("avx512bf16", "avx512", "generic")
 
 
 def detect() -> str:
-    """The widest instruction set that may be used: the variable's, or what the processor reports.
+    """Return the widest instruction set that may be used: that of BLOOMREF_NUMBA_ISA, or what the processor reports.
 
-    An instruction that the processor lacks does not raise, it ends the process; so a forced target of Numba
-    (NUMBA_CPU_NAME) leaves only the generic kernels.
+    An instruction that the processor lacks ends the process without an exception. A forced target of Numba
+    (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES) therefore leaves only the generic kernels.
+
+    Raises:
+        ValueError: the variable names no instruction set.
     """
     forced = os.environ.get(ISA_VARIABLE)
     if forced is not None:
@@ -39,30 +38,27 @@ def detect() -> str:
 
 ISA: Final = detect()
 HAS_BF16_DOT: Final = ISA == "avx512bf16"
-# Rows and columns of the largest register tile: 24 of 32 vector registers hold sums (AVX-512), 12 of 16 elsewhere.
-TILE_ROWS: Final = 6 if ISA == "generic" else 12
-PANEL: Final = 16 if ISA == "generic" else 32
-# Steps of one slice of a sum: 32 kB of a panel, which is read again from the second-level cache for every tile of rows.
-DEPTH: Final = 256
-# Steps from one row of a slice to the next: a little more, so that the rows of a tile do not meet in the same cache sets.
-PITCH: Final = DEPTH + 32
+# Sizes of the products' loops, by the names of BLIS; `linear` says which loop is whose.
+# Rows that a register tile may have, largest first, and columns: 24 of 32 vector registers hold sums (AVX-512), else 12 of 16.
+TILE_SIZES: Final = (6, 4, 2, 1) if ISA == "generic" else (12, 8, 4, 2, 1)
+MR: Final = TILE_SIZES[0]
+NR: Final = 16 if ISA == "generic" else 32
+# Steps of one slice of a sum: 32 kB of a panel, which every tile of rows reads again from the second-level cache.
+KC: Final = 256
+# Steps from one row of a slice to the next: more than KC, so that the rows of a tile do not map to the same cache sets.
+LDA: Final = KC + 32
 LINE: Final = 64  # bytes of a cache line, and of a vector of AVX-512
 QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 def thread_count() -> int:
-    """What Numba was told or sees, at most what the container may use: Numba knows a process's affinity, not its quota."""
+    """Number of threads of a kernel: Numba's, which respects affinity, and at most the CPU quota of the container."""
     return min(numba.get_num_threads(), _quota())
-
-
-# How long a thread of GNU's OpenMP that waits for work keeps its core busy: by default for milliseconds, in which BLAS, whose
-# threads take turns with these in training, has half the cores. Read when the first parallel kernel runs.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 @cache
 def _quota() -> int:
-    """Processors' worth of time that the control group (version 2) grants."""
+    """CPUs that the control group (version 2) grants, rounded up."""
     try:
         time, period = QUOTA.read_text("ascii").split()
         return max(1, math.ceil(int(time) / int(period)))

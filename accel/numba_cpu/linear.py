@@ -1,10 +1,10 @@
 """x W^T + b over packed weights: one layout, from a single row to a long prompt.
 
-A weight (N, K) is stored as panels of PANEL output columns: `[N / PANEL][K][PANEL]`, or `[N / PANEL][K / 2][PANEL][2]` for
+A weight (N, K) is stored as panels of NR output columns: `[N / NR][K][NR]`, or `[N / NR][K / 2][NR][2]` for
 pairs of bfloat16. A product reads each panel once, front to back: at one row that is a stream at memory speed, at many rows
 the panel's slice stays in the first-level cache while the rows pass over it.
 
-Rows x (M, K) are kept by slices of DEPTH steps, `[K / DEPTH][M][PITCH]`, in what the tiles multiply: float32, or pairs of
+Rows x (M, K) are kept by slices of KC steps, `[K / KC][M][LDA]`, in what the tiles multiply: float32, or pairs of
 bfloat16. A sum is the sum over slices in order, each summed in order: a row's result is the same bits whatever the other rows
 are. Whoever makes rows for a product (layer norm, attention, GELU) writes them in this form.
 """
@@ -16,75 +16,16 @@ from numba import prange, types
 from numba.extending import overload
 
 from accel.numba_cpu.elementwise import bfloat_bits, bits_as_float, float_as_half, gelu, half_as_float, store
-from accel.numba_cpu.isa import DEPTH, PANEL, PITCH, TILE_ROWS
-from accel.numba_cpu.microkernel import (
-    panels_at_once,
-    stream_1,
-    stream_2,
-    stream_4,
-    stream_6,
-    stream_8,
-    stream_12,
-    tile_1,
-    tile_2,
-    tile_4,
-    tile_6,
-    tile_8,
-    tile_12,
-)
-from accel.numba_cpu.reduce import jit, jit_parallel
+from accel.numba_cpu.isa import KC, LDA, NR
+from accel.numba_cpu.jit import jit, jit_parallel
+from accel.numba_cpu.microkernel import panels_at_once, stream, tile, tile_rows
 
 # Not Python's int: Numba would compile a kernel anew for each of its constants.
 PLAIN, GELU, RESIDUAL = np.int64(0), np.int64(1), np.int64(2)
 FLOAT32, BFLOAT16, FLOAT16 = np.int64(0), np.int64(1), np.int64(2)
 STRIP = 64  # columns packed at a time: what is written to fits the first-level cache
-ROW_CHUNK = 21 * 12  # rows that share one pass over the weights, more or less
-SUMS = 3 * ROW_CHUNK // 2 * PANEL  # sums that a thread of `product` holds: a pass of most rows, a panel of columns
-
-
-@jit
-def block_rows(left: int) -> int:
-    """How many of the `left` remaining rows the next tile takes."""
-    if left >= TILE_ROWS:
-        return TILE_ROWS
-    if left >= 8:
-        return 8
-    return 4 if left >= 4 else (2 if left >= 2 else 1)
-
-
-@jit
-def tile(rows: int, a: Any, ao: int, b: Any, bo: int, c: Any, co: int, k: int, ldc: int, keep: bool) -> None:
-    """The tile of that many rows."""
-    if rows == 12:
-        tile_12(a, ao, b, bo, c, co, k, ldc, keep)
-    elif rows == 1:
-        tile_1(a, ao, b, bo, c, co, k, ldc, keep)
-    elif rows == 2:
-        tile_2(a, ao, b, bo, c, co, k, ldc, keep)
-    elif rows == 4:
-        tile_4(a, ao, b, bo, c, co, k, ldc, keep)
-    elif rows == 6:
-        tile_6(a, ao, b, bo, c, co, k, ldc, keep)
-    else:
-        tile_8(a, ao, b, bo, c, co, k, ldc, keep)
-
-
-@jit
-def stream(rows: int, a: Any, ao: int, b: Any, bo: int, stride: int, c: Any, co: int, k: int, ldc: int,
-           keep: bool) -> None:  # fmt: skip
-    """The streaming tile of that many rows."""
-    if rows == 12:
-        stream_12(a, ao, b, bo, stride, c, co, k, ldc, keep)
-    elif rows == 1:
-        stream_1(a, ao, b, bo, stride, c, co, k, ldc, keep)
-    elif rows == 2:
-        stream_2(a, ao, b, bo, stride, c, co, k, ldc, keep)
-    elif rows == 4:
-        stream_4(a, ao, b, bo, stride, c, co, k, ldc, keep)
-    elif rows == 6:
-        stream_6(a, ao, b, bo, stride, c, co, k, ldc, keep)
-    else:
-        stream_8(a, ao, b, bo, stride, c, co, k, ldc, keep)
+MC = 21 * 12  # rows that share one pass over the weights, more or less
+SUMS = 3 * MC // 2 * NR  # sums that a thread of `product` holds: a pass of most rows, a panel of columns
 
 
 # --- packing -------------------------------------------------------------------------------------
@@ -95,20 +36,20 @@ def _transpose(rows: Any, columns: int, first: int, stop: int, out: Any) -> None
     for j in range(columns):
         row = rows[j]
         for l in range(first, stop):
-            out[l * PANEL + j] = row[l]
+            out[l * NR + j] = row[l]
 
 
 @jit_parallel
 def pack_weight(rows: Any, out: Any) -> None:
     """rows (N, steps) into panels of the same dtype, a pair of bfloat16 as one uint32; columns beyond N are zero."""
     n, steps = rows.shape
-    for p in prange((n + PANEL - 1) // PANEL):
-        panel = out[p * steps * PANEL : (p + 1) * steps * PANEL]
-        columns = min(PANEL, n - p * PANEL)
-        if columns < PANEL:
+    for p in prange((n + NR - 1) // NR):
+        panel = out[p * steps * NR : (p + 1) * steps * NR]
+        columns = min(NR, n - p * NR)
+        if columns < NR:
             panel[:] = 0
         for first in range(0, steps, STRIP):
-            _transpose(rows[p * PANEL :], columns, first, min(steps, first + STRIP), panel)
+            _transpose(rows[p * NR :], columns, first, min(steps, first + STRIP), panel)
 
 
 def step_width(rows: Any) -> int:
@@ -126,7 +67,7 @@ def _step_width(rows):  # type: ignore[no-untyped-def]
 def place(rows: Any, m: int, row: int, column: int) -> int:
     """Where one number of m rows is; the next ones follow it up to the end of the slice."""
     width = step_width(rows)
-    return (column // (DEPTH * width) * m + row) * PITCH * width + column % (DEPTH * width)
+    return (column // (KC * width) * m + row) * LDA * width + column % (KC * width)
 
 
 @jit
@@ -138,7 +79,7 @@ def _put(values: Any, out: Any) -> None:
 @jit
 def put(values: Any, out: Any, m: int, row: int, first: int) -> None:
     """values become the columns from `first` on of one of m rows."""
-    span = DEPTH * step_width(out)
+    span = KC * step_width(out)
     done = 0
     while done < values.size:
         count = min(values.size - done, span - (first + done) % span)
@@ -184,19 +125,19 @@ def round_row(row: Any, dtype: int) -> None:
 
 @jit
 def _add(sums: Any, bias: Any, out: Any) -> None:
-    for j in range(PANEL):
+    for j in range(NR):
         out[j] = sums[j] + bias[j]
 
 
 @jit
 def _add_gelu(sums: Any, bias: Any, out: Any) -> None:
-    for j in range(PANEL):
+    for j in range(NR):
         store(out, j, gelu(sums[j] + bias[j]))
 
 
 @jit
 def _add_residual(sums: Any, bias: Any, base: Any, out: Any) -> None:
-    for j in range(PANEL):
+    for j in range(NR):
         out[j] = base[j] + (sums[j] + bias[j])
 
 
@@ -204,35 +145,46 @@ def _add_residual(sums: Any, bias: Any, base: Any, out: Any) -> None:
 def _finish(sums: Any, at: int, ldc: int, m: int, row: int, stop: int, column: int, bias: Any, after: int, base: Any,
             dtype: int, out: Any, following: Any) -> None:  # fmt: skip
     """What comes after the sums of one panel: the bias; GELU, or the residual and one rounding."""
-    add = bias[column : column + PANEL]
+    add = bias[column : column + NR]
     for i in range(row, stop):
         start = at + (i - row) * ldc
-        total = sums[start : start + PANEL]
+        total = sums[start : start + NR]
         if after == GELU:
             start = place(following, m, i, column)
-            _add_gelu(total, add, following[start : start + PANEL])
+            _add_gelu(total, add, following[start : start + NR])
         elif after == RESIDUAL:
-            target = out[i, column : column + PANEL]
-            _add_residual(total, add, base[i, column : column + PANEL], target)
+            target = out[i, column : column + NR]
+            _add_residual(total, add, base[i, column : column + NR], target)
             round_row(target, dtype)
         else:
-            _add(total, add, out[i, column : column + PANEL])
+            _add(total, add, out[i, column : column + NR])
 
 
 @jit
 def _slice(a: Any, from_a: int, rows: int, b: Any, from_b: int, stride: int, together: int, depth: int, sums: Any,
-           keep: bool) -> None:  # fmt: skip
+           accumulate: bool) -> None:  # fmt: skip
     """One slice of `together` panels: the first rows read it from memory, those after them from a cache."""
-    step, ldc = PITCH * step_width(a), together * PANEL
-    done = block_rows(rows)
+    step, ldc = LDA * step_width(a), together * NR
+    done = tile_rows(rows)
     if together == panels_at_once(done):
-        stream(done, a, from_a, b, from_b, stride, sums, np.int64(0), depth, ldc, keep)
+        stream(done, a, from_a, b, from_b, stride, sums, np.int64(0), depth, ldc, accumulate)
     else:
-        tile(done, a, from_a, b, from_b, sums, np.int64(0), depth, ldc, keep)
+        tile(done, a, from_a, b, from_b, sums, np.int64(0), depth, ldc, accumulate)
     while done < rows:
-        count = block_rows(rows - done)
+        count = tile_rows(rows - done)
         for p in range(together):
-            tile(count, a, from_a + done * step, b, from_b + p * stride, sums, done * ldc + p * PANEL, depth, ldc, keep)
+            tile(
+                count,
+                a,
+                from_a + done * step,
+                b,
+                from_b + p * stride,
+                sums,
+                done * ldc + p * NR,
+                depth,
+                ldc,
+                accumulate,
+            )
         done += count
 
 
@@ -240,10 +192,10 @@ def _slice(a: Any, from_a: int, rows: int, b: Any, from_b: int, stride: int, tog
 def _panels(a: Any, m: int, row: int, stop: int, b: Any, panel: int, together: int, steps: int, sums: Any) -> None:
     """sums[:stop - row] of `together` panels: slice after slice."""
     width = step_width(a)
-    for l in range(0, steps, DEPTH):
-        from_a, from_b = (l // DEPTH * m + row) * PITCH * width, (panel * steps + l) * PANEL * width
-        depth = min(DEPTH, steps - l)
-        _slice(a, from_a, stop - row, b, from_b, steps * PANEL * width, together, depth, sums, l > 0)
+    for l in range(0, steps, KC):
+        from_a, from_b = (l // KC * m + row) * LDA * width, (panel * steps + l) * NR * width
+        depth = min(KC, steps - l)
+        _slice(a, from_a, stop - row, b, from_b, steps * NR * width, together, depth, sums, l > 0)
 
 
 @jit
@@ -252,10 +204,10 @@ def _rows(a: Any, m: int, row: int, stop: int, first: int, last: int, b: Any, st
     """`product` of some rows with some panels, each read from front to back."""
     panel = first if row < stop else last
     while panel < last:
-        together = min(panels_at_once(block_rows(stop - row)), last - panel)
+        together = min(panels_at_once(tile_rows(stop - row)), last - panel)
         _panels(a, m, row, stop, b, panel, together, steps, sums)
         for p in range(together):
-            _finish(sums, p * PANEL, together * PANEL, m, row, stop, (panel + p) * PANEL, bias, after, base, dtype, out,
+            _finish(sums, p * NR, together * NR, m, row, stop, (panel + p) * NR, bias, after, base, dtype, out,
                     following)  # fmt: skip
         panel += together
 
@@ -275,8 +227,8 @@ def product(a: Any, m: int, b: Any, n: int, steps: int, bias: Any, after: int, b
         in less time, too), a block's products 1.06 times as fast. How many rows make a pass matters little, from 64 to 504.
     v5  the first rows by tiles made for reading memory (`stream`).
     """
-    panels = (n + PANEL - 1) // PANEL
-    passes = max(1, (m + ROW_CHUNK // 2) // ROW_CHUNK)
+    panels = (n + NR - 1) // NR
+    passes = max(1, (m + MC // 2) // MC)
     for t in prange(threads):
         first, last = panels * t // threads, panels * (t + 1) // threads
         for part in range(passes):

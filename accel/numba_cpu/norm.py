@@ -6,10 +6,11 @@ import numpy as np
 from numba import prange
 
 from accel.numba_cpu.elementwise import fma
-from accel.numba_cpu.isa import PANEL, TILE_ROWS
+from accel.numba_cpu.isa import MR, NR
+from accel.numba_cpu.jit import jit, jit_parallel
 from accel.numba_cpu.linear import put_row, round_row
 from accel.numba_cpu.microkernel import widen_element
-from accel.numba_cpu.reduce import jit, jit_parallel, squares_of, total_of
+from accel.numba_cpu.reductions import squares_of, total_of
 
 
 @jit
@@ -36,7 +37,7 @@ def norm_row(row: Any, weight: Any, bias: Any, epsilon: Any, out: Any, dtype: in
 
 @jit
 def _norm_range(x: Any, m: int, first: int, stop: int, width: int, ln: Any, out: Any, rows: Any, dtype: int) -> None:
-    lanes = np.empty(PANEL, np.float32)
+    lanes = np.empty(NR, np.float32)
     for i in range(first, stop):
         norm_row(x[i, :width], ln[0], ln[1], ln[2], out[i, :width], dtype, lanes)
         put_row(out[i, :width], rows, m, i)
@@ -54,7 +55,7 @@ def norm_rows(x: Any, m: int, width: int, ln: Any, out: Any, rows: Any, dtype: i
 
     Columns of `out` beyond `width` stay as they are.
     """
-    if m <= 2 * TILE_ROWS:  # less work than waking the threads
+    if m <= 2 * MR:  # less work than waking the threads
         _norm_range(x, m, np.int64(0), m, width, ln, out, rows, dtype)
     else:
         _norm_parallel(x, m, width, ln, out, rows, dtype, threads)
@@ -64,7 +65,7 @@ def norm_rows(x: Any, m: int, width: int, ln: Any, out: Any, rows: Any, dtype: i
 def gather_rows(ids: Any, panels: Any, steps: int, paired: bool, width: int, out: Any) -> None:
     """out[i, :width] = the embedding of ids[i], read back from the packed head."""
     for i in range(ids.size):
-        panel, lane = ids[i] // PANEL, ids[i] % PANEL
+        panel, lane = ids[i] // NR, ids[i] % NR
         for c in range(width):
-            at = ((panel * steps + c // 2) * PANEL + lane) * 2 + c % 2 if paired else (panel * steps + c) * PANEL + lane
+            at = ((panel * steps + c // 2) * NR + lane) * 2 + c % 2 if paired else (panel * steps + c) * NR + lane
             out[i, c] = widen_element(panels[at])

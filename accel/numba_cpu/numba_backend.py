@@ -11,7 +11,7 @@ from accel.numba_cpu import norm
 from accel.numba_cpu.attention import tile_elements, workspace
 from accel.numba_cpu.blocks import attention_block, mlp_block
 from accel.numba_cpu.float64 import DoublePrepared
-from accel.numba_cpu.isa import PANEL, thread_count
+from accel.numba_cpu.isa import NR, thread_count
 from accel.numba_cpu.jit_cache import is_marked, mark
 from accel.numba_cpu.linear import BFLOAT16, FLOAT16, FLOAT32, PLAIN, SUMS, product, put_rows
 from accel.numba_cpu.memory import cache_elements, memory
@@ -277,7 +277,7 @@ class NumbaBackend:
 
 
 def _panels_of(key_is_real: Bool[Array, "B S"], capacity: int) -> tuple[Bool[Array, "B P"], Bool[Array, "B N"]]:
-    """Which columns of the whole cache are real, and which panels of PANEL columns are so throughout."""
+    """Which columns of the whole cache are real, and which panels of NR columns are so throughout."""
     is_real = np.zeros((len(key_is_real), capacity), np.bool_)
     is_real[:, : key_is_real.shape[1]] = key_is_real
-    return is_real, is_real.reshape(len(is_real), capacity // PANEL, PANEL).all(-1)
+    return is_real, is_real.reshape(len(is_real), capacity // NR, NR).all(-1)

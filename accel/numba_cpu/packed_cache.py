@@ -120,7 +120,7 @@ def packed_folder() -> Path:
 
 def layout() -> str:
     """Changes with whatever decides where a number goes."""
-    digest = hashlib.sha256(f"{isa.HAS_BF16_DOT} {isa.PANEL}".encode())
+    digest = hashlib.sha256(f"{isa.HAS_BF16_DOT} {isa.NR}".encode())
     for module in (weight_packing, linear):
         digest.update(Path(module.__file__).read_bytes())
     return digest.hexdigest()[:16]

@@ -9,9 +9,9 @@ import numpy as np
 from numba import prange
 
 from accel.numba_cpu.elementwise import half_as_float
-from accel.numba_cpu.isa import DEPTH, HAS_BF16_DOT, LINE, PANEL, PITCH
+from accel.numba_cpu.isa import HAS_BF16_DOT, KC, LDA, LINE, NR
+from accel.numba_cpu.jit import jit_parallel
 from accel.numba_cpu.linear import pack_weight
-from accel.numba_cpu.reduce import jit_parallel
 from bloomref.dtypes import cast
 
 CHUNK = 1 << 21  # numbers converted at a time: the only copy beside the packed weights
@@ -36,10 +36,10 @@ class Format:
 
     def row_elements(self, m: int, k: int) -> int:
         """Elements of m rows (M, K) as a product reads them: whole slices."""
-        return (self.steps(k) + DEPTH - 1) // DEPTH * PITCH * self.width * m
+        return (self.steps(k) + KC - 1) // KC * LDA * self.width * m
 
     def panel_elements(self, k: int) -> int:
-        return self.steps(k) * PANEL * self.width
+        return self.steps(k) * NR * self.width
 
 
 FORMATS = {
@@ -82,10 +82,10 @@ def pack(weight: Any, bias: Any, compute: Any, variable: Any, take: Any = in_mem
 
 def _fill(panels: Any, weight: Any, compute: Any, variable: Any) -> None:
     form, (n, k) = FORMATS[compute], weight.shape
-    size, step = form.panel_elements(k), max(1, CHUNK // (PANEL * max(k, 1))) * PANEL
+    size, step = form.panel_elements(k), max(1, CHUNK // (NR * max(k, 1))) * NR
     for row in range(0, n, step):
         rows = _rounded(weight[row : row + step], compute, variable)
-        target = panels[row // PANEL * size : (row // PANEL + panels_of(len(rows))) * size]
+        target = panels[row // NR * size : (row // NR + panels_of(len(rows))) * size]
         pack_bits(np.ascontiguousarray(rows).view(form.weight), form, target)
 
 
@@ -122,12 +122,12 @@ def panel_bytes(n: int, k: int, compute: Any) -> int:
 
 def panels_of(n: int) -> int:
     """How many panels hold n columns."""
-    return (n + PANEL - 1) // PANEL
+    return (n + NR - 1) // NR
 
 
 def up(columns: int) -> int:
     """The next whole number of panels, in columns."""
-    return panels_of(columns) * PANEL
+    return panels_of(columns) * NR
 
 
 def _rounded(values: Any, compute: Any, variable: Any) -> Any:

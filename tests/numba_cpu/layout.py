@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from accel.numba_cpu.isa import DEPTH, PITCH
+from accel.numba_cpu.isa import KC, LDA
 from accel.numba_cpu.linear import put_rows
 from accel.numba_cpu.microkernel import widen
 
@@ -16,6 +16,6 @@ def as_rows(form, x):
 
 
 def read_rows(form, rows, m, k):
-    """What `put_rows` wrote, by the layout's formula: slices of DEPTH steps, rows PITCH steps apart."""
-    numbers = widen(rows).reshape(-1, m, PITCH * form.width)[:, :, : DEPTH * form.width]
+    """What `put_rows` wrote, by the layout's formula: slices of KC steps, rows LDA steps apart."""
+    numbers = widen(rows).reshape(-1, m, LDA * form.width)[:, :, : KC * form.width]
     return numbers.swapaxes(0, 1).reshape(m, -1)[:, :k]

@@ -11,7 +11,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 from layout import read_rows
 
 from accel.numba_cpu.attention import append, attend, tile_elements, workspace
-from accel.numba_cpu.isa import HAS_BF16_DOT, PANEL
+from accel.numba_cpu.isa import HAS_BF16_DOT, NR
 from accel.numba_cpu.weight_packing import FORMATS, Format, up
 from bloomref import alibi
 
@@ -41,7 +41,7 @@ def run(qkv, heads, width, real, cuts, kind, threads=2):
         m = batch * (b - a)
         out, cache = np.full(form.row_elements(m, heads * width), 7, form.rows), (keys, values, capacity)
         append(rows, batch, b - a, heads, width, a, cache, out, threads)
-        attend(rows, batch, b - a, heads, width, a, cache, (seen, seen.reshape(batch, -1, PANEL).all(-1)), alibi.slopes(heads),
+        attend(rows, batch, b - a, heads, width, a, cache, (seen, seen.reshape(batch, -1, NR).all(-1)), alibi.slopes(heads),
                np.float32(width**-0.5), out, np.full((threads, workspace(width)), np.nan, np.float32), tiles,
                threads)  # fmt: skip
         parts.append(read_rows(form, out, m, heads * width).reshape(batch, b - a, -1))

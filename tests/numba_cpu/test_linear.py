@@ -9,13 +9,13 @@ pytest.importorskip("numba", reason="numba is not installed")
 from layout import as_rows, read_rows
 
 from accel.numba_cpu import weight_packing
-from accel.numba_cpu.isa import DEPTH, HAS_BF16_DOT, PANEL
+from accel.numba_cpu.isa import HAS_BF16_DOT, KC, NR
 from accel.numba_cpu.linear import (
     FLOAT32,
     GELU,
+    MC,
     PLAIN,
     RESIDUAL,
-    ROW_CHUNK,
     SUMS,
     product,
 )
@@ -48,7 +48,7 @@ def multiply(kind, x, weight, bias, after=PLAIN, base=None, threads=2):
     if form.paired and not HAS_BF16_DOT:
         pytest.skip("this processor, or BLOOMREF_NUMBA_ISA, has no product of bfloat16 pairs")
     (n, k), m = weight.shape, len(x)
-    panels = np.empty((n + PANEL - 1) // PANEL * form.panel_elements(k), form.weight)
+    panels = np.empty((n + NR - 1) // NR * form.panel_elements(k), form.weight)
     pack_bits(np.ascontiguousarray(weight.astype(dtype)).view(form.weight), form, panels)
     rows = as_rows(form, x)
     width = weight_packing.up(n)
@@ -107,30 +107,30 @@ def test_what_follows_the_product(kind):
 @EVERY_KIND
 def test_a_row_does_not_depend_on_the_other_rows_nor_on_the_threads(kind):
     """Across every way in which rows are cut into tiles, and panels taken by one or two."""
-    x, weight, bias = draw(kind, 61, 100, 2 * DEPTH + 3)
+    x, weight, bias = draw(kind, 61, 100, 2 * KC + 3)
     whole = multiply(kind, x, weight, bias)
     for rows in (1, 2, 3, 7, 12, 13, 23, 25, 60):
         assert multiply(kind, x[-rows:], weight, bias, threads=1).tobytes() == whole[-rows:].tobytes()
 
 
 def test_more_rows_than_one_pass_takes():
-    """Past ROW_CHUNK rows the weights are read again."""
+    """Past MC rows the weights are read again."""
     x, weight, bias = draw("float32", 1100, 40, 9)
     np.testing.assert_allclose(multiply("float32", x, weight, bias), x @ weight.T + bias, rtol=0, atol=1e-5)
 
 
 def test_no_pass_has_more_rows_than_its_sums_have_room():
-    for m in range(1, 4 * ROW_CHUNK):
-        passes = max(1, (m + ROW_CHUNK // 2) // ROW_CHUNK)
-        assert -(-m // passes) * PANEL <= SUMS
+    for m in range(1, 4 * MC):
+        passes = max(1, (m + MC // 2) // MC)
+        assert -(-m // passes) * NR <= SUMS
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("stored", [np.float32, np.float16])
-@pytest.mark.parametrize("n", [1, PANEL - 1, PANEL + 1, 4 * PANEL, 4 * PANEL + 1, 9 * PANEL + 3])
+@pytest.mark.parametrize("n", [1, NR - 1, NR + 1, 4 * NR, 4 * NR + 1, 9 * NR + 3])
 def test_pack_keeps_every_weight(kind, stored, n, monkeypatch):
     """Read back through a product with unit rows: also past the number of rows that are converted at a time."""
-    monkeypatch.setattr(weight_packing, "CHUNK", 4 * PANEL * 3)
+    monkeypatch.setattr(weight_packing, "CHUNK", 4 * NR * 3)
     dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
     weight = np.random.default_rng(n).standard_normal((n, 3)).astype(stored)
     packed, form = pack(weight, None, dtype, np.dtype(np.float32)), FORMATS[dtype]

@@ -7,10 +7,10 @@ import pytest
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
 
-from accel.numba_cpu import reduce  # noqa: E402
-from accel.numba_cpu.isa import PANEL  # noqa: E402
+from accel.numba_cpu import reductions  # noqa: E402
+from accel.numba_cpu.isa import NR  # noqa: E402
 
-LENGTHS = (0, 1, PANEL - 1, PANEL, PANEL + 1, 3 * PANEL, 10 * PANEL + 5)
+LENGTHS = (0, 1, NR - 1, NR, NR + 1, 3 * NR, 10 * NR + 5)
 
 
 def row(length):
@@ -18,31 +18,31 @@ def row(length):
 
 
 def lanes():
-    return np.full(PANEL, np.nan, np.float32)
+    return np.full(NR, np.nan, np.float32)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_sums(length):
     """Within the bound of a sum in any order; the same numbers at the end of a longer row of zeros give the same bits."""
     x = row(length)
-    for found, terms in ((reduce.total_of, x), (reduce.squares_of, x.astype(np.float64) ** 2)):
+    for found, terms in ((reductions.total_of, x), (reductions.squares_of, x.astype(np.float64) ** 2)):
         assert abs(found(x, lanes()) - math.fsum(terms)) <= (length + 6) * 2.0**-24 * math.fsum(np.abs(terms))
-        assert found(np.pad(x, (0, 2 * PANEL)), lanes()) == found(x, lanes())
+        assert found(np.pad(x, (0, 2 * NR)), lanes()) == found(x, lanes())
 
 
 def test_lane_by_lane():
-    """Lane j is its start and every PANEL-th number from `at + j` on, in this order."""
+    """Lane j is its start and every NR-th number from `at + j` on, in this order."""
 
     @numba.njit
     def fold(x, at, panels, total, largest):
-        reduce.fold_sum(x, at, panels, total)
-        reduce.fold_largest(x, at, panels, largest)
+        reductions.fold_sum(x, at, panels, total)
+        reductions.fold_largest(x, at, panels, largest)
 
-    x, start = row(7 * PANEL), row(PANEL)
-    for at, panels in ((0, 7), (3, 5), (PANEL, 1), (5, 0)):
+    x, start = row(7 * NR), row(NR)
+    for at, panels in ((0, 7), (3, 5), (NR, 1), (5, 0)):
         total, largest, expected = start.copy(), start.copy(), start.copy()
         fold(x, at, panels, total, largest)
-        columns = x[at : at + panels * PANEL].reshape(panels, PANEL)
+        columns = x[at : at + panels * NR].reshape(panels, NR)
         for column in columns:
             expected += column
         np.testing.assert_array_equal(total, expected)

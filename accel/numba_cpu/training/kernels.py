@@ -10,10 +10,11 @@ import numpy as np
 from numba import prange
 
 from accel.numba_cpu.elementwise import exp, fma, gelu, tanh
-from accel.numba_cpu.isa import PANEL
+from accel.numba_cpu.isa import NR
+from accel.numba_cpu.jit import jit, jit_parallel
 from accel.numba_cpu.linear import FLOAT32
 from accel.numba_cpu.norm import norm_row
-from accel.numba_cpu.reduce import jit, jit_parallel, largest_of_lanes, squares_of, sum_of_lanes, total_of
+from accel.numba_cpu.reductions import largest_of_lanes, squares_of, sum_of_lanes, total_of
 
 f32 = np.float32
 
@@ -25,7 +26,7 @@ f32 = np.float32
 def norm(x: Any, weight: Any, bias: Any, epsilon: Any, out: Any, threads: int) -> None:
     """EMB-3 of every row."""
     for t in prange(threads):
-        lanes = np.empty(PANEL, np.float32)
+        lanes = np.empty(NR, np.float32)
         for i in range(len(x) * t // threads, len(x) * (t + 1) // threads):
             norm_row(x[i], weight, bias, epsilon, out[i], FLOAT32, lanes)
 
@@ -56,7 +57,7 @@ def norm_back(
     `dz` may be `base` or `dx`.
     """
     for t in prange(threads):
-        lanes, n, g = np.empty(PANEL, np.float32), np.empty(x.shape[1], np.float32), np.empty(x.shape[1], np.float32)
+        lanes, n, g = np.empty(NR, np.float32), np.empty(x.shape[1], np.float32), np.empty(x.shape[1], np.float32)
         for i in range(len(x) * t // threads, len(x) * (t + 1) // threads):
             _norm_back_row(x[i], weight, epsilon, dz[i], n, g, lanes)
             if dweight.size:
@@ -89,8 +90,8 @@ def _fma_lanes(a: Any, b: Any, lanes: Any) -> None:
 @jit
 def _dot(a: Any, b: Any, lanes: Any) -> Any:
     lanes[:] = f32(0.0)
-    for start in range(0, a.size, PANEL):
-        _fma_lanes(a[start : start + PANEL], b[start : start + PANEL], lanes)
+    for start in range(0, a.size, NR):
+        _fma_lanes(a[start : start + NR], b[start : start + NR], lanes)
     return sum_of_lanes(lanes)
 
 
@@ -103,8 +104,8 @@ def _max_lanes(row: Any, lanes: Any) -> None:
 @jit
 def _largest(row: Any, lanes: Any) -> Any:
     lanes[:] = f32(-math.inf)
-    for start in range(0, row.size, PANEL):
-        _max_lanes(row[start : start + PANEL], lanes)
+    for start in range(0, row.size, NR):
+        _max_lanes(row[start : start + NR], lanes)
     return largest_of_lanes(lanes)
 
 
@@ -206,7 +207,7 @@ def softmax(scores: Any, scale: Any, slopes: Any, document: Any) -> None:
     batch, heads, time, _ = scores.shape
     for item in prange(batch * heads):
         b, h = item // heads, item % heads
-        lanes, shown = np.empty(PANEL, np.float32), np.empty(time, np.bool_)
+        lanes, shown = np.empty(NR, np.float32), np.empty(time, np.bool_)
         for t in range(time):
             row, own = scores[b, h, t], document[b, t]
             for s in range(t + 1):
@@ -228,7 +229,7 @@ def softmax_back(probabilities: Any, d: Any, scale: Any) -> None:
     batch, heads, time, _ = d.shape
     for item in prange(batch * heads):
         b, h = item // heads, item % heads
-        lanes = np.empty(PANEL, np.float32)
+        lanes = np.empty(NR, np.float32)
         for t in range(time):
             p, row = probabilities[b, h, t], d[b, h, t]
             _softmax_back_row(p[: t + 1], row[: t + 1], _dot(p[: t + 1], row[: t + 1], lanes), scale)
@@ -242,7 +243,7 @@ def softmax_back(probabilities: Any, d: Any, scale: Any) -> None:
 def cross_entropy(logits: Any, wanted: Any, share: Any, losses: Any) -> None:
     """losses (N) in nats; logits (N, V) become their gradient: `share` times (softmax(logits) - one_hot(wanted))."""
     for i in prange(len(logits)):
-        lanes, row = np.empty(PANEL, np.float32), logits[i]
+        lanes, row = np.empty(NR, np.float32), logits[i]
         peak = _largest(row, lanes)
         chosen = row[wanted[i]] - peak
         _powers(row, peak)

@@ -1,6 +1,6 @@
 """How every kernel is compiled, and sums whose bits do not depend on how the compiler vectorised them.
 
-A sum runs in PANEL lanes, each in order, and the lanes are added in halves: it becomes vector instructions although the
+A sum runs in NR lanes, each in order, and the lanes are added in halves: it becomes vector instructions although the
 compiler may regroup nothing.
 """
 
@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import config as numba_config
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from accel.numba_cpu.elementwise import fma
-from accel.numba_cpu.isa import FASTMATH, PANEL
+from accel.numba_cpu.isa import NR
+from accel.numba_cpu.jit import jit
 
 I64, LANES = ir.IntType(64), 16
 V16F = ir.VectorType(ir.FloatType(), LANES)
-jit = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
-jit_parallel = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True, parallel=True)
 
 
 def _halves(builder: ir.IRBuilder, vector: ir.Value, combine: Any) -> ir.Value:
@@ -39,12 +38,12 @@ def _halves(builder: ir.IRBuilder, vector: ir.Value, combine: Any) -> ir.Value:
 
 
 def _reduction(name: str, combine: Any, plain: Any) -> Any:
-    """A compiled reduction of an array of PANEL float32 numbers; `plain` does the same in Python."""
+    """A compiled reduction of an array of NR float32 numbers; `plain` does the same in Python."""
 
     def reduce(_context: Any, lanes: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> ir.Value:
             data = context.make_array(sig.args[0])(context, builder, values[0]).data
-            vector = ir.VectorType(ir.FloatType(), PANEL)
+            vector = ir.VectorType(ir.FloatType(), NR)
             return _halves(builder, builder.load(builder.bitcast(data, vector.as_pointer()), align=4), combine)
 
         return types.float32(lanes), generate
@@ -72,7 +71,7 @@ largest_of_lanes = _reduction("largest_of_lanes", _larger, np.maximum)
 
 def _vectors_at(builder: ir.IRBuilder, data: ir.Value, at: ir.Value) -> list[ir.Value]:
     """Pointers to the vectors of one panel."""
-    offsets = [builder.add(at, ir.Constant(I64, v * LANES)) for v in range(PANEL // LANES)]
+    offsets = [builder.add(at, ir.Constant(I64, v * LANES)) for v in range(NR // LANES)]
     return [builder.bitcast(builder.gep(data, [offset]), V16F.as_pointer()) for offset in offsets]
 
 
@@ -90,7 +89,7 @@ def _emit_fold(
     builder.cbranch(builder.icmp_signed(">", panels, ir.Constant(I64, 0)), loop, done)
     builder.position_at_end(loop)
     panel, sums = builder.phi(I64), [builder.phi(V16F) for _ in given]
-    values = _load(builder, _vectors_at(builder, row, builder.add(at, builder.mul(panel, ir.Constant(I64, PANEL)))))
+    values = _load(builder, _vectors_at(builder, row, builder.add(at, builder.mul(panel, ir.Constant(I64, NR)))))
     folded = [combine(builder, before, value) for before, value in zip(sums, values, strict=True)]
     following = builder.add(panel, ir.Constant(I64, 1))
     for phi, first, then in zip([panel, *sums], [ir.Constant(I64, 0), *given], [following, *folded], strict=True):
@@ -106,7 +105,7 @@ def _emit_fold(
 
 
 def _fold(name: str, combine: Any, plain: Any) -> Any:
-    """lanes[j] = combine(lanes[j], row[at + p PANEL + j]) for p = 0, 1, ... below `panels`; `plain` does it in Python."""
+    """lanes[j] = combine(lanes[j], row[at + p NR + j]) for p = 0, 1, ... below `panels`; `plain` does it in Python."""
 
     def fold(_context: Any, row: Any, at: Any, panels: Any, lanes: Any) -> Any:  # noqa: ARG001
         def generate(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> ir.Value:
@@ -118,8 +117,8 @@ def _fold(name: str, combine: Any, plain: Any) -> Any:
 
     def interpreted(row: Any, at: int, panels: int, lanes: Any) -> None:
         for p in range(panels):
-            start = at + p * PANEL
-            lanes[:] = plain(lanes, row[start : start + PANEL])
+            start = at + p * NR
+            lanes[:] = plain(lanes, row[start : start + NR])
 
     fold.__name__ = fold.__qualname__ = name
     return interpreted if numba_config.DISABLE_JIT else intrinsic(fold)
@@ -150,19 +149,19 @@ def _add_squares(lanes: Any, row: Any) -> None:
 
 @jit
 def total_of(row: Any, lanes: Any) -> Any:
-    """The sum of a row; zeros behind it do not change a bit. `lanes` is scratch space of PANEL numbers."""
-    panels = row.size // PANEL
+    """The sum of a row; zeros behind it do not change a bit. `lanes` is scratch space of NR numbers."""
+    panels = row.size // NR
     lanes[:] = np.float32(0.0)
     fold_sum(row, np.int64(0), panels, lanes)
-    _add_to(lanes, row[panels * PANEL :])
+    _add_to(lanes, row[panels * NR :])
     return sum_of_lanes(lanes)
 
 
 @jit
 def squares_of(row: Any, lanes: Any) -> Any:
     """The sum of the squares of a row."""
-    panels = row.size // PANEL
+    panels = row.size // NR
     lanes[:] = np.float32(0.0)
     fold_squares(row, np.int64(0), panels, lanes)
-    _add_squares(lanes, row[panels * PANEL :])
+    _add_squares(lanes, row[panels * NR :])
     return sum_of_lanes(lanes)

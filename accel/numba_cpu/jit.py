@@ -1,0 +1,13 @@
+"""How every kernel is compiled: with NumPy's rules for division, without the GIL, into the cache of `jit_cache`."""
+
+from typing import Final
+
+from numba import njit
+
+# No fast-math: with any flag the compiler fuses or regroups differently in each context, and a kernel loaded from the cache
+# no longer gives the bits of one just compiled. Code that wants a fused multiply-add calls `fma`.
+FASTMATH: Final = False
+
+jit = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)
+jit_parallel = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True, parallel=True)
+jit_inline = njit(fastmath=FASTMATH, error_model="numpy", inline="always")
