@@ -17,7 +17,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.installed_backend import Backend
 from bloomref.conformance.cases import MASKS, Case
-from bloomref.conformance.implementation import Adapter
+from bloomref.conformance.implementation import Implementation
 from bloomref.conformance.oracle.budgets import Judgement, Tier, budget, judge, tier_of
 from bloomref.conformance.subject import Subject
 from bloomref.errors import invalid
@@ -65,7 +65,7 @@ def draw(number: int) -> Case:
     )
 
 
-def adapter(name: str) -> Adapter:
+def adapter(name: str) -> Implementation:
     """`transformers`, or a backend of bloomref."""
     if name != "transformers":
         return Backend(name)

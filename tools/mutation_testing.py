@@ -12,13 +12,13 @@ import numpy as np
 from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks.outcome import Failure, Inconclusive
-from bloomref.conformance.fixed_cases import PINNED
+from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.mistakes import Mistake
 from bloomref.conformance.oracle.budgets import sigma
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.properties import PROPERTIES, Property
 from bloomref.conformance.run import runner
-from bloomref.conformance.run.results import Tally
+from bloomref.conformance.run.results import Counts
 from bloomref.conformance.subject import Subject
 
 
@@ -47,7 +47,7 @@ class Kill:
 
 
 def plant(
-    mistakes: Sequence[Mistake], dtype: str, examples: int = runner.EXAMPLES, pinned: Sequence[Case] = PINNED
+    mistakes: Sequence[Mistake], dtype: str, examples: int = runner.EXAMPLES, pinned: Sequence[Case] = FIXED_CASES
 ) -> list[Kill]:
     """Ask every property about every mistake, until one fails."""
     kills = [Kill(mistake, dtype) for mistake in mistakes]
@@ -86,11 +86,11 @@ class Recorder(runner.Runner):
         super().__init__(examples)
         self.asked: list[Case] = []
 
-    def ask(self, found: Property, subject: Subject, case: Case, tally: object) -> None:  # noqa: ARG002
+    def ask(self, found: Property, subject: Subject, case: Case, counts: object) -> None:  # noqa: ARG002
         self.asked.append(case)
 
     def cases(self, found: Property, subject: Subject) -> list[Case]:
-        self.draw(found, subject, Tally(found.name, subject.dtype))
+        self.draw(found, subject, Counts(found.name, subject.dtype))
         return self.asked
 
 

@@ -11,8 +11,8 @@ from bloomref.cli.shared import Json, print_json, size
 from bloomref.errors import InvalidInput, Unsupported
 
 if TYPE_CHECKING:
-    from bloomref.conformance.implementation import Adapter
-    from bloomref.conformance.run.results import Card
+    from bloomref.conformance.implementation import Implementation
+    from bloomref.conformance.run.results import Report
 
 
 def command(
@@ -22,7 +22,7 @@ def command(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing: say what is not as it should be.")] = False,
     implementation: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="Ask this adapter in Python (docs/conformance.md).")
+        str | None, typer.Option(metavar="MODULE:NAME", help="Ask this implementation in Python (docs/conformance.md).")
     ] = None,
     backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="Ask a backend of bloomref: numpy, numba.")
@@ -48,7 +48,9 @@ def command(
     if asked:
         from bloomref.conformance.run import resolve
 
-        raise typer.Exit(_ask(resolve.adapter(implementation, backend, program), dtype, waivers or [], folder, json))
+        raise typer.Exit(
+            _ask(resolve.implementation_of(implementation, backend, program), dtype, waivers or [], folder, json)
+        )
     if dtype or waivers:
         raise InvalidInput("--dtype, --waivers: expected one of --implementation, --backend and --program beside them")
     raise typer.Exit(_check(folder, json) if check else _write(folder, json))
@@ -91,49 +93,51 @@ def _check(folder: Path | None, json: bool) -> int:
     return int(bool(wrong))
 
 
-def _ask(adapter: "Adapter", dtypes: list[str] | None, waivers: list[str], folder: Path | None, json: bool) -> int:
-    from bloomref.conformance.run.results import Card
+def _ask(
+    implementation: "Implementation", dtypes: list[str] | None, waivers: list[str], folder: Path | None, json: bool
+) -> int:
+    from bloomref.conformance.run.results import Report
     from bloomref.conformance.run.waivers import Waivers, read_waivers
     from bloomref.conformance.vectors.read import locate
     from bloomref.conformance.vectors.topics import TOPICS
 
     locate(folder)
-    names = tuple(dtypes or adapter.capabilities.dtypes)
-    card = Card(adapter.name, dict(adapter.versions()), names, TOPICS, heading="topic")
+    names = tuple(dtypes or implementation.capabilities.dtypes)
+    report = Report(implementation.name, dict(implementation.versions()), names, TOPICS, heading="topic")
     with _progress(len(TOPICS) * len(names)) as tell:
-        failures = _answers(card, adapter, Waivers(read_waivers(waivers)), folder, tell)
+        failures = _answers(report, implementation, Waivers(read_waivers(waivers)), folder, tell)
     if json:
-        told = card.to_dict()
-        topics = {"topics": told.pop("properties"), "failures": failures}
-        print_json({key: told[key] for key in ("implementation", "versions", "not_available")} | topics)
-    failed = f"{sum(tally.failed for tally in card.tallies.values())} answers fail"
-    for line in [] if json else (*card.table(), *card.absent, *failures, f"{card.name}: {failed}"):
+        results = report.to_dict()
+        topics = {"topics": results.pop("properties"), "failures": failures}
+        print_json({key: results[key] for key in ("implementation", "versions", "not_available")} | topics)
+    failed = f"{sum(counts.failed for counts in report.counts.values())} answers fail"
+    for line in [] if json else (*report.table(), *report.absent, *failures, f"{report.name}: {failed}"):
         typer.echo(line)
     return int(bool(failures))
 
 
 def _answers(
-    card: "Card", adapter: "Adapter", waivers: Any, folder: Path | None, tell: Callable[[str], None]
+    report: "Report", implementation: "Implementation", waivers: Any, folder: Path | None, tell: Callable[[str], None]
 ) -> list[str]:
-    """What fails, in words; the card is filled."""
-    from bloomref.conformance.run.results import Tally
+    """What fails, in words; fills the report."""
+    from bloomref.conformance.run.results import Counts
     from bloomref.conformance.subject import Subject
     from bloomref.conformance.vectors.ask import VectorFailure, ask_all
 
     failures = []
-    for subject in (Subject(adapter, dtype) for dtype in card.dtypes):
+    for subject in (Subject(implementation, dtype) for dtype in report.dtypes):
         reason = subject.unavailable()
         if reason is not None:
-            card.absent.append(reason)
+            report.absent.append(reason)
             continue
-        for topic in card.properties:
+        for topic in report.properties:
             tell(f"{topic}, {subject.dtype}")
-            tally = Tally(topic, subject.dtype)
+            counts = Counts(topic, subject.dtype)
             try:
-                ask_all(subject, topic, waivers, tally, folder)
+                ask_all(subject, topic, waivers, counts, folder)
             except VectorFailure as failure:
                 failures.append(str(failure))
-            card.add(tally)
+            report.add(counts)
     return failures
 
 

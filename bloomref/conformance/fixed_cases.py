@@ -1,4 +1,4 @@
-"""Cases that every run asks, beside those that it draws: each makes mistakes visible that few drawn cases show."""
+"""Fixed cases of every run. Each shows mistakes that few drawn cases show."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def _config(heads: int, width: int, layers: int = 2, vocabulary: int = 37, **cha
 
 LORA = Lora((*LINEARS, EMBEDDING), alpha=12.0, dropout=0.5, ranks=(("dense", 2),), alphas=(("dense_h_to_4h", 3.0),))
 
-PINNED: tuple[Case, ...] = (
+FIXED_CASES: tuple[Case, ...] = (
     Case(_config(2, 4), seed=1, batch=2, time=7, name="plain"),
     Case(
         _config(6, 5, 3), seed=2, batch=3, time=24, kind="left", cuts=(17, 18, 19, 20, 21, 22, 23), name="left padding"

@@ -1,29 +1,32 @@
-"""What the kit asks of an implementation. An adapter for one's own function takes some twenty lines: docs/conformance.md."""
+"""The interface between the kit and an implementation of BLOOM. docs/conformance.md shows one in twenty lines."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from bloomref.config import BloomConfig
 from bloomref.shapes import Array, Bool, Float, Int
 
 FEATURES = ("post-layernorm", "untied", "mlp-width", "epsilon", "no-layers", "batch")
-"""What a config or an input may ask for, and an implementation may lack: the other residual form; a head of its own; an MLP
-width other than 4 D; an epsilon other than 1e-5; a model without blocks; more than one row."""
+"""Optional features of a config or an input: post-layernorm residual; untied LM head; an MLP width other than 4 D; an epsilon other
+than 1e-5; a model without layers; more than one row."""
+OPTIONAL_METHODS = ("hidden", "trace", "in_pieces", "loss_and_gradients", "call", "adapted")
+"""Methods of a `Model` in addition to `logits`."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an implementation says that it can do. What it leaves out is skipped with that reason, never guessed.
+    """What an implementation supports. The kit skips everything else and reports why.
 
     Args:
-        dtypes: in which it can compute.
-        masks: the kinds of `cases.MASKS` that it accepts ("real" is no mask at all).
-        features: those of `FEATURES` that it has.
-        scores: where the attention scores of its 16-bit types are rounded: "float32" or "model" (the model's dtype).
-        max_time: the longest input; None: any.
-        repeatable: the same call gives the same bits each time.
-        adapters: the forms of LoRA that `adapted` takes: "peft" folders, "keras" files (`.lora.h5`, KerasHub's factors for each head).
+        dtypes: dtypes in which it computes.
+        masks: supported kinds of masks, from `cases.MASKS`; "real" means no padding.
+        features: supported optional features, from `FEATURES`.
+        scores: dtype to which 16-bit models round attention scores: "float32" or "model" (the model's dtype).
+        max_time: length of the longest input; None: no limit.
+        repeatable: the same call always returns the same bits.
+        adapters: LoRA formats that `Model.adapted` reads: "peft" (folders) and "keras" (`.lora.h5` files of KerasHub).
     """
 
     dtypes: tuple[str, ...] = ("float32",)
@@ -37,54 +40,74 @@ class Capabilities:
 
 @runtime_checkable
 class Model(Protocol):
-    """One loaded model. Arrays are NumPy's; `is_real` is boolean; results of padded positions are not looked at.
+    """A loaded model. All arrays are NumPy arrays; `is_real` is boolean; results at padded positions are ignored.
 
-    More methods are more that can be checked, each optional:
-        `hidden(token_ids, is_real)`: after the final norm, (B, T, D);
-        `trace(token_ids, is_real)`: a mapping of named intermediates (clause MOD-8), as many as it has;
-        `in_pieces(token_ids, is_real, cuts, capacity)`: logits (B, T, V) from calls over one cache, each starting at 0 or a cut;
-            the cache has room for `capacity` >= T positions (a cache that grows by itself ignores that);
-        `loss_and_gradients(token_ids, is_real, labels)`: a number, and gradients by Hugging Face key, in Hugging Face's shapes;
-        `call(token_ids, padding_mask)`: logits from the front door that its users call, with whatever they hand in, `None` for
-            no mask; it raises (any exception) where the specification refuses (EMB-2, ATT-11);
-        `adapted(path)`: this model with the LoRA adapter at `path`, which is gone after the call: a folder of PEFT, or a `.lora.h5` file.
-            It may be this very model, changed: nobody asks it without the adapter again. What it cannot adapt is `Unsupported`.
+    Each optional method adds checks:
+        `hidden(token_ids, is_real)`: hidden states after the final norm, (B, T, D).
+        `trace(token_ids, is_real)`: mapping of named intermediates (clause MOD-8); any subset.
+        `in_pieces(token_ids, is_real, cuts, capacity)`: logits (B, T, V) of calls over one cache, which start at 0 and at each cut.
+            The cache has room for `capacity` >= T positions; a cache that grows by itself ignores it.
+        `loss_and_gradients(token_ids, is_real, labels)`: the loss, and a mapping of gradients by Hugging Face key, in Hugging Face's
+            shapes (clauses GRD-1 ... GRD-4).
+        `call(token_ids, padding_mask)`: logits from the public API. Arguments have any type that a user may pass; `padding_mask` may
+            be None. Must raise (any exception) where the specification refuses (clauses EMB-2, ATT-11).
+        `adapted(path)`: the model with the LoRA adapter at `path`, a PEFT folder or a `.lora.h5` file, which is deleted after the
+            call. May change and return this model: it is not used without the adapter again. Raises Unsupported for an adapter
+            that it cannot apply.
     """
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]: ...
 
 
 @runtime_checkable
-class Adapter(Protocol):
-    """An implementation: `--implementation package.module:Adapter` names a class or a function without arguments that makes one."""
+class Implementation(Protocol):
+    """An implementation of BLOOM: `--implementation package.module:Name` names a class, or a function that returns an instance."""
 
     name: str
     capabilities: Capabilities
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> Model:
-        """A model of these weights: float32 arrays under Hugging Face's keys (`transformer.h.0...`), in Hugging Face's shapes.
+        """Load a model.
+
+        Args:
+            weights: float32 arrays by Hugging Face key (`transformer.h.0...`), in Hugging Face's shapes.
+            dtype: one of `capabilities.dtypes`.
 
         Raises:
-            Unsupported: what is needed is not there, with the reason; it is a skip, or with `--require` a failure.
+            Unsupported: a requirement is missing; the message says which. The kit skips, or with `--require` fails.
         """
         ...
 
     def versions(self) -> Mapping[str, str]:
-        """Names and versions of what computes, for the report."""
+        """Return names and versions of the packages that compute, for the report."""
         ...
 
 
 @dataclass(frozen=True)
 class Waiver:
-    """A known failure: what matches may fail, and it is an error when nothing matches or all that matches passes again.
+    """A known failure. It is an error if a waiver matches nothing, or only questions that pass.
 
     Args:
-        where: a pattern (fnmatch) of `property` or `property/flag`, either perhaps with `@dtype` behind it:
-            `*/left-pad@float64` (properties: `conformance.properties`, flags: `conformance.flags`).
-        reason: a sentence: what is wrong, and who is right.
-        link: where it is reported, if it is.
+        where: fnmatch pattern of `property` or `property/tag`, optionally followed by `@dtype`: `*/left-pad@float64`. The names are
+            in `conformance.properties` and `conformance.tags`.
+        reason: a sentence: the cause of the failure, and who is right.
+        link: where it is reported.
     """
 
     where: str
     reason: str
     link: str = ""
+
+
+def offers(model: Model, method: str) -> bool:
+    """True if the model has the optional method. Models may define methods dynamically, so `isinstance` cannot tell."""
+    return hasattr(model, method)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Adapter":
+        warnings.warn(
+            "conformance.implementation.Adapter is now called Implementation", DeprecationWarning, stacklevel=2
+        )
+        return Implementation
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,22 +1,22 @@
-"""What must hold of every implementation, one function each: (subject, case) -> a judgement of each thing it looked at.
+"""The properties of a correct implementation: each judges the answers of a subject about a case.
 
-`parity` compares with the truth; `invariances` and `front_door` compare an implementation with itself.
+`checks.parity` and `checks.gradients` compare with the oracle; `checks.invariants` and `checks.public_api` compare an implementation with
+itself.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from bloomref.conformance.cases import MASKS, Case
 from bloomref.conformance.checks import gradients, invariants, parity, public_api
-from bloomref.conformance.checks.outcome import Failure, Inconclusive
+from bloomref.conformance.checks.outcome import Failure, conclude
 from bloomref.conformance.oracle.budgets import Judgement
-from bloomref.conformance.subject import Raised, Subject
+from bloomref.conformance.subject import Subject
 
-FRONT_DOOR = 4
+RARELY = 4
+"""The `share` of properties that hardly depend on the model."""
 AT_ENDS = ("real", "left", "right")
-"""Without holes: what an adapter does has nothing to do with them, and implementations have other ideas of them."""
+"""Masks without holes. LoRA does not depend on holes, and implementations disagree about them."""
 PADDED = ("left", "right", "holes", "padding row")
 
 
@@ -25,14 +25,15 @@ class Property:
     """One requirement.
 
     Args:
-        says: what must hold, in a sentence.
-        clauses: of the specification.
-        needs: the methods of `implementation.Model` beside `logits` that it calls.
-        kinds: the masks for which it says something.
-        rows, time: the smallest batch and length for which it does.
-        longest: the longest sequence that it is asked about; None: any.
-        adapter: the form of LoRA that its cases have (`lora.FORMS`); "": none.
-        share: gets one drawn case where others get so many: the model hardly matters to what it asks.
+        says: the requirement, as a sentence that stands alone.
+        clauses: clauses of the specification that it tests.
+        look: asks the subject and judges its answers.
+        needs: optional methods of `implementation.Model` that it calls.
+        kinds: masks for which it is defined.
+        rows, time: smallest batch size and length for which it is defined.
+        longest: length of the longest sequence; None: no limit.
+        adapter: format of the case's LoRA adapter (`lora_cases.FORMS`); "": no adapter.
+        share: divides the number of drawn cases.
     """
 
     name: str
@@ -48,77 +49,87 @@ class Property:
     share: int = 1
 
     def check(self, subject: Subject, case: Case) -> float:
-        """The worst Z found.
+        """Return the largest Z.
 
         Raises:
-            Failure: it does not hold; Inconclusive: no number of the case can be judged; Unsupported: by the adapter.
+            Failure: the implementation does not have the property, or raised.
+            Inconclusive: no number of the case can be judged.
+            Unsupported: the implementation cannot answer.
         """
-        judgements = self._judgements(subject, case)
-        for found in judgements:
-            if found.verdict == "fail":
-                raise Failure(self.name, self.says, self.clauses, subject.dtype, case, found)
-        if judgements and all(found.verdict == "inconclusive" for found in judgements):
-            raise Inconclusive(judgements[-1].explanation)
-        return max((found.z for found in judgements), default=0.0)
 
-    def _judgements(self, subject: Subject, case: Case) -> list[Judgement]:
-        """An implementation that raises has failed."""
-        try:
-            return list(self.look(subject, case))
-        except Raised as error:
-            raised = Judgement("result", "fail", np.inf, (0, 0), str(error))
-            raise Failure(self.name, self.says, self.clauses, subject.dtype, case, raised) from error.__cause__
+        def failure(judgement: Judgement) -> Failure:
+            return Failure(self.name, self.says, self.clauses, subject.dtype, case, judgement)
+
+        return conclude(lambda: self.look(subject, case), failure)
 
 
 _ALL = (
-    Property("logits", "the logits are those of the specification", ("MOD-5", "MOD-6"), parity.logits),
-    Property("hidden", "so are the final hidden states", ("MOD-4",), parity.hidden, needs=("hidden",)),
-    Property("intermediates", "so is every named intermediate", ("MOD-8",), parity.intermediates, needs=("trace",)),
-    Property("pieces", "so are the logits of calls over a cache", ("KVC-7",), parity.pieces, needs=("in_pieces",)),
+    Property("logits", "logits equal the oracle's within the rounding budget", ("MOD-5", "MOD-6"), parity.logits),
+    Property(
+        "hidden",
+        "final hidden states equal the oracle's within the rounding budget",
+        ("MOD-4",),
+        parity.hidden,
+        needs=("hidden",),
+    ),
+    Property(
+        "intermediates",
+        "every named intermediate equals the oracle's within the rounding budget",
+        ("MOD-8",),
+        parity.intermediates,
+        needs=("trace",),
+    ),
+    Property(
+        "pieces",
+        "logits computed over a cache equal the oracle's within the rounding budget",
+        ("KVC-7",),
+        parity.pieces,
+        needs=("in_pieces",),
+    ),
     Property(
         "cache",
-        "neither the division into calls nor the length of the cache changes the logits",
+        "neither the number of calls nor the capacity of the cache changes the logits",
         ("KVC-2", "KVC-7"),
         invariants.cache,
         needs=("in_pieces",),
         time=2,
     ),
-    Property("causality", "no position sees a later one", ("ATT-5",), invariants.causality, time=2),
-    Property("padding", "no real position sees padding", ("ATT-7", "ATT-8"), invariants.padding, kinds=PADDED),
-    Property("rows", "no row of a batch sees another", ("MOD-9",), invariants.rows, rows=2),
+    Property("causality", "no position attends to a later position", ("ATT-5",), invariants.causality, time=2),
+    Property("padding", "no real position attends to padding", ("ATT-7", "ATT-8"), invariants.padding, kinds=PADDED),
+    Property("rows", "no row of a batch depends on another row", ("MOD-9",), invariants.rows, rows=2),
     Property(
         "shift",
-        "padding before or behind a text moves its columns, not its logits",
+        "padding before or after a text does not change its logits",
         ("ALI-4",),
         invariants.shift,
         kinds=("left", "right"),
         time=2,
     ),
-    Property("hole", "padding inside a text keeps its column", ("ALI-4",), invariants.hole, kinds=("holes",), time=6),
+    Property("hole", "padding inside a text keeps its position", ("ALI-4",), invariants.hole, kinds=("holes",), time=6),
     Property(
         "repeat",
-        "a call made again gives the same bits, and leaves its arguments alone",
+        "a repeated call returns the same bits, and no call changes its arguments",
         ("BKD-2", "BKD-3"),
         invariants.repeat,
-        share=FRONT_DOOR,
+        share=RARELY,
     ),
     Property(
         "masks",
-        "a mask of any number type is taken; no mask means no padding",
+        "a mask of any numeric dtype is accepted; no mask means no padding",
         ("ATT-11", "ATT-12"),
         public_api.masks,
         needs=("call",),
         longest=9,
-        share=FRONT_DOOR,
+        share=RARELY,
     ),
     Property(
         "id-dtypes",
-        "ids of every integer type mean the same",
+        "token ids of every integer dtype give the same logits",
         ("EMB-1",),
         public_api.id_dtypes,
         needs=("call",),
         longest=9,
-        share=FRONT_DOOR,
+        share=RARELY,
     ),
     Property(
         "empty",
@@ -127,20 +138,20 @@ _ALL = (
         public_api.empty,
         needs=("call",),
         longest=9,
-        share=FRONT_DOOR,
+        share=RARELY,
     ),
     Property(
         "refusals",
-        "what is illegal is refused",
+        "illegal token ids and masks are refused",
         ("EMB-2", "ATT-11"),
         public_api.refusals,
         needs=("call",),
         longest=9,
-        share=FRONT_DOOR,
+        share=RARELY,
     ),
     Property(
         "lora",
-        "with an adapter of PEFT, logits, intermediates and calls over a cache are those of the specification",
+        "with a LoRA adapter of PEFT, all outputs equal the oracle's within the rounding budget",
         ("LRA-1", "LRA-12", "LRA-16"),
         parity.adapted,
         needs=("adapted",),
@@ -150,29 +161,29 @@ _ALL = (
     ),
     Property(
         "lora-heads",
-        "so are they with one of KerasHub, whose factors are those of each head",
+        "with a LoRA adapter of KerasHub (factors per head), all outputs equal the oracle's within the rounding budget",
         ("LRA-1", "LRA-11", "LRA-16"),
         parity.adapted,
         needs=("adapted",),
         kinds=AT_ENDS,
         longest=12,
         adapter="keras",
-        share=FRONT_DOOR,
+        share=RARELY,
     ),
     Property(
         "lora-itself",
-        "an adapter whose B is zero changes nothing, and the same product at twice the rank is the same adapter",
+        "a LoRA adapter with B = 0 changes no logits, nor does the same product written at twice the rank",
         ("LRA-2", "LRA-12"),
         invariants.adapted,
         needs=("adapted",),
         kinds=AT_ENDS,
         longest=12,
         adapter="peft",
-        share=FRONT_DOOR,
+        share=RARELY,
     ),
     Property(
         "gradients",
-        "the loss and its gradient by every weight are those of the specification",
+        "the loss and the gradient of every weight equal the oracle's within the rounding budget",
         ("GRD-1", "GRD-2"),
         gradients.gradients,
         needs=("loss_and_gradients",),
@@ -180,5 +191,5 @@ _ALL = (
         longest=64,
     ),
 )
-PROPERTIES: dict[str, Property] = {found.name: found for found in _ALL}
+PROPERTIES: dict[str, Property] = {prop.name: prop for prop in _ALL}
 """By name, in the order of a report."""

@@ -1,5 +1,7 @@
-"""What is tested: an implementation in one dtype, its models, and what it cannot do."""
+"""The test subject: an implementation in one dtype, its models, and what it does not support."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +11,7 @@ import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
-from bloomref.conformance.implementation import Adapter, Model
+from bloomref.conformance.implementation import Implementation, Model, offers
 from bloomref.conformance.oracle.precision import Tier, tier_of
 from bloomref.errors import Unsupported
 from bloomref.params import LM_HEAD, Params
@@ -17,77 +19,96 @@ from bloomref.shapes import Array
 
 
 class Raised(Exception):
-    """The implementation raised; its own exception is the cause."""
+    """The implementation raised an exception, which is the cause of this one."""
+
+
+@contextmanager
+def _converted() -> Iterator[None]:
+    """Convert an exception of the implementation to `Raised`, except Unsupported."""
+    try:
+        yield
+    except Unsupported:
+        raise
+    except Exception as error:
+        raise Raised(f"the implementation raised {type(error).__name__}: {error}") from error
 
 
 PROBE = Case(
     BloomConfig(vocabulary_size=7, num_layers=1, num_heads=2, hidden_dim=6, intermediate_dim=24), batch=1, time=3
 )
-"""The plainest model and input: what every implementation can run."""
+"""The plainest model and input, which every implementation can run."""
 
 
 @dataclass(eq=False)
 class Subject:
-    """One implementation in one dtype. It keeps the last model, so that several questions about a case load one."""
+    """An implementation in one dtype. The last model is cached: several questions about a case load it once."""
 
-    adapter: Adapter
+    implementation: Implementation
     dtype: str
     _last: tuple[object, Model] | None = field(default=None, repr=False)
 
     @property
     def tier(self) -> Tier:
-        return tier_of(self.dtype, self.adapter.capabilities.scores)
+        return tier_of(self.dtype, self.implementation.capabilities.scores)
 
     def model(self, case: Case) -> Model:
-        """The case's model, loaded, with its adapter.
+        """Load the model of a case, with its LoRA adapter.
 
         Raises:
-            Unsupported: by the adapter, with its reason.
+            Unsupported: the implementation cannot load it.
         """
         key = (case.config, case.seed, case.gain, case.qk_gain, case.embedding_std, case.weights, case.lora)
         if self._last is None or self._last[0] != key:
-            self._last = None  # the old one may hold a device's memory
-            self._last = key, self._loaded(case)
+            self._last = None  # free the old model first: it may occupy the memory of a device
+            self._last = key, self._load(case)
         return self._last[1]
 
-    def _loaded(self, case: Case) -> Model:
-        model: Any = self.adapter.load(case.config, named_weights(case.config, case.params), self.dtype)
+    def _load(self, case: Case) -> Model:
+        model: Any = self.implementation.load(case.config, named_weights(case.config, case.params), self.dtype)
         if case.lora is None:
             return model
         with TemporaryDirectory(prefix="bloomref_adapter_") as folder:
             return model.adapted(case.lora.write(Path(folder), case.config))
 
     def ask(self, case: Case, method: str, *arguments: Any) -> Any:
-        """What a method of the case's model returns.
+        """Call a method of the case's model.
 
         Raises:
-            Raised: from what the implementation raised, in the call or while loading; Unsupported: by the adapter.
+            Raised: the implementation raised, in the call or while loading.
+            Unsupported: the implementation cannot answer.
         """
-        try:
+        with _converted():
             return getattr(self.model(case), method)(*arguments)
-        except Unsupported:
-            raise
-        except Exception as error:
-            raise Raised(f"it raised {type(error).__name__}: {error}") from error
+
+    def offers(self, case: Case, method: str) -> bool:
+        """True if the case's model has an optional method (`implementation.OPTIONAL_METHODS`).
+
+        Raises:
+            Raised: the implementation raised while loading.
+            Unsupported: the implementation cannot load the model.
+        """
+        with _converted():
+            return offers(self.model(case), method)
 
     def missing(self, case: Case) -> str | None:
-        """What the case needs and the implementation has declared that it lacks."""
-        able = self.adapter.capabilities
+        """Return what the case needs and the implementation does not declare, as a sentence, or None."""
+        able = self.implementation.capabilities
         lacking = sorted(needs(case) - able.features)
         if case.kind not in able.masks:
             lacking.append(f"masks with {case.kind}")
         if case.lora is not None and case.lora.form not in able.adapters:
             lacking.append(f"adapters in the form of {case.lora.form}")
         if case.weights == "float32" and self.dtype not in ("float32", "float64"):
-            return f"{self.dtype} does not hold these weights exactly"
+            return f"{self.dtype} cannot represent these weights exactly"
         if able.max_time is not None and case.time > able.max_time:
             lacking.append(f"{case.time} positions")
-        return f"{self.adapter.name} declares no support of {', '.join(lacking)}" if lacking else None
+        return f"{self.implementation.name} declares no support of {', '.join(lacking)}" if lacking else None
 
     def unavailable(self) -> str | None:
-        """Why not even the plainest model loads here, or None."""
-        if self.dtype not in self.adapter.capabilities.dtypes:
-            return f"{self.adapter.name} declares no {self.dtype}, only {', '.join(self.adapter.capabilities.dtypes)}"
+        """Return why not even the plainest model can be loaded here, or None."""
+        name, dtypes = self.implementation.name, self.implementation.capabilities.dtypes
+        if self.dtype not in dtypes:
+            return f"{name} declares no {self.dtype}, only {', '.join(dtypes)}"
         try:
             self.model(PROBE)
         except Unsupported as error:
@@ -96,9 +117,9 @@ class Subject:
 
 
 def needs(case: Case) -> frozenset[str]:
-    """The features (`implementation.FEATURES`) that a case asks for."""
+    """Optional features (`implementation.FEATURES`) that a case uses."""
     config = case.config
-    asked = {
+    uses = {
         "post-layernorm": config.apply_residual_connection_post_layernorm,
         "untied": not config.tie_word_embeddings,
         "mlp-width": config.intermediate_dim != 4 * config.hidden_dim,
@@ -106,19 +127,17 @@ def needs(case: Case) -> frozenset[str]:
         "no-layers": config.num_layers == 0,
         "batch": case.batch > 1,
     }
-    return frozenset(name for name, wanted in asked.items() if wanted)
+    return frozenset(name for name, used in uses.items() if used)
 
 
 def named_weights(config: BloomConfig, params: Params) -> dict[str, Array]:
-    """As `Adapter.load` takes them: float32, with Hugging Face's keys and shapes."""
+    """Weights in the form that `Implementation.load` takes: float32, with Hugging Face's keys and shapes."""
     return {
-        key if key == LM_HEAD.hf_key else f"transformer.{key}": array.astype(np.float32).reshape(
-            weight.hf_shape(config)
-        )
+        full_key(key): array.astype(np.float32).reshape(weight.hf_shape(config))
         for key, weight, array in params.named()
     }
 
 
 def full_key(key: str) -> str:
-    """A key of bloomref's table as Hugging Face's causal model has it."""
+    """Return the key of Hugging Face's causal model for a key of `bloomref.params`."""
     return key if key == LM_HEAD.hf_key else f"transformer.{key}"

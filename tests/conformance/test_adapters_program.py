@@ -18,7 +18,7 @@ from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject, named_weights
-from bloomref.conformance.tags import flags_of
+from bloomref.conformance.tags import tags_of
 from bloomref.errors import BadWeights, InvalidInput, Unsupported
 
 ROOT = Path(__file__).parents[2]
@@ -294,7 +294,7 @@ def test_the_example_in_c(bloom, name, case):
 
 
 def test_these_cases_show_much():
-    flags = {flag for case in CASES for flag in flags_of(case)}
+    flags = {flag for case in CASES for flag in tags_of(case)}
     assert flags >= {
         "left-pad",
         "right-pad",

@@ -19,7 +19,7 @@ from bloomref.conformance.lora_cases import FORMS, Lora
 from bloomref.conformance.mistakes import EQUIVALENTS
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.properties import PROPERTIES
-from bloomref.conformance.run.results import Tally
+from bloomref.conformance.run.results import Counts
 from bloomref.conformance.run.runner import Runner, applies, lacking
 from bloomref.conformance.run.waivers import Waivers
 from bloomref.conformance.strategies_lora import adapted_cases, adapters
@@ -190,9 +190,9 @@ def test_who_has_no_adapters_is_not_asked():
         raise Unsupported("no peft here")
 
     assert lacking(PROPERTIES["lora"], Subject(Without(), "float32")) == "InstrumentedModel has no method adapted"
-    tally = Tally("lora", "float32")
-    Runner(examples=2).draw(PROPERTIES["lora"], Subject(Refuses(), "float32"), tally)
-    assert (tally.verdict, tally.reasons) == ("not asked", ["no peft here"])
+    counts = Counts("lora", "float32")
+    Runner(examples=2).draw(PROPERTIES["lora"], Subject(Refuses(), "float32"), counts)
+    assert (counts.verdict, counts.reasons) == ("not asked", ["no peft here"])
 
 
 @pytest.mark.clause("CNF-4")
@@ -201,11 +201,11 @@ def test_what_is_not_available_says_nothing_of_a_waiver():
         def load(self, *_):
             raise Unsupported("no peft here")
 
-    waivers, tally = Waivers((Waiver("lora", "as logits"),)), Tally("lora", "float32")
+    waivers, counts = Waivers((Waiver("lora", "as logits"),)), Counts("lora", "float32")
     runner = Runner(waivers=waivers)
-    runner.ask(PROPERTIES["lora"], Subject(Refuses(), "float32"), Case(CONFIG, lora=PEFT), tally)
-    assert tally.verdict == "not asked"
-    assert waivers.stale(("float32",), tally.matched, tally.excused) == []
+    runner.ask(PROPERTIES["lora"], Subject(Refuses(), "float32"), Case(CONFIG, lora=PEFT), counts)
+    assert counts.verdict == "not asked"
+    assert waivers.stale(("float32",), counts.matched, counts.used) == []
     assert len(waivers.stale(("float32",), {}, {})) == 1
 
 
@@ -217,7 +217,7 @@ def test_an_adapter_that_raises_has_failed_and_the_report_makes_it_again():
             return model
 
     case = Case(CONFIG, lora=PEFT)
-    with pytest.raises(Failure, match="it raised KeyError: 'adapter'") as caught:
+    with pytest.raises(Failure, match="the implementation raised KeyError: 'adapter'") as caught:
         PROPERTIES["lora"].check(Subject(Broken(), "float32"), case)
     assert eval(code(caught.value.case), {"Case": Case, "BloomConfig": BloomConfig, "Lora": Lora}) == case
 

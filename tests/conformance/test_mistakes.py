@@ -15,7 +15,7 @@ from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import LIMIT, judge, tier_of
 from bloomref.conformance.oracle.intermediates import per_position
 from bloomref.conformance.oracle.truth import truth
-from bloomref.conformance.tags import FLAGS
+from bloomref.conformance.tags import TAGS
 from bloomref.errors import InvalidInput
 
 VISIBLE = [m for m in MISTAKES if m.first != NO_INTERMEDIATE]
@@ -125,7 +125,7 @@ def test_clauses_and_needs_exist_and_sentences_can_stand_behind_a_colon():
     for known in CATALOGUE:
         assert known.clauses, known.name
         assert set(known.clauses) <= clauses, known.name
-        assert known.needs <= FLAGS.keys() | OTHER_NEEDS.keys()
+        assert known.needs <= TAGS.keys() | OTHER_NEEDS.keys()
         assert known.first in order, known.name
         assert not known.sentence.endswith("."), known.name
 

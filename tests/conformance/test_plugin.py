@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bloomref.conformance.properties import PROPERTIES
-from bloomref.conformance.tags import FLAGS
+from bloomref.conformance.tags import TAGS
 
 MINE = """
 import numpy as np
@@ -95,7 +95,7 @@ def test_the_reference_conforms(here):
 def test_a_mistake_is_red_with_its_sentence_and_clause(here):
     result = ask(here, "--implementation", "mine:wrong", *FEW)
     assert result.returncode == 1
-    assert "padding: no real position sees padding" in result.stdout
+    assert "padding: no real position attends to padding" in result.stdout
     assert "ATT-7, ATT-8" in result.stdout
     assert "Case(config=BloomConfig(" in result.stdout
     assert "float32: does not conform" in result.stdout
@@ -106,17 +106,17 @@ def test_a_mistake_is_red_with_its_sentence_and_clause(here):
 def test_an_exception_is_shown_where_it_was_raised(here):
     result = ask(here, "--implementation", "mine:raises", *FEW)
     assert result.returncode == 1
-    assert "it raised ZeroDivisionError: in my own code" in result.stdout
+    assert "the implementation raised ZeroDivisionError: in my own code" in result.stdout
     assert 'raise ZeroDivisionError("in my own code")' in result.stdout
 
 
-def test_the_card_as_json(here):
-    result = ask(here, "--implementation", "mine:Right", *FEW, "--conformance-json", "card.json")
-    card = json.loads((here / "card.json").read_text("utf-8"))
+def test_the_report_as_json(here):
+    result = ask(here, "--implementation", "mine:Right", *FEW, "--conformance-json", "report.json")
+    report = json.loads((here / "report.json").read_text("utf-8"))
     assert result.returncode == 0
-    assert card["verdicts"] == {"float32": "conforms"}
-    assert {found["name"]: found["verdict"] for found in card["properties"]}["logits"] == "holds"
-    assert card["stale_waivers"] == []
+    assert report["verdicts"] == {"float32": "conforms"}
+    assert {found["name"]: found["verdict"] for found in report["properties"]}["logits"] == "holds"
+    assert report["stale_waivers"] == []
 
 
 # --- waivers -------------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_not_available_is_a_skip_or_with_require_a_failure(here):
     [
         (("--implementation", "no_such_module:Adapter"), "No module named 'no_such_module'"),
         (("--implementation", "mine:NoSuchName"), "NoSuchName"),
-        (("--implementation", "mine"), "expected package.module:Adapter"),
+        (("--implementation", "mine"), "expected package.module:Name"),
         (("--implementation", "mine:Unfinished"), "without capabilities, load, versions"),
         (("--implementation", "mine:Right", "--backend", "numpy"), "expected one of --implementation, --backend and"),
         (("--implementation", "mine:Right", "--dtype", "int8"), "int8"),
@@ -263,10 +263,10 @@ def test_the_command_refuses_what_it_does_not_understand(here):
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_lists_every_property_and_flag():
+def test_the_page_lists_every_property_and_tag():
     text = (Path(__file__).parents[2] / "docs/conformance.md").read_text("utf-8")
-    for found in PROPERTIES.values():
-        needs = ", ".join(f"`{name}`" for name in found.needs) or "`logits`"
-        assert f"| `{found.name}` | {found.says} | {', '.join(found.clauses)} | {needs} |" in text
-    for name, flag in FLAGS.items():
-        assert f"| `{name}` | {flag.note} |" in text
+    for prop in PROPERTIES.values():
+        needs = ", ".join(f"`{name}`" for name in prop.needs) or "`logits`"
+        assert f"| `{prop.name}` | {prop.says} | {', '.join(prop.clauses)} | {needs} |" in text
+    for name, tag in TAGS.items():
+        assert f"| `{name}` | {tag.note} |" in text

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bloomref.conformance.fixed_cases import PINNED
+from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.mistakes import EQUIVALENTS, MISTAKES, NO_INTERMEDIATE, get_mistake
 from tools import mutation_score
 from tools.mutation_testing import plant
@@ -25,7 +25,7 @@ SAMPLE = [
 @pytest.mark.slow
 def test_a_sample_is_found_and_its_equivalents_are_not():
     sample = [get_mistake(name) for name in SAMPLE]
-    short = [case for case in PINNED if case.time <= 24 and case.config.num_heads <= 12]
+    short = [case for case in FIXED_CASES if case.time <= 24 and case.config.num_heads <= 12]
     found = plant([*sample, *EQUIVALENTS[:2]], "float32", examples=1, pinned=short)
     assert [kill.mistake.name for kill in found if kill.found_by] == SAMPLE
     assert all("raised" not in kill.because for kill in found)

@@ -1,22 +1,25 @@
-"""Each property holds for the bench as it is, and finds the mistake that it is about."""
+"""Each property holds for the instrumented model, and detects the mistake that it is about."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bloomref.config import BloomConfig
+from bloomref.conformance import implementation
 from bloomref.conformance.adapters.installed_backend import Backend, TracedModel
 from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks import public_api
 from bloomref.conformance.checks.outcome import Failure, Inconclusive, code
-from bloomref.conformance.fixed_cases import PINNED
+from bloomref.conformance.fixed_cases import FIXED_CASES
+from bloomref.conformance.implementation import OPTIONAL_METHODS
 from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.properties import PROPERTIES, Property
-from bloomref.conformance.run.results import Card, Tally
+from bloomref.conformance.run.results import Counts, Report
 from bloomref.conformance.run.runner import Runner, Shrinking, applies, lacking
 from bloomref.conformance.subject import PROBE, Subject
 from bloomref.errors import Unsupported
@@ -253,9 +256,23 @@ def test_every_number_is_judged_by_the_budget(monkeypatch):
         PROPERTIES[name].check(Subject(InstrumentedImplementation(Relu), "float32"), CASE)
 
 
-def test_every_property_has_its_mistake_and_known_clauses():
+def test_every_property_has_its_mistake_clauses_and_known_methods():
     assert {name for name, _ in MISTAKES} | {"gradients"} == set(PROPERTIES)
-    assert all(found.clauses and found.says for found in PROPERTIES.values())
+    for prop in PROPERTIES.values():
+        assert prop.clauses, prop.name
+        assert set(prop.needs) <= set(OPTIONAL_METHODS), prop.name
+
+
+NEEDS_ANOTHER_SENTENCE = re.compile(r"\b(so (is|are|does|do)|they|them|it|likewise|ditto|the same for|these|those)\b")
+
+
+def test_what_a_property_says_reads_alone():
+    """A failure prints one sentence: no pronoun in it refers to the sentence of another property."""
+    for prop in PROPERTIES.values():
+        assert not NEEDS_ANOTHER_SENTENCE.search(prop.says), prop.says
+        assert len(prop.says.split()) >= 5, prop.says
+    for says in ("so are the final hidden states", "so are they with one of KerasHub", "it is refused"):
+        assert NEEDS_ANOTHER_SENTENCE.search(says)
 
 
 def test_everything_that_must_be_refused_is_another_thing():
@@ -271,7 +288,7 @@ def test_a_failure_says_everything_needed_to_repeat_it():
     with pytest.raises(Failure) as caught:
         PROPERTIES["logits"].check(Subject(InstrumentedImplementation(Relu), "float32"), CASE)
     text = str(caught.value)
-    for part in ("logits: the logits are", "MOD-5", "float32", "row ", "position ", "limit 5", "rms error", code(CASE)):
+    for part in ("logits: logits equal", "MOD-5", "float32", "row ", "position ", "limit 5", "rms error", code(CASE)):
         assert part in text
     again = eval(code(caught.value.case), {"Case": Case, "BloomConfig": BloomConfig})
     assert again == CASE
@@ -283,7 +300,7 @@ def test_what_an_implementation_raises_is_its_failure_and_what_the_kit_raises_is
         def scale(self):
             raise ZeroDivisionError("here")
 
-    with pytest.raises(Failure, match="it raised ZeroDivisionError: here") as caught:
+    with pytest.raises(Failure, match="the implementation raised ZeroDivisionError: here") as caught:
         PROPERTIES["logits"].check(Subject(InstrumentedImplementation(Broken), "float32"), CASE)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     with pytest.raises(AttributeError):  # a property that asks for what is not there is the kit's mistake
@@ -296,20 +313,20 @@ def test_what_an_implementation_raises_is_its_failure_and_what_the_kit_raises_is
 def test_what_drowns_in_rounding_is_inconclusive_and_counted():
     drowned = Judgement("logits", "inconclusive", 0.0, (0, 0), "too much rounding")
     found = Property("drowned", "", (), lambda _subject, _case: [drowned])
-    subject, tally = Subject(InstrumentedImplementation(), "float32"), Tally("drowned", "float32")
+    subject, counts = Subject(InstrumentedImplementation(), "float32"), Counts("drowned", "float32")
     with pytest.raises(Inconclusive, match="too much rounding"):
         found.check(subject, CASE)
-    Runner().ask(found, subject, CASE, tally)
-    assert (tally.held, tally.inconclusive, tally.verdict, tally.reasons) == (
+    Runner().ask(found, subject, CASE, counts)
+    assert (counts.passed, counts.inconclusive, counts.verdict, counts.reasons) == (
         0,
         1,
         "inconclusive",
         ["too much rounding"],
     )
-    card = Card("x", {}, ("float32",), ("drowned",))
-    card.add(tally)
-    assert card.verdict("float32") == "not checked"
-    assert "1 inconclusive" in "\n".join(card.lines())
+    report = Report("x", {}, ("float32",), ("drowned",))
+    report.add(counts)
+    assert report.verdict("float32") == "not checked"
+    assert "1 inconclusive" in "\n".join(report.lines())
 
 
 # --- the runner ----------------------------------------------------------------------------------------------------
@@ -318,28 +335,29 @@ def test_what_drowns_in_rounding_is_inconclusive_and_counted():
 @pytest.mark.clause("CNF-5")
 def test_the_same_seed_asks_the_same_questions():
     def asked(seed: int) -> list[Case]:
-        seen: list[Case] = []
-        found = Property("seen", "", (), lambda _subject, case: seen.append(case) or [])
+        recorded: list[Case] = []
+        prop = Property("recorded", "", (), lambda _subject, case: recorded.append(case) or [])
         Runner(examples=10, seed=seed).draw(
-            found, Subject(InstrumentedImplementation(), "float32"), Tally("seen", "float32")
+            prop, Subject(InstrumentedImplementation(), "float32"), Counts("recorded", "float32")
         )
-        return seen
+        return recorded
 
     assert asked(0) == asked(0) != asked(1)
 
 
 def test_a_failing_case_is_made_small():
-    tally = Tally("logits", "float32")
+    counts = Counts("logits", "float32")
     with pytest.raises(Failure) as caught:
-        Runner().draw(PROPERTIES["logits"], Subject(InstrumentedImplementation(Relu), "float32"), tally)
+        Runner().draw(PROPERTIES["logits"], Subject(InstrumentedImplementation(Relu), "float32"), counts)
     assert caught.value.case.batch == caught.value.case.time == 1
-    assert tally.failed == 1
+    assert counts.failed == 1
 
 
 def test_making_small_ends_after_a_while(monkeypatch):
     shrinking = Shrinking()
     assert not shrinking.is_known(CASE)
-    failure = shrinking.note(Failure("x", "", (), "float32", CASE, Judgement("logits", "fail", 9.0, (0, 0), "")))
+    failure = Failure("x", "", (), "float32", CASE, Judgement("logits", "fail", 9.0, (0, 0), ""))
+    shrinking.add(failure)
     with pytest.raises(Failure) as caught:
         shrinking.is_known(CASE)
     assert caught.value is failure
@@ -373,12 +391,12 @@ def test_what_is_lacking_is_said():
     assert reasons.pop("gradients") == f"{adapter.name} has no method loss_and_gradients"
     assert all("declares" in reason for reason in reasons.values() if reason)
     assert subject.missing(PROBE) is None
-    missing = {case.name: subject.missing(case) for case in PINNED}
+    missing = {case.name: subject.missing(case) for case in FIXED_CASES}
     assert "600 positions" in missing["600 positions"]
     assert "adapters in the form of keras" in missing["LoRA of KerasHub"]
     assert "untied" in missing["head of its own"]
     assert "masks with left" in missing["left padding"]
-    assert "bfloat16 does not hold" in Subject(InstrumentedImplementation(), "bfloat16").missing(
+    assert "bfloat16 cannot represent" in Subject(InstrumentedImplementation(), "bfloat16").missing(
         replace(PROBE, weights="float32")
     )
 
@@ -393,7 +411,14 @@ def test_an_unavailable_implementation_says_why():
     assert Subject(InstrumentedImplementation(), "float32").unavailable() is None
 
 
-def test_every_property_is_asked_of_a_pinned_case():
+def test_every_property_is_asked_of_a_fixed_case():
     for found in PROPERTIES.values():
-        assert [case for case in PINNED if applies(found, case)], found.name
-    assert len({case.name for case in PINNED}) == len(PINNED)
+        assert [case for case in FIXED_CASES if applies(found, case)], found.name
+    assert len({case.name for case in FIXED_CASES}) == len(FIXED_CASES)
+
+
+def test_the_former_name_of_the_protocol_warns():
+    with pytest.warns(DeprecationWarning, match="is now called Implementation"):
+        assert implementation.Adapter is implementation.Implementation
+    with pytest.raises(AttributeError, match="no attribute 'Adaptor'"):
+        _ = implementation.Adaptor

@@ -10,7 +10,7 @@ from bloomref.conformance.cases import MASKS, Case, snap
 from bloomref.conformance.implementation import FEATURES, Capabilities
 from bloomref.conformance.strategies import HEADS, cases, schedules
 from bloomref.conformance.subject import Subject, named_weights, needs
-from bloomref.conformance.tags import FLAGS, flags_of
+from bloomref.conformance.tags import TAGS, tags_of
 from bloomref.dtypes import floating_dtype
 from bloomref.params import Params
 
@@ -45,7 +45,7 @@ def drawn(count: int, **options: object) -> list[Case]:
 
 def test_everything_that_mistakes_need_is_drawn():
     seen = drawn(400)
-    assert frozenset().union(*(flags_of(case) for case in seen)) == set(FLAGS) - {"lora"}
+    assert frozenset().union(*(tags_of(case) for case in seen)) == set(TAGS) - {"lora"}
     assert {case.config.num_heads for case in seen} == set(HEADS)
     assert {case.kind for case in seen} == set(MASKS)
     assert any(case.cuts == tuple(range(case.cuts[0], case.time)) for case in seen if len(case.cuts) > 2)

@@ -17,7 +17,7 @@ class Failed(BloomrefError, RuntimeError):
 
 
 def params_of(config: BloomConfig, weights: Mapping[str, Array]) -> Params:
-    """The weights that `Adapter.load` gets, in the axes of bloomref's table.
+    """The weights that `Implementation.load` gets, in the axes of bloomref's table.
 
     Raises:
         BadWeights: naming the first key that is missing, unknown, or of a wrong shape.

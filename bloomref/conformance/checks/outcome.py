@@ -1,24 +1,29 @@
-"""What a property reports: a failure with everything needed to repeat it, or that nothing could be said."""
+"""Outcomes of a check: the worst Z, a failure with everything needed to repeat it, or inconclusive."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+import numpy as np
+
 from bloomref.conformance.cases import Case
 from bloomref.conformance.oracle.budgets import LIMIT, Judgement
+from bloomref.conformance.subject import Raised
 
 
 class Inconclusive(Exception):
-    """Every number that the property looked at drowns in rounding: neither a pass nor a failure."""
+    """Rounding hides every number of the case: neither a pass nor a failure."""
 
 
 @dataclass(eq=False)
 class Failure(AssertionError):
-    """A property does not hold.
+    """An implementation does not have a property.
 
     Args:
-        name: of the property; `says` is it, in a sentence.
-        clauses: that are broken.
-        judgement: the tensor, how far it is off, and where.
+        name: name of the property.
+        says: its requirement, in a sentence.
+        clauses: the clauses that are broken.
+        judgement: the wrong tensor, the size of its error, and its position.
     """
 
     name: str
@@ -29,29 +34,52 @@ class Failure(AssertionError):
     judgement: Judgement
 
     def __str__(self) -> str:
-        found = self.judgement
+        judgement = self.judgement
         rows = {
             "clauses": ", ".join(self.clauses),
             "dtype": self.dtype,
-            "tensor": f"{found.name}, row {found.where[0]}, position {found.where[1]}",
-            "Z": f"{found.z:.3g} (limit {LIMIT:g})",
-            "because": found.explanation,
+            "tensor": f"{judgement.name}, row {judgement.where[0]}, position {judgement.where[1]}",
+            "Z": f"{judgement.z:.3g} (limit {LIMIT:g})",
+            "because": judgement.explanation,
             "case": code(self.case),
         }
         return "\n".join([f"{self.name}: {self.says}", *(f"  {key:8} {value}" for key, value in rows.items())])
 
 
+def conclude(look: Callable[[], Iterable[Judgement]], failure: Callable[[Judgement], Failure]) -> float:
+    """Return the largest Z of all judgements.
+
+    Args:
+        look: asks the implementation and judges its answers. An exception of the implementation (`Raised`) is a failure.
+        failure: builds the exception for a judgement.
+
+    Raises:
+        Failure: for the first judgement that fails.
+        Inconclusive: if all judgements are inconclusive.
+    """
+    try:
+        judgements = list(look())
+    except Raised as error:
+        raise failure(Judgement("result", "fail", np.inf, (0, 0), str(error))) from error.__cause__
+    for judgement in judgements:
+        if judgement.verdict == "fail":
+            raise failure(judgement)
+    if judgements and all(judgement.verdict == "inconclusive" for judgement in judgements):
+        raise Inconclusive(judgements[-1].explanation)
+    return max((judgement.z for judgement in judgements), default=0.0)
+
+
 def code(case: Case) -> str:
-    """The line of Python that makes the case again; what has its default is left out."""
+    """Return a Python expression for the case, without the arguments that have their default."""
     return _call(case)
 
 
-def _call(value: Any) -> str:
-    parts = []
-    for item in fields(value):
-        given = getattr(value, item.name)
+def _call(record: Any) -> str:
+    arguments = []
+    for item in fields(record):
+        value = getattr(record, item.name)
         default = item.default_factory() if callable(item.default_factory) else item.default
-        if given != default:
-            shown = _call(given) if is_dataclass(given) else repr(given)
-            parts.append(f"{item.name}={shown}")
-    return f"{type(value).__name__}({', '.join(parts)})"
+        if value != default:
+            shown = _call(value) if is_dataclass(value) else repr(value)
+            arguments.append(f"{item.name}={shown}")
+    return f"{type(record).__name__}({', '.join(arguments)})"

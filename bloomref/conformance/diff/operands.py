@@ -11,7 +11,7 @@ import numpy as np
 
 from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Case
-from bloomref.conformance.implementation import Adapter
+from bloomref.conformance.implementation import Implementation
 from bloomref.conformance.mistakes import get_mistake
 from bloomref.conformance.oracle.precision import Tier, tier_of
 from bloomref.conformance.oracle.truth import truth
@@ -58,8 +58,8 @@ def side(name: str, dtype: str, case: Case) -> Side:
     bare, dtype = split_dtype(name, dtype)
     subject = Subject(adapter(bare), dtype)
     reason = subject.missing(case)
-    if dtype not in subject.adapter.capabilities.dtypes:
-        reason = f"{bare}: it computes in {', '.join(subject.adapter.capabilities.dtypes)}, not in {dtype}"
+    if dtype not in subject.implementation.capabilities.dtypes:
+        reason = f"{bare}: it computes in {', '.join(subject.implementation.capabilities.dtypes)}, not in {dtype}"
     if reason:
         raise Unsupported(reason)
     return Side(name, _outputs(subject, case), subject.tier)
@@ -75,18 +75,18 @@ def is_trace(name: str) -> bool:
     return name.endswith(".safetensors")
 
 
-def adapter(name: str) -> Adapter:
+def adapter(name: str) -> Implementation:
     """The adapter that `name` stands for: a peer, `program:COMMAND`, `module:Adapter`, `mistake:NAME`, or a backend."""
     if name in PEERS:
         module, _, attribute = PEERS[name].partition(":")
-        found: Adapter = getattr(import_module(f"bloomref.conformance.adapters.{module}"), attribute)()
+        found: Implementation = getattr(import_module(f"bloomref.conformance.adapters.{module}"), attribute)()
         return found
     kind, _, rest = name.partition(":")
     if kind == "mistake":
         return InstrumentedImplementation(get_mistake(rest).model)
     if kind == "program":
-        return resolve.adapter(None, None, rest)
-    return resolve.adapter(name, None, None) if rest else resolve.adapter(None, name, None)
+        return resolve.implementation_of(None, None, rest)
+    return resolve.implementation_of(name, None, None) if rest else resolve.implementation_of(None, name, None)
 
 
 def _outputs(subject: Subject, case: Case) -> dict[str, Array]:
@@ -94,7 +94,7 @@ def _outputs(subject: Subject, case: Case) -> dict[str, Array]:
     model: Any = subject.model(case)
     if case.cuts:
         if not hasattr(model, "in_pieces"):
-            raise Unsupported(f"{subject.adapter.name}: it has no method in_pieces; leave out --cuts")
+            raise Unsupported(f"{subject.implementation.name}: it has no method in_pieces; leave out --cuts")
         return {"logits": np.asarray(model.in_pieces(case.token_ids, case.is_real, case.cuts, case.time))}
     if hasattr(model, "trace"):
         seen = {name: np.asarray(value) for name, value in model.trace(case.token_ids, case.is_real).items()}

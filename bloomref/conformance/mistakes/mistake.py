@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bloomref.conformance.model.instrumented import InstrumentedModel
-from bloomref.conformance.tags import FLAGS
+from bloomref.conformance.tags import TAGS
 
 OTHER_NEEDS = {
     "heads": "at least two heads",
@@ -34,7 +34,7 @@ class Mistake:
         clauses: the clauses that it breaks; for an equivalent, the clauses that allow it.
         first: name of the first intermediate that it changes (MOD-8), or `NO_INTERMEDIATE`.
         model: the instrumented model that makes the mistake.
-        needs: names of `FLAGS` or `OTHER_NEEDS` that an input must meet to show it.
+        needs: names of `TAGS` or `OTHER_NEEDS` that an input must meet to show it.
         equivalent: True if the model is right, so that no check may object.
     """
 
@@ -70,9 +70,9 @@ def mistake(
         ValueError: a name in `needs` is unknown.
     """
     conditions = frozenset(needs.split())
-    unknown = conditions - FLAGS.keys() - OTHER_NEEDS.keys()
+    unknown = conditions - TAGS.keys() - OTHER_NEEDS.keys()
     if unknown:
-        raise ValueError(f"needs: expected names of FLAGS or OTHER_NEEDS, got {sorted(unknown)}")
+        raise ValueError(f"needs: expected names of TAGS or OTHER_NEEDS, got {sorted(unknown)}")
     intermediate = f"layers.0.{first}" if first.startswith(("attention", "mlp")) else first
 
     def register(model: type[InstrumentedModel]) -> type[InstrumentedModel]:

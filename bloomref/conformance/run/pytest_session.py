@@ -1,4 +1,4 @@
-"""A pytest run of the kit: its options, its header, what is tested, and the card at the end."""
+"""A pytest run of the kit: options, header, parametrisation, and the report at the end."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bloomref.conformance.fixed_cases import PINNED
+from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.oracle.precision import tier_of
 from bloomref.conformance.properties import PROPERTIES
-from bloomref.conformance.run import resolve
-from bloomref.conformance.run.results import Card, Tally
+from bloomref.conformance.run.resolve import implementation_of
+from bloomref.conformance.run.results import Counts, Report
 from bloomref.conformance.run.runner import EXAMPLES, Runner
 from bloomref.conformance.run.waivers import Waivers, read_waivers
 from bloomref.conformance.subject import Subject
@@ -22,45 +22,47 @@ from bloomref.conformance.vectors.topics import TOPICS
 from bloomref.errors import BloomrefError
 
 KIT = pytest.StashKey["Kit"]()
-TALLY = "bloomref tally"
+COUNTS = "bloomref counts"
+"""Key of the counts in the user properties of a test report."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bloomref", "conformance of an implementation of BLOOM")
-    group.addoption("--implementation", metavar="MODULE:NAME", help="an adapter: a class, or a function that makes one")
+    group.addoption(
+        "--implementation", metavar="MODULE:NAME", help="a Python class, or a function that returns an instance"
+    )
     group.addoption("--backend", metavar="NAME", help="a backend of bloomref: numpy, numba, cupy")
     group.addoption(
         "--program", metavar="COMMAND", help="a program that speaks the protocol of specs/97-program-protocol.md"
     )
-    group.addoption("--dtype", action="append", metavar="NAME", help="repeatable; without it, all that are declared")
+    group.addoption("--dtype", action="append", metavar="NAME", help="repeatable (default: every declared dtype)")
     group.addoption(
-        "--examples", type=int, default=EXAMPLES, help="cases drawn for each property (default: %(default)s)"
+        "--examples", type=int, default=EXAMPLES, help="number of cases drawn for each property (default: %(default)s)"
     )
-    group.addoption("--seed", type=int, default=0, help="draws other cases (default: %(default)s)")
+    group.addoption("--seed", type=int, default=0, help="seed of the drawn cases (default: %(default)s)")
     group.addoption(
-        "--waivers", action="append", default=[], metavar="FILE", help="known failures, with reasons (TOML)"
+        "--waivers", action="append", default=[], metavar="FILE", help="TOML file of known failures; repeatable"
     )
-    group.addoption(
-        "--require", action="store_true", help="fail where the implementation is not available, do not skip"
-    )
-    group.addoption("--conformance-json", metavar="FILE", help="also write the card as JSON")
+    group.addoption("--require", action="store_true", help="fail, not skip, if the implementation is not available")
+    group.addoption("--conformance-json", metavar="FILE", help="also write the report to this file as JSON")
 
 
 class Kit:
-    """What the options say, made once."""
+    """Everything that the options determine."""
 
     def __init__(self, config: pytest.Config) -> None:
         option = config.getoption
-        self.adapter = resolve.adapter(option("--implementation"), option("--backend"), option("--program"))
-        self.dtypes = tuple(option("--dtype") or self.adapter.capabilities.dtypes)
+        self.implementation = implementation_of(option("--implementation"), option("--backend"), option("--program"))
+        self.dtypes = tuple(option("--dtype") or self.implementation.capabilities.dtypes)
         for dtype in self.dtypes:
             tier_of(dtype)
         self.runner = Runner(option("--examples"), option("--seed"), Waivers(read_waivers(option("--waivers"))))
         self.required: bool = option("--require")
-        self.card = Card(self.adapter.name, dict(self.adapter.versions()), self.dtypes, (*PROPERTIES, VECTORS))
-        self.subjects = {dtype: Subject(self.adapter, dtype) for dtype in self.dtypes}
+        versions = dict(self.implementation.versions())
+        self.report = Report(self.implementation.name, versions, self.dtypes, (*PROPERTIES, VECTORS))
+        self.subjects = {dtype: Subject(self.implementation, dtype) for dtype in self.dtypes}
         self.whole = True
-        """Whether everything was selected: only then can a waiver be called unneeded."""
+        """True if no test was deselected: only then can a waiver be reported as not needed."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -78,37 +80,36 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     if KIT not in config.stash:
         return []
     kit = config.stash[KIT]
-    versions = ", ".join(f"{name} {version}" for name, version in kit.card.versions.items())
+    name, scores = kit.implementation.name, kit.implementation.capabilities.scores
+    versions = ", ".join(f"{package} {version}" for package, version in kit.report.versions.items())
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
     entries = kit.runner.waivers.entries
     return [
-        f"conformance of {kit.adapter.name} ({versions})",
-        f"  dtypes: {', '.join(kit.dtypes)}; scores of 16-bit types in {kit.adapter.capabilities.scores}",
-        f"  machine: {platform.system()} {platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}",
-        f"  cases: {len(PINNED)} pinned, {kit.runner.examples} drawn for each property, seed {kit.runner.seed}",
+        f"conformance of {name} ({versions})",
+        f"  dtypes: {', '.join(kit.dtypes)}; scores of 16-bit types in {scores}",
+        f"  machine: {machine}, Python {platform.python_version()}",
+        f"  cases: {len(FIXED_CASES)} fixed, {kit.runner.examples} drawn for each property, seed {kit.runner.seed}",
         f"  waivers: {len(entries)}" + "".join(f"\n    {w.where}: {w.reason}" for w in entries),
     ]
 
 
-# --- what is tested ------------------------------------------------------------------------------------------------
+# --- parametrisation -----------------------------------------------------------------------------------------------
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    kit = metafunc.config.stash[KIT]
-    pinned = {case.name: case for case in PINNED}
-    topics = {name: name for name in sorted(TOPICS)}
     values: dict[str, Mapping[str, object]] = {
-        "subject": kit.subjects,
-        "found": PROPERTIES,
-        "case": pinned,
-        "topic": topics,
+        "subject": metafunc.config.stash[KIT].subjects,
+        "prop": PROPERTIES,
+        "case": {case.name: case for case in FIXED_CASES},
+        "topic": {name: name for name in sorted(TOPICS)},
     }
     for argument in (name for name in values if name in metafunc.fixturenames):
-        found, indirect = values[argument], argument == "subject"
-        metafunc.parametrize(argument, list(found.values()), ids=list(found), indirect=indirect, scope="session")
+        by_id, indirect = values[argument], argument == "subject"
+        metafunc.parametrize(argument, list(by_id.values()), ids=list(by_id), indirect=indirect, scope="session")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """All of a dtype together: a model is loaded once for several questions."""
+    """Sort by dtype, so that a loaded model serves several questions."""
     dtypes = config.stash[KIT].dtypes
     items.sort(key=lambda item: next((i for i, dtype in enumerate(dtypes) if f"[{dtype}-" in item.name), -1))
 
@@ -125,26 +126,28 @@ def kit(pytestconfig: pytest.Config) -> Kit:
 
 @pytest.fixture(scope="session")
 def subject(request: pytest.FixtureRequest, kit: Kit) -> Subject:
-    """The implementation in one dtype; where it is not available, a skip with the reason, or with `--require` a failure."""
-    found: Subject = request.param
-    reason = found.unavailable()
-    if reason is not None and reason not in kit.card.absent:
-        kit.card.absent.append(reason)
-    if reason is not None and kit.required:
+    """The implementation in one dtype. If it is not available, skip with the reason, or with `--require` fail."""
+    subject: Subject = request.param
+    reason = subject.unavailable()
+    if reason is None:
+        return subject
+    if reason not in kit.report.absent:
+        kit.report.absent.append(reason)
+    if kit.required:
         pytest.fail(f"required, but not available: {reason}", pytrace=False)
-    return found if reason is None else pytest.skip(reason)
+    pytest.skip(reason)
 
 
-# --- what comes out ------------------------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------------------------
 
 
-def note(item: pytest.Item, tally: Tally) -> None:
-    """Put into the test's report: it also reaches the process that prints the card, where several run."""
-    item.user_properties.append((TALLY, asdict(tally)))
+def attach(item: pytest.Item, counts: Counts) -> None:
+    """Attach the counts to the report of a test: pytest-xdist sends reports to the process that prints the table."""
+    item.user_properties.append((COUNTS, asdict(counts)))
 
 
 class Reporter:
-    """Gathers the tallies, and ends the run with the card."""
+    """Collects the counts of all tests and prints the report at the end."""
 
     def __init__(self, kit: Kit, path: str | None) -> None:
         self.kit = kit
@@ -152,21 +155,22 @@ class Reporter:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties if report.when == "call" else []:
-            if name == TALLY:
-                self.kit.card.add(Tally(**value))  # type: ignore[arg-type]
+            if name == COUNTS:
+                self.kit.report.add(Counts(**value))  # type: ignore[arg-type]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """A waiver that is not needed fails the run, if all of the suite was run in it."""
-        card = self.kit.card
-        if self.kit.whole and card.tallies:
-            card.stale = self.kit.runner.waivers.stale(self.kit.dtypes, card.matched, card.excused)
-        if card.stale and session.exitstatus == pytest.ExitCode.OK:
+        """A waiver that is not needed fails the run, if the whole suite was run."""
+        report = self.kit.report
+        if self.kit.whole and report.counts:
+            report.stale = self.kit.runner.waivers.stale(self.kit.dtypes, report.matched, report.used)
+        if report.stale and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self.path:
-            Path(self.path).write_text(json.dumps(card.to_dict(), indent=2), "utf-8")
+            Path(self.path).write_text(json.dumps(report.to_dict(), indent=2), "utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        terminalreporter.section("conformance card")
-        for line in self.kit.card.lines():
-            terminalreporter.line(line, red=line in self.kit.card.stale)
+        report = self.kit.report
+        terminalreporter.section("conformance report")
+        for line in report.lines():
+            terminalreporter.line(line, red=line in report.stale)

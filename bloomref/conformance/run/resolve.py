@@ -1,23 +1,29 @@
-"""Finds what is to be tested, by the words of a command line."""
+"""Find the implementation that a command line names."""
 
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bloomref.conformance.implementation import Adapter, Capabilities
+from bloomref.conformance.implementation import Capabilities, Implementation
 from bloomref.errors import InvalidInput, Unsupported, invalid
 
 
-def adapter(implementation: str | None, backend: str | None, program: str | None) -> Adapter:
-    """The adapter that exactly one of the three names.
+def implementation_of(implementation: str | None, backend: str | None, program: str | None) -> Implementation:
+    """Return the implementation named by exactly one of the options.
+
+    Args:
+        implementation: `package.module:Name` of a class, a function without arguments, or an object.
+        backend: name of a backend of bloomref.
+        program: command line of a program that speaks the protocol of specs/97-program-protocol.md.
 
     Raises:
-        InvalidInput: none or several are given, or what is named is no adapter; Unsupported: it cannot be imported.
+        InvalidInput: if none or several are given, or the object is not an `Implementation`.
+        Unsupported: if it cannot be imported.
     """
-    given = [name for name in (implementation, backend, program) if name is not None]
-    if len(given) != 1:
-        raise invalid("what to test", "one of --implementation, --backend and --program", given or "none of them")
+    names = [name for name in (implementation, backend, program) if name is not None]
+    if len(names) != 1:
+        raise invalid("what to test", "one of --implementation, --backend and --program", names or "none of them")
     if backend is not None:
         from bloomref.conformance.adapters.installed_backend import Backend
 
@@ -26,30 +32,35 @@ def adapter(implementation: str | None, backend: str | None, program: str | None
         from bloomref.conformance.adapters.program import Program
 
         return Program(program)
-    return checked(given[0], named(given[0]))
+    return checked(names[0], named(names[0]))
 
 
 def named(name: str) -> Any:
-    """The object behind `package.module:Name`; called, if it is a class or a function."""
+    """Import `package.module:Name`, and call it if it is a class or a function."""
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise invalid("implementation", "package.module:Adapter", repr(name))
+        raise invalid("implementation", "package.module:Name", repr(name))
     here = str(Path.cwd())
-    if here not in sys.path:  # as with python -m: a script does not look where it is run
+    if here not in sys.path:  # as `python -m` does; a console script does not look in the working directory
         sys.path.insert(0, here)
     try:
-        found = getattr(import_module(module), attribute)
+        target = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise Unsupported(f"implementation {name!r}: {error}") from error
-    return found if hasattr(found, "load") and not isinstance(found, type) else found()
+    return target if hasattr(target, "load") and not isinstance(target, type) else target()
 
 
-def checked(name: str, found: Any) -> Adapter:
-    missing = [item for item in ("name", "capabilities", "load", "versions") if not hasattr(found, item)]
+def checked(name: str, implementation: Any) -> Implementation:
+    """Return the object if it is an `Implementation`.
+
+    Raises:
+        InvalidInput: if an attribute is missing, or `capabilities` is not a `Capabilities`.
+    """
+    missing = [item for item in ("name", "capabilities", "load", "versions") if not hasattr(implementation, item)]
     if missing:
-        raise InvalidInput(
-            f"implementation {name!r}: expected an adapter (docs/conformance.md), got one without {', '.join(missing)}"
-        )
-    if not isinstance(found.capabilities, Capabilities):
-        raise invalid(f"implementation {name!r}: capabilities", "a Capabilities", type(found.capabilities).__name__)
-    return found
+        expected = "expected name, capabilities, load and versions (docs/conformance.md)"
+        raise InvalidInput(f"implementation {name!r}: {expected}, got an object without {', '.join(missing)}")
+    if not isinstance(implementation.capabilities, Capabilities):
+        kind = type(implementation.capabilities).__name__
+        raise invalid(f"implementation {name!r}: capabilities", "a Capabilities", kind)
+    return implementation

@@ -1,136 +1,179 @@
-"""Counts of what was asked and answered, and the card that they make up."""
+"""Counts of the answers to each property, and the report that they make up."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bloomref.conformance.checks.outcome import Failure, Inconclusive
+from bloomref.errors import Unsupported
+
+REASONS = 3
+"""Largest number of reasons that are stored for one property."""
+
 
 @dataclass
-class Tally:
-    """What became of the questions about one property, in one dtype.
+class Counts:
+    """Outcomes of one property in one dtype.
 
     Args:
-        worst: the largest Z of a case that held.
-        reasons: why a case could not be asked, or not be judged; the first few.
-        matched, excused: by waiver, how many answers it matched, and how many failures it covers.
+        passed, inconclusive, waived, failed: number of cases with each outcome.
+        worst: largest Z of a case that passed.
+        reasons: why cases were skipped or inconclusive; the first `REASONS` different ones.
+        matched: waiver -> number of answers that it matched.
+        used: waiver -> number of failures that it covered.
     """
 
     name: str
     dtype: str
-    held: int = 0
+    passed: int = 0
     inconclusive: int = 0
     waived: int = 0
     failed: int = 0
     worst: float = 0.0
     reasons: list[str] = field(default_factory=list)
     matched: dict[str, int] = field(default_factory=dict)
-    excused: dict[str, int] = field(default_factory=dict)
+    used: dict[str, int] = field(default_factory=dict)
 
-    def hold(self, worst: float, covering: Iterable[str]) -> None:
-        self.held += 1
+    def record(self, check: Callable[[], float], covering: Iterable[str]) -> Failure | None:
+        """Run one check and count its outcome.
+
+        Args:
+            check: returns the largest Z, or raises Failure, Inconclusive or Unsupported.
+            covering: the waivers that match the question.
+
+        Returns:
+            The failure, unless a waiver covers it.
+        """
+        waivers = list(covering)
+        try:
+            self.record_pass(check(), waivers)
+        except Unsupported as error:
+            self.record_skipped(str(error), waivers)
+        except Inconclusive as error:
+            self.record_inconclusive(str(error))
+        except Failure as failure:
+            if not waivers:
+                self.failed += 1
+                return failure
+            self.record_waived(waivers)
+        return None
+
+    def record_pass(self, worst: float, covering: Iterable[str]) -> None:
+        self.passed += 1
         self.worst = max(self.worst, worst)
-        self.matched = dict(Counter(self.matched) + Counter(covering))
+        self.matched = _sum(self.matched, covering)
 
-    def excuse(self, covering: Iterable[str]) -> None:
+    def record_waived(self, covering: Iterable[str]) -> None:
         self.waived += 1
-        self.matched = dict(Counter(self.matched) + Counter(covering))
-        self.excused = dict(Counter(self.excused) + Counter(covering))
+        self.matched, self.used = _sum(self.matched, covering), _sum(self.used, covering)
 
-    def set_aside(self, reason: str, covering: Iterable[str]) -> None:
-        """What is not available here cannot show whether a waiver is needed."""
-        self.remember(reason)
-        self.matched = dict(Counter(self.matched) + Counter(covering))
-        self.excused = dict(Counter(self.excused) + Counter(covering))
+    def record_skipped(self, reason: str, covering: Iterable[str]) -> None:
+        """Count the waivers as used: an unavailable question cannot show that they are not needed."""
+        self.add_reason(reason)
+        self.matched, self.used = _sum(self.matched, covering), _sum(self.used, covering)
 
-    def remember(self, reason: str) -> None:
-        if reason not in self.reasons and len(self.reasons) < 3:
+    def record_inconclusive(self, reason: str) -> None:
+        self.inconclusive += 1
+        self.add_reason(reason)
+
+    def add_reason(self, reason: str) -> None:
+        if reason not in self.reasons and len(self.reasons) < REASONS:
             self.reasons.append(reason)
 
-    def add(self, other: "Tally") -> None:
-        self.held += other.held
+    def add(self, other: "Counts") -> None:
+        self.passed += other.passed
         self.inconclusive += other.inconclusive
         self.waived += other.waived
         self.failed += other.failed
         self.worst = max(self.worst, other.worst)
-        self.matched = dict(Counter(self.matched) + Counter(other.matched))
-        self.excused = dict(Counter(self.excused) + Counter(other.excused))
+        self.matched, self.used = _sum(self.matched, other.matched), _sum(self.used, other.used)
         for reason in other.reasons:
-            self.remember(reason)
+            self.add_reason(reason)
 
     @property
     def verdict(self) -> str:
-        """fails, waived, holds, inconclusive, or not asked."""
-        counts = {"fails": self.failed, "waived": self.waived, "holds": self.held, "inconclusive": self.inconclusive}
+        """One of: fails, waived, holds, inconclusive, not asked."""
+        counts = {"fails": self.failed, "waived": self.waived, "holds": self.passed, "inconclusive": self.inconclusive}
         return next((word for word, count in counts.items() if count), "not asked")
 
     def __str__(self) -> str:
-        counts = {"fail": self.failed, "waived": self.waived, "hold": self.held, "inconclusive": self.inconclusive}
+        counts = {"fail": self.failed, "waived": self.waived, "pass": self.passed, "inconclusive": self.inconclusive}
         parts = [f"{count} {word}" for word, count in counts.items() if count]
         return ", ".join(parts + [f"Z {self.worst:.2g}"] * bool(self.worst)) or "not asked"
 
+    def to_dict(self) -> dict[str, Any]:
+        """One entry of the JSON report."""
+        names = {"passed": "held", "used": "excused"}
+        return {names.get(key, key): value for key, value in asdict(self).items()} | {"verdict": self.verdict}
+
+
+def _sum(one: Mapping[str, int], two: Mapping[str, int] | Iterable[str]) -> dict[str, int]:
+    return dict(Counter(one) + Counter(two))
+
 
 @dataclass
-class Card:
-    """What an implementation does and does not, in short."""
+class Report:
+    """Results of one implementation: a table of properties by dtype, and a verdict for each dtype.
+
+    Args:
+        properties: the rows of the table, in their order.
+        counts: by property and dtype.
+        stale: one sentence for each waiver that is not needed.
+        absent: why the implementation is not available here.
+        heading: title of the first column.
+    """
 
     name: str
     versions: Mapping[str, str]
     dtypes: tuple[str, ...]
     properties: tuple[str, ...]
-    """In the order of the rows."""
-    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    counts: dict[tuple[str, str], Counts] = field(default_factory=dict)
     stale: list[str] = field(default_factory=list)
-    """Sentences on waivers that are not needed."""
     absent: list[str] = field(default_factory=list)
-    """Why nothing could be asked of the implementation here."""
     heading: str = "property"
-    """What the rows are."""
 
-    def add(self, tally: Tally) -> None:
-        self.tallies.setdefault((tally.name, tally.dtype), Tally(tally.name, tally.dtype)).add(tally)
+    def add(self, counts: Counts) -> None:
+        self.counts.setdefault((counts.name, counts.dtype), Counts(counts.name, counts.dtype)).add(counts)
 
     @property
     def matched(self) -> dict[str, int]:
-        return dict(sum((Counter(tally.matched) for tally in self.tallies.values()), Counter[str]()))
+        return dict(sum((Counter(counts.matched) for counts in self.counts.values()), Counter[str]()))
 
     @property
-    def excused(self) -> dict[str, int]:
-        return dict(sum((Counter(tally.excused) for tally in self.tallies.values()), Counter[str]()))
+    def used(self) -> dict[str, int]:
+        return dict(sum((Counter(counts.used) for counts in self.counts.values()), Counter[str]()))
 
     def lines(self) -> list[str]:
-        """The table; then why some were not asked, and the verdicts."""
+        """The table with its reasons, then the verdict of each dtype and the waivers that are not needed."""
         return [*self.table(), *self.absent, *(self._summary(dtype) for dtype in self.dtypes), *self.stale]
 
     def table(self) -> list[str]:
-        """A row for each property, a column for each dtype; then why some were not asked."""
-        names = [name for name in self.properties if any((name, dtype) in self.tallies for dtype in self.dtypes)]
+        """One row for each property, one column for each dtype; below it, why some were skipped or inconclusive."""
+        names = [name for name in self.properties if any((name, dtype) in self.counts for dtype in self.dtypes)]
         rows = [(self.heading, *self.dtypes)]
-        rows += [(name, *(str(self.tallies.get((name, dtype), "")) for dtype in self.dtypes)) for name in names]
+        rows += [(name, *(str(self.counts.get((name, dtype), "")) for dtype in self.dtypes)) for name in names]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return [*table, *self._notes()]
+        return [*table, *self._reasons()]
 
-    def _notes(self) -> list[str]:
-        """Each reason once, behind the properties that have it."""
-        found: dict[str, list[str]] = {}
-        for tally in self.tallies.values():
-            for reason in tally.reasons[:1] if tally.verdict in ("not asked", "inconclusive") else []:
-                found.setdefault(reason, []).append(f"{tally.name} ({tally.dtype})")
-        return [f"{', '.join(names)}: {reason}" for reason, names in found.items()]
+    def _reasons(self) -> list[str]:
+        """Each reason once, after the properties that have it."""
+        properties: dict[str, list[str]] = {}
+        for counts in self.counts.values():
+            for reason in counts.reasons[:1] if counts.verdict in ("not asked", "inconclusive") else []:
+                properties.setdefault(reason, []).append(f"{counts.name} ({counts.dtype})")
+        return [f"{', '.join(names)}: {reason}" for reason, names in properties.items()]
 
     def _summary(self, dtype: str) -> str:
-        counts = Counter(tally.verdict for (_, own), tally in self.tallies.items() if own == dtype)
-        said = ", ".join(
-            f"{counts[word]} {word}"
-            for word in ("holds", "waived", "inconclusive", "not asked", "fails")
-            if counts[word]
-        )
-        return f"{self.name}, {dtype}: {self.verdict(dtype)} ({said or 'nothing was asked'})"
+        verdicts = Counter(counts.verdict for (_, own), counts in self.counts.items() if own == dtype)
+        words = ("holds", "waived", "inconclusive", "not asked", "fails")
+        summary = ", ".join(f"{verdicts[word]} {word}" for word in words if verdicts[word])
+        return f"{self.name}, {dtype}: {self.verdict(dtype)} ({summary or 'nothing was asked'})"
 
     def verdict(self, dtype: str) -> str:
-        """What may be said of the implementation in a dtype."""
-        verdicts = {tally.verdict for (_, own), tally in self.tallies.items() if own == dtype}
+        """Verdict on the implementation in one dtype (CNF-1 ... CNF-4)."""
+        verdicts = {counts.verdict for (_, own), counts in self.counts.items() if own == dtype}
         if "fails" in verdicts:
             return "does not conform"
         if "holds" not in verdicts:
@@ -138,11 +181,12 @@ class Card:
         return "conforms, but for the waivers" if "waived" in verdicts else "conforms"
 
     def to_dict(self) -> dict[str, Any]:
+        """The JSON report."""
         return {
             "implementation": self.name,
             "versions": dict(self.versions),
             "verdicts": {dtype: self.verdict(dtype) for dtype in self.dtypes},
-            "properties": [asdict(tally) | {"verdict": tally.verdict} for tally in self.tallies.values()],
+            "properties": [counts.to_dict() for counts in self.counts.values()],
             "stale_waivers": self.stale,
             "not_available": self.absent,
         }

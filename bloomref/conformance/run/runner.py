@@ -1,4 +1,4 @@
-"""Asks an implementation: draws cases, checks a property on each, and keeps count. pytest and `bloomref conform` run on it."""
+"""Draws cases, checks a property on each, and counts the outcomes. The pytest plugin and `bloomref conform` use it."""
 
 import time
 import zlib
@@ -9,132 +9,136 @@ from hypothesis import strategies as st
 
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks.gradients import ONLY, UNITS
-from bloomref.conformance.checks.outcome import Failure, Inconclusive
+from bloomref.conformance.checks.outcome import Failure
 from bloomref.conformance.properties import Property
-from bloomref.conformance.run.results import Tally
+from bloomref.conformance.run.results import Counts
 from bloomref.conformance.run.waivers import Waivers
 from bloomref.conformance.strategies import cases
 from bloomref.conformance.strategies_lora import adapted_cases
 from bloomref.conformance.subject import PROBE, Subject
-from bloomref.errors import Unsupported
 
 EXAMPLES = 20
+"""Default number of cases drawn for each property."""
 USUAL = 24
-"""Positions that a drawn case has at most, but for the long ones."""
+"""Largest number of positions of a drawn case, except for the occasional long one."""
 SHRINK_SECONDS = 15.0
-"""How long a failing case may be made smaller."""
+"""Time limit for shrinking a failing case."""
 
 
 @dataclass(eq=False)
 class Runner:
-    """How a run asks: how many cases a property gets, from which seed, and what is waived."""
+    """Settings of a run.
+
+    Args:
+        examples: number of cases drawn for each property.
+        seed: the same seed draws the same cases.
+    """
 
     examples: int = EXAMPLES
     seed: int = 0
     waivers: Waivers = field(default_factory=Waivers)
 
-    def ask(self, found: Property, subject: Subject, case: Case, tally: Tally) -> None:
-        """One question. Raises Failure unless a waiver covers it."""
-        covering = self.waivers.covering(found.name, subject.dtype, case)
-        try:
-            tally.hold(found.check(subject, case), covering)
-        except Unsupported as error:
-            tally.set_aside(str(error), covering)
-        except Inconclusive as error:
-            tally.inconclusive += 1
-            tally.remember(str(error))
-        except Failure:
-            if not covering:
-                tally.failed += 1
-                raise
-            tally.excuse(covering)
-
-    def draw(self, found: Property, subject: Subject, tally: Tally) -> None:
-        """Drawn cases, the same in every run of the same seed.
+    def ask(self, prop: Property, subject: Subject, case: Case, counts: Counts) -> None:
+        """Check one property on one case and count the outcome.
 
         Raises:
-            Failure: of the smallest case that was found to fail.
+            Failure: unless a waiver covers it.
+        """
+        covering = self.waivers.covering(prop.name, subject.dtype, case)
+        failure = counts.record(lambda: prop.check(subject, case), covering)
+        if failure is not None:
+            raise failure
+
+    def draw(self, prop: Property, subject: Subject, counts: Counts) -> None:
+        """Check one property on drawn cases.
+
+        Raises:
+            Failure: for the smallest failing case that was found.
         """
         shrinking = Shrinking()
 
-        @seed(zlib.crc32(f"{self.seed} {found.name}".encode()))
+        @seed(zlib.crc32(f"{self.seed} {prop.name}".encode()))
         @settings(
-            max_examples=-(-self.examples // found.share),
+            max_examples=-(-self.examples // prop.share),
             deadline=None,
             database=None,
             phases=(Phase.generate, Phase.shrink),
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
         )
-        @given(case=drawn(found, subject))
-        def each(case: Case) -> None:
+        @given(case=drawn(prop, subject))
+        def check(case: Case) -> None:
             if not shrinking.is_known(case):
-                counted = (
-                    Tally(found.name, subject.dtype) if shrinking.failures else tally
-                )  # smaller cases do not count
+                # cases tried while shrinking are not counted
+                counted = Counts(prop.name, subject.dtype) if shrinking.failures else counts
                 try:
-                    self.ask(found, subject, case, counted)
+                    self.ask(prop, subject, case, counted)
                 except Failure as failure:
-                    raise shrinking.note(failure) from failure.__cause__
+                    shrinking.add(failure)
+                    raise failure from failure.__cause__
 
-        each()
+        check()
 
 
-def drawn(found: Property, subject: Subject) -> st.SearchStrategy[Case]:
-    """Cases that the implementation takes and about which the property says something."""
-    able, longest = subject.adapter.capabilities, min(USUAL, found.longest or USUAL)
-    if found.adapter:
-        return adapted_cases(able, found.adapter, kinds=found.kinds, max_time=longest)
+def drawn(prop: Property, subject: Subject) -> st.SearchStrategy[Case]:
+    """Cases that the implementation supports and to which the property applies."""
+    able, longest = subject.implementation.capabilities, min(USUAL, prop.longest or USUAL)
+    if prop.adapter:
+        return adapted_cases(able, prop.adapter, kinds=prop.kinds, max_time=longest)
     return cases(
         able,
-        kinds=found.kinds,
-        min_batch=found.rows,
-        min_time=found.time,
+        kinds=prop.kinds,
+        min_batch=prop.rows,
+        min_time=prop.time,
         max_time=longest,
-        long=found.longest is None,
+        long=prop.longest is None,
     )
 
 
-def applies(found: Property, case: Case) -> bool:
-    fits = found.time <= case.time <= (found.longest or case.time)
-    fits = fits and found.adapter == (case.lora.form if case.lora else "")
-    return fits and case.batch >= found.rows and case.kind in found.kinds
+def applies(prop: Property, case: Case) -> bool:
+    """True if the property says something about the case."""
+    fits = prop.time <= case.time <= (prop.longest or case.time)
+    fits = fits and prop.adapter == (case.lora.form if case.lora else "")
+    return fits and case.batch >= prop.rows and case.kind in prop.kinds
 
 
-def lacking(found: Property, subject: Subject) -> str | None:
-    """Why the property cannot be asked of this implementation, or None."""
-    able = subject.adapter.capabilities
-    methods = [name for name in found.needs if not hasattr(subject.model(PROBE), name)]
+def lacking(prop: Property, subject: Subject) -> str | None:
+    """Return why the implementation cannot be asked about the property, or None."""
+    name, able = subject.implementation.name, subject.implementation.capabilities
+    methods = [method for method in prop.needs if not subject.offers(PROBE, method)]
     if methods:
-        return f"{subject.adapter.name} has no method {', '.join(methods)}"
-    if found.adapter and found.adapter not in able.adapters:
-        return f"{subject.adapter.name} declares no adapters in the form of {found.adapter}"
-    if found.name == "gradients" and subject.dtype not in UNITS:
+        return f"{name} has no method {', '.join(methods)}"
+    if prop.adapter and prop.adapter not in able.adapters:
+        return f"{name} declares no adapters in the form of {prop.adapter}"
+    if prop.name == "gradients" and subject.dtype not in UNITS:
         return ONLY
-    if not set(found.kinds) & set(able.masks):
-        return f"{subject.adapter.name} declares no masks of {', '.join(found.kinds)}"
-    if found.rows > 1 and "batch" not in able.features:
-        return f"{subject.adapter.name} declares no batches"
-    if found.name == "repeat" and not able.repeatable:
-        return f"{subject.adapter.name} declares that it is not repeatable"
+    if not set(prop.kinds) & set(able.masks):
+        return f"{name} declares no masks of {', '.join(prop.kinds)}"
+    if prop.rows > 1 and "batch" not in able.features:
+        return f"{name} declares no batches"
+    if prop.name == "repeat" and not able.repeatable:
+        return f"{name} declares that it is not repeatable"
     return None
 
 
 class Shrinking:
-    """Once a case fails, hypothesis tries smaller ones. Failures are remembered, and after a while only those count."""
+    """State of shrinking: the failures so far. Past the time limit, hypothesis may only return to these."""
 
     def __init__(self) -> None:
         self.failures: dict[Case, Failure] = {}
         self.since = 0.0
 
     def is_known(self, case: Case) -> bool:
-        """Raises what is known to fail; whether to leave the case alone."""
+        """Return True if the time is up.
+
+        Raises:
+            Failure: if the case is known to fail.
+        """
         if case in self.failures:
             raise self.failures[case]
         return bool(self.failures) and time.monotonic() - self.since > SHRINK_SECONDS
 
-    def note(self, failure: Failure) -> Failure:
+    def add(self, failure: Failure) -> None:
         if not self.failures:
             self.since = time.monotonic()
         self.failures[failure.case] = failure
-        return failure

@@ -1,4 +1,4 @@
-"""Waivers: known failures, as reasoned text in a TOML file. One that is no longer needed is an error.
+"""Waivers: known failures in a TOML file, each with a reason. A waiver that is no longer needed is an error.
 
 [[waiver]]
 where = "hole"
@@ -15,7 +15,7 @@ from typing import Any
 
 from bloomref.conformance.cases import Case
 from bloomref.conformance.implementation import Waiver
-from bloomref.conformance.tags import flags_of
+from bloomref.conformance.tags import tags_of
 from bloomref.errors import InvalidInput, invalid
 
 SHIPPED = Path(__file__).parent / "waivers"
@@ -28,14 +28,17 @@ class Waivers:
     entries: tuple[Waiver, ...] = ()
 
     def covering(self, name: str, dtype: str, case: Case) -> list[str]:
-        """The `where` of each waiver that matches this question."""
+        """Return the `where` of each waiver that matches a property, a dtype and a case."""
         names = names_of(name, dtype, case)
-        return [w.where for w in self.entries if any(fnmatchcase(each, w.where) for each in names)]
+        return [w.where for w in self.entries if any(fnmatchcase(candidate, w.where) for candidate in names)]
 
-    def stale(self, dtypes: Iterable[str], matched: Mapping[str, int], excused: Mapping[str, int]) -> list[str]:
-        """A sentence on each waiver that is not needed, from how many answers each matched and how many failures it excused.
+    def stale(self, dtypes: Iterable[str], matched: Mapping[str, int], used: Mapping[str, int]) -> list[str]:
+        """Return a sentence for each waiver that is not needed; waivers for other dtypes are ignored.
 
-        One for another dtype than those that were asked is left alone.
+        Args:
+            dtypes: the dtypes of the run.
+            matched: waiver -> number of answers that it matched.
+            used: waiver -> number of failures that it covered.
         """
         asked = [w.where for w in self.entries if _is_about(w, dtypes)]
         return [
@@ -43,26 +46,29 @@ class Waivers:
         ] + [
             f"waiver {where!r} is not needed: what it matches passes ({matched[where]} times); remove it"
             for where in asked
-            if matched.get(where) and not excused.get(where)
+            if matched.get(where) and not used.get(where)
         ]
 
 
 def _is_about(waiver: Waiver, dtypes: Iterable[str]) -> bool:
     dtype = waiver.where.rpartition("@")[2] if "@" in waiver.where else "*"
-    return any(fnmatchcase(each, dtype) for each in dtypes)
+    return any(fnmatchcase(name, dtype) for name in dtypes)
 
 
 def names_of(name: str, dtype: str, case: Case) -> list[str]:
-    """What a waiver's pattern may match: `hole`, `hole/long`, `hole@float32`, `hole/long@float32`."""
-    plain = [name, *(f"{name}/{flag}" for flag in sorted(flags_of(case)))]
-    return plain + [f"{each}@{dtype}" for each in plain]
+    """Names that a waiver's pattern is matched against: `hole`, `hole/long`, `hole@float32`, `hole/long@float32`."""
+    plain = [name, *(f"{name}/{tag}" for tag in sorted(tags_of(case)))]
+    return plain + [f"{candidate}@{dtype}" for candidate in plain]
 
 
 def read_waivers(files: Iterable[str]) -> tuple[Waiver, ...]:
-    """The waivers of some files; a name without `.toml` is a file that comes with bloomref.
+    """Read waivers from files.
+
+    Args:
+        files: paths of TOML files, or names without `.toml` of files that come with bloomref.
 
     Raises:
-        InvalidInput: a file is missing, is no TOML, or has a waiver without a reason or with an unknown key.
+        InvalidInput: a file is missing or not TOML, or a waiver has no reason or an unknown key.
     """
     return tuple(waiver for name in files for waiver in _read(_path(name)))
 
@@ -82,7 +88,7 @@ def _read(path: Path) -> Iterable[Waiver]:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InvalidInput(f"waivers: expected a TOML file, got {path}; {error}") from None
     if set(data) - {"waiver"}:
-        raise invalid(str(path), "tables [[waiver]] and nothing else", sorted(data))
+        raise invalid(str(path), "only tables [[waiver]]", sorted(data))
     return [_waiver(path, entry) for entry in data.get("waiver", [])]
 
 
@@ -91,6 +97,9 @@ def _waiver(path: Path, entry: dict[str, Any]) -> Waiver:
     missing = [key for key in ("where", "reason") if not str(entry.get(key, "")).strip()]
     if unknown or missing:
         raise invalid(
-            f"{path}: waiver", "where and reason, perhaps a link", entry, "say why it fails, and who is right"
+            f"{path}: waiver",
+            "where and reason, optionally link",
+            entry,
+            "give the cause of the failure, and who is right",
         )
     return Waiver(**entry)

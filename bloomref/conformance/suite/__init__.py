@@ -1,1 +1,1 @@
-"""The tests that `pytest --pyargs bloomref.conformance` collects. What they ask is in `conformance.properties` and `pinned`."""
+"""The tests that `pytest --pyargs bloomref.conformance` collects: `conformance.properties` on drawn and on fixed cases, and the vectors."""

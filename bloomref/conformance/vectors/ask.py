@@ -12,10 +12,10 @@ from bloomref.backbone import BloomBackbone
 from bloomref.causal_lm import BloomCausalLM
 from bloomref.conformance.adapters.installed_backend import Backend
 from bloomref.conformance.checks.gradients import ONLY, UNITS
-from bloomref.conformance.checks.outcome import Failure, Inconclusive
+from bloomref.conformance.checks.outcome import Failure, conclude
 from bloomref.conformance.checks.rerun import verdict
 from bloomref.conformance.oracle.budgets import Judgement
-from bloomref.conformance.run.results import Tally
+from bloomref.conformance.run.results import Counts
 from bloomref.conformance.run.waivers import Waivers
 from bloomref.conformance.subject import PROBE, Raised, Subject
 from bloomref.conformance.vectors.author import exact
@@ -45,52 +45,28 @@ class VectorFailure(Failure):
 
 
 def check(subject: Subject, vector: Vector) -> float:
-    """The worst Z found.
+    """Return the largest Z of one vector.
 
     Raises:
-        VectorFailure: it does not hold; Inconclusive: no number of it can be judged; Unsupported: it cannot be asked.
+        VectorFailure: an answer is wrong; Inconclusive: no number can be judged; Unsupported: it cannot be asked.
     """
-    found = _judgements(subject, vector)
-    for each in found:
-        if each.verdict == "fail":
-            entry = vector.entry
-            case = vector.case if "model" in entry and vector.topic != "weights" else PROBE
-            raise VectorFailure(vector.id, entry["comment"], tuple(entry["clauses"]), subject.dtype, case, each)
-    if found and all(each.verdict == "inconclusive" for each in found):
-        raise Inconclusive(found[-1].explanation)
-    return max((each.z for each in found), default=0.0)
+    look = _refusal if vector.entry["expect"] == "invalid" else _answer
+    return conclude(lambda: look(subject, vector), lambda judgement: _failure(subject, vector, judgement))
 
 
-def _judgements(subject: Subject, vector: Vector) -> list[Judgement]:
-    """An implementation that raises has failed."""
-    if vector.entry["expect"] == "invalid":
-        return list(_refusal(subject, vector))
-    try:
-        return list(_answer(subject, vector))
-    except Raised as error:
-        return [Judgement("result", "fail", np.inf, (0, 0), str(error))]
+def _failure(subject: Subject, vector: Vector, judgement: Judgement) -> VectorFailure:
+    entry = vector.entry
+    case = vector.case if "model" in entry and vector.topic != "weights" else PROBE
+    return VectorFailure(vector.id, entry["comment"], tuple(entry["clauses"]), subject.dtype, case, judgement)
 
 
-def ask(subject: Subject, vector: Vector, waivers: Waivers, tally: Tally) -> VectorFailure | None:
-    """One vector, counted in the tally; the failure, unless a waiver covers it."""
-    covering = _covering(subject, vector, waivers)
-    try:
-        tally.hold(check(subject, vector), covering)
-    except Unsupported as error:
-        tally.set_aside(str(error), covering)
-    except Inconclusive as error:
-        tally.inconclusive += 1
-        tally.remember(str(error))
-    except VectorFailure as failure:
-        if not covering:
-            tally.failed += 1
-            return failure
-        tally.excuse(covering)
-    return None
+def ask(subject: Subject, vector: Vector, waivers: Waivers, counts: Counts) -> Failure | None:
+    """Ask one vector and count the outcome; return the failure, unless a waiver covers it."""
+    return counts.record(lambda: check(subject, vector), _covering(subject, vector, waivers))
 
 
-def ask_all(subject: Subject, topic: str, waivers: Waivers, tally: Tally, folder: Path | None = None) -> None:
-    """Every vector of a topic. Where there are none, the tally says so.
+def ask_all(subject: Subject, topic: str, waivers: Waivers, counts: Counts, folder: Path | None = None) -> None:
+    """Every vector of a topic. Where there are none, the counts says so.
 
     Raises:
         VectorFailure: the first one; it names the others.
@@ -98,9 +74,9 @@ def ask_all(subject: Subject, topic: str, waivers: Waivers, tally: Tally, folder
     try:
         vectors = [vector for vector in read(locate(folder)) if vector.topic == topic]
     except Unsupported as error:
-        tally.remember(str(error))
+        counts.add_reason(str(error))
         return
-    failures = [failure for vector in vectors if (failure := ask(subject, vector, waivers, tally)) is not None]
+    failures = [f for vector in vectors if isinstance(f := ask(subject, vector, waivers, counts), VectorFailure)]
     if failures:
         failures[0].others = tuple(failure.name for failure in failures[1:])
         raise failures[0]
@@ -141,8 +117,8 @@ def _answer(subject: Subject, vector: Vector) -> Iterator[Judgement]:
         yield from _own(subject, vector)
         return
     reason = subject.missing(vector.case)
-    if reason is None and "adapter" in vector.entry and not hasattr(subject.model(PROBE), "adapted"):
-        reason = f"{subject.adapter.name} has no method adapted"
+    if reason is None and "adapter" in vector.entry and not subject.offers(PROBE, "adapted"):
+        reason = f"{subject.implementation.name} has no method adapted"
     if reason is not None:
         raise Unsupported(reason)
     if question == "call" and "output" in vector.entry:
@@ -167,9 +143,9 @@ def _logits(subject: Subject, vector: Vector) -> Outputs:
     """As much as the implementation shows of what is expected."""
     case, [(_, expected), *_] = vector.case, vector.answers()
     found: dict[str, Array] = {"logits": np.asarray(subject.ask(case, "logits", case.token_ids, case.is_real))}
-    if "final_norm" in expected and _has(subject, vector, "hidden"):
+    if "final_norm" in expected and subject.offers(case, "hidden"):
         found["final_norm"] = np.asarray(subject.ask(case, "hidden", case.token_ids, case.is_real))
-    if expected.keys() - found.keys() and _has(subject, vector, "trace"):
+    if expected.keys() - found.keys() and subject.offers(case, "trace"):
         seen = subject.ask(case, "trace", case.token_ids, case.is_real)
         found = {name: np.asarray(value) for name, value in seen.items()} | found
     return found
@@ -208,18 +184,8 @@ def _loss(subject: Subject, vector: Vector) -> Outputs:
 
 
 def _need(subject: Subject, vector: Vector, method: str) -> None:
-    if not _has(subject, vector, method):
-        raise Unsupported(f"{subject.adapter.name} has no method {method}")
-
-
-def _has(subject: Subject, vector: Vector, method: str) -> bool:
-    """Raises Raised from what the implementation raises while it loads the model."""
-    try:
-        return hasattr(subject.model(vector.case), method)
-    except Unsupported:
-        raise
-    except Exception as error:
-        raise Raised(f"it raised {type(error).__name__}: {error}") from error
+    if not subject.offers(vector.case, method):
+        raise Unsupported(f"{subject.implementation.name} has no method {method}")
 
 
 OUTPUTS: dict[str, Callable[[Subject, Vector], Outputs]] = {
@@ -241,7 +207,7 @@ def _refusal(subject: Subject, vector: Vector) -> Iterator[Judgement]:
             _own_output(subject, vector)
     except Raised as error:
         got = type(error.__cause__).__name__
-        right = got == wanted or not isinstance(subject.adapter, Backend)
+        right = got == wanted or not isinstance(subject.implementation, Backend)
         yield verdict(right, f"expected {wanted}, got {got}")
     else:
         yield verdict(False, f"expected {wanted}, got a result")
@@ -264,7 +230,7 @@ def _own(subject: Subject, vector: Vector) -> Iterator[Judgement]:
 
 
 def _own_output(subject: Subject, vector: Vector) -> Any:
-    if not isinstance(subject.adapter, Backend):
+    if not isinstance(subject.implementation, Backend):
         raise Unsupported(f"what {vector.entry['ask']!r} asks of files and choices, the kit asks of bloomref alone")
     try:
         question = vector.entry["ask"]
@@ -275,7 +241,7 @@ def _own_output(subject: Subject, vector: Vector) -> Any:
 
 def _backbone(subject: Subject, vector: Vector) -> BloomBackbone:
     path = vector.path("model")
-    return BloomBackbone.from_preset(path, dtype=subject.dtype, backend=subject.adapter.name)
+    return BloomBackbone.from_preset(path, dtype=subject.dtype, backend=subject.implementation.name)
 
 
 def _own_logits(backbone: BloomBackbone, vector: Vector) -> Outputs:

@@ -14,7 +14,7 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of
 from bloomref.conformance.cases import Case
 from bloomref.conformance.lora_cases import Lora
-from bloomref.conformance.tags import FLAGS
+from bloomref.conformance.tags import TAGS
 from bloomref.errors import Unsupported, invalid
 from bloomref.formats.safetensors_io import SafetensorsFile
 from bloomref.shapes import Array, Bool, Int
@@ -82,7 +82,7 @@ class Vector:
             time=ids.shape[1],
             kind=kind(real),
             cuts=tuple(self.given.get("cuts", ())),
-            flags=frozenset(self.entry["flags"]) & FLAGS.keys(),
+            flags=frozenset(self.entry["flags"]) & TAGS.keys(),
             name=self.id,
             lora=Stored(path=self.path("adapter")) if "adapter" in self.entry else None,
         )
