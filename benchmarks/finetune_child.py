@@ -33,6 +33,7 @@ def main() -> None:
 
 def bloomref_step(folder: Path) -> Callable[[], float]:
     from bloomref import BloomBackbone
+    from bloomref.runtime import registry
     from bloomref.training.optimizer import AdamW
     from bloomref.training.packing import Batch
     from bloomref.training.settings import Settings
@@ -40,7 +41,7 @@ def bloomref_step(folder: Path) -> Callable[[], float]:
 
     model = BloomBackbone.from_preset(folder / "model")
     model.load_adapter(folder / "adapter")
-    model.engine.backend = "numba"  # its training step alone: nothing is packed for generation
+    model.engine.runs_on = registry.load("numba")  # its training step alone: nothing is packed for generation
     settings, batch = Settings(steps=1), Batch.of_windows(np.load(folder / "ids.npy"))
     trained = trainable(model, settings)
     optimizer = AdamW.create(

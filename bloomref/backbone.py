@@ -1,30 +1,27 @@
 """BloomBackbone: the model without a language-modelling head, with the interface of KerasHub's class of that name."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy, dtype_policy
-from bloomref.errors import InvalidInput, Unsupported, invalid
+from bloomref.errors import InvalidInput, invalid
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
 from bloomref.params import Params, count_params, init_params
-from bloomref.reference import trace
 from bloomref.runtime import registry
+from bloomref.runtime.backend import Backend
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import check_token_ids, to_array, token_batch
 from bloomref.shapes import Array, Float
 
-if TYPE_CHECKING:
-    from bloomref.formats.checkpoint import Checkpoint
-
-_RUN_ARGUMENTS = ("backend", "name", "trainable", "seed")
+T = TypeVar("T")
 _EXTRA_ARGUMENTS = (
     "apply_residual_connection_post_layernorm",
     "tie_word_embeddings",
@@ -45,13 +42,59 @@ _ARGUMENTS = (
 )
 
 
-class _Presets:
-    """`BloomBackbone.presets`: read from the registry when it is asked for."""
+@dataclass(frozen=True)
+class _RunArguments:
+    """The constructor's keyword arguments that are not part of the config."""
+
+    backend: str = registry.REFERENCE
+    name: str | None = None
+    trainable: bool = True
+    seed: int = 0
+
+    @classmethod
+    def split(cls, arguments: Mapping[str, Any], others: tuple[str, ...]) -> tuple["_RunArguments", dict[str, Any]]:
+        """These arguments, and the rest.
+
+        Raises:
+            InvalidInput: for a name that is neither one of these nor among `others`.
+        """
+        own = cls.__dataclass_fields__
+        _check_names(arguments, (*others, *own))
+        given = {name: value for name, value in arguments.items() if name in own}
+        return cls(**given), {name: value for name, value in arguments.items() if name not in own}
+
+
+class Presets:
+    """The class attribute `presets`: name -> summary, read from the registry on access."""
 
     def __get__(self, instance: object, owner: type) -> dict[str, dict[str, Any]]:
         from bloomref.presets.preset_registry import PRESETS
 
         return {name: preset.summary() for name, preset in PRESETS.items()}
+
+
+class _FromConfig(Generic[T]):
+    """A read-only attribute whose value stands in the model's config.
+
+    Args:
+        field: name in BloomConfig; None: the attribute's own.
+    """
+
+    def __init__(self, field: str | None = None) -> None:
+        self._field = field
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._field = self._field or name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "_FromConfig[T]": ...
+    @overload
+    def __get__(self, instance: "BloomBackbone", owner: type) -> T: ...
+    def __get__(self, instance: "BloomBackbone | None", owner: type) -> "T | _FromConfig[T]":
+        if instance is None:
+            return self
+        value: T = getattr(instance.config, str(self._field))
+        return value
 
 
 class BloomBackbone(LoraMethods):
@@ -81,7 +124,20 @@ class BloomBackbone(LoraMethods):
         (1, 3, 32)
     """
 
-    presets = _Presets()
+    presets = Presets()
+    vocabulary_size = _FromConfig[int]()
+    num_layers = _FromConfig[int]()
+    num_heads = _FromConfig[int]()
+    hidden_dim = _FromConfig[int]()
+    intermediate_dim = _FromConfig[int]()
+    dropout = _FromConfig[float]("hidden_dropout")
+    layer_norm_epsilon = _FromConfig[float]()
+    apply_residual_connection_post_layernorm = _FromConfig[bool]()
+    tie_word_embeddings = _FromConfig[bool]()
+    initializer_range = _FromConfig[float]()
+    bos_token_id = _FromConfig[int | None]()
+    eos_token_id = _FromConfig[int | None]()
+    pad_token_id = _FromConfig[int | None]()
 
     def __init__(
         self,
@@ -95,9 +151,7 @@ class BloomBackbone(LoraMethods):
         dtype: object = None,
         **kwargs: Any,
     ) -> None:
-        name, trainable, seed = kwargs.pop("name", None), kwargs.pop("trainable", True), kwargs.pop("seed", 0)
-        backend = kwargs.pop("backend", "numpy")
-        _check_names(kwargs, (*_EXTRA_ARGUMENTS, *_RUN_ARGUMENTS))
+        run, extra = _RunArguments.split(kwargs, _EXTRA_ARGUMENTS)
         config = BloomConfig(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,
@@ -107,17 +161,18 @@ class BloomBackbone(LoraMethods):
             attention_dropout=dropout,
             hidden_dropout=dropout,
             layer_norm_epsilon=layer_norm_epsilon,
-            **kwargs,
+            **extra,
         )
         policy = dtype_policy(dtype)
-        self._assemble(config, init_params(config, seed, policy.variable_dtype), policy, backend, name, trainable)
+        params = init_params(config, run.seed, policy.variable_dtype)
+        self._assemble(config, params, policy, run.backend, run.name, run.trainable)
 
     def _assemble(
         self,
         config: BloomConfig,
         params: Params,
         policy: DTypePolicy,
-        backend: str = "numpy",
+        backend: str | Backend = registry.REFERENCE,
         name: str | None = None,
         trainable: bool = True,
     ) -> None:
@@ -126,6 +181,7 @@ class BloomBackbone(LoraMethods):
         self.engine = Engine(params, config, policy, backend)
         self.name = name or "bloom_backbone"
         self.trainable = trainable
+        self._adapters: AdapterSet | None = None
 
     # --- construction ----------------------------------------------------------------------------
 
@@ -152,23 +208,31 @@ class BloomBackbone(LoraMethods):
             InvalidInput: no such preset; BadWeights: damaged or foreign files; Unsupported: an optional package or the
             network is missing.
         """
+        return cls._load(preset, load_weights, kwargs)[0]
+
+    @classmethod
+    def _load(
+        cls, preset: str | Path, load_weights: bool, arguments: Mapping[str, Any]
+    ) -> tuple["BloomBackbone", Path]:
+        """The model of `from_preset`, and the local folder that the preset was resolved to."""
         from bloomref.formats.checkpoint import open_checkpoint
         from bloomref.presets.resolver import resolve
 
-        dtype, revision = kwargs.pop("dtype", None), kwargs.pop("revision", None)
-        name, trainable, seed = kwargs.pop("name", None), kwargs.pop("trainable", True), kwargs.pop("seed", 0)
-        backend = kwargs.pop("backend", "numpy")
-        _check_names(kwargs, (*_ARGUMENTS, *_RUN_ARGUMENTS, "dtype", "revision"))
-        if backend != registry.AUTO:
-            registry.load(backend)  # a mistaken name is refused before anything is downloaded
+        run, changes = _RunArguments.split(arguments, (*_ARGUMENTS, "dtype", "revision"))
+        dtype, revision = changes.pop("dtype", None), changes.pop("revision", None)
+        if run.backend != registry.AUTO:
+            registry.load(run.backend)  # a mistaken name is refused before anything is downloaded
         checkpoint = open_checkpoint(resolve(preset, weights=load_weights, revision=revision))
-        config = _override(checkpoint.config, kwargs)
+        config = _override(checkpoint.config, changes)
         policy = dtype_policy(checkpoint.dtype if dtype == "auto" else dtype)
+        backend = registry.choose(run.backend, config, policy)
         if load_weights:
-            params = _read(checkpoint.replace_config(config), policy, registry.choose(backend, config, policy).name)
+            params = checkpoint.replace_config(config).stored(policy.variable_dtype)
         else:
-            params = init_params(config, seed, policy.variable_dtype)
-        return cls.from_params(config, params, policy, backend=backend, name=name, trainable=trainable)
+            params = init_params(config, run.seed, policy.variable_dtype)
+        model = cls.__new__(cls)
+        model._assemble(config, params, policy, backend, run.name, run.trainable)
+        return model, checkpoint.folder
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "BloomBackbone":
@@ -179,13 +243,6 @@ class BloomBackbone(LoraMethods):
         """The constructor's arguments: `from_config` makes a model of the same sizes, dtype and names from them."""
         values: dict[str, Any] = {"name": self.name, "trainable": self.trainable, "dtype": self.policy.name}
         return values | {name: getattr(self, name) for name in _ARGUMENTS}
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "dropout":
-            return self.config.hidden_dropout
-        if name in _ARGUMENTS:
-            return getattr(self.config, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{name}={getattr(self, name)}" for name in _ARGUMENTS[:5])
@@ -215,23 +272,23 @@ class BloomBackbone(LoraMethods):
             >>> list(model.trace({"token_ids": [[1, 2]]}, "layers.1.attention.s*"))
             ['layers.1.attention.scores']
         """
-        if self.engine.backend != "numpy":
-            raise Unsupported(
-                f"trace: expected backend 'numpy', whose intermediates have names, got {self.engine.backend!r}"
-            )
         batch = token_batch(inputs, self.config.vocabulary_size)
-        with trace.record(lambda name: fnmatchcase(name, names)) as seen:
-            self.engine.logits(self.engine.hidden(batch))
-        return seen
+        return self.engine.trace(batch, lambda name: fnmatchcase(name, names))
 
     @property
     def token_embedding(self) -> "TokenEmbedding":
         """The embedding matrix, as a function in both directions."""
         return TokenEmbedding(self.engine)
 
-    @cached_property
-    def _adapters(self) -> AdapterSet:
-        return AdapterSet(self)
+    @property
+    def adapter_set(self) -> AdapterSet:
+        """The adapters, and the weights without them."""
+        return self._adapters or AdapterSet(self.config, self.policy, self.engine.stored_params)
+
+    def use_adapters(self, adapters: AdapterSet) -> None:
+        """Run with these adapters from now on; a failure changes nothing."""
+        self.engine = self.engine.with_params(adapters.params())
+        self._adapters = adapters if adapters.loaded else None
 
     @property
     def params(self) -> Params:
@@ -240,8 +297,8 @@ class BloomBackbone(LoraMethods):
 
     def replace_params(self, params: Params) -> None:
         """Run on other weights of the same config from now on; without adapters. They may be shared, as in `from_params`."""
-        self.engine = Engine(params, self.config, self.policy, self.engine.backend)
-        self.__dict__.pop("_adapters", None)  # they have kept the weights that were
+        self.engine = self.engine.with_params(params)
+        self._adapters = None
 
     def count_params(self) -> int:
         """Number of scalar weights; a tied head counts once."""
@@ -259,7 +316,7 @@ class BloomBackbone(LoraMethods):
             raise invalid("format", "'hf' or 'keras'", repr(format))
         from bloomref.formats import hf, keras
 
-        (hf if format == "hf" else keras).save(Path(path), *self._adapters.merged())
+        (hf if format == "hf" else keras).save(Path(path), *self.adapter_set.merged())
 
 
 class TokenEmbedding:
@@ -286,13 +343,6 @@ class TokenEmbedding:
         if hidden.ndim == 0 or hidden.shape[-1] != width or hidden.dtype.kind not in "fV":
             raise invalid("hidden", f"floating numbers of shape (..., {width})", f"{hidden.dtype} {hidden.shape}")
         return self._engine.project(hidden)
-
-
-def _read(checkpoint: "Checkpoint", policy: DTypePolicy, backend: str) -> Params:
-    """The reference runs on the arrays that it is given; any other backend, and a mixed policy, make their own of the file's."""
-    if backend == registry.REFERENCE and policy.variable_dtype == policy.compute_dtype:
-        return checkpoint.params(policy.variable_dtype)
-    return checkpoint.stored(policy.variable_dtype)
 
 
 def _override(config: BloomConfig, changes: dict[str, Any]) -> BloomConfig:

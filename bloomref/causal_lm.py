@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 
-from bloomref.backbone import BloomBackbone
+from bloomref.backbone import BloomBackbone, Presets
 from bloomref.errors import InvalidInput, invalid
 from bloomref.generation import scoring, search
 from bloomref.generation.options import GenerationArguments, GenerationOptions
@@ -20,6 +20,7 @@ from bloomref.generation.streaming import pieces, whole_characters
 from bloomref.generation.task import Task
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
+from bloomref.params import Params
 from bloomref.runtime.inputs import labelled_batch, token_batch
 from bloomref.shapes import Array, Bool, Float
 from bloomref.tokenizer import BloomTokenizer
@@ -48,7 +49,7 @@ class BloomCausalLM(LoraMethods):
         True
     """
 
-    presets = BloomBackbone.__dict__["presets"]
+    presets = Presets()
 
     def __init__(self, backbone: BloomBackbone, tokenizer: BloomTokenizer | None = None) -> None:
         if not isinstance(backbone, BloomBackbone):
@@ -69,8 +70,21 @@ class BloomCausalLM(LoraMethods):
         return self._tokenizer
 
     @property
-    def _adapters(self) -> AdapterSet:
-        return self.backbone._adapters
+    def adapter_set(self) -> AdapterSet:
+        return self.backbone.adapter_set
+
+    def use_adapters(self, adapters: AdapterSet) -> None:
+        self.backbone.use_adapters(adapters)
+
+    @property
+    def params(self) -> Params:
+        """The backbone's weights, in the variable dtype."""
+        return self.backbone.params
+
+    @property
+    def trainable(self) -> bool:  # type: ignore[override]
+        """False if the backbone's weights are frozen."""
+        return self.backbone.trainable
 
     @classmethod
     def from_preset(cls, preset: str | Path, load_weights: bool = True, **kwargs: Any) -> "BloomCausalLM":
@@ -78,11 +92,8 @@ class BloomCausalLM(LoraMethods):
 
         A folder without tokenizer files gives a model that takes and returns token ids.
         """
-        from bloomref.presets.resolver import resolve
-
-        backbone = BloomBackbone.from_preset(preset, load_weights, **kwargs)
-        revision = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
-        return cls(backbone, BloomTokenizer.find(resolve(preset, weights=False, **revision)))
+        backbone, folder = BloomBackbone._load(preset, load_weights, kwargs)
+        return cls(backbone, BloomTokenizer.find(folder))
 
     def save_to_preset(self, path: str | Path, format: Literal["hf", "keras"] = "hf") -> None:
         """Write backbone and tokenizer as a folder that transformers ("hf") or KerasHub ("keras") loads.
@@ -101,7 +112,7 @@ class BloomCausalLM(LoraMethods):
             if self.tokenizer is not None:
                 self.tokenizer.save(Path(folder))
             source = None if self.tokenizer is None else Path(folder)
-            save(Path(path), *self._adapters.merged(), tokenizer_from=source)
+            save(Path(path), *self.adapter_set.merged(), tokenizer_from=source)
 
     # --- logits ----------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ import typer
 
 from bloomref.dtypes import DTypePolicy
 from bloomref.errors import Unsupported, invalid
+from bloomref.runtime import backend as interface
 from bloomref.runtime import registry
-from bloomref.runtime.backend import SupportsCompilation
 
 if TYPE_CHECKING:
     from bloomref.causal_lm import BloomCausalLM
@@ -55,18 +55,18 @@ def load_on(
     language_model = load(model, dtype, revision, backend)
     if adapter is not None:
         language_model.load_adapter(adapter)
-    note(f"backend {language_model.backbone.engine.backend}")
-    compile_kernels(language_model.backbone.engine.backend, language_model.backbone.policy, quiet)
+    engine = language_model.backbone.engine
+    note(f"backend {engine.backend}")
+    compile_kernels(engine.runs_on, engine.policy, quiet)
     return language_model
 
 
-def compile_kernels(backend: str, policy: DTypePolicy, quiet: bool) -> None:
+def compile_kernels(backend: interface.Backend, policy: DTypePolicy, quiet: bool) -> None:
     """Where a backend has to compile, before the first token rather than at it: a silent half minute looks like a fault."""
-    loaded = registry.load(backend)
-    if not isinstance(loaded, SupportsCompilation) or loaded.is_compiled(policy):
+    if not isinstance(backend, interface.SupportsCompilation) or backend.is_compiled(policy):
         return
     with nullcontext() if quiet else working("compiling kernels for this processor, once: about half a minute"):
-        loaded.compile(policy)
+        backend.compile(policy)
 
 
 def tokenizer_of(language_model: "BloomCausalLM") -> "BloomTokenizer":

@@ -1,5 +1,6 @@
-"""What the front doors offer of LoRA. Clauses: LRA-13 ... LRA-17."""
+"""The LoRA methods of BloomBackbone and BloomCausalLM. Clauses: LRA-13 ... LRA-17."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,30 @@ from bloomref.errors import invalid
 from bloomref.formats.peft_config import LoraConfig
 from bloomref.lora.adapter import DENSE_LAYERS, KERAS_DEFAULT, new_keras, new_peft
 from bloomref.lora.adapter_set import AdapterSet
+from bloomref.params import Params
 from bloomref.shapes import Array
 
 __all__ = ["LoraConfig", "LoraMethods"]
 
 
-class LoraMethods:
-    """What the front doors offer of LoRA."""
+class LoraMethods(ABC):
+    """Methods of a model that has a set of adapters."""
+
+    trainable: bool
 
     @property
-    def _adapters(self) -> AdapterSet:
-        raise NotImplementedError
+    @abstractmethod
+    def adapter_set(self) -> AdapterSet:
+        """The adapters, and the weights without them."""
+
+    @abstractmethod
+    def use_adapters(self, adapters: AdapterSet) -> None:
+        """Run with these adapters from now on; a failure changes nothing."""
+
+    @property
+    @abstractmethod
+    def params(self) -> Params:
+        """The weights, in the variable dtype."""
 
     def enable_lora(
         self,
@@ -42,11 +56,13 @@ class LoraMethods:
         """
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise invalid("rank", "an integer >= 1", repr(rank))
-        wanted = KERAS_DEFAULT if target_layer_names is None else tuple(target_layer_names)
-        if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(DENSE_LAYERS):
-            raise invalid("target_layer_names", f"names, each once, of {', '.join(DENSE_LAYERS)}", repr(wanted))
-        self._adapters.check_new(name)
-        self._adapters.add(name, new_keras(name, self._adapters.config, rank, wanted, seed, self._adapters.dtype))
+        targets = KERAS_DEFAULT if target_layer_names is None else tuple(target_layer_names)
+        if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(DENSE_LAYERS):
+            raise invalid("target_layer_names", f"names, each once, of {', '.join(DENSE_LAYERS)}", repr(targets))
+        adapters = self.adapter_set
+        adapters.check_new(name)
+        adapter = new_keras(name, adapters.config, rank, targets, seed, adapters.dtype)
+        self.use_adapters(adapters.add(name, adapter))
 
     def add_adapter(
         self, config: LoraConfig | Mapping[str, Any] | None = None, name: str = "default", *, seed: int = 0
@@ -60,8 +76,10 @@ class LoraMethods:
             InvalidInput: for a config that adapts nothing of this model, or a name that is taken; Unsupported: for the head.
         """
         settings = config if isinstance(config, LoraConfig) else _settings(config or {})
-        self._adapters.check_new(name)
-        self._adapters.add(name, new_peft(name, self._adapters.config, settings, seed, self._adapters.dtype))
+        adapters = self.adapter_set
+        adapters.check_new(name)
+        adapter = new_peft(name, adapters.config, settings, seed, adapters.dtype)
+        self.use_adapters(adapters.add(name, adapter))
 
     def load_adapter(self, path: str | Path, name: str = "default") -> None:
         """Load an adapter and make it the active one.
@@ -77,9 +95,10 @@ class LoraMethods:
         from bloomref.lora import adapter_files
         from bloomref.presets.resolver import resolve_adapter
 
-        self._adapters.check_new(name)
-        found = adapter_files.load(resolve_adapter(path), name, self._adapters.config, self._adapters.dtype)
-        self._adapters.add(name, found)
+        adapters = self.adapter_set
+        adapters.check_new(name)
+        adapter = adapter_files.load(resolve_adapter(path), name, adapters.config, adapters.dtype)
+        self.use_adapters(adapters.add(name, adapter))
 
     def save_adapter(self, path: str | Path, name: str | None = None, *, expand: bool = False) -> None:
         """Write an adapter: a `.lora.h5` file of KerasHub if the path ends so, else a folder of PEFT.
@@ -93,7 +112,9 @@ class LoraMethods:
         """
         from bloomref.lora import adapter_files
 
-        adapter_files.save(Path(path), self._adapters.get(name), self._adapters.config, expand)
+        adapters = self.adapter_set
+        adapter = adapters.only_active() if name is None else adapters.get(name)
+        adapter_files.save(Path(path), adapter, adapters.config, expand)
 
     def set_adapter(self, adapter: str | Mapping[str, float] | None) -> None:
         """Use one adapter, or several with weights, or none: `set_adapter({"legal": 0.7, "style": 0.3})`.
@@ -101,25 +122,26 @@ class LoraMethods:
         Raises:
             InvalidInput: for an unknown name, a weight that is no finite number, or while adapters are merged.
         """
-        self._adapters.activate(adapter)
+        self.use_adapters(self.adapter_set.activate(adapter))
 
     def delete_adapter(self, name: str) -> None:
         """Forget an adapter."""
-        self._adapters.delete(name)
+        self.use_adapters(self.adapter_set.delete(name))
 
     @property
     def adapters(self) -> dict[str, dict[str, Any]]:
         """Every adapter: its weight (0.0 if it is not active), the names of its modules, its ranks, its size."""
-        active = self._adapters.active
-        return {n: {"weight": active.get(n, 0.0), **a.summary()} for n, a in self._adapters.loaded.items()}
+        adapters = self.adapter_set
+        weights = adapters.active
+        return {name: {"weight": weights.get(name, 0.0), **a.summary()} for name, a in adapters.loaded.items()}
 
     def merge_adapter(self) -> None:
         """Put the active adapters into the weights. The base is kept: `unmerge_adapter` is exact to the last bit."""
-        self._adapters.merge(True)
+        self.use_adapters(self.adapter_set.merge())
 
     def unmerge_adapter(self) -> None:
         """Undo `merge_adapter`."""
-        self._adapters.merge(False)
+        self.use_adapters(self.adapter_set.unmerge())
 
     def assign_variables(self, variables: Mapping[str, Array]) -> None:
         """New values for factors of the active adapters, under their names in `trainable_variables`.
@@ -127,7 +149,7 @@ class LoraMethods:
         Raises:
             InvalidInput: for an unknown name or another shape, or while adapters are merged.
         """
-        self._adapters.assign(variables)
+        self.use_adapters(self.adapter_set.assign(variables))
 
     def count_trainable_params(self) -> int:
         """Numbers that training changes: those of `trainable_variables`."""
@@ -135,7 +157,12 @@ class LoraMethods:
 
     def trainable_variables(self) -> dict[str, Array]:
         """Name -> array: the factors of the active adapters; without any, all weights, unless the model is frozen."""
-        return self._adapters.trainable_variables()
+        adapters = self.adapter_set
+        if adapters.active:
+            return {} if adapters.is_merged else adapters.factors()
+        if adapters.loaded or not self.trainable:
+            return {}
+        return {key: array for key, _, array in self.params.named()}
 
 
 def _settings(fields: Mapping[str, Any]) -> LoraConfig:

@@ -142,6 +142,38 @@ class SupportsWholeStep(Protocol):
 
 
 @runtime_checkable
+class SupportsDropout(Protocol):
+    """Optional capability of a prepared model: a training-mode forward pass."""
+
+    def hidden_with_dropout(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], rng: np.random.Generator
+    ) -> Hidden:
+        """Final hidden states of whole sequences, with dropout drawn from `rng` in the order of the reference (MOD-7, MOD-12)."""
+        ...
+
+
+@runtime_checkable
+class SupportsTrace(Protocol):
+    """Optional capability of a prepared model: its intermediates by name."""
+
+    def trace(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], select: Callable[[str], bool]
+    ) -> dict[str, Array]:
+        """Copies of the intermediates of one forward pass whose MOD-8 name `select` accepts, in the order of computation."""
+        ...
+
+
+@runtime_checkable
+class SupportsHostWeights(Protocol):
+    """Optional capability of a prepared model: it computes with NumPy arrays, which the engine then need not store twice."""
+
+    @property
+    def params(self) -> Params:
+        """The weights in the compute dtype, not copied."""
+        ...
+
+
+@runtime_checkable
 class Backend(Protocol):
     """Cheap to make; holds no weights and no device memory."""
 
@@ -154,6 +186,18 @@ class Backend(Protocol):
 
     def prepare(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:
         """Bring the weights, rounded to the compute dtype, into the backend's layout. The caller may drop `params` after."""
+        ...
+
+
+@runtime_checkable
+class SupportsAdapters(Protocol):
+    """Optional capability of a backend: LoRA products are added where the model runs.
+
+    Any other backend gets weights that the adapters are merged into (LRA-8).
+    """
+
+    def prepare_with_adapters(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:
+        """As `prepare`, for weights that carry LoRA factors in `params.adapters` and in `adapters` of its layers."""
         ...
 
 

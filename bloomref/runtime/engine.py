@@ -11,7 +11,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy, accumulation_dtype, cast
 from bloomref.errors import Unsupported, invalid
 from bloomref.params import Params
-from bloomref.reference import lora, loss, model, vjp
+from bloomref.reference import lora, loss
 from bloomref.runtime import registry
 from bloomref.runtime.backend import (
     READ_ROWS,
@@ -21,11 +21,14 @@ from bloomref.runtime.backend import (
     Hidden,
     Prepared,
     Step,
+    SupportsAdapters,
+    SupportsDropout,
     SupportsGradients,
+    SupportsHostWeights,
+    SupportsTrace,
     SupportsWholeStep,
 )
 from bloomref.runtime.inputs import TokenBatch
-from bloomref.runtime.numpy_backend import NumpyPrepared
 from bloomref.shapes import Array, Bool, Float, Int
 
 
@@ -51,23 +54,31 @@ class Engine:
     Args:
         params: the weights, in any dtype. They are kept for `params` and `word_embedding`, as they are: a map of a file takes
             no memory. The reference in an unmixed policy keeps the arrays that it runs on instead.
-        backend: "numpy" (the reference), the name of an installed backend, or "auto".
+        backend: "numpy" (the reference), the name of an installed backend, "auto", or a backend itself.
 
     Raises:
         InvalidInput: no such backend; Unsupported: it cannot run this model here, with its reason.
     """
 
     def __init__(
-        self, params: Params, config: BloomConfig, policy: DTypePolicy, backend: str = registry.REFERENCE
+        self, params: Params, config: BloomConfig, policy: DTypePolicy, backend: str | Backend = registry.REFERENCE
     ) -> None:
         self.config = config
         self.policy = policy
-        chosen = registry.choose(backend, config, policy)
-        self.backend = chosen.name
-        self.prepared = _prepare(chosen, params, config, policy)
+        self.runs_on = backend if isinstance(backend, Backend) else registry.choose(backend, config, policy)
+        self.prepared = _prepare(self.runs_on, params, config, policy)
         self._params = params
-        if isinstance(self.prepared, NumpyPrepared) and policy.variable_dtype == policy.compute_dtype:
+        if isinstance(self.prepared, SupportsHostWeights) and policy.variable_dtype == policy.compute_dtype:
             self._params = self.prepared.params
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that the model runs on."""
+        return self.runs_on.name
+
+    def with_params(self, params: Params) -> "Engine":
+        """An engine for other weights of the same config, on the same backend."""
+        return Engine(params, self.config, self.policy, self.runs_on)
 
     @property
     def params(self) -> Params:
@@ -75,20 +86,27 @@ class Engine:
         return self._params.astype(self.policy.variable_dtype)
 
     @property
-    def kept(self) -> Params:
-        """The weights that were given, or those that the reference runs on: in any dtype, not copied."""
+    def stored_params(self) -> Params:
+        """The weights as they are stored, in any dtype, not copied: those given, or the host arrays that the model runs on."""
         return self._params
 
     # --- whole sequences -------------------------------------------------------------------------
 
     def hidden(self, batch: TokenBatch, rng: np.random.Generator | None = None) -> Float[Array, "B T D"]:
-        """Final hidden states of whole sequences, on the host; `rng` turns dropout on, which the reference alone has."""
+        """Final hidden states of whole sequences, on the host.
+
+        Args:
+            rng: turns dropout on.
+
+        Raises:
+            Unsupported: dropout on a backend that has none.
+        """
         if rng is None:
             cache = self.new_cache(*batch.token_ids.shape)
             return self.prepared.to_host(self.run(cache, 0, batch.token_ids, batch.is_real))
-        if not isinstance(self.prepared, NumpyPrepared):
-            raise Unsupported(f"training: expected backend 'numpy', the one with dropout, got {self.backend!r}")
-        return model.forward(self.prepared.params, self.config, batch.token_ids, batch.is_real, rng=rng)
+        if not isinstance(self.prepared, SupportsDropout):
+            raise Unsupported(f"training: expected a backend with dropout, such as 'numpy', got {self.backend!r}")
+        return self.prepared.to_host(self.prepared.hidden_with_dropout(batch.token_ids, batch.is_real, rng))
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Scores of every vocabulary entry from final hidden states, in float32 (float64 for a float64 model)."""
@@ -97,11 +115,23 @@ class Engine:
     def loss_and_gradients(
         self, batch: TokenBatch, labels: Int[Array, "B T"] | None, trainable: Callable[[str], bool] | None = None
     ) -> tuple[float, int, dict[str, Array]]:
-        """What `gradients` gives at the weights as they are, in the compute dtype."""
+        """Mean loss, number of tokens, and gradients (see `gradients`) at the engine's weights, in the compute dtype."""
         params = self._params.map(
             lambda array: cast(cast(array, self.policy.variable_dtype), self.policy.compute_dtype)
         )
-        return gradients(self.backend, params, self.config, batch, labels, trainable=trainable)
+        return gradients(self.runs_on, params, self.config, batch, labels, trainable=trainable)
+
+    def trace(self, batch: TokenBatch, select: Callable[[str], bool]) -> dict[str, Array]:
+        """Intermediates of one forward pass whose name `select` accepts (MOD-8), in the order of computation.
+
+        Raises:
+            Unsupported: by a backend whose intermediates have no names.
+        """
+        if not isinstance(self.prepared, SupportsTrace):
+            raise Unsupported(
+                f"trace: expected a backend whose intermediates have names, such as 'numpy', got {self.backend!r}"
+            )
+        return self.prepared.trace(batch.token_ids, batch.is_real, select)
 
     # --- piece by piece over a cache -------------------------------------------------------------
 
@@ -134,14 +164,18 @@ class Engine:
     def _facts(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None
     ) -> Step:
-        """Checks that the positions fit, and remembers which of them are real."""
+        """Check that the positions fit, and record which of them are real."""
         stop = start + token_ids.shape[1]
-        if token_ids.shape[0] != cache.is_real.shape[0]:
-            raise invalid("token_ids", f"the {cache.is_real.shape[0]} rows of the cache", f"{token_ids.shape[0]} rows")
-        if not 0 <= start <= stop <= cache.capacity:
-            raise invalid("start", f"positions within the cache's capacity of {cache.capacity}", f"[{start}, {stop})")
+        self._check_fits(cache, start, *token_ids.shape)
         cache.is_real[:, start:stop] = True if is_real is None else is_real
         return Step.at(start, cache.is_real[:, :stop].copy())
+
+    def _check_fits(self, cache: EngineCache, start: int, rows: int, count: int) -> None:
+        stop = start + count
+        if rows != cache.is_real.shape[0]:
+            raise invalid("token_ids", f"the {cache.is_real.shape[0]} rows of the cache", f"{rows} rows")
+        if not 0 <= start <= stop <= cache.capacity:
+            raise invalid("start", f"positions within the cache's capacity of {cache.capacity}", f"[{start}, {stop})")
 
     def read(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
@@ -164,13 +198,18 @@ class Engine:
     def choose(
         self, cache: EngineCache, start: int, token_ids: Int[Array, " B"], choice: Choice, count: int
     ) -> Int[Array, "B N"] | None:
-        """`count` positions from `start` on: these tokens, then those that the backend chooses by itself (BKD-18).
+        """Decode `count` positions from `start` on: these tokens, then those that the backend chooses by itself (BKD-18).
 
-        None, and nothing is changed, where it does not choose so. Raises what `run` raises, and BadWeights.
+        None where the backend does not choose so; the cache is unchanged then.
+
+        Raises:
+            InvalidInput: when rows or positions do not fit into the cache; BadWeights: when a score is not finite.
         """
+        self._check_fits(cache, start, len(token_ids), count)
         if not isinstance(self.prepared, SupportsWholeStep):
             return None
-        facts = self._facts(cache, start, token_ids[:, None], None)
+        is_real = np.concatenate([cache.is_real[:, :start], np.ones((len(token_ids), 1), bool)], axis=1)
+        facts = Step.at(start, is_real)
         try:
             chosen = self.prepared.tokens(token_ids, cache.blocks, facts, choice, count)
         except Unsupported:
@@ -196,7 +235,7 @@ class Engine:
 
 
 def gradients(
-    backend: str,
+    backend: Backend,
     params: Params,
     config: BloomConfig,
     batch: TokenBatch,
@@ -206,32 +245,37 @@ def gradients(
     rng: np.random.Generator | None = None,
     document: Int[Array, "B T"] | None = None,
 ) -> tuple[float, int, dict[str, Array]]:
-    """The mean loss of whole sequences, the number of tokens that it is a mean over, and its gradients by what is trainable.
+    """Mean loss of whole sequences, number of tokens that it is the mean of, and its gradients.
 
-    The arguments are those of `reference.vjp.loss_and_gradients`, which computes them unless the backend does (BKD-19).
+    Args:
+        params: weights in any dtype, with LoRA factors or without.
+        labels: (B, T) token of each position, not shifted, -100 where it does not count; None: every real token counts.
+        trainable: accepts the keys whose gradients are computed; None: all.
+        rng: turns dropout on.
+        document: (B, T) positions attend only to positions of the same number; None: one document a row.
 
     Raises:
         Unsupported: by a backend that has no gradients, or not in this dtype (GRD-13).
     """
+    if not isinstance(backend, SupportsGradients):
+        raise Unsupported(f"gradients: expected a backend that has them, such as 'numpy', got {backend.name!r}")
     ids, is_real = batch.token_ids, batch.is_real
-    if backend == registry.REFERENCE:
-        found = vjp.loss_and_gradients(
-            params, config, ids, is_real, labels, trainable=trainable, rng=rng, document=document
-        )
-        return found.loss, found.counted, found.gradients
-    chosen = registry.load(backend)
-    if not isinstance(chosen, SupportsGradients):
-        raise Unsupported(f"gradients: expected a backend that has them, such as 'numpy', got {backend!r}")
     targets = loss.targets(ids, is_real, labels, document)
     numbers = np.where(is_real, 0 if document is None else document, -1)
-    value, of = chosen.loss_and_gradients(params, config, ids, targets, numbers, trainable or (lambda _: True), rng)
-    return value, int((targets != loss.IGNORED).sum()), of
+    value, by_key = backend.loss_and_gradients(
+        params, config, ids, targets, numbers, trainable or (lambda _: True), rng
+    )
+    return value, int((targets != loss.IGNORED).sum()), by_key
 
 
 def _prepare(backend: Backend, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:
-    """The reference adds adapters where it runs; every other backend gets weights that they are merged into (LRA-8)."""
-    if backend.name != registry.REFERENCE:
-        params = lora.merged(params, policy.variable_dtype) if lora.is_adapted(params) else params
+    """Prepare the weights, with their adapters or, on a backend without the capability, merged with them (LRA-8)."""
+    prepare = backend.prepare
+    if lora.is_adapted(params):
+        if isinstance(backend, SupportsAdapters):
+            prepare = backend.prepare_with_adapters
+        else:
+            params = lora.merged(params, policy.variable_dtype)
     if params.lm_head is not None and config.tie_word_embeddings:  # an adapted embedding leaves the head alone
         config = config.replace(tie_word_embeddings=False)
-    return backend.prepare(params, config, policy)
+    return prepare(params, config, policy)

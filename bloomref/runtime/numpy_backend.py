@@ -1,5 +1,6 @@
-"""The reference behind the backend interface: a backend without privileges, held to `model.forward` bit for bit."""
+"""The reference behind the backend interface, held to `model.forward` bit for bit. It has every optional capability but whole steps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
@@ -8,11 +9,11 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy, accumulation_dtype, cast
 from bloomref.params import LM_HEAD, Params, count_params
-from bloomref.reference import model
+from bloomref.reference import model, vjp
 from bloomref.reference.cache import Cache
-from bloomref.reference.trace import in_layer, tap
+from bloomref.reference.trace import in_layer, record, tap
 from bloomref.runtime.backend import API_VERSION, Memory, Step
-from bloomref.shapes import Array, Float, Int
+from bloomref.shapes import Array, Bool, Float, Int
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,18 @@ class NumpyPrepared:
     def from_host(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return x
 
+    def hidden_with_dropout(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], rng: np.random.Generator
+    ) -> Float[Array, "B T D"]:
+        return model.forward(self.params, self.config, token_ids, is_real, rng=rng)
+
+    def trace(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], select: Callable[[str], bool]
+    ) -> dict[str, Array]:
+        with record(select) as intermediates:
+            model.logits(self.params, model.forward(self.params, self.config, token_ids, is_real))
+        return intermediates
+
 
 class NumpyBackend:
     """Runs every model that BloomConfig accepts, in every policy."""
@@ -67,6 +80,26 @@ class NumpyBackend:
 
     def prepare(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> NumpyPrepared:
         return NumpyPrepared(params.map(lambda w: cast(cast(w, policy.variable_dtype), policy.compute_dtype)), config)
+
+    prepare_with_adapters = prepare
+
+    def loss_and_gradients(
+        self,
+        params: Params,
+        config: BloomConfig,
+        token_ids: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        document: Int[Array, "B T"],
+        trainable: Callable[[str], bool],
+        rng: np.random.Generator | None,
+    ) -> tuple[float, dict[str, Array]]:
+        is_real = document >= 0
+        labels = np.roll(targets, 1, axis=1)  # the label of a position is the target of the one before (GRD-1)
+        packed = document if (document > 0).any() else None  # one document a row needs no further mask
+        result = vjp.loss_and_gradients(
+            params, config, token_ids, is_real, labels, trainable=trainable, rng=rng, document=packed
+        )
+        return result.loss, result.gradients
 
     def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
         """Where the compute dtype is narrower than the accumulation dtype, a step widens one matrix at a time, the head last."""

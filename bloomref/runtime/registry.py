@@ -103,12 +103,12 @@ def choose(name: object, config: BloomConfig, policy: DTypePolicy) -> Backend:
             raise Unsupported(f"backend {name!r}: {reason}")
         return backend
     for candidate in PREFERENCE:
-        if candidate in names() and status(candidate, config, policy) is None:
+        if candidate in names() and why_unsupported(candidate, config, policy) is None:
             return load(candidate)
     raise AssertionError("the reference runs everything")
 
 
-def status(name: str, config: BloomConfig, policy: DTypePolicy) -> str | None:
+def why_unsupported(name: str, config: BloomConfig, policy: DTypePolicy) -> str | None:
     """None when the backend can run the model here, else the reason."""
     try:
         return load(name).unsupported(config, policy)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from bloomref.errors import invalid
 from bloomref.training import documents, training_state
@@ -19,10 +19,24 @@ from bloomref.training.trainable import Trainable, trainable
 from bloomref.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from bloomref.causal_lm import BloomCausalLM
+    from bloomref.backbone import BloomBackbone
+    from bloomref.tokenizer import BloomTokenizer
 
 Texts = str | Path | Sequence[Path | str | Mapping[str, str]]
 Data = Texts | Callable[[int], Batch] | Iterable[Batch]
+
+
+class LanguageModel(Protocol):
+    """The parts of a BloomCausalLM that training uses."""
+
+    @property
+    def backbone(self) -> "BloomBackbone": ...
+
+    @property
+    def tokenizer(self) -> "BloomTokenizer | None": ...
+
+
+M = TypeVar("M", bound=LanguageModel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +59,14 @@ class Run:
 
 
 def fit(
-    model: "BloomCausalLM",
+    model: M,
     data: Data,
     settings: Settings,
     run: Run,
     *,
     held_out: Texts | None = None,
     separator: str | None = None,
-    evaluate: Callable[["BloomCausalLM"], float] | None = None,
+    evaluate: Callable[[M], float] | None = None,
 ) -> History:
     """Train the model in place. The arguments are those of `BloomCausalLM.fit`.
 
@@ -101,7 +115,7 @@ def _resume(trainer: Trainer, run: Run) -> None:
 
 
 def _data(
-    model: "BloomCausalLM", data: Data, held_out: Texts | None, separator: str | None, settings: Settings
+    model: LanguageModel, data: Data, held_out: Texts | None, separator: str | None, settings: Settings
 ) -> tuple[BatchSource, list[Document]]:
     """Where batches come from, and the documents that are kept back."""
     own = [] if held_out is None else _documents(model, held_out, separator, settings)
@@ -116,7 +130,7 @@ def _is_texts(data: Any) -> bool:
     return isinstance(data, (str, Path)) or (isinstance(data, Sequence) and not any(isinstance(d, Batch) for d in data))
 
 
-def _documents(model: "BloomCausalLM", data: Any, separator: str | None, settings: Settings) -> list[Document]:
+def _documents(model: LanguageModel, data: Any, separator: str | None, settings: Settings) -> list[Document]:
     if model.tokenizer is None:
         raise invalid("data", "batches of token ids, for this model has no tokenizer", "text")
     texts = documents.read([Path(data)], separator) if isinstance(data, (str, Path)) else _texts(data, separator)
@@ -138,11 +152,11 @@ def _identity(source: BatchSource, kept_back: Sequence[Document]) -> str:
 
 
 def _measure(
-    model: "BloomCausalLM",
+    model: M,
     part: Trainable,
     kept_back: Sequence[Document],
     settings: Settings,
-    evaluate: Callable[["BloomCausalLM"], float] | None,
+    evaluate: Callable[[M], float] | None,
 ) -> Callable[[], float] | None:
     """The function that evaluates the variables as they are: the caller's, or the loss on the documents kept back."""
     pieces = cut(kept_back, settings.context)

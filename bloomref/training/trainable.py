@@ -74,7 +74,7 @@ def full(backbone: "BloomBackbone", settings: Settings) -> Trainable:
     params = backbone.params.map(_own)
     config = with_dropout(backbone.config, settings)
     variables = {key: array for key, _, array in params.named()}
-    step = model_step(backbone.engine.backend, lambda: params.astype(policy.compute_dtype), config, variables)
+    step = model_step(backbone, lambda: params.astype(policy.compute_dtype), config, variables)
     return Trainable(
         variables,
         frozenset(key for key, weight, _ in params.named() if _decays(weight, settings)),
@@ -87,9 +87,9 @@ def full(backbone: "BloomBackbone", settings: Settings) -> Trainable:
 
 def adapters(backbone: "BloomBackbone", settings: Settings) -> Trainable:
     """The factors of the active adapters, all of which decay; the weights are read only."""
-    kept, policy = backbone.engine.kept, backbone.policy
-    variables = {name: _own(array) for name, array in lora.factors(kept).items()}
-    rounded = kept.map(lambda array: cast(cast(array, policy.variable_dtype), policy.compute_dtype))
+    stored, policy = backbone.engine.stored_params, backbone.policy
+    variables = {name: _own(array) for name, array in lora.factors(stored).items()}
+    rounded = stored.map(lambda array: cast(cast(array, policy.variable_dtype), policy.compute_dtype))
     params = lora.with_factors(rounded, variables)
     config = with_dropout(backbone.config, settings)
     parts = [part for _, part in lora.attached(params)]
@@ -97,10 +97,12 @@ def adapters(backbone: "BloomBackbone", settings: Settings) -> Trainable:
     return Trainable(
         variables,
         frozenset(variables),
-        model_step(backbone.engine.backend, lambda: params, config, variables),
-        lambda: backbone._adapters.assign(variables),
+        model_step(backbone, lambda: params, config, variables),
+        lambda: backbone.assign_variables(variables),
         any(rate > 0 for rate in rates),
-        _identity(backbone, variables, (array for _, _, array in kept.named()), [(p.scale, p.dropout) for p in parts]),
+        _identity(
+            backbone, variables, (array for _, _, array in stored.named()), [(p.scale, p.dropout) for p in parts]
+        ),
     )
 
 
@@ -129,8 +131,10 @@ def with_dropout(config: BloomConfig, settings: Settings) -> BloomConfig:
     return config.replace(**{name: rate for name, rate in given.items() if rate is not None})
 
 
-def model_step(backend: str, params: Callable[[], Params], config: BloomConfig, variables: Mapping[str, Array]) -> Step:
-    """Gradients of the variables by the model's backend, each in the dtype of its variable.
+def model_step(
+    backbone: "BloomBackbone", params: Callable[[], Params], config: BloomConfig, variables: Mapping[str, Array]
+) -> Step:
+    """A function that computes gradients of the variables on the model's backend, each in the dtype of its variable.
 
     Args:
         params: the weights to compute with, in the compute dtype, made of the variables as they are.
@@ -139,7 +143,7 @@ def model_step(backend: str, params: Callable[[], Params], config: BloomConfig, 
     def step(batch: Batch, rng: Rng) -> Gradients:
         tokens = TokenBatch(batch.token_ids, batch.is_real)
         loss, counted, of = engine.gradients(
-            backend,
+            backbone.engine.runs_on,
             params(),
             config,
             tokens,

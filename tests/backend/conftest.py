@@ -20,7 +20,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     reason = "not installed"
     if name.partition(registry.SEPARATOR)[0] in registry.names():
-        reason = registry.status(name, SMALL.config, dtype_policy("float32"))
+        reason = registry.why_unsupported(name, SMALL.config, dtype_policy("float32"))
     if reason is None:
         return name
     if name in request.config.getoption("--require-backend"):

@@ -5,10 +5,12 @@ from typing import Any
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
 from bloomref.params import Params
-from bloomref.runtime.backend import API_VERSION
+from bloomref.runtime.backend import API_VERSION, Prepared
 from bloomref.runtime.numpy_backend import NumpyPrepared
 
 MAX_LAYERS = 5
+REQUIRED = {name for name in vars(Prepared) if not name.startswith("_")}
+"""It has no optional capability."""
 
 
 class FakePrepared:
@@ -19,6 +21,8 @@ class FakePrepared:
         self._reference = NumpyPrepared(params.astype(policy.compute_dtype), config)
 
     def __getattr__(self, name: str) -> Any:
+        if name not in REQUIRED:
+            raise AttributeError(name)
         method = getattr(self._reference, name)
 
         def call(*arguments: Any) -> Any:

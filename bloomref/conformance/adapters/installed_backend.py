@@ -15,8 +15,8 @@ from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.lora_cases import FORMS
 from bloomref.conformance.subject import full_key
 from bloomref.params import keys
-from bloomref.reference import vjp
 from bloomref.runtime import registry
+from bloomref.runtime.backend import SupportsTrace
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.shapes import Array, Bool, Float, Int
@@ -37,10 +37,11 @@ class Backend:
             Unsupported: the backend is not installed, or cannot run this here; InvalidInput: there is none of that name.
         """
         backbone = BloomBackbone.from_params(config, params_of(config, weights), dtype, backend=self.name)
-        return TracedModel(backbone) if self.name == registry.REFERENCE else BackendModel(backbone)
+        traces = isinstance(backbone.engine.prepared, SupportsTrace)
+        return TracedModel(backbone) if traces else BackendModel(backbone)
 
     def versions(self) -> Mapping[str, str]:
-        return {"bloomref": __version__, **versions_of("numpy", "numba" if self.name == "numba" else "ml_dtypes")}
+        return {"bloomref": __version__, **versions_of("numpy", "ml_dtypes", self.name)}
 
 
 class BackendModel:
@@ -77,7 +78,7 @@ class BackendModel:
 
 
 class TracedModel(BackendModel):
-    """The reference, which names its intermediates."""
+    """A model whose intermediates have names."""
 
     def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Mapping[str, Array]:
         return self.backbone.trace({"token_ids": token_ids, "padding_mask": is_real})
@@ -85,7 +86,6 @@ class TracedModel(BackendModel):
     def loss_and_gradients(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
     ) -> tuple[float, Mapping[str, Array]]:
-        config = self.backbone.config
-        found = vjp.loss_and_gradients(self.engine.params, config, token_ids, is_real, labels)
-        shapes = {key: weight.hf_shape(config) for key, weight in keys(config)}
-        return found.loss, {full_key(key): array.reshape(shapes[key]) for key, array in found.gradients.items()}
+        loss, _, gradients = self.engine.loss_and_gradients(TokenBatch(token_ids, is_real), labels)
+        shapes = {key: weight.hf_shape(self.backbone.config) for key, weight in keys(self.backbone.config)}
+        return loss, {full_key(key): array.reshape(shapes[key]) for key, array in gradients.items()}

@@ -176,7 +176,7 @@ def test_a_mix_is_the_weighted_sum(case: Float32Case, first: float, second: floa
 
     def delta(weights: Any) -> dict[str, np.ndarray]:
         model.set_adapter(weights)
-        merged = {key: array for key, _, array in model._adapters.merged()[1].named()}
+        merged = {key: array for key, _, array in model.adapter_set.merged()[1].named()}
         return {key: merged[key] - array for key, _, array in model.params.named()}
 
     one, two, mix = delta("one"), delta("two"), delta({"one": first, "two": second})
@@ -197,7 +197,7 @@ def test_the_embedding_and_the_head_part_when_merged():
     lm = BloomCausalLM(backbone(Float32Case(CONFIG)))
     lm.add_adapter({"target_modules": ["word_embeddings"]})
     fill(lm, 1)
-    config, params = lm._adapters.merged()
+    config, params = lm.adapter_set.merged()
     assert not config.tie_word_embeddings
     np.testing.assert_array_equal(params.lm_head, lm.backbone.params.word_embedding)
     assert np.abs(params.word_embedding - params.lm_head).max() > 0.1
@@ -289,7 +289,7 @@ def test_weights_trained_after_a_look_at_the_adapters_are_saved():
     model.trainable_variables()
     changed = model.params.map(lambda array: array + 1.0)
     model.engine = Engine(changed, model.config, model.policy)
-    np.testing.assert_array_equal(model._adapters.merged()[1].word_embedding, changed.word_embedding)
+    np.testing.assert_array_equal(model.adapter_set.merged()[1].word_embedding, changed.word_embedding)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------

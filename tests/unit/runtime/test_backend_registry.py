@@ -109,7 +109,7 @@ def test_loaded_once() -> None:
 def test_every_factory_can_be_called_again() -> None:
     """An entry point must not be shadowed by what its first call imports."""
     for name in registry.names():
-        if registry.status(name, CONFIG, FLOAT32) is None:
+        if registry.why_unsupported(name, CONFIG, FLOAT32) is None:
             registry.load.cache_clear()  # type: ignore[attr-defined]
             assert registry.load(name).name == name
 
@@ -290,17 +290,19 @@ def test_a_model_that_it_cannot_run_is_refused_with_its_reason() -> None:
     sizes = SIZES | {"num_layers": 6}
     with pytest.raises(Unsupported, match=r"^backend 'fake': 6 layers are too many; it holds 5$"):
         BloomBackbone(**sizes, backend="fake")
-    assert registry.status("fake", CONFIG, FLOAT32) is None
-    assert registry.status("fake", CONFIG.replace(num_layers=6), FLOAT32) == "6 layers are too many; it holds 5"
+    assert registry.why_unsupported("fake", CONFIG, FLOAT32) is None
+    assert (
+        registry.why_unsupported("fake", CONFIG.replace(num_layers=6), FLOAT32) == "6 layers are too many; it holds 5"
+    )
 
 
 @pytest.mark.clause("BKD-6")
 @pytest.mark.usefixtures("fake")
-def test_what_only_the_reference_has_is_refused_elsewhere() -> None:
+def test_a_capability_that_a_backend_lacks_is_refused() -> None:
     model = BloomBackbone(**SIZES, dropout=0.5, backend="fake")
-    with pytest.raises(Unsupported, match="training: expected backend 'numpy', the one with dropout, got 'fake'"):
+    with pytest.raises(Unsupported, match="training: expected a backend with dropout, such as 'numpy', got 'fake'"):
         model(INPUTS, training=True)
-    with pytest.raises(Unsupported, match=r"trace: expected backend 'numpy', .*, got 'fake'"):
+    with pytest.raises(Unsupported, match=r"trace: expected a backend .*, such as 'numpy', got 'fake'"):
         model.trace(INPUTS)
     reference = BloomBackbone(**SIZES, dropout=0.5)
     assert reference(INPUTS, training=True, seed=1).tobytes() != reference(INPUTS).tobytes()
@@ -339,15 +341,15 @@ def test_auto_skips_what_cannot_be_imported(install: Install, monkeypatch: pytes
     install("cupy", "import no_such_package\n", package="other-cupy")
     install("numba", source("numba", version="0"), package="other-numba")
     assert registry.choose("auto", CONFIG, FLOAT32).name == "numpy"
-    assert "no_such_package" in str(registry.status("cupy", CONFIG, FLOAT32))
-    assert "api_version" in str(registry.status("numba", CONFIG, FLOAT32))
+    assert "no_such_package" in str(registry.why_unsupported("cupy", CONFIG, FLOAT32))
+    assert "api_version" in str(registry.why_unsupported("numba", CONFIG, FLOAT32))
 
 
 @pytest.mark.clause("BKD-8")
 @settings(max_examples=40)
 @given(config=strategies.configs(), policy=st.sampled_from(list(POLICIES)))
 def test_the_reference_refuses_nothing(config: BloomConfig, policy: str) -> None:
-    assert registry.status("numpy", config, POLICIES[policy]) is None
+    assert registry.why_unsupported("numpy", config, POLICIES[policy]) is None
     case = strategies.Float32Case(config)
     engine = Engine(case.params, config, POLICIES[policy])
     assert isinstance(engine.prepared, NumpyPrepared)
