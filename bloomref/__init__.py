@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from bloomref.causal_lm import BloomCausalLM
     from bloomref.config import BloomConfig
     from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
+    from bloomref.generation.options import GenerationOptions
     from bloomref.lora import LoraConfig
     from bloomref.tokenizer import BloomTokenizer
 
@@ -22,6 +23,7 @@ _HOMES = {
     "BloomCausalLM": "bloomref.causal_lm",
     "BloomConfig": "bloomref.config",
     "BloomTokenizer": "bloomref.tokenizer",
+    "GenerationOptions": "bloomref.generation.options",
     "LoraConfig": "bloomref.lora",
     "BadWeights": "bloomref.errors",
     "BloomrefError": "bloomref.errors",
@@ -36,6 +38,7 @@ __all__ = [
     "BloomConfig",
     "BloomTokenizer",
     "BloomrefError",
+    "GenerationOptions",
     "InvalidInput",
     "LoraConfig",
     "Unsupported",

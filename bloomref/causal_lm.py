@@ -12,8 +12,7 @@ from bloomref.backbone import BloomBackbone, Presets
 from bloomref.errors import InvalidInput, invalid
 from bloomref.generation import scoring, search
 from bloomref.generation.options import GenerationArguments, GenerationOptions
-from bloomref.generation.prompts import Prompt, right_pad, trim
-from bloomref.generation.requests import Request, read_request
+from bloomref.generation.prompts import Prompt, Request, read_request, right_pad, trim
 from bloomref.generation.scoring import Score, Scored
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.streaming import pieces, whole_characters
@@ -267,7 +266,7 @@ class BloomCausalLM(LoraMethods):
             max_length: most tokens of prompt and continuation together.
             stop_token_ids: "auto" (the end token), None (never), an id or ids. The id that ends a text is kept.
             strip_prompt: return the continuation alone.
-            **options: the fields of `bloomref.generation.options.GenerationOptions`, in transformers' names:
+            **options: the fields of `bloomref.GenerationOptions`, in transformers' names:
                 `max_new_tokens` (128 without any length); sampling by `temperature` (0 is greedy), `top_k`, `top_p`,
                 `min_p`, `seed`, `do_sample`; beam search by `num_beams`, `length_penalty`; contrastive search by
                 `penalty_alpha` with `top_k`; `repetition_penalty`, `no_repeat_ngram_size`, `logit_bias`;
@@ -286,15 +285,15 @@ class BloomCausalLM(LoraMethods):
             raise invalid("strip_prompt", "True or False", strip_prompt)
         if isinstance(inputs, Mapping):
             prompts = [prompt or self._start() for prompt in trim(token_batch(inputs, self._vocabulary_size))]
-            return self._as_dictionary(prompts, self._continue(prompts, chosen), strip_prompt)
+            return self._as_dictionary(prompts, search.generate(self._task(prompts, chosen)), strip_prompt)
         request = read_request("inputs", inputs, self._vocabulary_size)
-        prompts = self._prompts("inputs", request)
-        new_ids = self._continue(prompts, chosen)
+        task = self._task(self._prompts("inputs", request), chosen)
+        new_ids = search.generate(task)
         results: list[Any]
         if request.kind == "text":
-            results = self._as_texts(request.rows, prompts, new_ids, chosen, strip_prompt)
+            results = self._as_texts(request.rows, task, new_ids, strip_prompt)
         else:
-            results = [([] if strip_prompt else p.real_ids) + new for p, new in zip(prompts, new_ids, strict=True)]
+            results = [([] if strip_prompt else p.real_ids) + new for p, new in zip(task.prompts, new_ids, strict=True)]
         return results[0] if request.is_single else results
 
     def stream(
@@ -303,11 +302,12 @@ class BloomCausalLM(LoraMethods):
         max_length: int | None = None,
         stop_token_ids: StopTokens = "auto",
         **options: Unpack[GenerationArguments],
-    ) -> Generator[str, None, None]:
-        """The continuation of one text, piece by piece, as soon as each is certain.
+    ) -> Generator[str, None, int]:
+        """The continuation of one text, in pieces, each as soon as it is final.
 
-        A piece never holds half a character, and the pieces joined are `generate(..., strip_prompt=True)`. Beam search
-        is certain of nothing before its end. Closing the iterator ends the generation.
+        A piece never ends within a character, and the pieces joined are `generate(..., strip_prompt=True)`. Beam search
+        yields nothing before its end. Closing the iterator ends the generation. The generator's return value is the number
+        of generated tokens, including the stop token.
 
         Raises:
             InvalidInput: at once, as `generate`.
@@ -336,9 +336,6 @@ class BloomCausalLM(LoraMethods):
         rows = self._need_tokenizer(name).tokenize(request.rows) if texts else request.rows
         return [Prompt.of(ids) if ids else self._start() for ids in rows]
 
-    def _continue(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[list[int]]:
-        return search.generate(self._task(prompts, options)) if prompts else []
-
     def _task(self, prompts: Sequence[Prompt], options: GenerationOptions) -> Task:
         budgets = [options.budget(len(prompt)) for prompt in prompts]
         stopping = self._stopping(options)
@@ -352,16 +349,10 @@ class BloomCausalLM(LoraMethods):
         return Stopping(frozenset(ids), options.stop_bytes, self._vocabulary.token_bytes)
 
     def _as_texts(
-        self,
-        texts: Sequence[str],
-        prompts: Sequence[Prompt],
-        new_ids: Sequence[list[int]],
-        options: GenerationOptions,
-        strip_prompt: bool,
+        self, texts: Sequence[str], task: Task, new_ids: Sequence[list[int]], strip_prompt: bool
     ) -> list[str]:
-        stopping = self._stopping(options)
-        bodies = [stopping.text(prompt.real_ids, new) for prompt, new in zip(prompts, new_ids, strict=True)]
-        continuations = [whole_characters(body) for body in bodies]
+        both = zip(task.prompts, new_ids, strict=True)
+        continuations = [whole_characters(task.stopping.text(prompt.real_ids, new)) for prompt, new in both]
         return continuations if strip_prompt else [a + b for a, b in zip(texts, continuations, strict=True)]
 
     def _as_dictionary(

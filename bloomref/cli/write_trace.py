@@ -1,4 +1,4 @@
-"""`bloomref trace`: every named intermediate of one forward pass, as a safetensors file."""
+"""`bloomref trace`: write the named intermediates of one forward pass to a safetensors file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +23,7 @@ from bloomref.errors import invalid
 def command(
     text: Annotated[str, typer.Argument(help="The input; - reads standard input.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The safetensors file to write.")],
-    names: Annotated[str, typer.Option(help="A pattern: only the intermediates it matches.")] = "*",
+    names: Annotated[str, typer.Option(help="Pattern of the names to write, such as 'layers.0.*'.")] = "*",
     model: Model = DEFAULT_PRESET,
     dtype: DType = None,
     revision: Revision = None,
@@ -37,15 +37,15 @@ def command(
 
     language_model = load(model, dtype, revision)
     ids = tokenizer_of(language_model).tokenize(text_or_stdin(text, "text"))
-    seen = language_model.backbone.trace({"token_ids": [ids]}, names)
-    if not seen:
+    intermediates = language_model.backbone.trace({"token_ids": [ids]}, names)
+    if not intermediates:
         raise invalid("names", "a pattern that matches an intermediate, such as 'layers.0.*'", names)
-    write_safetensors(output, seen, {"model": model, "token_ids": " ".join(map(str, ids))})
+    write_safetensors(output, intermediates, {"model": model, "token_ids": " ".join(map(str, ids))})
     if json:
-        print_json(
-            {"output": str(output), "token_ids": ids, "shapes": {name: list(x.shape) for name, x in seen.items()}}
-        )
+        shapes = {name: list(x.shape) for name, x in intermediates.items()}
+        print_json({"output": str(output), "token_ids": ids, "shapes": shapes})
         return
-    for name, array in seen.items():
+    for name, array in intermediates.items():
         typer.echo(f"{name:36} {array.dtype!s:9} {array.shape}")
-    typer.echo(f"{len(seen)} intermediates, {size(sum(x.nbytes for x in seen.values()))}, written to {output}")
+    total = size(sum(x.nbytes for x in intermediates.values()))
+    typer.echo(f"{len(intermediates)} intermediates, {total}, written to {output}")

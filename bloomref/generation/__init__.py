@@ -1,1 +1,9 @@
-"""Choosing tokens from logits: greedy, sampling, beam and contrastive search, stopping, streaming, and scoring of text."""
+"""Text generation and scoring, on top of `runtime.engine`. Reading order:
+
+1. `options`: what a caller may set; `prompts`: from texts and token ids to one padded batch.
+2. `task`: the arguments of one generation; `decoder`: the sequences of a batch and their KV cache.
+3. `logits_processors`: bias, repetition penalty and n-gram blocking; `sampling`: top-k, top-p, min-p and the draw.
+4. `search`: greedy search and sampling, and the choice of the decoding strategy; `beam`, `contrastive`: the other two strategies.
+5. `stopping`: stop tokens and stop strings; `streaming`: text from tokens, as they arrive.
+6. `scoring`: log-likelihoods of given tokens.
+"""

@@ -1,4 +1,4 @@
-"""Beam search as transformers defines it (`early_stopping=False`), each prompt by itself."""
+"""Beam search as in transformers with `early_stopping=False`; the result of a prompt does not depend on the batch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,18 @@ from bloomref.shapes import Array, Float
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A continuation and the sum of its processed log-probabilities."""
+    """A continuation, and the sum `total` of its log-probabilities after the logits processors."""
 
     new_ids: tuple[int, ...]
     total: float
 
     def score(self, length_penalty: float) -> float:
+        """The total, divided by (number of new tokens) ** length_penalty."""
         return self.total / len(self.new_ids) ** length_penalty
 
 
 def beam_search(task: Task) -> Iterator[tuple[int, int]]:
-    """The best continuation of every prompt. The running hypotheses of all prompts share one cache."""
+    """(row, new token id) of the best hypothesis of every prompt. The running hypotheses of all prompts share one KV cache."""
     beams, decoder, process = [Beam(row, task) for row in task.rows()], task.decoder(), task.processors()
     live = beams
     while live:
@@ -45,43 +46,45 @@ def beam_search(task: Task) -> Iterator[tuple[int, int]]:
 
 
 class Beam:
-    """The hypotheses of one prompt: those that still run, best first, and the best that have ended."""
+    """Hypotheses of one prompt: the running ones, best first, and the best `num_beams` of the finished ones."""
 
     def __init__(self, row: Row, task: Task) -> None:
         self.row = row
         self.running = [Hypothesis((), 0.0)]
-        self._ended: list[Hypothesis] = []
+        self._finished: list[Hypothesis] = []
         self._options: GenerationOptions = task.options
         self._stopping: Stopping = task.stopping
-        # so many that `num_beams` go on even when every stop token is among the best continuations of every beam
+        # `num_beams` hypotheses remain even if every stop token is among the best extensions of every beam
         self._width = max(2, 1 + len(task.stopping.token_ids)) * task.options.num_beams
 
     def history(self, hypothesis: Hypothesis) -> list[int]:
+        """Real tokens of the prompt and the hypothesis."""
         return [*self.row.history, *hypothesis.new_ids]
 
     def step(self, log_probabilities: Float[Array, "N V"]) -> list[int]:
-        """Extend the running hypotheses by one token; returns the parents of those that run on."""
+        """Extend the running hypotheses by one token; returns the index of each new one's parent among the old ones."""
         num_beams = self._options.num_beams
-        stuck, next_running, parents = self.running, [], []
+        previous, next_running, parents = self.running, [], []
         for rank, (parent, hypothesis) in enumerate(self._best_extensions(log_probabilities)):
             if not self._ends(hypothesis):
                 next_running.append(hypothesis)
                 parents.append(parent)
             elif rank < num_beams:
-                self._ended.append(hypothesis)
-        self._ended = sorted(self._ended, key=self._score, reverse=True)[:num_beams]
+                self._finished.append(hypothesis)
+        self._finished = sorted(self._finished, key=self._score, reverse=True)[:num_beams]
         self.running = next_running[:num_beams]
-        if not self._ended and not self.running:
-            self._ended = stuck[:1]  # every continuation is forbidden
+        if not self._finished and not self.running:
+            self._finished = previous[:1]  # every extension is forbidden
         if not self._can_improve():
             self.running = []
         return parents[: len(self.running)]
 
     def best(self) -> Hypothesis:
-        return self._ended[0]
+        """The finished hypothesis of the highest score."""
+        return self._finished[0]
 
     def _best_extensions(self, log_probabilities: Float[Array, "N V"]) -> list[tuple[int, Hypothesis]]:
-        """(parent, extension) of the highest totals; among equals the earlier parent, then the lower id."""
+        """(parent, extension) pairs of the highest totals; of equal ones the earlier parent, then the lower id."""
         totals = log_probabilities + np.array([[h.total] for h in self.running])
         flat = totals.ravel()
         extensions = []
@@ -98,17 +101,17 @@ class Beam:
         return hypothesis.score(self._options.length_penalty)
 
     def _can_improve(self) -> bool:
-        """Whether the best running hypothesis, at its present length, beats the worst of a full set of ended ones."""
-        if not self.running or len(self._ended) < self._options.num_beams:
+        """True if the best running hypothesis, at its current length, scores above the worst of `num_beams` finished ones."""
+        if not self.running or len(self._finished) < self._options.num_beams:
             return bool(self.running)
-        return self._score(self.running[0]) > self._score(self._ended[-1])
+        return self._score(self.running[0]) > self._score(self._finished[-1])
 
 
 def _highest(values: Float[Array, " N"], count: int) -> Sequence[int]:
-    """The indices of the `count` highest values above -inf, in descending order; the lower index among equals."""
+    """Indices of the `count` highest values above -inf, in descending order; of equal values the lower index first."""
     if values.size > count:
-        edge = np.partition(values, -count)[-count]
-        indices = np.flatnonzero(values >= edge)
+        threshold = np.partition(values, -count)[-count]
+        indices = np.flatnonzero(values >= threshold)
     else:
         indices = np.arange(values.size)
     order = indices[np.argsort(-values[indices], kind="stable")][:count]

@@ -1,4 +1,4 @@
-"""Contrastive search (Su et al. 2022, arXiv:2202.06417): likely tokens whose hidden state is unlike all before it."""
+"""Contrastive search (Su et al. 2022, arXiv:2202.06417): prefers likely tokens whose hidden state differs from all earlier ones."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from bloomref.shapes import Array, Bool, Float, Int
 
 
 def contrastive_search(task: Task) -> Iterator[tuple[int, int]]:
-    """At every step the candidate with the highest (1 - alpha) p(token) - alpha max cosine(its state, states before).
+    """At each step, the candidate that maximises (1 - alpha) p(token) - alpha max cosine(its state, earlier states).
 
-    Candidates are the `top_k` most likely tokens; states are final hidden states, of real tokens only.
+    Candidates are the `top_k` likeliest tokens. States are final hidden states of real tokens.
     """
     rows, decoder, process = task.rows(), task.decoder(), task.processors()
     alpha, k = float(task.options.penalty_alpha or 0.0), int(task.options.top_k or 1)
@@ -25,32 +25,32 @@ def contrastive_search(task: Task) -> Iterator[tuple[int, int]]:
             return
         decoder.advance([int(i) for i in owners], [int(i) for i in ids])
         scores = (1.0 - alpha) * probabilities - alpha * context.similarity(owners, decoder.last_hidden)
-        kept = []
+        running = []
         for best in best_of_each(owners, scores):
             row = rows[owners[best]]
             row.append(int(ids[best]), task.stopping)
             yield row.index, row.history[-1]
             if not row.ended:
-                kept.append(best)
-        rows = [rows[owners[best]] for best in kept]
-        decoder.select(kept)
-        context = context.extended(owners[kept], decoder.last_hidden)
+                running.append(best)
+        rows = [rows[owners[best]] for best in running]
+        decoder.select(running)
+        context = context.extended(owners[running], decoder.last_hidden)
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """The directions (unit vectors) of the hidden states so far, and which belong to real tokens."""
+    """Unit vectors of the hidden states so far; `is_real` is False at padding."""
 
     directions: Float[Array, "B T D"]
     is_real: Bool[Array, "B T"]
 
     def similarity(self, owners: Int[Array, " N"], hidden: Float[Array, "N D"]) -> Float[Array, " N"]:
-        """The largest cosine between each candidate's state and the states of the sequence that owns it."""
+        """Largest cosine similarity between each candidate's state and the states of its sequence."""
         cosine = np.einsum("NTD,ND->NT", self.directions[owners], _unit(hidden))
         return np.where(self.is_real[owners], cosine, -1.0).max(axis=1)
 
     def extended(self, rows: Int[Array, " N"], hidden: Float[Array, "N D"]) -> "Context":
-        """These rows, each followed by one more real state."""
+        """The context of these rows, with one more real state appended to each."""
         directions = np.concatenate([self.directions[rows], _unit(hidden)[:, None]], axis=1)
         return Context(directions, np.pad(self.is_real[rows], ((0, 0), (0, 1)), constant_values=True))
 
@@ -58,28 +58,28 @@ class Context:
 def candidates(
     scores: Sequence[Float[Array, " V"]], k: int
 ) -> tuple[Int[Array, " N"], Int[Array, " N"], Float[Array, " N"]]:
-    """(row, id, probability) of the k likeliest allowed tokens of every row, by row and ascending id.
+    """Row, id and probability of the k likeliest allowed tokens of every row, sorted by row and id.
 
-    Among equals at the edge the lowest ids are candidates. A row with nothing allowed has none.
+    Of equal scores at the boundary the lowest ids are taken. A row whose tokens are all forbidden has no candidates.
     """
-    found = []
+    entries = []
     for row, values in enumerate(scores):
         if values.max() == -np.inf:
             continue
         probabilities = softmax(values)
         likeliest = np.argsort(-values, kind="stable")[:k]
-        found += [(row, int(i), probabilities[i]) for i in np.sort(likeliest[values[likeliest] > -np.inf])]
-    table = np.array(found, np.float64).reshape(-1, 3)
+        entries += [(row, int(i), probabilities[i]) for i in np.sort(likeliest[values[likeliest] > -np.inf])]
+    table = np.array(entries, np.float64).reshape(-1, 3)
     return table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2]
 
 
 def best_of_each(owners: Int[Array, " N"], scores: Float[Array, " N"]) -> list[int]:
-    """For every owner the index of its highest score; the first among equals."""
+    """Index of the highest score of each owner; the first of equal ones."""
     indices = [np.flatnonzero(owners == owner) for owner in np.unique(owners)]
     return [int(group[np.argmax(scores[group])]) for group in indices]
 
 
 def _unit(hidden: Float[Array, "*N D"]) -> Float[Array, "*N D"]:
-    """Scaled to length 1 in float64; a zero vector stays zero."""
+    """Vectors scaled to length 1, in float64; a zero vector stays zero."""
     wide = hidden.astype(np.float64)
     return wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), np.finfo(np.float64).tiny)

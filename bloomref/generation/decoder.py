@@ -1,4 +1,4 @@
-"""Sequences continued in step over one cache: what every strategy is built on."""
+"""The sequences of a batch over one KV cache: prefill, then one step for each new token. Every decoding strategy uses it."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,58 +13,70 @@ from bloomref.shapes import Array, Bool, Float, Int
 
 
 class Decoder:
-    """n sequences that end in the same column. Ended ones are dropped, copies are made, by `advance`."""
+    """B sequences, left-padded, so that all of them end at the same cache position.
+
+    Args:
+        prompts: prefilled at once.
+        num_new_tokens: cache positions that follow the longest prompt.
+        forbidden: ids whose logit is always -inf.
+        keep_hidden: True to bring hidden states to the host, for `last_hidden` and `take_prompt_hidden`.
+
+    Raises:
+        BadWeights: when a logit is NaN or infinite; also raised by `advance`.
+    """
 
     def __init__(
         self,
         engine: Engine,
         prompts: Sequence[Prompt],
-        room: int,
+        num_new_tokens: int,
         forbidden: Bool[Array, " V"],
         keep_hidden: bool = False,
     ) -> None:
-        """Read the prompts. `room` is the number of columns to come; `forbidden` ids never get a score.
-
-        Hidden states are brought to the host only when `keep_hidden` asks for `last_hidden` and `take_prompt_hidden`.
-        """
         batch = left_pad(prompts)
-        self._engine, self._forbidden, self._keep_hidden = engine, forbidden, keep_hidden
-        self._cache = engine.new_cache(len(prompts), batch.token_ids.shape[1] + room)
+        self._engine, self._keep_hidden = engine, keep_hidden
+        self._forbidden_ids = np.flatnonzero(forbidden)
+        self._cache = engine.new_cache(len(prompts), batch.token_ids.shape[1] + num_new_tokens)
         self._position = 0
         self.prompt_is_real = batch.is_real
         self._prompt_hidden = self._read(batch.token_ids, batch.is_real)
 
     def _read(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None) -> Array | None:
+        """Run the model on the next T positions; returns their hidden states if `keep_hidden`."""
         start, self._position = self._position, self._position + token_ids.shape[1]
         if not self._keep_hidden:
-            self._scores = finite(self._engine, partial(self._engine.read, self._cache, start, token_ids, is_real))
+            self._score(partial(self._engine.read, self._cache, start, token_ids, is_real))
             return None
         hidden = self._engine.run(self._cache, start, token_ids, is_real)
-        self._scores = finite(self._engine, partial(self._engine.next_logits, hidden))
+        self._score(partial(self._engine.next_logits, hidden))
         states = self._engine.prepared.to_host(hidden)
         self.last_hidden: Array = states[:, -1]
         return states
 
+    def _score(self, compute: Callable[[], Array]) -> None:
+        self._logits = forbid(finite_logits(self._engine, compute), self._forbidden_ids)
+
     def take_prompt_hidden(self) -> Float[Array, "B T D"]:
-        """The hidden states of the prompts, once; they are not kept any longer."""
+        """Hidden states of the prompts. The decoder releases them: a second call fails."""
         hidden, self._prompt_hidden = self._prompt_hidden, None
         assert hidden is not None
         return hidden
 
     def logits(self) -> Float[Array, "B V"]:
-        """Scores of the next token, float64; -inf where forbidden. Only the last position is ever scored."""
-        scores = self._scores.copy()
-        scores[:, self._forbidden] = -np.inf
-        return scores
+        """Logits of the next token in the accumulation dtype, -inf where forbidden. Not a copy: do not write to them."""
+        return self._logits
 
     def advance(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
-        """Go on with the sequences `rows` (some may be left out, some repeat), each followed by its token."""
+        """Keep the sequences `rows` (as `select`), append its token to each, and compute the next logits."""
         self.select(rows)
         self._read(np.asarray(token_ids, np.int64)[:, None])
 
     def choose(self, token_ids: Sequence[int], choice: Choice, count: int) -> Int[Array, "B N"] | None:
-        """Each sequence goes on with its token and those that the backend chooses: what it chose, of which the last is still to be
-        read. None, and nothing is changed, where the backend does not choose so.
+        """Append its token to each sequence, then `count` tokens that the backend chooses.
+
+        Returns:
+            The chosen tokens; the last of each row is not in the cache yet. None if the backend cannot make this choice: then
+            nothing has changed.
         """
         chosen = self._engine.choose(self._cache, self._position, np.asarray(token_ids, np.int64), choice, count)
         if chosen is not None:
@@ -72,26 +84,37 @@ class Decoder:
         return chosen
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these sequences, in this order."""
-        if list(rows) != list(range(len(self._scores))):
+        """Keep these sequences, in this order. Sequences that are left out are dropped; one that occurs twice is copied."""
+        if list(rows) != list(range(len(self._logits))):
             index = np.asarray(rows, np.int64)
             self._cache = self._cache.select(index)
-            self._scores = self._scores[index]
+            self._logits = self._logits[index]
             if self._keep_hidden:
                 self.last_hidden = self.last_hidden[index]
 
 
-def finite(engine: Engine, compute: Callable[[], Array]) -> Array:
-    """What `compute` returns, logits, in float64.
+def finite_logits(engine: Engine, compute: Callable[[], Array]) -> Float[Array, "*B V"]:
+    """The logits that `compute` returns, in the accumulation dtype.
 
     Raises:
-        BadWeights: when one of them is NaN or infinite.
+        BadWeights: when a logit is NaN or infinite.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        logits = compute().astype(np.float64)
-    if not np.isfinite(logits).all():
+        logits = compute()
+        extremes = np.array(
+            [logits.max(), logits.min()]
+        )  # NaN if any logit is; and no temporary of the size of the logits
+    if not np.isfinite(extremes).all():
         raise BadWeights(
             f"logits: expected finite numbers, got {logits[~np.isfinite(logits)][0]}; the weights hold NaN or overflow "
             f"in {engine.policy.name}"
         )
+    return logits
+
+
+def forbid(logits: Float[Array, "N V"], token_ids: Int[Array, " M"]) -> Float[Array, "N V"]:
+    """The logits with -inf at these ids: in place, unless the array is read-only."""
+    if token_ids.size:
+        logits = np.require(logits, requirements="W")
+        logits[:, token_ids] = -np.inf
     return logits

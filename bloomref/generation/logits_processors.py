@@ -1,4 +1,4 @@
-"""What changes the scores of the next token before one is chosen, in transformers' order: bias, repetition, n-grams."""
+"""Logits processors, applied in transformers' order before a token is chosen: bias, repetition penalty, n-gram blocking."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from bloomref.generation.options import GenerationOptions
 from bloomref.shapes import Array, Float
 
 
-class Processors:
-    """The processors that `options` asks for, as one function."""
+class LogitsProcessors:
+    """The logits processors that `options` activate, as one function."""
 
     def __init__(self, options: GenerationOptions) -> None:
         bias = options.logit_bias or {}
@@ -17,10 +17,18 @@ class Processors:
         self._bias_values = np.fromiter(bias.values(), np.float64, len(bias))
         self._penalty = float(options.repetition_penalty)
         self._ngram_size = options.no_repeat_ngram_size
+        self._active = bool(bias) or self._penalty != 1.0 or self._ngram_size > 0
 
     def __call__(self, scores: Float[Array, " V"], history: Sequence[int]) -> Float[Array, " V"]:
-        """The scores of one sequence, processed; `history` is its real tokens, prompt and continuation."""
-        scores = scores.copy()
+        """Processed scores of one sequence: a float64 copy, or `scores` itself if no processor is active.
+
+        Args:
+            scores: logits, or log-probabilities in beam search; not modified.
+            history: real tokens of the sequence, prompt and continuation.
+        """
+        if not self._active:
+            return scores
+        scores = scores.astype(np.float64)
         scores[self._bias_ids] += self._bias_values
         penalize_repetition(scores, history, self._penalty)
         forbid_repeated_ngrams(scores, history, self._ngram_size)
@@ -28,15 +36,15 @@ class Processors:
 
 
 def penalize_repetition(scores: Float[Array, " V"], history: Sequence[int], penalty: float) -> None:
-    """In place: scores of tokens in `history` are divided by the penalty if positive, else multiplied by it."""
+    """In place: divide positive scores of tokens in `history` by `penalty`, multiply negative ones by it (CTRL, arXiv:1909.05858)."""
     if penalty != 1.0 and history:
-        seen = np.unique(np.asarray(history, np.int64))
-        values = scores[seen]
-        scores[seen] = np.where(values < 0, values * penalty, values / penalty)
+        token_ids = np.unique(np.asarray(history, np.int64))
+        values = scores[token_ids]
+        scores[token_ids] = np.where(values < 0, values * penalty, values / penalty)
 
 
 def forbid_repeated_ngrams(scores: Float[Array, " V"], history: Sequence[int], size: int) -> None:
-    """In place: -inf for every token that would complete an n-gram that is in `history` already."""
+    """In place: -inf for every token that would complete an n-gram of this size that `history` already contains."""
     if size == 0 or len(history) < size:
         return
     ids = np.asarray(history, np.int64)

@@ -1,32 +1,110 @@
-"""Prompts of different lengths, brought into one left-padded batch."""
+"""Prompts: read from what callers pass (texts or token ids, one or many), and padded into one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Literal
 
 import numpy as np
 
+from bloomref.errors import invalid
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.shapes import Array, Bool, Int
+
+_EXPECTED = "a text, a list of texts, a list of token ids, or a list of such lists"
+
+
+# --- what callers pass -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """A caller's input as a list of rows.
+
+    Args:
+        kind: what every row is.
+        rows: texts, or lists of token ids.
+        is_single: True if the caller passed one row without a list around it.
+    """
+
+    kind: Literal["text", "ids"]
+    rows: list[Any]
+    is_single: bool
+
+
+def read_request(name: str, value: object, vocabulary_size: int) -> Request:
+    """Distinguish texts from token ids, and one row from many. An empty list is an empty batch.
+
+    Args:
+        name: the argument that error messages name.
+
+    Raises:
+        InvalidInput: for any other input, and for ids outside the vocabulary.
+    """
+    if isinstance(value, str):
+        return Request("text", [value], True)
+    items = _as_list(value)
+    if items is None:
+        raise invalid(name, _EXPECTED, value)
+    if any(isinstance(item, str) for item in items):
+        if not all(isinstance(item, str) for item in items):
+            raise invalid(name, "a list of texts alone", items)
+        return Request("text", items, False)
+    nested = [_as_list(item) for item in items]
+    if items and all(row is None for row in nested):
+        return Request("ids", [check_ids(name, items, vocabulary_size)], True)
+    if any(row is None for row in nested):
+        raise invalid(name, _EXPECTED, items)
+    return Request("ids", [check_ids(name, row or [], vocabulary_size) for row in nested], False)
+
+
+def check_ids(name: str, ids: Sequence[Any], vocabulary_size: int) -> list[int]:
+    """The ids as `int`s.
+
+    Raises:
+        InvalidInput: for an id that is not an integer in [0, vocabulary_size).
+    """
+    for token_id in ids:
+        if isinstance(token_id, (bool, np.bool_)) or not isinstance(token_id, Integral):
+            raise invalid(name, "integers as token ids", token_id)
+        if not 0 <= int(token_id) < vocabulary_size:
+            raise invalid(name, f"ids in [0, {vocabulary_size}), the vocabulary of this model", token_id)
+    return [int(token_id) for token_id in ids]
+
+
+def _as_list(value: object) -> list[Any] | None:
+    """The elements of a sequence or an array; None for a text, a mapping or a scalar."""
+    if isinstance(value, np.ndarray):
+        return list(value) if value.ndim else None
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, Mapping)):
+        return list(value)
+    return None
+
+
+# --- prompts and batches ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """One row without the padding around it. A hole inside stays: it keeps its column (ALI-4)."""
+    """Token ids of one row, without the padding around them. A masked position inside keeps its place (ALI-4)."""
 
     token_ids: Int[Array, " T"]
     is_real: Bool[Array, " T"]
 
     @classmethod
     def of(cls, token_ids: Sequence[int]) -> "Prompt":
+        """A prompt of real tokens."""
         return cls(np.asarray(token_ids, np.int64), np.ones(len(token_ids), bool))
 
     def followed_by(self, token_ids: Sequence[int]) -> "Prompt":
+        """This prompt with real tokens appended."""
         more = Prompt.of(token_ids)
         ids = np.concatenate([self.token_ids, more.token_ids])
         return Prompt(ids, np.concatenate([self.is_real, more.is_real]))
 
     @property
     def real_ids(self) -> list[int]:
+        """The ids that are not masked."""
         return [int(token_id) for token_id in self.token_ids[self.is_real]]
 
     def __len__(self) -> int:
@@ -34,17 +112,17 @@ class Prompt:
 
 
 def trim(batch: TokenBatch) -> list[Prompt]:
-    """The rows of a padded batch, each from its first to its last real token; an all-padding row becomes empty."""
+    """The rows of a padded batch, each from its first to its last real token; a row of padding becomes an empty prompt."""
     prompts = []
     for ids, real in zip(batch.token_ids, batch.is_real, strict=True):
-        columns = np.flatnonzero(real)
-        span = slice(columns[0], columns[-1] + 1) if columns.size else slice(0)
+        positions = np.flatnonzero(real)
+        span = slice(positions[0], positions[-1] + 1) if positions.size else slice(0)
         prompts.append(Prompt(ids[span], real[span]))
     return prompts
 
 
 def left_pad(prompts: Sequence[Prompt]) -> TokenBatch:
-    """One batch in which every prompt ends in the last column."""
+    """One batch in which every prompt ends at the last position; padding has id 0."""
     width = max(map(len, prompts))
     token_ids = np.zeros((len(prompts), width), np.int64)
     is_real = np.zeros((len(prompts), width), bool)
@@ -54,12 +132,12 @@ def left_pad(prompts: Sequence[Prompt]) -> TokenBatch:
     return TokenBatch(token_ids, is_real)
 
 
-def right_pad(rows: Sequence[Prompt], pad_id: int) -> TokenBatch:
-    """One batch in which every row begins in the first column."""
-    width = max(map(len, rows), default=0)
-    token_ids = np.full((len(rows), width), pad_id, np.int64)
-    is_real = np.zeros((len(rows), width), bool)
-    for i, row in enumerate(rows):
-        token_ids[i, : len(row)] = row.token_ids
-        is_real[i, : len(row)] = row.is_real
+def right_pad(prompts: Sequence[Prompt], pad_id: int) -> TokenBatch:
+    """One batch in which every prompt begins at the first position."""
+    width = max(map(len, prompts), default=0)
+    token_ids = np.full((len(prompts), width), pad_id, np.int64)
+    is_real = np.zeros((len(prompts), width), bool)
+    for row, prompt in enumerate(prompts):
+        token_ids[row, : len(prompt)] = prompt.token_ids
+        is_real[row, : len(prompt)] = prompt.is_real
     return TokenBatch(token_ids, is_real)

@@ -1,4 +1,4 @@
-"""Choosing one token from its scores: the most likely, or a seeded draw from a truncated distribution."""
+"""One token from the scores of its sequence: the most likely, or a seeded draw from a truncated distribution."""
 
 from collections.abc import Sequence
 
@@ -9,47 +9,52 @@ from bloomref.shapes import Array, Float, Int
 
 
 def argmax(scores: Float[Array, " V"]) -> int:
-    """The id of the highest score; the lowest id among equals."""
+    """Id of the highest score; the lowest id among equal scores (GEN-1)."""
     return int(np.argmax(scores))
 
 
 def softmax(scores: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
+    """Probabilities, in float64."""
+    scores = scores.astype(np.float64, copy=False)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def log_softmax(scores: Float[Array, "*B V"]) -> Float[Array, "*B V"]:
+    """Natural logarithms of the probabilities, in float64."""
+    scores = scores.astype(np.float64, copy=False)
     shifted = scores - scores.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def top_k(scores: Float[Array, " V"], k: int) -> Float[Array, " V"]:
-    """-inf below the k-th highest score; what equals it stays. A k beyond the vocabulary keeps all."""
+    """-inf below the k-th highest score; scores equal to it stay. A k above V keeps all."""
     k = min(k, scores.size)
     return np.where(scores < np.partition(scores, -k)[-k], -np.inf, scores)
 
 
 def top_p(scores: Float[Array, " V"], p: float) -> Float[Array, " V"]:
-    """-inf but for the fewest likeliest tokens whose probabilities reach p (nucleus sampling, arXiv:1904.09751).
+    """-inf except for the smallest set of likeliest tokens whose probabilities sum to p (nucleus sampling, arXiv:1904.09751; GEN-7).
 
-    As transformers, ascending sums are compared with 1 - p; equal scores leave from the highest id on.
+    As in transformers, cumulative sums in ascending order are compared with 1 - p. Of equal scores the highest ids are removed first.
     """
     ascending = np.lexsort((-np.arange(scores.size), scores))
-    dropped = np.cumsum(softmax(scores)[ascending]) <= 1.0 - p
-    dropped[-1] = False
-    kept = scores.copy()
-    kept[ascending[dropped]] = -np.inf
-    return kept
+    removed = np.cumsum(softmax(scores)[ascending]) <= 1.0 - p
+    removed[-1] = False
+    truncated = scores.copy()
+    truncated[ascending[removed]] = -np.inf
+    return truncated
 
 
 def min_p(scores: Float[Array, " V"], p: float) -> Float[Array, " V"]:
-    """-inf for tokens less than p times as likely as the likeliest (arXiv:2407.01082)."""
+    """-inf for tokens less than p times as likely as the likeliest one (arXiv:2407.01082)."""
     probabilities = softmax(scores)
     return np.where(probabilities < p * probabilities.max(), -np.inf, scores)
 
 
 def truncate(scores: Float[Array, " V"], options: GenerationOptions) -> Float[Array, " V"]:
-    """Temperature, top-k, top-p, min-p: in transformers' order."""
+    """Scores in float64 after temperature, top-k, top-p and min-p, in transformers' order."""
+    scores = scores.astype(np.float64, copy=False)
     if options.temperature is not None:
         scores = scores / options.temperature
     if options.top_k is not None:
@@ -62,7 +67,7 @@ def truncate(scores: Float[Array, " V"], options: GenerationOptions) -> Float[Ar
 
 
 def draw(scores: Float[Array, " V"], rng: np.random.Generator) -> int:
-    """An id with the probability that its score gives it: one uniform number, inverted through the cumulative sum."""
+    """A random id, distributed as softmax(scores): one uniform number, inverted through the cumulative distribution."""
     candidates = np.flatnonzero(scores > -np.inf)
     cumulative = np.cumsum(softmax(scores[candidates]))
     index = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
@@ -70,12 +75,12 @@ def draw(scores: Float[Array, " V"], rng: np.random.Generator) -> int:
 
 
 def generators(seed: int | None, rows: int) -> Sequence[np.random.Generator]:
-    """One generator a row; row i of a batch has that of a single prompt with `seed + i`."""
+    """One random generator a row; row i of a batch has the generator of a single prompt with `seed + i`."""
     return [np.random.default_rng(None if seed is None else seed + i) for i in range(rows)]
 
 
 def row_seeds(seed: int | None, rows: int) -> Int[Array, " B"]:
-    """For draws by a backend, one number of 64 bits a row, by the same rule."""
+    """One 64-bit seed a row, for a backend that draws; row i of a batch has the seed of a single prompt with `seed + i`."""
     return np.concatenate(
         [np.random.SeedSequence(None if seed is None else seed + i).generate_state(1, np.uint64) for i in range(rows)]
     )

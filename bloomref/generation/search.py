@@ -1,4 +1,4 @@
-"""Generation: the choice of the strategy, and the two that choose token by token (greedy and sampling)."""
+"""Text generation: dispatch to a decoding strategy, and the two strategies that take one token at a time (greedy, sampling)."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -13,20 +13,20 @@ from bloomref.generation.stopping import Stopping
 from bloomref.generation.task import Row, Task
 from bloomref.runtime.backend import Choice
 
-AHEAD = 8
-"""Tokens that a backend chooses before the host looks at them: what lies behind a row's end is lost."""
+TOKENS_PER_DEVICE_CALL = 8
+"""Number of tokens that a backend chooses in one call; tokens past a stop are discarded."""
 
 
 def generate(task: Task) -> list[list[int]]:
-    """The new tokens of every prompt, the one that ended it included."""
+    """New token ids of every prompt, including the stop token."""
     new_ids: list[list[int]] = [[] for _ in task.prompts]
-    for row, token_id in tokens(task):
+    for row, token_id in tokens(task) if task.prompts else ():
         new_ids[row].append(token_id)
     return new_ids
 
 
 def tokens(task: Task) -> Iterator[tuple[int, int]]:
-    """(row, token) as soon as each is certain; a row's tokens come in order. Beam search is certain at its end only."""
+    """(row, new token id), each as soon as it is final; the tokens of a row are in order. Those of beam search come at the end."""
     strategies = {
         "greedy": next_token_search,
         "sample": next_token_search,
@@ -37,61 +37,62 @@ def tokens(task: Task) -> Iterator[tuple[int, int]]:
 
 
 def next_token_search(task: Task) -> Iterator[tuple[int, int]]:
-    """Greedy search, or sampling. A row whose every token is forbidden ends."""
+    """Greedy search or sampling. A row ends if all its tokens are forbidden."""
     rows, decoder, process = task.rows(), task.decoder(), task.processors()
-    is_drawn, seed = task.options.strategy == "sample", task.options.seed
-    seed = None if seed is None else int(seed)
-    rngs = generators(seed, len(rows)) if is_drawn else None
-    by_backend = choice(task)
+    rngs = generators(_seed(task), len(rows)) if task.options.strategy == "sample" else None
+    device_choice = choice(task)
     while rows:
         logits = decoder.logits()
-        kept: list[int] = []
+        running: list[int] = []
         for i, row in enumerate(rows):
             scores = process(logits[i], row.history)
-            if scores.max() == -np.inf:
+            token_id = argmax(scores)
+            if scores[token_id] == -np.inf:
                 continue
-            token_id = argmax(scores) if rngs is None else draw(truncate(scores, task.options), rngs[row.index])
+            if rngs is not None:
+                token_id = draw(truncate(scores, task.options), rngs[row.index])
             row.append(token_id, task.stopping)
             yield row.index, token_id
             if not row.ended:
-                kept.append(i)
-        rows = _keep(rows, kept, decoder)
-        if by_backend is not None:
-            rows = yield from _chosen_by_backend(rows, decoder, task.stopping, by_backend)
-            by_backend = None
+                running.append(i)
+        rows = _select(rows, running, decoder)
+        if device_choice is not None:
+            rows = yield from _chosen_by_backend(rows, decoder, task.stopping, device_choice)
+            device_choice = None
         if rows:
             decoder.advance(range(len(rows)), [row.history[-1] for row in rows])
 
 
 def _chosen_by_backend(
-    rows: list[Row], decoder: Decoder, stopping: Stopping, how: Choice
+    rows: list[Row], decoder: Decoder, stopping: Stopping, device_choice: Choice
 ) -> Generator[tuple[int, int], None, list[Row]]:
-    """The tokens that follow, AHEAD at a time; the rows that are left where the backend does not choose so."""
+    """Tokens that the backend chooses; returns the rows that still run when the backend cannot make this choice."""
     drawn = 0
     while rows:
-        count = min(AHEAD, max(row.budget for row in rows))
-        seeds = None if how.seeds is None else how.seeds[[row.index for row in rows]]
-        chosen = decoder.choose([row.history[-1] for row in rows], replace(how, seeds=seeds, drawn=drawn), count)
+        count = min(TOKENS_PER_DEVICE_CALL, max(row.budget for row in rows))
+        seeds = None if device_choice.seeds is None else device_choice.seeds[[row.index for row in rows]]
+        last_ids = [row.history[-1] for row in rows]
+        chosen = decoder.choose(last_ids, replace(device_choice, seeds=seeds, drawn=drawn), count)
         if chosen is None:
             break
         for row, token_ids in zip(rows, chosen.tolist(), strict=True):
             while token_ids and not row.ended:
                 row.append(token_ids.pop(0), stopping)
                 yield row.index, row.history[-1]
-        rows = _keep(rows, [i for i, row in enumerate(rows) if not row.ended], decoder)
+        rows = _select(rows, [i for i, row in enumerate(rows) if not row.ended], decoder)
         drawn += count
     return rows
 
 
-def _keep(rows: list[Row], kept: list[int], decoder: Decoder) -> list[Row]:
-    """These of the rows, here and in the decoder."""
-    if kept:
-        decoder.select(kept)
-    return [rows[i] for i in kept]
+def _select(rows: list[Row], indices: list[int], decoder: Decoder) -> list[Row]:
+    """The rows at these indices; the decoder drops the sequences of the others."""
+    if indices:
+        decoder.select(indices)
+    return [rows[i] for i in indices]
 
 
 def choice(task: Task) -> Choice | None:
-    """What the options ask for where a backend can choose by itself; None where only the host sees enough to choose."""
+    """The task's options as a backend's `Choice`; None for options that only the host implements."""
     options = task.options
     if (
         options.logit_bias
@@ -104,9 +105,14 @@ def choice(task: Task) -> Choice | None:
     if options.strategy == "greedy":
         return Choice(forbidden=forbidden)
     return Choice(
-        1.0 if options.temperature is None else float(options.temperature),
-        options.top_k,
-        1.0 if options.top_p is None else float(options.top_p),
-        forbidden,
-        row_seeds(None if options.seed is None else int(options.seed), len(task.prompts)),
+        temperature=1.0 if options.temperature is None else float(options.temperature),
+        top_k=options.top_k,
+        top_p=1.0 if options.top_p is None else float(options.top_p),
+        forbidden=forbidden,
+        seeds=row_seeds(_seed(task), len(task.prompts)),
     )
+
+
+def _seed(task: Task) -> int | None:
+    seed = task.options.seed
+    return None if seed is None else int(seed)

@@ -1,4 +1,4 @@
-"""When a continuation ends: at a stop token, or as soon as its text ends with a stop string."""
+"""The end of a continuation: at a stop token, or as soon as its text contains a stop string."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,25 @@ def _no_text(_: int) -> bytes:
 
 @dataclass(frozen=True)
 class Stopping:
-    """The stops of one call. `token_bytes` gives the text of an id in UTF-8, which may be half a character."""
+    """Stop tokens and stop strings of one generation.
+
+    Args:
+        strings: in UTF-8.
+        token_bytes: the text of an id in UTF-8, which may end within a character.
+    """
 
     token_ids: frozenset[int] = frozenset()
     strings: tuple[bytes, ...] = ()
     token_bytes: Callable[[int], bytes] = _no_text
 
     def ends(self, history: Sequence[int]) -> bool:
-        """Whether the last token of `history`, which is a new one, ends the text."""
+        """True if the last token of `history`, a new one, is a stop token or completes a stop string."""
         return history[-1] in self.token_ids or self.match_end(history) is not None
 
     def match_end(self, history: Sequence[int]) -> int | None:
-        """How many bytes of the last token belong to the text when a stop string ends within it; else None.
+        """Number of bytes of the last token up to the end of the first stop string that it completes; None without one.
 
-        As in transformers, the match may begin in earlier tokens, those of the prompt included.
+        As in transformers, the match may begin in earlier tokens, including those of the prompt.
         """
         if not self.strings:
             return None
@@ -38,7 +43,7 @@ class Stopping:
         return min(ends, default=None)
 
     def _text_before(self, history: Sequence[int], length: int) -> bytes:
-        """At least the last `length` bytes in front of the last token, if there are that many."""
+        """At least the last `length` bytes before the last token, if there are that many."""
         text = b""
         for token_id in reversed(history[:-1]):
             if len(text) >= length:
@@ -47,7 +52,7 @@ class Stopping:
         return text
 
     def text(self, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> bytes:
-        """The text of the continuation; what follows a stop string in the same token is cut off."""
+        """Text of the continuation in UTF-8, cut after the stop string that ended it."""
         if not new_ids:
             return b""
         end = self.match_end([*prompt_ids, *new_ids])

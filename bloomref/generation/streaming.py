@@ -1,4 +1,4 @@
-"""Text from tokens that arrive one by one, none of which need end where a character ends."""
+"""Text from tokens as they arrive: a token may end within a character, so UTF-8 is decoded incrementally."""
 
 from codecs import getincrementaldecoder
 from collections.abc import Generator
@@ -8,15 +8,16 @@ from bloomref.generation.task import Task
 
 
 class CharacterStream:
-    """Bytes in, whole characters out: the first bytes of a character wait for the rest.
+    """Incremental UTF-8 decoder: an incomplete character waits for its remaining bytes.
 
-    Bytes that cannot become a character turn into U+FFFD, as a tokenizer decodes them.
+    Invalid bytes become U+FFFD, as in a tokenizer's decoding.
     """
 
     def __init__(self) -> None:
         self._decoder = getincrementaldecoder("utf-8")("replace")
 
     def push(self, data: bytes) -> str:
+        """The characters that `data` completes."""
         return self._decoder.decode(data)
 
 
@@ -25,11 +26,17 @@ def whole_characters(data: bytes) -> str:
     return CharacterStream().push(data)
 
 
-def pieces(task: Task) -> Generator[str, None, None]:
-    """The text that continues the only prompt of `task`, in pieces that are certain; none is empty."""
+def pieces(task: Task) -> Generator[str, None, int]:
+    """The continuation of the task's only prompt, in non-empty pieces of text that are final.
+
+    Returns:
+        As the generator's return value, the number of generated tokens, including the stop token.
+    """
     history, characters = task.prompts[0].real_ids, CharacterStream()
+    prompt_length = len(history)
     for _, token_id in tokens(task):
         history.append(token_id)
         end = task.stopping.match_end(history)
         if piece := characters.push(task.stopping.token_bytes(token_id)[:end]):
             yield piece
+    return len(history) - prompt_length

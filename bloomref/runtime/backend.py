@@ -91,7 +91,10 @@ class Prepared(Protocol):
     def final_norm(self, x: Hidden) -> Hidden: ...
 
     def logits(self, x: Hidden, last_only: bool) -> Float[Array, "B _ V"]:
-        """Scores from the final hidden states, on the host, in the accumulation dtype; of the last position, or of all."""
+        """Scores from the final hidden states, on the host, in the accumulation dtype; of the last position, or of all.
+
+        A new array, as that of `SupportsWholeStep.step`: the caller may write to it.
+        """
         ...
 
     def to_host(self, x: Hidden) -> Float[Array, "B T D"]:

@@ -67,6 +67,15 @@ def test_generate_json_takes_every_option() -> None:
     assert beam["continuation"]
 
 
+def test_generate_counts_the_tokens_that_were_generated() -> None:
+    """A continuation whose text has other tokens when it is tokenized again."""
+    lm = BloomCausalLM.from_preset("bloom_tiny_udhr", backend="auto")
+    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 9.0, "seed": 1}
+    ids = lm.generate(lm.tokenizer("Everyone"), strip_prompt=True, **options)
+    report = answer("generate", "Everyone", "-n", "12", "--temperature", "9", "--seed", "1")
+    assert report["tokens"] == len(ids) != len(lm.tokenizer(report["continuation"]))
+
+
 def test_generate_reads_standard_input() -> None:
     assert run("generate", "-", "-n", "2", stdin="Everyone has\n").stdout.startswith("Everyone has")
 

@@ -1,6 +1,7 @@
 """BloomCausalLM: each form of input, the class around it, and every mistake refused by name."""
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from small_models import (
     text_lm,
 )
 
+import bloomref
 from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput
 from bloomref.errors import BadWeights
 from bloomref.generation.options import GenerationArguments, GenerationOptions
@@ -274,6 +276,12 @@ def test_mistaken_constructions(case: str) -> None:
         make()
 
 
-def test_the_signature_names_every_option() -> None:
-    positional = {"max_length", "stop_token_ids"}
-    assert set(GenerationArguments.__annotations__) | positional == set(GenerationOptions.__dataclass_fields__)
+def test_the_keyword_arguments_are_the_fields_of_the_options() -> None:
+    """Names and types; the two that KerasHub has as positional parameters are written in the signatures."""
+    fields = {name: field.type for name, field in GenerationOptions.__dataclass_fields__.items()}
+    positional = {name: fields.pop(name) for name in ("max_length", "stop_token_ids")}
+    assert GenerationArguments.__annotations__ == fields
+    for method in (BloomCausalLM.generate, BloomCausalLM.stream):
+        parameters = signature(method).parameters
+        assert {name: parameters[name].annotation for name in positional} == positional
+    assert bloomref.GenerationOptions is GenerationOptions

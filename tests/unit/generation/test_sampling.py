@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import TOKENS, text_lm
 
-from bloomref.generation.logits_processors import Processors
+from bloomref.generation.logits_processors import LogitsProcessors
 from bloomref.generation.options import GenerationOptions
 from bloomref.generation.sampling import argmax, draw, generators, log_softmax, min_p, softmax, top_k, top_p, truncate
 
@@ -53,13 +53,13 @@ def test_the_order_is_temperature_top_k_top_p_min_p() -> None:
 @pytest.mark.clause("GEN-8")
 def test_processors_by_hand() -> None:
     scores = np.array([2.0, -2.0, 1.0, -1.0])
-    penalized = Processors(GenerationOptions(repetition_penalty=2.0))(scores, [0, 1, 1])
+    penalized = LogitsProcessors(GenerationOptions(repetition_penalty=2.0))(scores, [0, 1, 1])
     np.testing.assert_array_equal(penalized, [1.0, -4.0, 1.0, -1.0])
-    biased = Processors(GenerationOptions(logit_bias={2: -3.0, 0: -np.inf}, repetition_penalty=2.0))(scores, [2])
+    biased = LogitsProcessors(GenerationOptions(logit_bias={2: -3.0, 0: -np.inf}, repetition_penalty=2.0))(scores, [2])
     np.testing.assert_array_equal(biased, [-np.inf, -2.0, -4.0, -1.0])
-    assert kept(Processors(GenerationOptions(no_repeat_ngram_size=2))(scores, [0, 1, 0, 2, 0])) == [0, 3]
-    assert kept(Processors(GenerationOptions(no_repeat_ngram_size=1))(scores, [0, 3])) == [1, 2]
-    assert kept(Processors(GenerationOptions(no_repeat_ngram_size=3))(scores, [0, 1])) == [0, 1, 2, 3]
+    assert kept(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=2))(scores, [0, 1, 0, 2, 0])) == [0, 3]
+    assert kept(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=1))(scores, [0, 3])) == [1, 2]
+    assert kept(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=3))(scores, [0, 1])) == [0, 1, 2, 3]
     np.testing.assert_array_equal(scores, [2.0, -2.0, 1.0, -1.0])
 
 
@@ -168,5 +168,5 @@ def test_processors_are_those_of_transformers(
         no_repeat_ngram_size=ngram,
         logit_bias=bias,
     )
-    found = truncate(Processors(options)(scores, history), options)
+    found = truncate(LogitsProcessors(options)(scores, history), options)
     np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-6)  # its bias is float32

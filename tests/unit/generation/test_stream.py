@@ -46,6 +46,19 @@ def test_every_strategy_streams(strategy: Any) -> None:
     assert "".join(LM.stream("the", **options)) == LM.generate("the", strip_prompt=True, **options)
 
 
+def returned(stream: Any, values: list[Any]) -> Any:
+    """Yield what `stream` yields, then append its return value."""
+    values.append((yield from stream))
+
+
+def test_the_return_value_is_the_number_of_generated_tokens() -> None:
+    for strategy in ({}, {"num_beams": 3}, {"penalty_alpha": 0.5, "top_k": 4}):
+        options: Any = strategy | {"max_new_tokens": 9, "logit_bias": {TOKENIZER.end_token_id: 3.0}}
+        stream, lengths = LM.stream("the", **options), []
+        list(returned(stream, lengths))
+        assert lengths == [len(LM.generate(TOKENIZER("the"), strip_prompt=True, **options))]
+
+
 def script(monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
     """Let the model say these ids."""
     said = iter(ids)

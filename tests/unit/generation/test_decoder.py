@@ -1,0 +1,102 @@
+"""Logits on the way from the backend to the decoding strategies: checked once, copied only where it is needed, float64 where summed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import deterministic_options, id_prompts, models
+
+from bloomref import BadWeights, BloomBackbone, BloomCausalLM
+from bloomref.generation.decoder import Decoder, finite_logits, forbid
+from bloomref.generation.logits_processors import LogitsProcessors
+from bloomref.generation.options import GenerationOptions
+from bloomref.generation.prompts import Prompt
+from bloomref.runtime.engine import Engine
+
+SAMPLING: list[Any] = [
+    {"temperature": 0.7},
+    {"top_k": 3},
+    {"top_p": 0.8, "temperature": 1.7},
+    {"min_p": 0.1, "repetition_penalty": 1.3},
+]
+
+
+class Converted:
+    """A prepared model whose logits pass through a function."""
+
+    def __init__(self, engine: Engine, convert: Any) -> None:
+        self._prepared, self._convert = engine.prepared, convert
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._prepared, name)
+
+    def logits(self, x: Any, last_only: bool) -> Any:
+        return self._convert(self._prepared.logits(x, last_only))
+
+
+def converted(lm: BloomCausalLM, convert: Any) -> BloomCausalLM:
+    """The float32 model of the same weights, its logits converted."""
+    narrow = BloomCausalLM(BloomBackbone.from_params(lm.backbone.config, lm.backbone.params, "float32"))
+    narrow.backbone.engine.prepared = Converted(narrow.backbone.engine, convert)
+    return narrow
+
+
+def read_only(logits: Any) -> Any:
+    logits.setflags(write=False)
+    return logits
+
+
+@settings(max_examples=60)
+@given(st.data(), models())
+def test_the_dtype_of_the_logits_changes_nothing(data: st.DataObject, drawn: Any) -> None:
+    """Every strategy gives the same from float32 logits as from the same numbers in float64, and from a read-only array."""
+    size = drawn.config.vocabulary_size
+    prompts = data.draw(id_prompts(size, min_length=1))
+    sampling = st.sampled_from(SAMPLING).map(lambda options: options | {"seed": 3, "max_new_tokens": 4})
+    options = data.draw(deterministic_options(size) | sampling)
+    as_float64 = converted(drawn.lm, lambda logits: logits.astype(np.float64)).generate(prompts, **options)
+    assert converted(drawn.lm, lambda logits: logits).generate(prompts, **options) == as_float64
+    assert converted(drawn.lm, read_only).generate(prompts, **options) == as_float64
+
+
+def test_logits_are_not_copied() -> None:
+    """From the backend to the choice of a greedy token there is one array; 16 rows of BLOOM's logits are 16 MB."""
+    arrays: list[Any] = []
+    lm = converted(BloomCausalLM(BloomBackbone(9, 1, 2, 8, 16, seed=1)), lambda x: arrays.append(x) or x)
+    decoder = Decoder(lm.backbone.engine, [Prompt.of([1, 2])], 3, np.arange(9) > 7)
+    decoder.advance([0], [3])
+    logits = decoder.logits()
+    assert logits.dtype == np.float32
+    assert np.shares_memory(logits, arrays[-1])
+    assert logits[0, 8] == -np.inf
+    row = logits[0]
+    assert LogitsProcessors(GenerationOptions())(row, [1]) is row
+    assert not np.shares_memory(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=1))(row, [1]), row)
+
+
+def test_forbidden_ids_of_a_read_only_array() -> None:
+    logits = read_only(np.zeros((2, 3), np.float32))
+    np.testing.assert_array_equal(forbid(logits, np.array([1])), [[0, -np.inf, 0]] * 2)
+    np.testing.assert_array_equal(logits, np.zeros((2, 3)))
+    assert forbid(logits, np.array([], np.int64)) is logits
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("place", [(0, 0), (1, 2), (2, 4)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_logit_that_is_not_finite_is_found(value: float, place: tuple[int, int], dtype: str) -> None:
+    engine = BloomBackbone(9, 1, 2, 8, 16).engine
+    logits = np.zeros((3, 5), dtype)
+    logits[place] = value
+    with pytest.raises(BadWeights, match=f"logits: expected finite numbers, got {value}; .* in float32"):
+        finite_logits(engine, lambda: logits)
+
+
+def test_the_largest_finite_logits_are_accepted() -> None:
+    """Their sum overflows; they do not."""
+    engine = BloomBackbone(9, 1, 2, 8, 16).engine
+    logits = np.full((2, 5), np.finfo(np.float32).max)
+    logits[:, 3] *= -1
+    assert finite_logits(engine, lambda: logits) is logits
