@@ -326,7 +326,7 @@ def test_a_waiver_covers_what_it_names():
 def test_a_failure_names_the_vector_its_clauses_and_the_others():
     with pytest.raises(VectorFailure) as caught:
         ask_all(
-            Subject(InstrumentedImplementation(get_mistake("relu").lab), "float32"),
+            Subject(InstrumentedImplementation(get_mistake("relu").model), "float32"),
             "mlp",
             Waivers(),
             Counts(NAME, "float32"),
