@@ -14,6 +14,6 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     config: Any = pluginmanager.get_plugin("pytestconfig")
     arguments = [*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
     if any(OURS.search(str(argument)) for argument in arguments):
-        from bloomref.conformance.run import pytest_session
+        from bloomref.conformance.suite import pytest_session
 
         pluginmanager.register(pytest_session, pytest_session.__name__)

@@ -222,7 +222,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    loaded = [name for name in ("numpy", "hypothesis", "bloomref.conformance.run.pytest_session") if name in sys.modules]
+    loaded = [name for name in ("numpy", "hypothesis", "bloomref.conformance.suite.pytest_session") if name in sys.modules]
     assert "bloomref.conformance.plugin" in sys.modules
     assert not loaded, loaded
 """

@@ -1,1 +1,1 @@
-"""A run of the kit: examples are drawn, checked, waived and counted; `pytest_session` is its pytest side."""
+"""A run of the kit: examples are drawn, checked, waived and counted."""

@@ -1,1 +1,1 @@
-"""The tests that `pytest --pyargs bloomref.conformance` collects: `conformance.properties` on drawn and on fixed cases, and the vectors."""
+"""The pytest side of a run. `pytest_session` has its options and its report; `test_conformance` asks the properties and the vectors."""

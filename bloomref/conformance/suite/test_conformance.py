@@ -10,10 +10,10 @@ import pytest
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks.outcome import Failure
 from bloomref.conformance.properties import PROPERTIES, Property
-from bloomref.conformance.run.pytest_session import Kit, attach
 from bloomref.conformance.run.results import Counts
 from bloomref.conformance.run.runner import applies, lacking
 from bloomref.conformance.subject import Subject
+from bloomref.conformance.suite.pytest_session import Kit, attach
 from bloomref.conformance.vectors.ask import NAME, ask_all
 
 pytestmark = pytest.mark.filterwarnings("default")  # warnings of an implementation do not fail it
