@@ -316,7 +316,7 @@ inline void wait_for_previous() {
     if (emulated::block.previous) emulated::wait_as(emulated::BEFORE_PREVIOUS);
     emulated::block.running->has_waited = true;
 }
-inline void ask_for_line(const void*) {}
+inline void prefetch_line(const void*) {}
 
 inline uint4 load_16(const void* from) { return emulated::load(from); }
 inline uint4 load_16_once(const void* from) { return emulated::load(from); }

@@ -1,52 +1,55 @@
-// ALiBi attention with the keys and values read 16 bytes a lane: any head width, any T.
+// ALiBi attention that reads keys and values with one 16-byte load per lane: any head width, any T.
 //
-// LANES lanes (a power of two) share a key: each holds CHUNKS pieces of 16 bytes of it, so LANES * CHUNKS * 16 bytes cover the
-// head width, and a warp looks at WARP / LANES keys at a time. Each lane group keeps the state of an online softmax; the states
-// are merged within the warp, then over the warps of a block, then over the blocks of a query.
+// LANES lanes (a power of two) form a group that shares a key. Each lane holds CHUNKS 16-byte chunks of the key, so
+// LANES * CHUNKS * 16 bytes cover the head width, and a warp processes WARP / LANES keys at a time. Each lane group
+// keeps the state of an online softmax. The states are merged within the warp, then over the warps of a thread block,
+// then over the splits.
 //
-// query (B, T, H, K) in A; keys and values (B, H, capacity, head_stride) in T; is_real (B, capacity) or null; slopes (H).
-// A query in column i sees the real columns j <= i, with the bias slope * (j - i); one in a padding column sees nothing and
-// gets zeros. Clauses: ATT-3 ... ATT-9, ALI-4, ALI-5.
+// query (B, T, H, K) in A; keys and values (B, H, capacity, head_stride) in T; is_real (B, capacity) or null; slopes
+// (H). A query in column i attends to the real columns j <= i with the bias slope * (j - i). A query in a padding
+// column attends to nothing, and its context is zero. Clauses: ATT-3 ... ATT-9, ALI-4, ALI-5.
 
-/// exp(score - peak) summed over the keys seen so far: `total`, and `sum` = the same times their values.
+/// Online softmax: over the keys processed so far, `total` is the sum of exp(score - running_max) and `sum` the same
+/// sum times the values.
 template <class A, int N>
 struct Softmax {
-    A peak = A(NO_SCORE), total = 0, sum[N] = {};
+    A running_max = A(NO_SCORE), total = 0, sum[N] = {};
 
-    /// Bring the sums to a peak that is no lower than before.
-    __device__ __forceinline__ void raise(A to) {
-        const A factor = exp(peak - to);
+    /// Rescale the sums to a new running maximum, which is not lower than the old one.
+    __device__ __forceinline__ void rescale(A new_max) {
+        const A factor = exp(running_max - new_max);
         total *= factor;
 #pragma unroll
         for (int i = 0; i < N; ++i) sum[i] *= factor;
-        peak = to;
+        running_max = new_max;
     }
 
-    /// Add the state of the lane whose number differs in the bits of `lanes`.
-    __device__ __forceinline__ void add_other(int lanes) {
-        const A other = __shfl_xor_sync(ALL_LANES, peak, lanes);
-        raise(other > peak ? other : peak);
+    /// Merge the state of the lane whose index is this lane's index XOR `lanes`.
+    __device__ __forceinline__ void merge_lane(int lanes) {
+        const A other = __shfl_xor_sync(ALL_LANES, running_max, lanes);
+        rescale(other > running_max ? other : running_max);
         total += __shfl_xor_sync(ALL_LANES, total, lanes);
 #pragma unroll
         for (int i = 0; i < N; ++i) sum[i] += __shfl_xor_sync(ALL_LANES, sum[i], lanes);
     }
 };
 
-/// One query, and what it may see.
+/// One query of one head, with the keys and values of its sequence.
 template <class T>
-struct Sight {
+struct HeadView {
     const Acc<T>* query;          // (K) of one head
-    const T *keys, *values;       // (capacity, stride) of one row and head
+    const T *keys, *values;       // (capacity, stride) of one sequence and head
     const unsigned char* is_real; // (capacity), or null
     Acc<T> slope, scale;
     int column, head_width, stride;
 
-    __device__ __forceinline__ bool sees_nothing() const { return is_real && !is_real[column]; }
+    __device__ __forceinline__ bool is_padding() const { return is_real && !is_real[column]; }
 };
 
-/// The softmax state of one warp after the keys first + (warp's share) ... < last; the same in each of its lane groups.
+/// Return the softmax state of one warp over the keys [first, last), of which it takes one turn (KEYS_PER_TURN keys) in
+/// `step`. All lane groups return the same state.
 template <class T, int LANES, int CHUNKS>
-__device__ __forceinline__ Softmax<Acc<T>, CHUNKS * PER_LOAD<T>> attend(const Sight<T>& sight, int first, int last, int step) {
+__device__ __forceinline__ Softmax<Acc<T>, CHUNKS * PER_LOAD<T>> attend(const HeadView<T>& view, int first, int last, int step) {
     using A = Acc<T>;
     constexpr int PER = PER_LOAD<T>, N = CHUNKS * PER, GROUPS = WARP / LANES, KEYS = CHUNKS == 1 ? 4 : 1;
     const int lane = threadIdx.x % LANES, group = threadIdx.x % WARP / LANES;
@@ -54,26 +57,26 @@ __device__ __forceinline__ Softmax<Acc<T>, CHUNKS * PER_LOAD<T>> attend(const Si
 #pragma unroll
     for (int i = 0; i < N; ++i) {
         const int k = (i / PER * LANES + lane) * PER + i % PER;
-        query[i] = k < sight.head_width ? sight.query[k] * sight.scale : A(0);
+        query[i] = k < view.head_width ? view.query[k] * view.scale : A(0);
     }
     Softmax<A, N> state;
     for (int base = first; base < last; base += step * KEYS * GROUPS) {
-        uint4 key_bits[KEYS][CHUNKS] = {}, value_bits[KEYS][CHUNKS] = {};  // all on their way before the first is needed
+        uint4 key_bits[KEYS][CHUNKS] = {}, value_bits[KEYS][CHUNKS] = {};  // all loads are issued before the first use
         bool visible[KEYS];
 #pragma unroll
         for (int u = 0; u < KEYS; ++u) {
             const int key = base + u * GROUPS + group;
-            visible[u] = key < last && !(sight.is_real && !sight.is_real[key]);
+            visible[u] = key < last && !(view.is_real && !view.is_real[key]);
 #pragma unroll
             for (int c = 0; c < CHUNKS; ++c) {
                 const int k = (c * LANES + lane) * PER;
-                if (visible[u] && k < sight.stride) {
-                    key_bits[u][c] = load_16(sight.keys + size_t(key) * sight.stride + k);
-                    value_bits[u][c] = load_16(sight.values + size_t(key) * sight.stride + k);
+                if (visible[u] && k < view.stride) {
+                    key_bits[u][c] = load_16(view.keys + size_t(key) * view.stride + k);
+                    value_bits[u][c] = load_16(view.values + size_t(key) * view.stride + k);
                 }
             }
         }
-        A score[KEYS] = {}, peak = state.peak;
+        A score[KEYS] = {}, new_max = state.running_max;
 #pragma unroll
         for (int u = 0; u < KEYS; ++u) {
 #pragma unroll
@@ -85,13 +88,13 @@ __device__ __forceinline__ Softmax<Acc<T>, CHUNKS * PER_LOAD<T>> attend(const Si
             }
 #pragma unroll
             for (int lanes = LANES / 2; lanes > 0; lanes /= 2) score[u] += __shfl_xor_sync(ALL_LANES, score[u], lanes);
-            score[u] += sight.slope * A(base + u * GROUPS + group - sight.column);
-            if (visible[u] && score[u] > peak) peak = score[u];
+            score[u] += view.slope * A(base + u * GROUPS + group - view.column);
+            if (visible[u] && score[u] > new_max) new_max = score[u];
         }
-        state.raise(peak);
+        state.rescale(new_max);
 #pragma unroll
         for (int u = 0; u < KEYS; ++u) {
-            const A weight = visible[u] ? exp(score[u] - peak) : A(0);
+            const A weight = visible[u] ? exp(score[u] - new_max) : A(0);
             state.total += weight;
 #pragma unroll
             for (int c = 0; c < CHUNKS; ++c) {
@@ -103,15 +106,15 @@ __device__ __forceinline__ Softmax<Acc<T>, CHUNKS * PER_LOAD<T>> attend(const Si
         }
     }
 #pragma unroll
-    for (int lanes = LANES; lanes < WARP; lanes *= 2) state.add_other(lanes);
+    for (int lanes = LANES; lanes < WARP; lanes *= 2) state.merge_lane(lanes);
     return state;
 }
 
-/// Keys that a warp looks at in one turn.
+/// Keys that a warp processes per iteration.
 template <int LANES, int CHUNKS>
 constexpr int KEYS_PER_TURN = (CHUNKS == 1 ? 4 : 1) * WARP / LANES;
 
-/// The plain kernel: one warp a query, for every T and head width, any start. Writes context (B, T, H, K), rounded.
+/// The plain kernel: one warp per query, for every T, head width and start. Writes context (B, T, H, K), rounded.
 /// Grid: (time / 4 rounded up, H, B), 4 warps; no shared memory.
 template <class T, int LANES, int CHUNKS>
 __global__ void __launch_bounds__(128, 4) attention_rows(
@@ -123,10 +126,10 @@ __global__ void __launch_bounds__(128, 4) attention_rows(
     if (t >= time) return;
     const CacheShape cache{heads, head_width, head_stride, capacity};
     const size_t row = ((size_t(batch) * time + t) * heads + head) * head_width, offset = cache.offset(batch, head, 0);
-    const Sight<T> sight{query + row, keys + offset, values + offset, is_real ? is_real + size_t(batch) * capacity : nullptr,
+    const HeadView<T> view{query + row, keys + offset, values + offset, is_real ? is_real + size_t(batch) * capacity : nullptr,
                          slopes[head], Acc<T>(scale), *start + t, head_width, head_stride};
-    const int last = sight.sees_nothing() ? 0 : sight.column + 1;
-    const auto state = attend<T, LANES, CHUNKS>(sight, 0, last, 1);
+    const int last = view.is_padding() ? 0 : view.column + 1;
+    const auto state = attend<T, LANES, CHUNKS>(view, 0, last, 1);
     const Acc<T> inverse = last == 0 ? Acc<T>(0) : Acc<T>(1) / state.total;
     if (threadIdx.x % WARP >= LANES) return;
 #pragma unroll
@@ -136,8 +139,8 @@ __global__ void __launch_bounds__(128, 4) attention_rows(
     }
 }
 
-/// The states of several parts of one query's keys, each (peak, total, sum (K)), `stride` numbers apart, merged in their order:
-/// peak, total, and channel k of the sum.
+/// Merge `count` partial states of one query, each (running max, total, sum (K)) and `stride` numbers apart, in order.
+/// Returns the merged running max, the total, and channel k of the sum.
 __device__ __forceinline__ float3 merge_parts(const float* parts, int count, int stride, int k) {
     float3 merged = make_float3(NO_SCORE, 0.f, 0.f);
     for (int i = 0; i < count; ++i) merged.x = fmaxf(merged.x, parts[size_t(i) * stride]);
@@ -150,17 +153,17 @@ __device__ __forceinline__ float3 merge_parts(const float* parts, int count, int
     return merged;
 }
 
-/// One query a row of the batch (time = 1), its keys divided over gridDim.x blocks; the block that finishes last merges them,
-/// in their order, so that a result never depends on who was last. C, the type of context (B, H, K): float where a
-/// matrix-vector kernel reads it, T where a GEMM does.
+/// Split-K decoding attention (flash-decoding): one query per sequence (time = 1), whose keys are split over gridDim.x
+/// thread blocks. The block that finishes last merges the partial states in split order, so the result does not depend
+/// on which block was last. C is the dtype of context (B, H, K): float if a gemv kernel reads it, T if a GEMM does.
 ///
-/// Grid: (splits, H, B), 4 warps, which is 4 (K + 2) floats of shared memory, rounded up to whole lanes.
-/// partials: (B, H, splits, K + 2) floats; arrived: (B, H) ints, zero before and after.
+/// Grid: (splits, H, B), 4 warps. Shared memory: 4 (K + 2) floats, with K rounded up to whole lanes.
+/// partials: (B, H, splits, K + 2) floats; arrival_counter: (B, H) ints, zero before and after.
 template <class T, class C, int LANES, int CHUNKS>
 __global__ void __launch_bounds__(128, 4) attention_decode(
     const float* query, const T* keys, const T* values, const unsigned char* __restrict__ is_real,
-    const float* __restrict__ slopes, C* context, float* partials, int* arrived, const int* start, int heads, int head_width,
-    int head_stride, int capacity, double scale) {
+    const float* __restrict__ slopes, C* context, float* partials, int* arrival_counter, const int* start, int heads,
+    int head_width, int head_stride, int capacity, double scale) {
     constexpr int PER = PER_LOAD<T>, TURN = KEYS_PER_TURN<LANES, CHUNKS>, PART = 2 + LANES * CHUNKS * PER;
     DYNAMIC_SHARED(float, parts);  // (warps, PART)
     __shared__ bool is_last;
@@ -169,18 +172,18 @@ __global__ void __launch_bounds__(128, 4) attention_decode(
     const int pair = batch * heads + head, splits = gridDim.x, part = head_width + 2;
     const CacheShape cache{heads, head_width, head_stride, capacity};
     const size_t offset = cache.offset(batch, head, 0);
-    const Sight<T> sight{query + size_t(pair) * head_width, keys + offset, values + offset,
+    const HeadView<T> view{query + size_t(pair) * head_width, keys + offset, values + offset,
                          is_real ? is_real + size_t(batch) * capacity : nullptr, slopes[head], float(scale), *start, head_width,
                          head_stride};
 
-    const int visible = sight.sees_nothing() ? 0 : sight.column + 1, share = (visible + splits - 1) / splits;
-    const int first = blockIdx.x * share, last = min(visible, first + share);
-    const auto state = attend<T, LANES, CHUNKS>(sight, first + warp * TURN, last, warps);
+    const int visible = view.is_padding() ? 0 : view.column + 1, keys_per_split = (visible + splits - 1) / splits;
+    const int first = blockIdx.x * keys_per_split, last = min(visible, first + keys_per_split);
+    const auto state = attend<T, LANES, CHUNKS>(view, first + warp * TURN, last, warps);
     if (threadIdx.x % WARP < LANES) {
 #pragma unroll
         for (int i = 0; i < CHUNKS * PER; ++i)
             parts[warp * PART + 2 + (i / PER * LANES + threadIdx.x % LANES) * PER + i % PER] = state.sum[i];
-        parts[warp * PART] = state.peak;
+        parts[warp * PART] = state.running_max;
         parts[warp * PART + 1] = state.total;
     }
     __syncthreads();
@@ -192,9 +195,9 @@ __global__ void __launch_bounds__(128, 4) attention_decode(
         mine[1] = merged.y;
         mine[2 + k] = merged.z;
     }
-    __threadfence();  // this block's part is seen by all before its arrival is counted
+    __threadfence();  // this block's partial state is visible to all before its arrival is counted
     __syncthreads();
-    if (threadIdx.x == 0) is_last = atomicAdd(arrived + pair, 1) == splits - 1;
+    if (threadIdx.x == 0) is_last = atomicAdd(arrival_counter + pair, 1) == splits - 1;
     __syncthreads();
     if (!is_last) return;
     __threadfence();
@@ -202,5 +205,5 @@ __global__ void __launch_bounds__(128, 4) attention_decode(
         const float3 merged = merge_parts(partials + size_t(pair) * splits * part, splits, part, k);
         context[size_t(pair) * head_width + k] = round_to<C>(visible == 0 ? 0.f : merged.z / merged.y);
     }
-    if (threadIdx.x == 0) arrived[pair] = 0;
+    if (threadIdx.x == 0) arrival_counter[pair] = 0;
 }

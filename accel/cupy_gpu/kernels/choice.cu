@@ -1,20 +1,22 @@
-// The next token from its scores, without the host: the best, or a seeded draw after temperature, top-k and top-p.
+// Choice of the next token on the device: greedy, or a seeded sample after temperature, top-k and top-p.
 //
-// A score is better than another if it is higher, or equal and of a lower token (GEN-1). Forbidden tokens (bytes that are not
-// zero; null: none) do not take part. What is chosen for row r becomes ids[r], the token that the next step reads, and
-// chosen[r * room + drawn[r]]; then drawn[r] counts it, and block 0 moves *position on, which no kernel of this file reads.
+// A score is better than another if it is higher, or equal and of a lower token (GEN-1). `forbidden` has a nonzero byte
+// for each token that must not be chosen; null allows all. The token chosen for row r is written to ids[r], which the
+// next step reads, and to chosen[r * room + drawn[r]]. Then drawn[r] is incremented, and block 0 increments *position,
+// which no kernel of this file reads.
 //
-// Row r's n-th draw is the number (x >> 11) 2^-53, where x is the first word of Philox4x64-10 (Salmon et al. 2011) of the key
-// (keys[r], 0) and the counter (n + 1, 0, 0, 0): that of numpy.random.Philox(key=keys[r], counter=n). It depends on nothing else.
+// The n-th random number of row r is (x >> 11) 2^-53, where x is the first word of Philox4x64-10 (Salmon et al. 2011)
+// of the key (keys[r], 0) and the counter (n + 1, 0, 0, 0), as in numpy.random.Philox(key=keys[r], counter=n). It
+// depends on nothing else.
 
-/// What a choice leaves behind.
+/// Outputs of a choice.
 struct Record {
     int *ids, *chosen, *drawn, *position;
     int room;
 
-    /// One thread of a row's block.
+    /// Record the token of a row; called by one thread of the row's block.
     __device__ __forceinline__ void put(int row, int token) const {
-        token = token == NO_TOKEN ? 0 : token;  // no score was a number: the head has said so, and nobody will use it
+        token = token == NO_TOKEN ? 0 : token;  // all scores are NaN: `broken` is set, and the token is never used
         ids[row] = token;
         chosen[size_t(row) * room + drawn[row]] = token;
         ++drawn[row];
@@ -22,7 +24,7 @@ struct Record {
     }
 };
 
-/// Greedy: the best of the `parts` that head_matvec left for each row. Grid: rows, 1 warp.
+/// Greedy: the best of the `parts` candidates that head_matvec wrote for each row. Grid: rows, 1 warp.
 __global__ void __launch_bounds__(32) choose_best(
     const float* best_score, const int* best_token, int* ids, int* chosen, int* drawn, int* position, int room, int parts) {
     start_early();
@@ -33,20 +35,21 @@ __global__ void __launch_bounds__(32) choose_best(
     if (threadIdx.x == 0) Record{ids, chosen, drawn, position, room}.put(blockIdx.x, best.token);
 }
 
-/// Each warp leaves the k best of its share of a row's scores, best first, in top_score and top_token (rows, lists, k), where
-/// lists = gridDim.x * 8; what it lacks is NO_TOKEN. Grid: (lists / 8, rows), 8 warps.
+/// Each warp writes the k best of its chunk of a row's scores, best first, to top_score and top_token (rows, lists, k),
+/// where lists = gridDim.x * 8. If the chunk has fewer than k tokens, the rest is NO_TOKEN. Grid: (lists / 8, rows), 8
+/// warps.
 __global__ void __launch_bounds__(256) top_parts(
     const float* scores, const unsigned char* __restrict__ forbidden, float* top_score, int* top_token, int vocabulary, int k) {
     start_early();
     const int lane = threadIdx.x % WARP, lists = gridDim.x * (blockDim.x / WARP);
-    const int list = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, share = (vocabulary + lists - 1) / lists;
-    const int first = list * share, last = min(vocabulary, first + share);
+    const int list = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP, chunk = (vocabulary + lists - 1) / lists;
+    const int first = list * chunk, last = min(vocabulary, first + chunk);
     const float* const row = scores + size_t(blockIdx.y) * vocabulary;
     const size_t out = (size_t(blockIdx.y) * lists + list) * k;
     Best taken{-LOWEST, -1}, mine = no_token();
     for (int i = 0; i < k; ++i) {
         const bool rescan = i == 0 || mine.token == taken.token;
-        if (rescan) {  // this lane's best among those behind the one that was taken
+        if (rescan) {  // find this lane's best token that is worse than the one just taken
             mine = no_token();
             for (int n = first + lane; n < last; n += WARP)
                 if (taken.is_better_than(row[n], n) && !(forbidden && forbidden[n])) mine.offer(row[n], n);
@@ -59,7 +62,8 @@ __global__ void __launch_bounds__(256) top_parts(
     }
 }
 
-/// The k best of up to 32 lists, each best first and k long, of which each lane holds one (null: none), best first, by a warp.
+/// Merge up to 32 sorted lists of length k, one per lane (null: no list), into the k best, best first. Called by a
+/// whole warp.
 __device__ __forceinline__ void merge_lists(const float* score, const int* token, int k, float* to_score, int* to_token) {
     int at = 0;
     for (int i = 0; i < k; ++i) {
@@ -91,9 +95,10 @@ __device__ __forceinline__ double philox_uniform(unsigned long long key, unsigne
     return double(c0 >> 11) * (1.0 / 9007199254740992.0);
 }
 
-/// A draw among the k best tokens of each row, merged from the `lists` (at most 256) that top_parts left: the weights
-/// exp(score / temperature), the fewest best ones that reach the share top_p of their sum. The k best are left in best_score and
-/// best_token (rows, k), best first. Grid: rows, 8 warps. Shared memory: 8 k floats, 8 k ints, k doubles.
+/// Sample among the k best tokens of each row, merged from the `lists` (at most 256) of top_parts. The weights are
+/// exp(score / temperature); top-p keeps the smallest set of best tokens whose probability reaches top_p. The k best
+/// are written to best_score and best_token (rows, k), best first. Grid: rows, 8 warps. Shared memory: 8 k floats, 8 k
+/// ints, k doubles.
 __global__ void __launch_bounds__(256) choose_top(
     const float* top_score, const int* top_token, const unsigned long long* __restrict__ keys, float* best_score,
     int* best_token, int* ids, int* chosen, int* drawn, int* position, int room, int lists, int k, double temperature,
@@ -110,52 +115,52 @@ __global__ void __launch_bounds__(256) choose_top(
                 merged_token + warp * k);
     __syncthreads();
     if (warp > 0) return;
-    const bool held = lane < 8;
-    merge_lists(held ? merged_score + lane * k : nullptr, held ? merged_token + lane * k : nullptr, k, best_score + to,
+    const bool has_list = lane < 8;
+    merge_lists(has_list ? merged_score + lane * k : nullptr, has_list ? merged_token + lane * k : nullptr, k, best_score + to,
                 best_token + to);
     __syncwarp();
     for (int i = lane; i < k; i += WARP)
         weights[i] = best_token[to + i] == NO_TOKEN ? 0.0 : exp((double(best_score[to + i]) - best_score[to]) / temperature);
     __syncwarp();
     if (lane > 0) return;
-    double total = 0, kept = 0, sum = 0;
+    double total = 0, top_p_total = 0, sum = 0;
     for (int i = 0; i < k; ++i) total += weights[i];
     int count = 0;
-    while (count < k && kept < top_p * total) kept += weights[count++];
-    const double wanted = philox_uniform(keys[row], drawn[row]) * kept;
+    while (count < k && top_p_total < top_p * total) top_p_total += weights[count++];
+    const double threshold = philox_uniform(keys[row], drawn[row]) * top_p_total;
     int choice = 0;
-    for (sum = weights[0]; choice + 1 < count && sum <= wanted; sum += weights[++choice]) {}
+    for (sum = weights[0]; choice + 1 < count && sum <= threshold; sum += weights[++choice]) {}
     Record{ids, chosen, drawn, position, room}.put(row, best_token[to + choice]);
 }
 
-/// A number that is larger for a higher score.
+/// Map a score to an unsigned integer of the same order.
 __device__ __forceinline__ unsigned ordered(float score) {
     unsigned bits;
     memcpy(&bits, &score, sizeof bits);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/// One row's scores as weights: whole numbers, so that their sums are exact in every order. A token 2^-40 times as likely as the
-/// best one, or less, weighs nothing.
+/// Sampling weights of one row in fixed point: integers, so their sums are exact in every order. A token that is 2^-40
+/// times as likely as the best one, or less, has weight 0.
 struct Weights {
     const float* scores;
     const unsigned char* forbidden;
-    float peak, inverse_temperature;
+    float max_score, inverse_temperature;
 
     __device__ __forceinline__ unsigned long long of(int n, unsigned lowest) const {
         if ((forbidden && forbidden[n]) || ordered(scores[n]) < lowest) return 0;
-        return static_cast<unsigned long long>(expf((scores[n] - peak) * inverse_temperature) * 1099511627776.f);
+        return static_cast<unsigned long long>(expf((scores[n] - max_score) * inverse_temperature) * 1099511627776.f);
     }
 };
 
-/// A draw among all tokens of each row that are not forbidden, after temperature, and, where top_p < 1, among the fewest best
-/// ones that reach its share; tokens whose score equals the last one's stay. `scores` (rows, vocabulary). Grid: rows, 16 warps.
+/// Sample among all tokens of each row that are not forbidden, after temperature and, if top_p < 1, top-p. Tokens whose
+/// score equals that of the last token of the top-p set are kept. `scores` (rows, vocabulary). Grid: rows, 16 warps.
 /// Shared memory: 512 + 16 numbers of 8 bytes.
 __global__ void __launch_bounds__(512, 1) choose_any(
     const float* scores, const unsigned char* __restrict__ forbidden, const unsigned long long* __restrict__ keys, int* ids,
     int* chosen, int* drawn, int* position, int room, int vocabulary, double temperature, double top_p) {
     DYNAMIC_SHARED(unsigned long long, sums);
-    __shared__ Best found[WARP];
+    __shared__ Best best_of_warp[WARP];
     start_early();
     const int row = blockIdx.x, thread = threadIdx.x, threads = blockDim.x;
     Weights weights{scores + size_t(row) * vocabulary, forbidden, 0.f, float(1.0 / temperature)};
@@ -164,12 +169,13 @@ __global__ void __launch_bounds__(512, 1) choose_any(
     for (int n = thread; n < vocabulary; n += threads)
         if (!(forbidden && forbidden[n])) best.offer(weights.scores[n], n);
     best = warp_best(best);
-    if (thread % WARP == 0) found[thread / WARP] = best;
+    if (thread % WARP == 0) best_of_warp[thread / WARP] = best;
     __syncthreads();
-    for (int i = 0; i < threads / WARP; ++i) best.offer(found[i].score, found[i].token);
-    weights.peak = best.score;
+    for (int i = 0; i < threads / WARP; ++i) best.offer(best_of_warp[i].score, best_of_warp[i].token);
+    weights.max_score = best.score;
 
-    // The highest `lowest` so that the scores from there on reach the share; four bits of it at a time, the highest first.
+    // Top-p: find the highest threshold `lowest` whose tokens reach top_p of the total weight, four bits at a time from
+    // the top.
     unsigned lowest = 0;
     unsigned long long all[1] = {0};
     for (int n = thread; n < vocabulary; n += threads) all[0] += weights.of(n, 0);
@@ -190,31 +196,32 @@ __global__ void __launch_bounds__(512, 1) choose_any(
         lowest += digit << shift;
     }
 
-    // Each thread adds up neighbouring tokens; the one where the sum passes the number drawn looks for the token.
-    const int share = (vocabulary + threads - 1) / threads, first = min(vocabulary, thread * share);
-    const int last = min(vocabulary, first + share);
+    // Inverse transform sampling: each thread sums a chunk of tokens, and the thread whose chunk passes the threshold
+    // finds the token.
+    const int chunk = (vocabulary + threads - 1) / threads, first = min(vocabulary, thread * chunk);
+    const int last = min(vocabulary, first + chunk);
     unsigned long long mine[1] = {0};
     for (int n = first; n < last; ++n) mine[0] += weights.of(n, lowest);
-    unsigned long long kept[1] = {mine[0]};
-    block_sum(kept, sums);
+    unsigned long long total[1] = {mine[0]};  // of the tokens that top-p keeps
+    block_sum(total, sums);
     unsigned long long* const of_warps = sums + threads;
     const unsigned long long of_warp = warp_sum(mine[0]);
     if (thread % WARP == 0) of_warps[thread / WARP] = of_warp;
     sums[thread] = mine[0];
     const double uniform = philox_uniform(keys[row], drawn[row]);
-    __syncthreads();  // and the number of the draw has been read by all
+    __syncthreads();  // all threads have read drawn[row], which `put` increments
     unsigned long long before = 0;
     for (int i = 0; i < thread / WARP; ++i) before += of_warps[i];
     for (int i = thread / WARP * WARP; i < thread; ++i) before += sums[i];
     const Record record{ids, chosen, drawn, position, room};
-    if (kept[0] == 0) {
+    if (total[0] == 0) {
         if (thread == 0) record.put(row, best.token);
         return;
     }
-    const unsigned long long wanted = min(static_cast<unsigned long long>(uniform * double(kept[0])), kept[0] - 1);
-    if (before <= wanted && wanted < before + mine[0]) {
+    const unsigned long long threshold = min(static_cast<unsigned long long>(uniform * double(total[0])), total[0] - 1);
+    if (before <= threshold && threshold < before + mine[0]) {
         int n = first;
-        for (unsigned long long sum = before; (sum += weights.of(n, lowest)) <= wanted;) ++n;
+        for (unsigned long long sum = before; (sum += weights.of(n, lowest)) <= threshold;) ++n;
         record.put(row, n);
     }
 }

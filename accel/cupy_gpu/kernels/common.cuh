@@ -1,7 +1,7 @@
-// What every kernel uses: the two dtypes of NUM-2, loads of 16 bytes, sums over a block, layer norm.
+// Building blocks of all kernels: the two dtypes of NUM-2, 16-byte loads, block reductions, layer norm.
 //
 // T is the compute dtype (float, __half, __nv_bfloat16 or double): weights, hidden states, keys and values.
-// A = Acc<T> is the accumulation dtype (double for double, else float): everything between a load and a store.
+// A = Acc<T> is the accumulation dtype of all arithmetic between a load and a store: double for double, else float.
 
 constexpr int WARP = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
@@ -22,7 +22,7 @@ __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-/// The one rounding of NUM-2: to nearest, ties to even.
+/// Round to T, to nearest, ties to even (NUM-2).
 template <class T>
 __device__ __forceinline__ T round_to(Acc<T> x) {
     return x;
@@ -36,7 +36,7 @@ __device__ __forceinline__ __nv_bfloat16 round_to<__nv_bfloat16>(float x) {
     return __float2bfloat16_rn(x);
 }
 
-/// Numbers in a load of 16 bytes.
+/// Numbers per 16-byte load.
 template <class T>
 constexpr int PER_LOAD = 16 / sizeof(T);
 
@@ -47,8 +47,9 @@ __device__ __forceinline__ void unpack(const uint4& bits, Acc<T>* x) {
     for (int j = 0; j < PER_LOAD<T>; ++j) x[j] = widen(numbers[j]);
 }
 
-/// Elements [k, k + N) of a row of `width`, with zeros beyond its end; k is a multiple of N. `whole`: the width is a multiple of N,
-/// as it is for every published model, so that each row starts on 16 bytes; others are read one number at a time.
+/// Load the elements [k, k + N) of a row of `width`, with zeros beyond its end; k is a multiple of N. If `whole`, the
+/// width is a multiple of N, as in every published model, and each row is 16-byte aligned. Otherwise the numbers are
+/// loaded one by one.
 template <int N, class T>
 __device__ __forceinline__ void load_row(bool whole, const T* row, int k, int width, Acc<T> (&x)[N]) {
     if (whole) {
@@ -60,22 +61,23 @@ __device__ __forceinline__ void load_row(bool whole, const T* row, int k, int wi
     }
 }
 
-/// The head of a kernel that may be started early (`Launch.starts_early`): the next one may be, too, and nothing that another
-/// kernel writes has been read yet. Such arguments are not __restrict__: the compiler may read through those whenever it likes.
+/// First statement of a kernel that supports programmatic dependent launch (`Launch.starts_early`): let the next kernel
+/// start, then wait for the preceding one. Arguments that other kernels write are not __restrict__, because the
+/// compiler may move reads through __restrict__ pointers to before the wait.
 __device__ __forceinline__ void start_early() {
     let_next_start();
     wait_for_previous();
 }
 
-/// Bring weights to the L2 cache: a line a lane, 4 KB a warp, of OUTPUTS rows from `first` on, each from number k on; the `part`-th of
-/// the warps that share these outputs.
+/// Prefetch weights into the L2 cache: one line per lane, 4 KB per warp, of OUTPUTS rows starting at `first`, each from
+/// element k on. `part` is the index of the warp within its split-K group.
 template <int OUTPUTS, class T>
-__device__ __forceinline__ void ask_for_weights(
+__device__ __forceinline__ void prefetch_weights(
     const T* weight, int stride, int first, int outputs, int k, int width, int part) {
     constexpr int LINE = 128 / sizeof(T), LINES = WARP / OUTPUTS;
     const int lane = threadIdx.x % WARP, n = first + lane % OUTPUTS;
     k += (part * LINES + lane / OUTPUTS) * LINE;
-    if (n < outputs && k < width) ask_for_line(weight + size_t(n) * stride + k);
+    if (n < outputs && k < width) prefetch_line(weight + size_t(n) * stride + k);
 }
 
 template <class A>
@@ -85,8 +87,8 @@ __device__ __forceinline__ A warp_sum(A x) {
     return x;
 }
 
-/// Each x[i] becomes its sum over the threads of the block, in the same order whenever it is run.
-/// `scratch`: shared memory for N numbers a warp. Every thread of the block takes part.
+/// Replace each x[i] by its sum over the threads of the block, in a fixed order, so the result is deterministic.
+/// `scratch`: shared memory for N numbers per warp. All threads of the block must call it.
 template <int N, class A>
 __device__ __forceinline__ void block_sum(A (&x)[N], A* scratch) {
     const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -149,14 +151,15 @@ __device__ __forceinline__ A gelu(A x) {
     return x * A(0.5) * (A(1) + tanh(A(0.79788456) * x * (A(1) + A(0.044715) * x * x)));
 }
 
-/// Where row b * time + t of the fused projection goes: element n is channel k of head h's query, key or value. Clause: ATT-2.
+/// Destination of element n of the fused projection: a channel of one head's query (part 0), key (1) or value (2).
+/// Clause: ATT-2.
 struct Projected {
     int head, part, channel;
     __device__ __forceinline__ Projected(int n, int head_width)
         : head(n / (3 * head_width)), part(n / head_width % 3), channel(n % head_width) {}
 };
 
-/// Shapes of one layer's keys and values, (B, H, capacity, stride), and the first column of this call.
+/// Shape of one layer's keys and values: (B, H, capacity, stride).
 struct CacheShape {
     int heads, head_width, stride, capacity;
     __device__ __forceinline__ size_t offset(int batch, int head, int column) const {
@@ -164,8 +167,8 @@ struct CacheShape {
     }
 };
 
-/// Element n of row `row` of the fused projection, of the position `column` of sequence `batch`: queries (rows, H K) as they are,
-/// keys and values rounded into the cache. Clauses: ATT-2, NUM-2, KVC-1.
+/// Store element n of row `row` of the fused projection, which is position `column` of sequence `batch`: queries (rows,
+/// H K) unrounded, keys and values rounded into the cache. Clauses: ATT-2, NUM-2, KVC-1.
 template <class T>
 __device__ __forceinline__ void store_projected(
     Acc<T>* query, T* keys, T* values, const CacheShape& cache, int row, int batch, int column, int n, Acc<T> x) {
@@ -176,18 +179,20 @@ __device__ __forceinline__ void store_projected(
         (to.part == 1 ? keys : values)[cache.offset(batch, to.head, column) + to.channel] = round_to<T>(x);
 }
 
-/// Below every score of attention that can occur; finite, so that the difference of two is not NaN.
+/// Score of a masked key: below every attention score that can occur, but finite, so that the difference of two is not
+/// NaN.
 constexpr float NO_SCORE = -1e30f;
 constexpr float LOG2_E = 1.4426950408889634f;
 
-/// Queries of one row and head that a block has. `row`: where the first one begins in (B, T, H, K), and `row_stride` the next one
-/// behind it; `last`: the column behind the last one.
+/// Queries of one sequence and head that a thread block computes. `row` is the offset of the first query in (B, T, H,
+/// K), `row_stride` the distance to the next one, and `last` the column after the last one.
 struct QueryBlock {
     int head, batch, count, row_stride, first_column, last;
     size_t row;
 };
 
-/// Those of this block, up to QUERIES, of the grid (H, time / QUERIES rounded up, B): the long blocks of all heads first.
+/// Return the queries of this thread block, at most QUERIES, in the grid (H, time / QUERIES rounded up, B). Blocks with
+/// the most keys start first.
 template <int QUERIES>
 __device__ __forceinline__ QueryBlock query_block(int start, int time, int heads, int head_width) {
     const int head = blockIdx.x, batch = blockIdx.z, t = (gridDim.y - 1 - blockIdx.y) * QUERIES;
@@ -199,7 +204,7 @@ __device__ __forceinline__ QueryBlock query_block(int start, int time, int heads
 constexpr int NO_TOKEN = 0x7fffffff;
 constexpr float LOWEST = -3.402823466e38f;
 
-/// A score and its token; of two with the same score the lower token is better. A score that is NaN is never better. Clause: GEN-1.
+/// A score and its token. Of equal scores the lower token is better; a NaN score is never better. Clause: GEN-1.
 struct Best {
     float score;
     int token;
@@ -212,7 +217,7 @@ struct Best {
 };
 __device__ __forceinline__ Best no_token() { return {LOWEST, NO_TOKEN}; }
 
-/// The best of what the lanes of a warp have, in all of them.
+/// Reduce the lanes' candidates to the best one, returned in every lane.
 __device__ __forceinline__ Best warp_best(Best best) {
 #pragma unroll
     for (int lanes = WARP / 2; lanes > 0; lanes /= 2) {

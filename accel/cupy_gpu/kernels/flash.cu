@@ -1,13 +1,14 @@
-// Prefill attention on the tensor cores, after FlashAttention-2 (Dao 2023, arXiv:2307.08691), with ALiBi, padding and any start.
+// Prefill attention on the tensor cores, after FlashAttention-2 (Dao 2023, arXiv:2307.08691), with ALiBi, padding and
+// any start.
 //
-// A block has 64 queries of one row and head, 16 a warp; it walks over the visible keys 64 at a time and keeps the state of an
-// online softmax in registers. Scores are in float32 and count powers of two: exp(x) = 2^(x log2 e). The query and the
-// probabilities enter the tensor cores rounded to T. WIDTH is the head width padded to a multiple of 16 with zeros.
-// Clauses: ATT-3 ... ATT-9, ALI-4, ALI-5.
+// A thread block computes 64 queries of one sequence and head, 16 per warp. It iterates over the visible keys 64 at a
+// time and keeps the state of an online softmax in registers. Scores are float32 exponents of two: exp(x) = 2^(x log2
+// e). Queries and probabilities are rounded to T for the tensor cores. WIDTH is the head width, zero-padded to a
+// multiple of 16. Clauses: ATT-3 ... ATT-9, ALI-4, ALI-5.
 
-constexpr int TILE = 64;  // queries of a block, and keys of a step
+constexpr int TILE = 64;  // queries per thread block, and keys per iteration
 
-/// Numbers from a row of a tile in shared memory to the next: 16 bytes more than a row, so that ldmatrix meets no bank twice.
+/// Row stride of a tile in shared memory: a row and 16 bytes of padding, so that ldmatrix has no bank conflicts.
 template <int WIDTH>
 constexpr int PITCH = WIDTH + 8;
 
@@ -19,18 +20,19 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
     return bits;
 }
 
-/// Start to copy the keys (or values) [first, first + 64) into a tile; zeros from `last` on, and beyond `stride`.
+/// Start copying the keys (or values) [first, first + 64) into a tile, with zeros from `last` on and beyond `stride`.
 template <class T, int WIDTH>
 __device__ __forceinline__ void copy_tile(T* tile, const T* from, int stride, int first, int last) {
-    constexpr int PIECES = WIDTH / 8;
-    for (int i = threadIdx.x; i < TILE * PIECES; i += blockDim.x) {
-        const int row = i / PIECES, k = i % PIECES * 8, key = first + row;
+    constexpr int CHUNKS = WIDTH / 8;  // of 16 bytes
+    for (int i = threadIdx.x; i < TILE * CHUNKS; i += blockDim.x) {
+        const int row = i / CHUNKS, k = i % CHUNKS * 8, key = first + row;
         const bool zeros = key >= last || k >= stride;
         copy_16_async(tile + row * PITCH<WIDTH> + k, zeros ? from : from + size_t(key) * stride + k, zeros);
     }
 }
 
-/// The block's queries in T, (64, WIDTH), zeros where there are none.
+/// Store the block's queries, rounded to T, as a tile (64, WIDTH), with zeros for queries and channels that do not
+/// exist.
 template <class T, int WIDTH>
 __device__ __forceinline__ void store_queries(T* tile, const float* query, int count, int row_stride, int head_width) {
     for (int i = threadIdx.x; i < TILE * WIDTH; i += blockDim.x) {
@@ -40,8 +42,8 @@ __device__ __forceinline__ void store_queries(T* tile, const float* query, int c
     }
 }
 
-/// score = Q K^T of a warp's 16 queries and the tile's 64 keys: score[n] are the keys 8 n ... 8 n + 7, laid out as
-/// `multiply_tiles` leaves them.
+/// score = Q K^T of a warp's 16 queries and the tile's 64 keys. score[n] has the keys 8 n ... 8 n + 7 in the layout of
+/// c of `multiply_tiles`.
 template <class T, int WIDTH>
 __device__ __forceinline__ void multiply_keys(const T* queries, const T* keys, float (&score)[TILE / 8][4]) {
     const int lane = threadIdx.x % WARP;
@@ -60,7 +62,8 @@ __device__ __forceinline__ void multiply_keys(const T* queries, const T* keys, f
     }
 }
 
-/// sum += P V, with the probabilities P where `multiply_keys` left the scores: that is how `multiply_tiles` wants its a.
+/// sum += P V. The probabilities P have the layout of the scores of `multiply_keys`, which is that of a of
+/// `multiply_tiles`.
 template <class T, int WIDTH>
 __device__ __forceinline__ void multiply_values(const float (&weight)[TILE / 8][4], const T* values, float (&sum)[WIDTH / 8][4]) {
     const int lane = threadIdx.x % WARP;
@@ -79,7 +82,7 @@ __device__ __forceinline__ void multiply_values(const float (&weight)[TILE / 8][
     }
 }
 
-/// The largest, or the sum, of what the four lanes hold that share a query.
+/// Maximum, or sum, over the four lanes that share a query.
 __device__ __forceinline__ float largest_of_4(float x) {
     x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
     return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
@@ -89,8 +92,9 @@ __device__ __forceinline__ float sum_of_4(float x) {
     return x + __shfl_xor_sync(ALL_LANES, x, 2);
 }
 
-/// Grid: (H, time / 64 rounded up, B), 4 warps: the long blocks of all heads first. Arguments and result as `attention_rows`.
-/// Shared memory: (1 + 2 STAGES) tiles of 64 x (WIDTH + 8) T. With two stages the next tiles travel while one is used.
+/// Grid: (H, time / 64 rounded up, B), 4 warps; blocks with the most keys start first. Arguments and result as in
+/// `attention_rows`. Shared memory: (1 + 2 STAGES) tiles of 64 x (WIDTH + 8) T. With two stages, copies of the next
+/// tiles overlap with computation.
 template <class T, int WIDTH, int STAGES>
 __global__ void __launch_bounds__(128) attention_flash(
     const float* __restrict__ query, const T* __restrict__ keys, const T* __restrict__ values,
@@ -112,9 +116,10 @@ __global__ void __launch_bounds__(128) attention_flash(
     close_copy_group();
     store_queries<T, WIDTH>(query_tile, query + row, count, row_stride, head_width);
 
-    // This lane's two queries are rows 16 warp + lane / 4 + 8 i, i < 2; they are elements 2 i and 2 i + 1 of each tile of four.
+    // This lane has the two queries in rows 16 warp + lane / 4 + 8 i, i < 2: elements 2 i and 2 i + 1 of each fragment
+    // of four.
     const int first_row = warp * 16 + lane / 4, column[2] = {first_column + first_row, first_column + first_row + 8};
-    float sum[WIDTH / 8][4] = {}, peak[2] = {NO_SCORE, NO_SCORE}, total[2] = {};
+    float sum[WIDTH / 8][4] = {}, running_max[2] = {NO_SCORE, NO_SCORE}, total[2] = {};
     const int steps = (last + TILE - 1) / TILE;
     for (int step = 0; step < steps; ++step) {
         const int stage = step % STAGES, next = (step + 1) % STAGES;
@@ -126,7 +131,7 @@ __global__ void __launch_bounds__(128) attention_flash(
         wait_for_copies<STAGES - 1>();
         __syncthreads();
 
-        float score[TILE / 8][4], highest[2] = {peak[0], peak[1]};
+        float score[TILE / 8][4], new_max[2] = {running_max[0], running_max[1]};
         multiply_keys<T, WIDTH>(query_tile + warp * 16 * PITCH<WIDTH>, key_tiles + stage * SIZE, score);
         const bool all_visible = !is_real && (step + 1) * TILE <= first_column + warp * 16 + 1;
 #pragma unroll
@@ -136,14 +141,14 @@ __global__ void __launch_bounds__(128) attention_flash(
                 const int key = step * TILE + n * 8 + lane % 4 * 2 + e % 2;
                 score[n][e] = score[n][e] * unit + slope * float(key - column[e / 2]);
                 if (!all_visible && (key > column[e / 2] || key >= last || (is_real && !is_real[key]))) score[n][e] = NO_SCORE;
-                highest[e / 2] = fmaxf(highest[e / 2], score[n][e]);
+                new_max[e / 2] = fmaxf(new_max[e / 2], score[n][e]);
             }
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            highest[i] = largest_of_4(highest[i]);
-            const float factor = exp2f(peak[i] - highest[i]);
-            peak[i] = highest[i];
+            new_max[i] = largest_of_4(new_max[i]);
+            const float factor = exp2f(running_max[i] - new_max[i]);
+            running_max[i] = new_max[i];
             total[i] *= factor;
 #pragma unroll
             for (int k = 0; k < WIDTH / 8; ++k) {
@@ -155,7 +160,8 @@ __global__ void __launch_bounds__(128) attention_flash(
         for (int n = 0; n < TILE / 8; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                score[n][e] = exp2f(score[n][e] - peak[e / 2]);  // a row that saw nothing yet gets ones here, and forgets them
+                // in a row without a visible key so far these are ones, which are rescaled to zero later
+                score[n][e] = exp2f(score[n][e] - running_max[e / 2]);
                 total[e / 2] += score[n][e];
             }
         }

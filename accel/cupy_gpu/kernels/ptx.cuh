@@ -1,36 +1,39 @@
-// Everything that is not plain CUDA C++: the PTX instructions, each in a wrapper that does nothing else.
+// Wrappers of PTX instructions: the only code of the kernels that is not plain CUDA C++.
 //
-// The emulator of the tests defines BLOOMREF_EMULATED and brings a twin of each wrapper, so keep them trivial: what stands here
-// is proved by the compiler and by a device, and by nothing else.
+// The emulator of the tests defines BLOOMREF_EMULATED and replaces each wrapper, so the emulation tests none of this
+// file. Keep the wrappers trivial: only the compiler and a real device check them.
 #ifndef BLOOMREF_EMULATED
 
 #define DYNAMIC_SHARED(type, name)                                \
     extern __shared__ __align__(16) unsigned char shared_bytes[]; \
     type* const name = reinterpret_cast<type*>(shared_bytes)
 
-/// Programmatic dependent launch: the next kernel of the stream may start, as soon as every block of this one is here or done.
+/// Programmatic dependent launch: allow the next kernel of the stream to start once every thread block of this kernel
+/// has called this function or exited.
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-/// Wait until the kernels before this one are done and what they wrote can be read: a kernel that was started early has it behind
-/// nothing but reads of what no kernel writes. For any other kernel it is nothing.
+/// Programmatic dependent launch: wait until the preceding kernels have completed and their writes are visible. Before
+/// this call, a kernel may only read memory that no kernel writes. It returns at once in a kernel that was launched
+/// without the attribute.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-/// Bring the 128 bytes around this address to the L2 cache.
-__device__ __forceinline__ void ask_for_line(const void* of) { asm volatile("prefetch.global.L2 [%0];" ::"l"(of)); }
+/// Prefetch the 128-byte line that contains this address into the L2 cache.
+__device__ __forceinline__ void prefetch_line(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
-/// 16 bytes that other threads of the block will ask for as well. `from` is 16-byte aligned. Not through the read-only path: a kernel
-/// that is started early is there while the one before it still writes them.
+/// Load 16 bytes that other threads of the block also load. `from` is 16-byte aligned. It does not use the read-only
+/// path, because the preceding kernel may still write these bytes when a kernel starts early.
 __device__ __forceinline__ uint4 load_16(const void* from) { return *static_cast<const uint4*>(from); }
 
-/// 16 bytes that no kernel writes and nobody will ask for again: weights pass through without pushing anything out of the L1 cache.
+/// Load 16 bytes that no kernel writes and no thread loads again: weights, which bypass the L1 cache and evict nothing
+/// from it.
 __device__ __forceinline__ uint4 load_16_once(const void* from) {
     uint4 x;
     asm("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -39,12 +42,13 @@ __device__ __forceinline__ uint4 load_16_once(const void* from) {
     return x;
 }
 
-/// The address of a pointer to shared memory in the window that PTX counts in.
+/// Address of a pointer in the shared memory window, as PTX expects it.
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
-/// Start to copy 16 bytes from global to shared memory, or 16 zeros. Before sm_80 the copy is done at once.
+/// Start an asynchronous copy of 16 bytes, or of 16 zeros, from global to shared memory. Before sm_80 the copy is
+/// synchronous.
 __device__ __forceinline__ void copy_16_async(void* to, const void* from, bool zeros) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(zeros ? 0 : 16)
@@ -54,14 +58,14 @@ __device__ __forceinline__ void copy_16_async(void* to, const void* from, bool z
 #endif
 }
 
-/// The copies that this thread started since the last call are one group.
+/// Commit the copies that this thread started since the last call as one group.
 __device__ __forceinline__ void close_copy_group() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
-/// Wait until at most the `LATEST` youngest groups of this thread are still on their way.
+/// Wait until at most the `LATEST` most recent groups of this thread are pending.
 template <int LATEST>
 __device__ __forceinline__ void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800
@@ -69,8 +73,8 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-/// Four 8 x 8 matrices of 16-bit numbers; lane 8 i + r gives the address of row r of matrix i. Lane l receives of each the
-/// elements (l / 4, 2 (l % 4)) and (l / 4, 2 (l % 4) + 1).
+/// Load four 8 x 8 matrices of 16-bit numbers. Lane 8 i + r passes the address of row r of matrix i. Lane l receives
+/// the elements (l / 4, 2 (l % 4)) and (l / 4, 2 (l % 4) + 1) of each matrix.
 __device__ __forceinline__ void load_matrices(unsigned (&x)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -78,7 +82,8 @@ __device__ __forceinline__ void load_matrices(unsigned (&x)[4], const void* row)
                  : "memory");
 }
 
-/// The same, each matrix transposed: elements (2 (l % 4), l / 4) and (2 (l % 4) + 1, l / 4).
+/// Load four 8 x 8 matrices as `load_matrices` does, each transposed: lane l receives the elements (2 (l % 4), l / 4)
+/// and (2 (l % 4) + 1, l / 4).
 __device__ __forceinline__ void load_matrices_transposed(unsigned (&x)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -86,9 +91,9 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&x)[4], const
                  : "memory");
 }
 
-/// c (16 x 8, float32) += a (16 x 16) b (16 x 8) on the tensor cores. Lane l = 4 g + i holds
-/// a[0] = (g, 2i..2i+1), a[1] = (g+8, ..), a[2] = (g, 2i+8..), a[3] = (g+8, 2i+8..); b0 = (2i..2i+1, g), b1 = (2i+8.., g);
-/// c[0..1] = (g, 2i..2i+1), c[2..3] = (g+8, 2i..2i+1).
+/// c (16 x 8, float32) += a (16 x 16) b (16 x 8) on the tensor cores. Lane l = 4 g + i holds a[0] = (g, 2i..2i+1), a[1]
+/// = (g+8, ..), a[2] = (g, 2i+8..), a[3] = (g+8, 2i+8..); b0 = (2i..2i+1, g), b1 = (2i+8.., g); c[0..1] = (g,
+/// 2i..2i+1), c[2..3] = (g+8, 2i..2i+1).
 template <class T>
 __device__ void multiply_tiles(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
 
@@ -98,7 +103,7 @@ __device__ __forceinline__ void multiply_tiles<__half>(float (&c)[4], const unsi
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#else  // sm_75 multiplies eight columns of a at a time
+#else  // sm_75 has m16n8k8 only: eight columns of a at a time
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(b0));

@@ -1,41 +1,43 @@
-// Products of weight matrices with 5 to 64 rows on the tensor cores, each with all that follows it. Still bound by the bytes of
-// the weights, which are read once, 16 bytes a lane, from memory straight into the registers that are multiplied.
+// Tensor-core products of weight matrices and 5 to 64 rows, fused with the operations that follow. They are still bound
+// by memory bandwidth: each weight is read once, 16 bytes per lane, from global memory into the registers of the mma
+// operand.
 //
-// A step is 32 numbers of k. Sums may run over them in any order that both factors have: lane 4 g + i reads the eight from
-// k + 8 i on, of row g and row g + 8 of a tile of weights and of row g of each tile of x, and `multiply_tiles` takes four at a time.
+// A step is 32 elements of k. The order of a sum over k is free, as long as both operands use the same: lane 4 g + i
+// loads the eight elements from k + 8 i on, of rows g and g + 8 of a weight tile and of row g of each tile of x, and
+// `multiply_tiles` uses four at a time.
 //
-// A group of `splits` warps computes 16 TILES outputs of up to ROWS rows and deals the steps out to its warps (split-K). A block
-// of 8 warps has 8 / splits groups and goes on with further outputs until all are done.
+// A group of `splits` warps computes 16 TILES outputs of up to ROWS rows and divides the steps among its warps
+// (split-K). A thread block of 8 warps has 8 / splits groups and loops over further outputs until all are done.
 //
-// x (rows, width) in T; width a multiple of 8; weight (outputs, weight_stride) with zeros beyond the width. Grid: any number of
-// blocks. Shared memory: 8 ROWS (16 TILES + 4) floats.
+// x (rows, width) in T; width a multiple of 8; weight (outputs, weight_stride) with zeros beyond the width. Grid: any
+// number of thread blocks. Shared memory: 8 ROWS (16 TILES + 4) floats.
 
 constexpr int WARPS = 8, STEP = 32;
 
-/// Blocks of a multiprocessor for which the compiler must leave registers.
+/// Thread blocks per SM for which the compiler must leave registers.
 template <int ROWS>
 constexpr int BLOCKS = ROWS > 32 ? 1 : 2;
 
-/// Steps whose weights are on their way at once: 32 KB a multiprocessor and more, what its share of the bandwidth of a large chip
-/// delivers within the latency of its memory.
+/// Steps whose weight loads are in flight at once: at least 32 KB per SM, which is the latency-bandwidth product of an
+/// SM's share of the memory bandwidth of a large GPU.
 template <int TILES>
 constexpr int DEPTH = 4 / TILES;
 
-/// Floats from a row of sums in shared memory to the next: the lanes of a warp meet no bank twice.
+/// Row stride of the sums in shared memory, in floats, padded so that the stores of a warp have no bank conflicts.
 template <int TILES>
 constexpr int PITCH = 16 * TILES + 4;
 
-/// Eight numbers of two rows of a tile of weights, eight outputs apart; zeros beyond the width.
+/// Eight elements of two rows of a weight tile, eight outputs apart, with zeros beyond the width.
 struct Weights {
     uint4 low, high;
 };
 
-/// The weights that a lane reads for the outputs from `first` on: of each tile two rows, eight outputs apart. Its warp takes the
-/// steps part, part + splits, ...
+/// The weights that a lane reads for the outputs from `first` on: two rows of each tile, eight outputs apart. The
+/// lane's warp has the steps part, part + splits, ...
 template <int TILES, class T>
 struct Lane {
     const uint4* weight;
-    unsigned low[TILES], high[TILES];  // where the rows begin, in loads of 16 bytes
+    unsigned low[TILES], high[TILES];  // offsets of the rows, in units of 16 bytes
     int width, begin, apart;
 
     __device__ __forceinline__ Lane(const T* weight, int stride, int first, int outputs, int width, int part, int splits)
@@ -48,7 +50,7 @@ struct Lane {
         }
     }
 
-    /// Where this lane's part of a step begins.
+    /// First element of this lane in a step.
     __device__ __forceinline__ int at(int step) const { return step + threadIdx.x % 4 * 8; }
 
     __device__ __forceinline__ void load(int step, Weights (&to)[TILES]) const {
@@ -67,11 +69,12 @@ struct Lane {
     }
 };
 
-/// sum[t][r] = this warp's part of 16 outputs of tile t, of rows 8 r ... 8 r + 7, laid out as `multiply_tiles` leaves it. `ahead`
-/// holds the weights of the first steps, and takes those of later ones as they are multiplied.
+/// sum[t][r] = this warp's partial sums of the 16 outputs of tile t and the rows 8 r ... 8 r + 7, in the layout of c of
+/// `multiply_tiles`. `prefetched` is a rolling buffer: once the weights of a step are used, the loads of a later step
+/// replace them.
 template <int ROWS, int TILES, class T>
 __device__ __forceinline__ void tile_products(
-    const T* x, const Lane<TILES, T>& weights, int rows, Weights (&ahead)[DEPTH<TILES>][TILES],
+    const T* x, const Lane<TILES, T>& weights, int rows, Weights (&prefetched)[DEPTH<TILES>][TILES],
     float (&sum)[TILES][ROWS / 8][4]) {
 #pragma unroll
     for (int i = 0; i < TILES * ROWS / 2; ++i) sum[i / (ROWS / 2)][i / 4 % (ROWS / 8)][i % 4] = 0.f;
@@ -83,8 +86,8 @@ __device__ __forceinline__ void tile_products(
             if (step >= width) break;
             Weights now[TILES];
 #pragma unroll
-            for (int t = 0; t < TILES; ++t) now[t] = ahead[d][t];
-            weights.load(step + turn, ahead[d]);
+            for (int t = 0; t < TILES; ++t) now[t] = prefetched[d][t];
+            weights.load(step + turn, prefetched[d]);
 #pragma unroll
             for (int r = 0; r < ROWS / 8; ++r) {
                 const int row = 8 * r + threadIdx.x % WARP / 4;
@@ -102,8 +105,8 @@ __device__ __forceinline__ void tile_products(
     }
 }
 
-/// store(row, n, sum of the products) for every row and output, each by one thread. The head of its kernel as well: the first
-/// weights are on their way before the kernel before this one is done.
+/// Call store(row, n, sum) for every row and output, each in one thread. It is the whole kernel body, so it also
+/// handles programmatic dependent launch: it loads the first weights before it waits for the preceding kernel.
 template <int ROWS, int TILES, class T, class Store>
 __device__ __forceinline__ void products(
     const T* x, const T* weight, int stride, int rows, int width, int outputs, int splits, float* scratch, const Store& store) {
@@ -112,17 +115,17 @@ __device__ __forceinline__ void products(
     const int begin = blockIdx.x * groups * OUTPUTS, apart = gridDim.x * groups * OUTPUTS;
     const int first = warp / splits * OUTPUTS, part = warp % splits;
     Lane<TILES, T> weights(weight, stride, begin + first, outputs, width, part, splits);
-    Weights ahead[DEPTH<TILES>][TILES];
+    Weights prefetched[DEPTH<TILES>][TILES];
     let_next_start();
-    weights.load_first(ahead);
-    ask_for_weights<OUTPUTS>(weight, stride, begin + first, outputs, DEPTH<TILES> * splits * STEP, width, part);
+    weights.load_first(prefetched);
+    prefetch_weights<OUTPUTS>(weight, stride, begin + first, outputs, DEPTH<TILES> * splits * STEP, width, part);
     wait_for_previous();
     for (int base = begin; base < outputs; base += apart) {
         float sum[TILES][ROWS / 8][4];
-        tile_products<ROWS, TILES>(x, weights, rows, ahead, sum);
+        tile_products<ROWS, TILES>(x, weights, rows, prefetched, sum);
         if (base + apart < outputs) {
             weights = Lane<TILES, T>(weight, stride, base + apart + first, outputs, width, part, splits);
-            weights.load_first(ahead);
+            weights.load_first(prefetched);
         }
 #pragma unroll
         for (int i = 0; i < TILES * ROWS / 2; ++i) {
@@ -143,7 +146,7 @@ __device__ __forceinline__ void products(
     }
 }
 
-/// x W^T + b, split per head, as `qkv_matvec` of matvec.cu stores it. Clauses: ATT-2, NUM-2, KVC-1.
+/// x W^T + b, split per head and stored as by `qkv_matvec` of matvec.cu. Clauses: ATT-2, NUM-2, KVC-1.
 template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) qkv_tensor(
     const T* x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias,
@@ -156,7 +159,7 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) qkv_tensor(
     });
 }
 
-/// out (rows, outputs) = gelu(x W^T + b), rounded: what the next product multiplies. Clauses: MLP-1 ... MLP-3.
+/// out (rows, outputs) = gelu(x W^T + b), rounded: the input of the next product. Clauses: MLP-1 ... MLP-3.
 template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) gelu_tensor(
     const T* x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias, T* out, int rows,
@@ -179,8 +182,8 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) residual_tensor(
     });
 }
 
-/// logits (rows, outputs) = x times the head. If `broken` is not null, it becomes 1 where a logit is NaN or infinite.
-/// Clauses: MOD-5, MOD-6.
+/// logits (rows, outputs) = x times the LM head. If `broken` is not null, *broken is set to 1 if a logit is NaN or
+/// infinite. Clauses: MOD-5, MOD-6.
 template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) head_tensor(
     const T* x, const T* __restrict__ weight, int weight_stride, float* logits, int* broken, int rows,
