@@ -28,27 +28,27 @@ Space = Callable[[str, tuple[int, int], Any], Array]
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class AttentionArgs:
     """What the positions of a piece attend to.
 
     Args:
         start: int32 (1,), the column of the first position.
         is_real: uint8 (B, P), or None where every visible column is.
-        partials, arrived: a cache's space for the parts of a decoding step.
+        partials, arrival_counter: a cache's space for the parts of a decoding step.
     """
 
     start: Array
     is_real: Array | None
     cache: LayerCache
     partials: Array
-    arrived: Array
+    arrival_counter: Array
     batch: int
     time: int
     capacity: int
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class HeadOutputs:
     """What the head leaves beside the scores.
 
     Args:
@@ -63,7 +63,7 @@ class Found:
     broken: Array | None
 
 
-NOTHING_FOUND = Found(None, None, None, None)
+LOGITS_ONLY = HeadOutputs(None, None, None, None)
 
 
 class Blocks:
@@ -102,54 +102,54 @@ class Blocks:
     def scores(self, x: Array, head: Array, time: int) -> Array:
         """(rows, V) in the accumulation dtype, of final hidden states of `time` positions a sequence."""
         out = self.wide_rows("scores", len(x), head.shape[0])
-        if self.by_products(len(x), time):
+        if self.uses_cublas(len(x), time):
             self.device.matmul(x, head, out)
-        elif self.by_tiles(len(x)):
-            self._head_by_tiles(x, head, out, None)
+        elif self.uses_tensor_cores(len(x)):
+            self._head_tensor_cores(x, head, out, None)
         else:
-            self._head(x, _NO_NORM, head, out, NOTHING_FOUND)
+            self._head(x, _NO_NORM, head, out, LOGITS_ONLY)
         return out
 
-    def normed_scores(self, x: Array, norm: Norm, head: Array, found: Found) -> Array:
-        """`scores` of `norm(x)` without a library, and what is found on the way; by tiles, that is whether any is broken."""
+    def normed_scores(self, x: Array, norm: Norm, head: Array, outputs: HeadOutputs) -> Array:
+        """`scores` of `norm(x)` without a library, and what is outputs on the way; by tiles, that is whether any is broken."""
         out = self.wide_rows("scores", len(x), head.shape[0])
-        if self.by_tiles(len(x)):
-            self._head_by_tiles(self.norm(x, norm), head, out, found.broken)
+        if self.uses_tensor_cores(len(x)):
+            self._head_tensor_cores(self.norm(x, norm), head, out, outputs.broken)
         else:
-            self._head(x, norm, head, out, found)
+            self._head(x, norm, head, out, outputs)
         return out
 
     def head_launch(self, rows: int, vocabulary: int) -> launches.Launch:
-        return launches.head_matvec(self.name, rows, self.d, vocabulary, self.device.processors)
+        return launches.head_matvec(self.name, rows, self.d, vocabulary, self.device.sms)
 
-    def _head(self, x: Array, norm: Norm, head: Array, out: Array, found: Found) -> None:
+    def _head(self, x: Array, norm: Norm, head: Array, out: Array, outputs: HeadOutputs) -> None:
         launch = self.head_launch(len(x), len(head))
         self.device.launch(
-            launch, x, *self._norm(norm), head, head.shape[1], out, found.forbidden, found.scores, found.tokens,
-            found.broken, len(x), self.d, len(head), launch.splits,
+            launch, x, *self._norm(norm), head, head.shape[1], out, outputs.forbidden, outputs.scores, outputs.tokens,
+            outputs.broken, len(x), self.d, len(head), launch.splits,
         )  # fmt: skip
 
     # --- blocks ----------------------------------------------------------------------------------
 
-    def attention(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
+    def attention(self, layer: Layer, x: Array, args: AttentionArgs, out: Array) -> None:
         """Layer norm ... residual; writes the piece's keys and values."""
-        if self.by_tiles(len(x)):
-            self._attention_by_tiles(layer, x, seen, out)
-        elif self.by_products(len(x), seen.time) or seen.time > 1:
-            self._attention_by_products(layer, x, seen, out)
+        if self.uses_tensor_cores(len(x)):
+            self._attention_tensor_cores(layer, x, args, out)
+        elif self.uses_cublas(len(x), args.time) or args.time > 1:
+            self._attention_cublas(layer, x, args, out)
         else:
-            self._attention_by_vectors(layer, x, seen, out)
+            self._attention_gemv(layer, x, args, out)
 
     def mlp(self, layer: Layer, x: Array, time: int, out: Array) -> None:
         """Layer norm ... residual, of `time` positions a sequence."""
-        if self.by_tiles(len(x)):
-            self._mlp_by_tiles(layer, x, out)
-        elif self.by_products(len(x), time):
-            self._mlp_by_products(layer, x, out)
+        if self.uses_tensor_cores(len(x)):
+            self._mlp_tensor_cores(layer, x, out)
+        elif self.uses_cublas(len(x), time):
+            self._mlp_cublas(layer, x, out)
         else:
-            self._mlp_by_vectors(layer, x, out)
+            self._mlp_gemv(layer, x, out)
 
-    def by_products(self, rows: int, time: int) -> bool:
+    def uses_cublas(self, rows: int, time: int) -> bool:
         """Whether a library multiplies so many rows, `time` positions a sequence. Its calls are not captured.
 
         A step (`time` is 1) reads the weights once a group of rows, and is one graph; a prompt, which would not be one anyway, has
@@ -157,29 +157,29 @@ class Blocks:
         """
         if self.name == "float64" or rows > TENSOR_ROWS:
             return True
-        return time > 1 and rows > MATVEC_ROWS and not self.by_tiles(rows)
+        return time > 1 and rows > MATVEC_ROWS and not self.uses_tensor_cores(rows)
 
-    def by_tiles(self, rows: int) -> bool:
+    def uses_tensor_cores(self, rows: int) -> bool:
         """Whether so many rows go through the kernels for tensor cores."""
-        takes = launches.takes_tiles(self.config, self.name, self.device.arch)
+        takes = launches.supports_tensor_cores(self.config, self.name, self.device.arch)
         return takes and FEW_ROWS < rows <= TENSOR_ROWS
 
     # --- few rows --------------------------------------------------------------------------------
 
-    def _attention_by_vectors(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
+    def _attention_gemv(self, layer: Layer, x: Array, args: AttentionArgs, out: Array) -> None:
         query, context = (self.wide_rows(name, len(x), self.d) for name in ("query", "context"))
-        launch = launches.qkv_matvec(self.name, len(x), self.d, 3 * self.d, self.device.processors)
+        launch = launches.qkv_matvec(self.name, len(x), self.d, 3 * self.d, self.device.sms)
         self.device.launch(
             launch, x, *self._norm(layer.ln_attn), layer.qkv.weight, layer.qkv.weight.shape[1], layer.qkv.bias, query,
-            seen.cache.keys, seen.cache.values, seen.start, len(x), self.d, seen.time, *self._cache_shape(seen),
+            args.cache.keys, args.cache.values, args.start, len(x), self.d, args.time, *self._cache_shape(args),
             launch.splits,
         )  # fmt: skip
-        self._attend_from_one(query, seen, context)
+        self._attend_decode(query, args, context)
         self._residual_matvec(context, layer.dense, x, layer.ln_attn, out)
 
-    def _mlp_by_vectors(self, layer: Layer, x: Array, out: Array) -> None:
+    def _mlp_gemv(self, layer: Layer, x: Array, out: Array) -> None:
         inner = self.wide_rows("inner", len(x), self.f)
-        launch = launches.gelu_matvec(self.name, len(x), self.d, self.f, self.device.processors)
+        launch = launches.gelu_matvec(self.name, len(x), self.d, self.f, self.device.sms)
         self.device.launch(
             launch, x, *self._norm(layer.ln_mlp), layer.up.weight, layer.up.weight.shape[1], layer.up.bias, inner,
             len(x), self.d, self.f, launch.splits,
@@ -188,7 +188,7 @@ class Blocks:
 
     def _residual_matvec(self, inner: Array, linear: Linear, x: Array, norm: Norm, out: Array) -> None:
         width = inner.shape[1]
-        launch = launches.residual_matvec(self.name, len(x), width, self.d, self.device.processors)
+        launch = launches.residual_matvec(self.name, len(x), width, self.d, self.device.sms)
         self.device.launch(
             launch, inner, linear.weight, linear.weight.shape[1], linear.bias, x, *self._residual(norm), out,
             len(x), width, self.d, launch.splits,
@@ -196,56 +196,56 @@ class Blocks:
 
     # --- some rows -------------------------------------------------------------------------------
 
-    def _attention_by_tiles(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
+    def _attention_tensor_cores(self, layer: Layer, x: Array, args: AttentionArgs, out: Array) -> None:
         rows, query = len(x), self.wide_rows("query", len(x), self.d)
-        launch = launches.qkv_tensor(self.name, rows, self.d, 3 * self.d, self.device.processors)
+        launch = launches.qkv_tensor(self.name, rows, self.d, 3 * self.d, self.device.sms)
         self.device.launch(
             launch, self.norm(x, layer.ln_attn), layer.qkv.weight, layer.qkv.weight.shape[1], layer.qkv.bias, query,
-            seen.cache.keys, seen.cache.values, seen.start, rows, self.d, seen.time, *self._cache_shape(seen),
+            args.cache.keys, args.cache.values, args.start, rows, self.d, args.time, *self._cache_shape(args),
             launch.splits,
         )  # fmt: skip
         context = self.narrow_rows("context", rows, self.d)
-        self._attend(query, seen, context)
-        self._residual_by_tiles(context, layer.dense, x, out)
+        self._attend(query, args, context)
+        self._residual_tensor_cores(context, layer.dense, x, out)
 
-    def _mlp_by_tiles(self, layer: Layer, x: Array, out: Array) -> None:
+    def _mlp_tensor_cores(self, layer: Layer, x: Array, out: Array) -> None:
         rows, inner = len(x), self.narrow_rows("inner", len(x), self.f)
-        launch = launches.gelu_tensor(self.name, rows, self.d, self.f, self.device.processors)
+        launch = launches.gelu_tensor(self.name, rows, self.d, self.f, self.device.sms)
         self.device.launch(
             launch, self.norm(x, layer.ln_mlp), layer.up.weight, layer.up.weight.shape[1], layer.up.bias, inner, rows,
             self.d, self.f, launch.splits,
         )  # fmt: skip
-        self._residual_by_tiles(inner, layer.down, x, out)
+        self._residual_tensor_cores(inner, layer.down, x, out)
 
-    def _residual_by_tiles(self, inner: Array, linear: Linear, x: Array, out: Array) -> None:
+    def _residual_tensor_cores(self, inner: Array, linear: Linear, x: Array, out: Array) -> None:
         rows, width = inner.shape
-        launch = launches.residual_tensor(self.name, rows, width, self.d, self.device.processors)
+        launch = launches.residual_tensor(self.name, rows, width, self.d, self.device.sms)
         self.device.launch(
             launch, inner, linear.weight, linear.weight.shape[1], linear.bias, x, out, rows, width, self.d,
             launch.splits,
         )  # fmt: skip
 
-    def _head_by_tiles(self, x: Array, head: Array, out: Array, broken: Array | None) -> None:
-        launch = launches.head_tensor(self.name, len(x), self.d, len(head), self.device.processors)
+    def _head_tensor_cores(self, x: Array, head: Array, out: Array, broken: Array | None) -> None:
+        launch = launches.head_tensor(self.name, len(x), self.d, len(head), self.device.sms)
         self.device.launch(
             launch, x, head, head.shape[1], out, broken, len(x), self.d, len(head), launch.splits
         )  # fmt: skip
 
     # --- many rows -------------------------------------------------------------------------------
 
-    def _attention_by_products(self, layer: Layer, x: Array, seen: Seen, out: Array) -> None:
+    def _attention_cublas(self, layer: Layer, x: Array, args: AttentionArgs, out: Array) -> None:
         rows, query = len(x), self.wide_rows("query", len(x), self.d)
         fused = self._product(self.norm(x, layer.ln_attn), layer.qkv)
         self.device.launch(
-            launches.qkv_split(self.name, rows), fused, layer.qkv.bias, query, seen.cache.keys, seen.cache.values,
-            seen.start, seen.time, *self._cache_shape(seen),
+            launches.qkv_split(self.name, rows), fused, layer.qkv.bias, query, args.cache.keys, args.cache.values,
+            args.start, args.time, *self._cache_shape(args),
         )  # fmt: skip
         del fused  # its memory is free for what follows, which is queued behind its last reader
         context = self.narrow_rows("context", rows, self.d)
-        self._attend(query, seen, context)
+        self._attend(query, args, context)
         self._add_residual(self._product(context, layer.dense), layer.dense, x, layer.ln_attn, out)
 
-    def _mlp_by_products(self, layer: Layer, x: Array, out: Array) -> None:
+    def _mlp_cublas(self, layer: Layer, x: Array, out: Array) -> None:
         up = self._product(self.norm(x, layer.ln_mlp), layer.up)
         inner = self.narrow_rows("inner", len(x), self.f)
         self.device.launch(launches.bias_gelu(self.name, len(x)), up, layer.up.bias, inner, self.f)
@@ -263,48 +263,48 @@ class Blocks:
 
     # --- attention -------------------------------------------------------------------------------
 
-    def _attend(self, query: Array, seen: Seen, context: Array) -> None:
-        attend = self._attend_from_one if seen.time == 1 and self.name != "float64" else self._attend_from_many
-        attend(query, seen, context)
+    def _attend(self, query: Array, args: AttentionArgs, context: Array) -> None:
+        attend = self._attend_decode if args.time == 1 and self.name != "float64" else self._attend_prefill
+        attend(query, args, context)
 
-    def _attend_from_one(self, query: Array, seen: Seen, context: Array) -> None:
+    def _attend_decode(self, query: Array, args: AttentionArgs, context: Array) -> None:
         """One position of each sequence; the keys are shared out to several blocks."""
         config, device = self.config, self.device
         launch = launches.attention_decode(
             self.name,
             config.head_dim,
-            seen.batch,
+            args.batch,
             config.num_heads,
-            seen.capacity,
-            device.processors,
+            args.capacity,
+            device.sms,
             context.dtype.name,
         )
         self.device.launch(
-            launch, query, seen.cache.keys, seen.cache.values, seen.is_real, self.slopes, context, seen.partials,
-            seen.arrived, seen.start, *self._cache_shape(seen), self.scale,
+            launch, query, args.cache.keys, args.cache.values, args.is_real, self.slopes, context, args.partials,
+            args.arrival_counter, args.start, *self._cache_shape(args), self.scale,
         )  # fmt: skip
 
-    def _attend_from_many(self, query: Array, seen: Seen, context: Array) -> None:
+    def _attend_prefill(self, query: Array, args: AttentionArgs, context: Array) -> None:
         config, arch = self.config, self.device.arch
-        shape = (self.name, config.head_dim, seen.batch, config.num_heads, seen.time)
+        shape = (self.name, config.head_dim, args.batch, config.num_heads, args.time)
         launch = launches.attention_rows(*shape)
         if launches.has_flash(self.name, config.head_dim, arch):
             launch = launches.attention_flash(*shape, arch)
-        elif launches.has_tiled(self.name, config.head_dim, seen.time, arch):
+        elif launches.has_tiled(self.name, config.head_dim, args.time, arch):
             launch = launches.attention_tiled(*shape[1:], arch)
         self.device.launch(
-            launch, query, seen.cache.keys, seen.cache.values, seen.is_real, self.slopes, context, seen.start,
-            seen.time, *self._cache_shape(seen), self.scale,
+            launch, query, args.cache.keys, args.cache.values, args.is_real, self.slopes, context, args.start,
+            args.time, *self._cache_shape(args), self.scale,
         )  # fmt: skip
 
     # --- arguments -------------------------------------------------------------------------------
 
-    def _cache_shape(self, seen: Seen) -> tuple[int, int, int, int]:
+    def _cache_shape(self, args: AttentionArgs) -> tuple[int, int, int, int]:
         width = self.config.head_dim
-        return self.config.num_heads, width, cache_stride(width), seen.capacity
+        return self.config.num_heads, width, cache_stride(width), args.capacity
 
     def _norm(self, norm: Norm) -> tuple[Array, Array, float]:
-        return norm.gain, norm.shift, self.config.layer_norm_epsilon
+        return norm.weight, norm.bias, self.config.layer_norm_epsilon
 
     def _residual(self, norm: Norm) -> tuple[Array, Array, float]:
         """Null pointers where the block's input is the residual, not its norm (MOD-3)."""

@@ -46,7 +46,7 @@ class CudaDevice:
         title = runtime.getDeviceProperties(number)["name"].decode()
         self.name = f"{title} (cupy:{number})"
         self.arch = int(self._device.compute_capability)
-        self.processors: int = self._device.attributes["MultiProcessorCount"]
+        self.sms: int = self._device.attributes["MultiProcessorCount"]
         self.starts_early = (
             self.arch >= _EARLY_ARCH and runtime.driverGetVersion() >= driver.OLDEST and driver.library() is not None
         )

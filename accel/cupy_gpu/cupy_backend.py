@@ -39,4 +39,4 @@ class CupyBackend:
         return CupyPrepared(self._find(), params, config, policy)
 
     def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
-        return memory(config, policy, batch, length, self._find().processors)
+        return memory(config, policy, batch, length, self._find().sms)

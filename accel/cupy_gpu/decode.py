@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from accel.cupy_gpu import launches
-from accel.cupy_gpu.blocks import NOTHING_FOUND, Blocks, Found, Seen
+from accel.cupy_gpu.blocks import LOGITS_ONLY, Blocks, HeadOutputs, AttentionArgs
 from accel.cupy_gpu.device import Array, Device
 from accel.cupy_gpu.device_cache import Cache
 from accel.cupy_gpu.launches import TOP_K
@@ -20,7 +20,7 @@ from bloomref.runtime.backend import Choice
 _INT, _FLOAT, _BYTE = np.dtype(np.int32), np.dtype(np.float32), np.dtype(np.uint8)
 
 
-class Kept:
+class Workspace:
     """A `Space` that gives the same memory to whoever asks in the same words."""
 
     def __init__(self, device: Device) -> None:
@@ -44,7 +44,7 @@ class DecodeStep:
     """
 
     def __init__(
-        self, weights: Weights, blocks: Blocks, space: Kept, cache: Cache, is_dense: bool, graph: bool
+        self, weights: Weights, blocks: Blocks, space: Workspace, cache: Cache, is_dense: bool, graph: bool
     ) -> None:
         device, batch = cache.device, cache.batch
         self.device, self.cache_layers, self.capacity = device, cache.layers, cache.capacity
@@ -53,7 +53,7 @@ class DecodeStep:
         self.is_real = None if is_dense else device.empty((batch, cache.capacity), _BYTE)
         self._host_is_real: Any = None
         self._hidden = [space(name, (batch, blocks.d), blocks.dtype) for name in ("attended", "hidden")]
-        self._partials, self._arrived, self.batch = cache.partials, cache.arrived, batch
+        self._partials, self._arrival_counter, self.batch = cache.partials, cache.arrival_counter, batch
         self.scores = space("scores", (batch, len(weights.head)), blocks.wide)
         self._replay: Callable[[], None] | None = None
         self._is_warm = False
@@ -83,16 +83,16 @@ class DecodeStep:
         weights, blocks, (attended, hidden) = self._weights, self._blocks, self._hidden
         x = blocks.embed(self.ids, weights.embedding, weights.ln_embedding)
         for layer, cached in zip(weights.layers, self.cache_layers, strict=True):
-            seen = Seen(
-                self.position, self.is_real, cached, self._partials, self._arrived, self.batch, 1, self.capacity
+            args = AttentionArgs(
+                self.position, self.is_real, cached, self._partials, self._arrival_counter, self.batch, 1, self.capacity
             )
-            blocks.attention(layer, x, seen, attended)
+            blocks.attention(layer, x, args, attended)
             blocks.mlp(layer, attended, 1, hidden)
             x = hidden
-        blocks.normed_scores(x, weights.ln_final, weights.head, self._found())
+        blocks.normed_scores(x, weights.ln_final, weights.head, self._head_outputs())
 
-    def _found(self) -> Found:
-        return NOTHING_FOUND
+    def _head_outputs(self) -> HeadOutputs:
+        return LOGITS_ONLY
 
 
 class ChoosingStep(DecodeStep):
@@ -108,7 +108,7 @@ class ChoosingStep(DecodeStep):
         self.drawn, self.broken = device.empty((self.batch,), _INT), device.empty((1,), _INT)
         self.chosen = device.empty((self.batch, self.capacity), _INT)
         self.forbidden = None if choice.forbidden is None else device.upload(choice.forbidden.astype(np.uint8))
-        self._lists_best = not self._blocks.by_tiles(self.batch)
+        self._lists_best = not self._blocks.uses_tensor_cores(self.batch)
         parts = self._blocks.head_launch(self.batch, vocabulary).grid[1] if self._lists_best else 0
         self._best = (
             space("best scores", (self.batch, parts), _FLOAT), space("best tokens", (self.batch, parts), _INT),
@@ -120,8 +120,8 @@ class ChoosingStep(DecodeStep):
         self.device.write(self.drawn, np.full(self.batch, drawn, np.int32))
         self.device.write(self.broken, np.zeros(1, np.int32))
 
-    def _found(self) -> Found:
-        return Found(self.forbidden, *self._best, self.broken)
+    def _head_outputs(self) -> HeadOutputs:
+        return HeadOutputs(self.forbidden, *self._best, self.broken)
 
     def _queue(self) -> None:
         super()._queue()

@@ -19,14 +19,14 @@ class Device(Protocol):
     Attributes:
         name: as messages show it.
         arch: the compute capability without its dot, 90 for sm_90.
-        processors: streaming multiprocessors.
+        sms: streaming multiprocessors.
         starts_early: whether kernels that can (`Launch.starts_early`) start beside the one before. May be set to False; what is
             captured keeps what it was captured with.
     """
 
     name: str
     arch: int
-    processors: int
+    sms: int
     starts_early: bool
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:

@@ -23,7 +23,7 @@ class LayerCache:
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """Every layer's keys and values, and where the parts of a decoding step's attention meet: a call leaves `arrived` zero.
+    """Every layer's keys and values, and where the parts of a decoding step's attention meet: a call leaves `arrival_counter` zero.
 
     Args:
         steps: decoding steps over these keys and values, with their memory and graphs (see decode.py), by what they do.
@@ -33,16 +33,16 @@ class Cache:
     config: BloomConfig
     layers: list[LayerCache]
     partials: Array
-    arrived: Array
+    arrival_counter: Array
     batch: int
     capacity: int
     steps: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, device: Device, config: BloomConfig, layers: list[LayerCache], batch: int, capacity: int) -> "Cache":
-        size = decode_workspace(batch, config.num_heads, config.head_dim, capacity, device.processors)
+        size = decode_workspace(batch, config.num_heads, config.head_dim, capacity, device.sms)
         partials = device.empty((size.partials,), np.dtype(np.float32))
-        return cls(device, config, layers, partials, device.zeros((size.arrived,), np.dtype(np.int32)), batch, capacity)
+        return cls(device, config, layers, partials, device.zeros((size.arrival_counter,), np.dtype(np.int32)), batch, capacity)
 
     @classmethod
     def zeros(cls, device: Device, config: BloomConfig, dtype: Any, batch: int, capacity: int) -> "Cache":

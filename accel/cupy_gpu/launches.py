@@ -57,10 +57,10 @@ class Launch:
 
 
 class DecodeWorkspace(NamedTuple):
-    """Sizes of two arguments of attention_decode: floats of `partials`, ints of `arrived`, which starts as zeros."""
+    """Sizes of two arguments of attention_decode: floats of `partials`, ints of `arrival_counter`, which starts as zeros."""
 
     partials: int
-    arrived: int
+    arrival_counter: int
 
 
 def weight_stride(width: int) -> int:
@@ -161,51 +161,51 @@ def _tiled_blocks(head_width: int, keys: int, arch: int) -> int:
     return _SHARED_KB.get(arch, 100) * 1024 // (_tiled_shared(head_width, keys) + _RESERVED_SHARED)
 
 
-def decode_splits(batch: int, heads: int, capacity: int, processors: int) -> int:
+def decode_splits(batch: int, heads: int, capacity: int, sms: int) -> int:
     """Blocks that share the keys of one query: three blocks a processor, none with fewer than 64 keys of a full cache.
 
     Four would leave no registers for a block of the product behind, which starts early.
     """
-    wanted = 3 * processors // max(1, batch * heads)
+    wanted = 3 * sms // max(1, batch * heads)
     return max(1, min(wanted, capacity // 64))
 
 
 def attention_decode(
-    dtype: str, head_width: int, batch: int, heads: int, capacity: int, processors: int, context: str
+    dtype: str, head_width: int, batch: int, heads: int, capacity: int, sms: int, context: str
 ) -> Launch:
     """One query a row; `context` is the dtype of the result, float32 or `dtype`."""
     lanes, chunks = lanes_and_chunks(dtype, head_width)
     shared = _ATTENTION_WARPS * (2 + lanes * chunks * 16 // ITEMSIZE[dtype]) * 4
     chosen = kernel("attention", "attention_decode", dtype, context, lanes, chunks)
-    grid = (decode_splits(batch, heads, capacity, processors), heads, batch)
+    grid = (decode_splits(batch, heads, capacity, sms), heads, batch)
     return Launch(chosen, grid, _ATTENTION_WARPS * WARP, shared, starts_early=True)
 
 
-def decode_workspace(batch: int, heads: int, head_width: int, capacity: int, processors: int) -> DecodeWorkspace:
-    splits = decode_splits(batch, heads, capacity, processors)
+def decode_workspace(batch: int, heads: int, head_width: int, capacity: int, sms: int) -> DecodeWorkspace:
+    splits = decode_splits(batch, heads, capacity, sms)
     return DecodeWorkspace(batch * heads * splits * (head_width + 2), batch * heads)
 
 
 # --- matrix-vector products ----------------------------------------------------------------------
 
 
-def qkv_matvec(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
-    return _matvec("qkv_matvec", dtype, rows, width, outputs, processors)
+def qkv_matvec(dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
+    return _matvec("qkv_matvec", dtype, rows, width, outputs, sms)
 
 
-def gelu_matvec(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
-    return _matvec("gelu_matvec", dtype, rows, width, outputs, processors)
+def gelu_matvec(dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
+    return _matvec("gelu_matvec", dtype, rows, width, outputs, sms)
 
 
-def residual_matvec(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
-    return _matvec("residual_matvec", dtype, rows, width, outputs, processors)
+def residual_matvec(dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
+    return _matvec("residual_matvec", dtype, rows, width, outputs, sms)
 
 
-def head_matvec(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
-    return _matvec("head_matvec", dtype, rows, width, outputs, processors)
+def head_matvec(dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
+    return _matvec("head_matvec", dtype, rows, width, outputs, sms)
 
 
-def _splits(groups: int, turns: int, processors: int) -> int:
+def _splits(groups: int, turns: int, sms: int) -> int:
     """Warps that share an output, so that blocks take turns as few times as can be.
 
     It does not depend on the number of rows, so neither do a row's bits.
@@ -216,7 +216,7 @@ def _splits(groups: int, turns: int, processors: int) -> int:
     """
 
     def last_turn(number: int) -> int:
-        rounds = -(-groups * number // (_MATVEC_WARPS * 2 * processors))
+        rounds = -(-groups * number // (_MATVEC_WARPS * 2 * sms))
         return rounds * -(-turns // number)
 
     possible = (n for n in (1, 2, 4, _MATVEC_WARPS) if n <= max(1, turns))
@@ -230,13 +230,13 @@ def _blocks(groups: int, number: int, at_once: int) -> int:
     return min(-(-groups * number // _MATVEC_WARPS), max(1, at_once))
 
 
-def _matvec(name: str, dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
+def _matvec(name: str, dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
     """Groups of rows side by side, as even as they come: 17 rows are 9 and 8."""
     row_groups = -(-rows // MATVEC_ROWS)
     held = 1 << (-(-rows // max(1, row_groups)) - 1).bit_length()
-    at_once = (2 if held <= 2 else 1) * processors // max(1, row_groups)
+    at_once = (2 if held <= 2 else 1) * sms // max(1, row_groups)
     groups = -(-outputs // _OUTPUTS)
-    number = _splits(groups, -(-width * ITEMSIZE[dtype] // (16 * WARP)), processors)
+    number = _splits(groups, -(-width * ITEMSIZE[dtype] // (16 * WARP)), sms)
     blocks = _blocks(groups, number, at_once)
     shared = (_MATVEC_WARPS * _OUTPUTS + 2) * held * 4
     chosen = kernel(
@@ -248,7 +248,7 @@ def _matvec(name: str, dtype: str, rows: int, width: int, outputs: int, processo
 # --- products on the tensor cores ----------------------------------------------------------------
 
 
-def takes_tiles(config: BloomConfig, dtype: str, arch: int) -> bool:
+def supports_tensor_cores(config: BloomConfig, dtype: str, arch: int) -> bool:
     """Whether the kernels of this section have a model: widths of whole loads, and the residual is the block's input (MOD-3).
 
     A block of sm_75 has too little shared memory for them.
@@ -262,29 +262,29 @@ def takes_tiles(config: BloomConfig, dtype: str, arch: int) -> bool:
     )
 
 
-def qkv_tensor(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
-    return _tensor("qkv_tensor", dtype, rows, width, outputs, processors)
+def qkv_tensor(dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
+    return _tensor("qkv_tensor", dtype, rows, width, outputs, sms)
 
 
-def gelu_tensor(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
-    return _tensor("gelu_tensor", dtype, rows, width, outputs, processors)
+def gelu_tensor(dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
+    return _tensor("gelu_tensor", dtype, rows, width, outputs, sms)
 
 
-def residual_tensor(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
-    return _tensor("residual_tensor", dtype, rows, width, outputs, processors)
+def residual_tensor(dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
+    return _tensor("residual_tensor", dtype, rows, width, outputs, sms)
 
 
-def head_tensor(dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
-    return _tensor("head_tensor", dtype, rows, width, outputs, processors)
+def head_tensor(dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
+    return _tensor("head_tensor", dtype, rows, width, outputs, sms)
 
 
-def _tensor(name: str, dtype: str, rows: int, width: int, outputs: int, processors: int) -> Launch:
-    """Two tiles of weights a warp read each x half as often; one, where two would leave processors without a block."""
+def _tensor(name: str, dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
+    """Two tiles of weights a warp read each x half as often; one, where two would leave sms without a block."""
     held = max(8, 1 << (rows - 1).bit_length())
-    tiles = 2 if outputs >= 32 * processors else 1
+    tiles = 2 if outputs >= 32 * sms else 1
     groups = -(-outputs // (16 * tiles))
-    number = _splits(groups, -(-width // _TENSOR_STEP), processors)
-    blocks = _blocks(groups, number, (2 if held <= 32 else 1) * processors)
+    number = _splits(groups, -(-width // _TENSOR_STEP), sms)
+    blocks = _blocks(groups, number, (2 if held <= 32 else 1) * sms)
     shared = _MATVEC_WARPS * held * (16 * tiles + 4) * 4
     chosen = kernel("tensor", name, dtype, held, tiles)
     return Launch(chosen, (blocks, 1, 1), _MATVEC_WARPS * WARP, shared, number, True)

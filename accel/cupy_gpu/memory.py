@@ -27,11 +27,11 @@ LOGITS_BYTES = 1 << 28
 """Scores of many positions go to the host in pieces of about this size."""
 
 
-def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int, processors: int) -> Memory:
+def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int, sms: int) -> Memory:
     """The answer of `SupportsMemoryEstimate` (BKD-15)."""
     return Memory(
         weight_bytes(config, policy),
-        cache_bytes(config, policy, batch, length, processors),
+        cache_bytes(config, policy, batch, length, sms),
         max(working_bytes(config, policy, batch), step_bytes(config, policy, batch, length)),
     )
 
@@ -48,11 +48,11 @@ def _bytes(weight: Weight, config: BloomConfig, policy: DTypePolicy) -> int:
     return prod(shape) * accumulation_dtype(policy.compute_dtype).itemsize
 
 
-def cache_bytes(config: BloomConfig, policy: DTypePolicy, batch: int, length: int, processors: int) -> int:
+def cache_bytes(config: BloomConfig, policy: DTypePolicy, batch: int, length: int, sms: int) -> int:
     """Keys and values of every layer, and the space in which the parts of a decoding step's attention meet."""
     position = 2 * config.num_layers * config.num_heads * cache_stride(config.head_dim) * policy.compute_dtype.itemsize
-    partials, arrived = decode_workspace(batch, config.num_heads, config.head_dim, length, processors)
-    return batch * length * position + 4 * (partials + arrived)
+    partials, arrival_counter = decode_workspace(batch, config.num_heads, config.head_dim, length, sms)
+    return batch * length * position + 4 * (partials + arrival_counter)
 
 
 def working_bytes(config: BloomConfig, policy: DTypePolicy, rows: int) -> int:
@@ -115,7 +115,7 @@ def check_cache_fits(device: Device, config: BloomConfig, policy: DTypePolicy, b
     free = device.free_bytes()
 
     def need(rows: int, positions: int) -> int:
-        cache = cache_bytes(config, policy, rows, positions, device.processors)
+        cache = cache_bytes(config, policy, rows, positions, device.sms)
         read = min(rows * positions, max(rows, READ_ROWS))
         return cache + step_bytes(config, policy, rows, positions) + working_bytes(config, policy, read)
 

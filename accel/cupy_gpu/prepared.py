@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from accel.cupy_gpu import memory
-from accel.cupy_gpu.blocks import Blocks, Seen
-from accel.cupy_gpu.decode import ChoosingStep, DecodeStep, Kept, chooses
+from accel.cupy_gpu.blocks import Blocks, AttentionArgs
+from accel.cupy_gpu.decode import ChoosingStep, DecodeStep, Workspace, chooses
 from accel.cupy_gpu.device import Array, Device
 from accel.cupy_gpu.device_cache import Cache
 from accel.cupy_gpu.launches import TENSOR_ROWS, TOP_K
@@ -104,12 +104,12 @@ class CupyPrepared:
         weights, (starts, is_real) = self._weights.layers[layer], self._columns(step, cache)
         out = self._blocks.narrow_rows("attended", *x.rows.shape)
         for piece in pieces(x.batch, x.time, memory.CHUNK_ROWS):
-            seen = Seen(
+            seen = AttentionArgs(
                 starts[piece.number : piece.number + 1],
                 None if is_real is None else is_real[piece.sequences],
                 cache.layers[layer][piece.sequences],
                 cache.partials,
-                cache.arrived,
+                cache.arrival_counter,
                 piece.batch,
                 piece.time,
                 cache.capacity,
@@ -148,8 +148,8 @@ class CupyPrepared:
 
     def step(self, token_ids: Any, cache: Cache, step: Step) -> Any:
         """(B, V) on the host. Where a library multiplies, a step is launched product by product: cuBLAS is not captured."""
-        if self._blocks.by_products(cache.batch, 1) or cache.batch == 0:
-            return self._step_by_products(token_ids, cache, step)
+        if self._blocks.uses_cublas(cache.batch, 1) or cache.batch == 0:
+            return self._step_cublas(token_ids, cache, step)
         decode = self._decode_step(cache, step.is_dense)
         decode.place(token_ids, step.start, step.key_is_real)
         decode.run()
@@ -157,7 +157,7 @@ class CupyPrepared:
 
     def tokens(self, token_ids: Any, cache: Cache, step: Step, choice: Choice, count: int) -> Any:
         """(B, count). Nothing is waited for before the last step."""
-        if self._blocks.by_products(cache.batch, 1) or cache.batch == 0 or not chooses(choice):
+        if self._blocks.uses_cublas(cache.batch, 1) or cache.batch == 0 or not chooses(choice):
             raise Unsupported(
                 f"tokens: chosen on the device for 1 to {TENSOR_ROWS} rows in 16 or 32 bits, and top_k up to {TOP_K}"
             )
@@ -171,7 +171,7 @@ class CupyPrepared:
             raise BadWeights(f"logits: expected finite numbers; the weights hold NaN or overflow in {self.policy.name}")
         return chosen
 
-    def _step_by_products(self, token_ids: Any, cache: Cache, step: Step) -> Any:
+    def _step_cublas(self, token_ids: Any, cache: Cache, step: Step) -> Any:
         x = self.embed(np.asarray(token_ids)[:, None])
         for layer in range(self.config.num_layers):
             x = self.mlp_block(layer, self.attention_block(layer, x, cache, step))
@@ -193,7 +193,7 @@ class CupyPrepared:
         return found
 
     def _of_step(self, cache: Cache, is_dense: bool) -> dict[str, Any]:
-        space = cache.steps.setdefault("space", Kept(self.device))
+        space = cache.steps.setdefault("space", Workspace(self.device))
         blocks = Blocks(self.device, self.config, self.dtype, self._slopes, space)
         return {
             "weights": self._weights, "blocks": blocks, "space": space, "cache": cache, "is_dense": is_dense,

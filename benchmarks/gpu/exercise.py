@@ -38,9 +38,9 @@ def exercise(backend: str, widths: Sequence[int], dtypes: Sequence[str]) -> str:
 
         cupy.cuda.set_allocator(None)
     for dtype in dtypes:
-        for config in (config for width in widths for config in by_vectors(width)):
+        for config in (config for width in widths for config in gemv_configs(width)):
             _run(backend, config, dtype, ((1, 70), (17, 2)), rows=3, choices=CHOICES)
-        for config in (config for width in widths for config in by_tiles(width, dtype)):
+        for config in (config for width in widths for config in tensor_core_configs(width, dtype)):
             _run(backend, config, dtype, ((17, 2), (33, 1)), rows=17, choices=(Choice(),))
     return f"head widths {', '.join(map(str, widths))} in {', '.join(dtypes)}"
 
@@ -68,7 +68,7 @@ def warm(backend: str, widths: Sequence[int], dtypes: Sequence[str]) -> str:
     return f"{len(parts)} processes"
 
 
-def by_vectors(width: int) -> Iterator[BloomConfig]:
+def gemv_configs(width: int) -> Iterator[BloomConfig]:
     """Models that the kernels for tensor cores do not take for their widths, with both kinds of residual."""
     for form in (False, True):
         yield BloomConfig(
@@ -77,7 +77,7 @@ def by_vectors(width: int) -> Iterator[BloomConfig]:
         )  # fmt: skip
 
 
-def by_tiles(width: int, dtype: str) -> Iterator[BloomConfig]:
+def tensor_core_configs(width: int, dtype: str) -> Iterator[BloomConfig]:
     """Models that they take: one whose products give a warp one tile of outputs, one of two tiles."""
     if dtype not in ("bfloat16", "float16") or width % 8:
         return

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from accel.cupy_gpu.blocks import Blocks
-from accel.cupy_gpu.decode import ChoosingStep, Kept
+from accel.cupy_gpu.decode import ChoosingStep, Workspace
 from accel.cupy_gpu.device_cache import Cache
 from accel.cupy_gpu.launches import Launch, weight_stride
 from accel.cupy_gpu.loading import Layer, Linear, Norm, Weights
@@ -37,11 +37,11 @@ TOOLS = Path(__file__).parents[2] / "tests/cupy_gpu"
 
 @dataclass(frozen=True)
 class Chip:
-    """What bounds the blocks of a multiprocessor: CUDA's table of compute capability 9.0, and an H200's processors."""
+    """What bounds the blocks of a multiprocessor: CUDA's table of compute capability 9.0, and an H200's sms."""
 
     name: str = "H200"
     arch: int = 90
-    processors: int = 132
+    sms: int = 132
     registers: int = 65536
     warps: int = 64
     blocks: int = 32
@@ -91,7 +91,7 @@ class Paper:
     """A `Device` that notes what is launched."""
 
     def __init__(self, chip: Chip) -> None:
-        self.name, self.arch, self.processors = f"{chip.name} on paper", chip.arch, chip.processors
+        self.name, self.arch, self.sms = f"{chip.name} on paper", chip.arch, chip.sms
         self.launched: list[tuple[Launch, tuple[Any, ...]]] = []
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Shape:
@@ -110,7 +110,7 @@ def launched(preset: str, rows: int, context: int, dtype: str, chip: Chip) -> li
     """Each launch of a greedy step over a cache that is full, and the bytes of what it names."""
     config, device = model_config(preset), Paper(chip)
     compute: Any = dtype_policy(dtype).compute_dtype
-    space: Any = Kept(device)  # type: ignore[arg-type]
+    space: Any = Workspace(device)  # type: ignore[arg-type]
     blocks = Blocks(device, config, compute, Shape((config.num_heads,), np.dtype(np.float32)), space)  # type: ignore[arg-type]
     cache = Cache.zeros(device, config, compute, rows, context)  # type: ignore[arg-type]
     step = ChoosingStep(
@@ -174,7 +174,7 @@ def table(
 def _row(preset: str, launch: Launch, size: int, times: int, registers: int, chip: Chip) -> Row:
     warps, blocks = launch.block // 32, math.prod(launch.grid)
     held = chip.blocks_held(warps, registers, launch.shared)
-    waves = round(blocks / (held * chip.processors), 2)
+    waves = round(blocks / (held * chip.sms), 2)
     return Row(
         preset, name_of(launch), times, blocks, launch.block, registers, launch.shared, held * warps, waves, size
     )  # fmt: skip

@@ -25,7 +25,7 @@ class Attention(Problem):
     time: int = 5
     start: int = 0
     padding: str = "real"
-    processors: int = 4
+    sms: int = 4
     context: str = ""  # decode only; the dtype of the result
     spare: int = 3
     """Columns of the cache that no call has reached; they hold old numbers."""
@@ -35,7 +35,7 @@ class Attention(Problem):
         return self.context or self.dtype
 
     @cached_property
-    def given(self) -> tuple[Numbers, ...]:
+    def inputs(self) -> tuple[Numbers, ...]:
         draw, visible = self.draws, self.start + self.time
         shape = (self.batch, self.heads, visible + self.spare, self.head_width)
         query = 2 * draw.inner(self.batch, self.time, self.heads, self.head_width)
@@ -44,7 +44,7 @@ class Attention(Problem):
         return query, draw.hidden(*shape), draw.hidden(*shape), is_real
 
     def run(self, device: EmulatedDevice) -> Numbers:
-        query, keys, values, is_real = self.given
+        query, keys, values, is_real = self.inputs
         capacity, stride = is_real.shape[1], launches.cache_stride(self.head_width)
         wide = [device.zeros((*keys.shape[:3], stride), keys.dtype) for _ in "kv"]
         for target, source in zip(wide, (keys, values), strict=True):
@@ -61,10 +61,10 @@ class Attention(Problem):
         shapes = (self.heads, self.head_width, stride, capacity, 1.0 / math.sqrt(self.head_width))
         start = device.upload(np.array([self.start], np.int32))
         if self.kind == "decode":
-            sizes = launches.decode_workspace(self.batch, self.heads, self.head_width, capacity, self.processors)
-            partials, arrived = device.empty(sizes.partials, np.float32), device.zeros(sizes.arrived, np.int32)
-            device.launch(self._launch(device, capacity), *before, partials, arrived, start, *shapes)
-            assert not arrived.any()
+            sizes = launches.decode_workspace(self.batch, self.heads, self.head_width, capacity, self.sms)
+            partials, arrival_counter = device.empty(sizes.partials, np.float32), device.zeros(sizes.arrival_counter, np.int32)
+            device.launch(self._launch(device, capacity), *before, partials, arrival_counter, start, *shapes)
+            assert not arrival_counter.any()
         else:
             device.launch(self._launch(device, capacity), *before, start, self.time, *shapes)
         return out
@@ -76,7 +76,7 @@ class Attention(Problem):
     def _launch(self, device: EmulatedDevice, capacity: int) -> launches.Launch:
         sizes = (self.dtype, self.head_width, self.batch, self.heads)
         if self.kind == "decode":
-            return launches.attention_decode(*sizes, capacity, self.processors, self.returned)
+            return launches.attention_decode(*sizes, capacity, self.sms, self.returned)
         if self.kind == "flash":
             return launches.attention_flash(*sizes, self.time, device.arch)
         if self.kind == "tiled":
@@ -84,7 +84,7 @@ class Attention(Problem):
         return launches.attention_rows(*sizes, self.time)
 
     def formula(self, a: Any, rounding: Rounding) -> Numbers:
-        query, keys, values, is_real = self.given
+        query, keys, values, is_real = self.inputs
         key = np.arange(self.start + self.time)
         column, real = key[self.start :, None], is_real[:, : len(key)].astype(bool)
         visible = ((key <= column) & real[:, None, :] & real[:, self.start :, None])[:, None]

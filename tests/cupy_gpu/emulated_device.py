@@ -26,14 +26,14 @@ class EmulatedDevice:
 
     Args:
         arch: 90 plays sm_90; kernels that differ by architecture are chosen for it.
-        processors: multiprocessors, which decide how work is divided.
+        sms: multiprocessors, which decide how work is divided.
         seed: 0 runs blocks and threads in order; any other number draws their order at random.
         change: edits the text of every module before it is compiled (planted faults).
     """
 
-    def __init__(self, arch: int = 90, processors: int = 4, seed: int = 1, change: Callable[[str], str] = str) -> None:
+    def __init__(self, arch: int = 90, sms: int = 4, seed: int = 1, change: Callable[[str], str] = str) -> None:
         self.name = f"emulated sm_{arch}"
-        self.arch, self.processors, self.seed, self._change = arch, processors, seed, change
+        self.arch, self.sms, self.seed, self._change = arch, sms, seed, change
         self.starts_early = True
         self.launched: list[str] = []
         """The expression of each kernel that was launched, in order."""

@@ -21,14 +21,14 @@ class Up(Problem):
     rows: int = 1
     width: int = 72
     outputs: int = 50
-    processors: int = 4
+    sms: int = 4
 
     @property
     def returned(self) -> str:
         return "float32"
 
     @cached_property
-    def given(self) -> tuple[Numbers, ...]:
+    def inputs(self) -> tuple[Numbers, ...]:
         draw, width = self.draws, self.width
         return (
             draw.hidden(self.rows, width), draw.vector(width, 1.0), draw.vector(width),
@@ -36,19 +36,19 @@ class Up(Problem):
         )  # fmt: skip
 
     def run(self, device: EmulatedDevice) -> Numbers:
-        x, gain, shift = map(device.upload, self.given[:3])
-        weight, bias = device.upload(padded(self.given[3])), device.upload(self.given[4])
+        x, ln_weight, ln_bias = map(device.upload, self.inputs[:3])
+        weight, bias = device.upload(padded(self.inputs[3])), device.upload(self.inputs[4])
         out = device.empty((self.rows, self.outputs), np.float32)
-        launch = launches.gelu_matvec(self.dtype, self.rows, self.width, self.outputs, self.processors)
+        launch = launches.gelu_matvec(self.dtype, self.rows, self.width, self.outputs, self.sms)
         device.launch(
-            launch, x, gain, shift, EPSILON, weight, weight.shape[1], bias, out, self.rows, self.width, self.outputs,
+            launch, x, ln_weight, ln_bias, EPSILON, weight, weight.shape[1], bias, out, self.rows, self.width, self.outputs,
             launch.splits,
         )  # fmt: skip
         return out
 
     def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
-        x, gain, shift, weight, bias = (array.astype(a) for array in self.given)
-        return ops.gelu(linear(norm(x, gain, shift), weight, bias)[None])[0]
+        x, ln_weight, ln_bias, weight, bias = (array.astype(a) for array in self.inputs)
+        return ops.gelu(linear(norm(x, ln_weight, ln_bias), weight, bias)[None])[0]
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Down(Problem):
     rows: int = 1
     width: int = 72
     outputs: int = 50
-    processors: int = 4
+    sms: int = 4
     post_norm: bool = False
 
     @cached_property
-    def given(self) -> tuple[Numbers, ...]:
+    def inputs(self) -> tuple[Numbers, ...]:
         draw, outputs = self.draws, self.outputs
         return (
             draw.inner(self.rows, self.width), draw.hidden(self.rows, outputs), draw.vector(outputs, 1.0),
@@ -70,11 +70,11 @@ class Down(Problem):
         )  # fmt: skip
 
     def run(self, device: EmulatedDevice) -> Numbers:
-        inner, x, gain, shift, bias = map(device.upload, self.given[:5])
-        weight = device.upload(padded(self.given[5]))
+        inner, x, ln_weight, ln_bias, bias = map(device.upload, self.inputs[:5])
+        weight = device.upload(padded(self.inputs[5]))
         out = device.empty(x.shape, stored(self.dtype))
-        launch = launches.residual_matvec(self.dtype, self.rows, self.width, self.outputs, self.processors)
-        affine = (gain, shift) if self.post_norm else (None, None)
+        launch = launches.residual_matvec(self.dtype, self.rows, self.width, self.outputs, self.sms)
+        affine = (ln_weight, ln_bias) if self.post_norm else (None, None)
         device.launch(
             launch, inner, weight, weight.shape[1], bias, x, *affine, EPSILON, out, self.rows, self.width, self.outputs,
             launch.splits,
@@ -82,8 +82,8 @@ class Down(Problem):
         return out
 
     def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
-        inner, x, gain, shift, bias, weight = (array.astype(a) for array in self.given)
-        return (norm(x, gain, shift) if self.post_norm else x) + linear(inner, weight, bias)
+        inner, x, ln_weight, ln_bias, bias, weight = (array.astype(a) for array in self.inputs)
+        return (norm(x, ln_weight, ln_bias) if self.post_norm else x) + linear(inner, weight, bias)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Head(Problem):
     rows: int = 1
     width: int = 72
     outputs: int = 50
-    processors: int = 4
+    sms: int = 4
     final_norm: bool = True
 
     @property
@@ -101,20 +101,20 @@ class Head(Problem):
         return "float32"
 
     @cached_property
-    def given(self) -> tuple[Numbers, ...]:
+    def inputs(self) -> tuple[Numbers, ...]:
         draw, width = self.draws, self.width
         head = draw.matrix(self.outputs, width)
         head = head[np.arange(self.outputs) % max(1, self.outputs // 3)]  # every best score occurs three times
         return draw.hidden(self.rows, width), draw.vector(width, 1.0), draw.vector(width), head
 
     def run(self, device: EmulatedDevice) -> Numbers:
-        x, gain, shift = map(device.upload, self.given[:3])
-        weight = device.upload(padded(self.given[3]))
-        launch = launches.head_matvec(self.dtype, self.rows, self.width, self.outputs, self.processors)
+        x, ln_weight, ln_bias = map(device.upload, self.inputs[:3])
+        weight = device.upload(padded(self.inputs[3]))
+        launch = launches.head_matvec(self.dtype, self.rows, self.width, self.outputs, self.sms)
         logits, parts = device.empty((self.rows, self.outputs), np.float32), launch.grid[1]
         score, best = device.empty((self.rows, parts), np.float32), device.empty((self.rows, parts), np.int32)
         forbidden, broken = device.upload(self.forbidden), device.zeros(1, np.int32)
-        affine = (gain, shift) if self.final_norm else (None, None)
+        affine = (ln_weight, ln_bias) if self.final_norm else (None, None)
         device.launch(
             launch, x, *affine, EPSILON, weight, weight.shape[1], logits, forbidden, score, best, broken, self.rows,
             self.width, self.outputs, launch.splits,
@@ -135,16 +135,16 @@ class Head(Problem):
         return np.isin(np.arange(self.outputs), best).astype(np.uint8)
 
     def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
-        x, gain, shift, weight = (array.astype(a) for array in self.given)
-        hidden = cast(norm(x, gain, shift), stored(self.dtype)).astype(a) if self.final_norm else x
+        x, ln_weight, ln_bias, weight = (array.astype(a) for array in self.inputs)
+        hidden = cast(norm(x, ln_weight, ln_bias), stored(self.dtype)).astype(a) if self.final_norm else x
         return hidden @ weight.T
 
     def slack(self) -> Numbers | float:
         """The final norm is rounded to T: where float32 cannot tell to which number, both are right."""
         if not self.final_norm or self.dtype == "float32":
             return 0.0
-        x, gain, shift, weight = (array.astype(np.float64) for array in self.given)
-        exact, single = norm(x, gain, shift), norm(*(a.astype(np.float32) for a in (x, gain, shift)))
+        x, ln_weight, ln_bias, weight = (array.astype(np.float64) for array in self.inputs)
+        exact, single = norm(x, ln_weight, ln_bias), norm(*(a.astype(np.float32) for a in (x, ln_weight, ln_bias)))
         doubt = 4.0 * np.max(np.abs(single - exact), initial=0.0)
         low, high = (cast(exact + d, stored(self.dtype)).astype(np.float64) for d in (-doubt, doubt))
         return 2.0 * rms(np.sqrt((high - low) ** 2 @ (weight**2).T))

@@ -2,7 +2,7 @@
 operations.
 
 `run` gives what the kernel left; `formula(a)` the same values computed in the dtype a on the same rounded inputs. Inputs hide
-nothing: no bias is zero, no gain is one.
+nothing: no bias is zero, no weight is one.
 """
 
 import math
@@ -67,8 +67,8 @@ def padded(matrix: Numbers) -> Numbers:
     return wide
 
 
-def norm(x: Numbers, gain: Numbers, shift: Numbers) -> Numbers:
-    return ops.layer_norm(x[None], gain, shift, EPSILON)[0]
+def norm(x: Numbers, weight: Numbers, bias: Numbers) -> Numbers:
+    return ops.layer_norm(x[None], weight, bias, EPSILON)[0]
 
 
 def linear(x: Numbers, weight: Numbers, bias: Numbers) -> Numbers:

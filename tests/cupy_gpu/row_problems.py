@@ -21,16 +21,16 @@ class Norm(Problem):
     embedding: bool = False
 
     @cached_property
-    def given(self) -> tuple[Numbers, ...]:
+    def inputs(self) -> tuple[Numbers, ...]:
         draw = self.draws
         ids = np.array([(7 * r) % 5 for r in range(self.rows)], np.int32)
         table = draw.hidden(5 if self.embedding else self.rows, self.width, scale=0.02, mean=0.03)
         return table, draw.vector(self.width, 1.0), draw.vector(self.width), ids
 
     def run(self, device: EmulatedDevice) -> Numbers:
-        table, gain, shift, ids = self.given
+        table, ln_weight, ln_bias, ids = self.inputs
         out = device.empty((self.rows, self.width), stored(self.dtype))
-        affine = (device.upload(gain), device.upload(shift), EPSILON, out, self.width)
+        affine = (device.upload(ln_weight), device.upload(ln_bias), EPSILON, out, self.width)
         if self.embedding:
             wide = device.upload(padded(table))
             device.launch(launches.embed_norm(self.dtype, self.rows), device.upload(ids), wide, wide.shape[1], *affine)
@@ -39,8 +39,8 @@ class Norm(Problem):
         return out
 
     def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
-        table, gain, shift, ids = self.given
-        return norm((table[ids] if self.embedding else table).astype(a), gain.astype(a), shift.astype(a))
+        table, ln_weight, ln_bias, ids = self.inputs
+        return norm((table[ids] if self.embedding else table).astype(a), ln_weight.astype(a), ln_bias.astype(a))
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class Activation(Problem):
     width: int = 300
 
     @cached_property
-    def given(self) -> tuple[Numbers, Numbers]:
+    def inputs(self) -> tuple[Numbers, Numbers]:
         return 3 * self.draws.inner(self.rows, self.width), self.draws.vector(self.width)
 
     def run(self, device: EmulatedDevice) -> Numbers:
-        y, bias = map(device.upload, self.given)
+        y, bias = map(device.upload, self.inputs)
         out = device.empty(y.shape, stored(self.dtype))
         device.launch(launches.bias_gelu(self.dtype, self.rows), y, bias, out, self.width)
         return out
 
     def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
-        y, bias = self.given
+        y, bias = self.inputs
         return ops.gelu((y.astype(a) + bias.astype(a))[None])[0]
 
 
@@ -74,7 +74,7 @@ class Residual(Problem):
     post_norm: bool = False
 
     @cached_property
-    def given(self) -> tuple[Numbers, ...]:
+    def inputs(self) -> tuple[Numbers, ...]:
         draw, width = self.draws, self.width
         return (
             draw.inner(self.rows, width), draw.vector(width), draw.hidden(self.rows, width),
@@ -82,16 +82,16 @@ class Residual(Problem):
         )  # fmt: skip
 
     def run(self, device: EmulatedDevice) -> Numbers:
-        y, bias, x, gain, shift = map(device.upload, self.given)
+        y, bias, x, ln_weight, ln_bias = map(device.upload, self.inputs)
         out = device.empty(y.shape, stored(self.dtype))
-        affine = (gain, shift) if self.post_norm else (None, None)
+        affine = (ln_weight, ln_bias) if self.post_norm else (None, None)
         launch = launches.bias_residual(self.dtype, self.rows)
         device.launch(launch, y, bias, x, *affine, EPSILON, out, self.width)
         return out
 
     def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
-        y, bias, x, gain, shift = (array.astype(a) for array in self.given)
-        return (norm(x, gain, shift) if self.post_norm else x) + (y + bias)
+        y, bias, x, ln_weight, ln_bias = (array.astype(a) for array in self.inputs)
+        return (norm(x, ln_weight, ln_bias) if self.post_norm else x) + (y + bias)
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,14 @@ class Projection(Problem):
     head_width: int = 20
     start: int = 2
     matvec: bool = False
-    processors: int = 4
+    sms: int = 4
 
     @property
     def width(self) -> int:
         return self.heads * self.head_width
 
     @cached_property
-    def given(self) -> tuple[Numbers, ...]:
+    def inputs(self) -> tuple[Numbers, ...]:
         draw, rows, width = self.draws, self.batch * self.time, self.width
         bias = draw.vector(3 * width)
         if not self.matvec:
@@ -134,7 +134,7 @@ class Projection(Problem):
         keys, values = (device.zeros(shape, stored(self.dtype)) for _ in "kv")
         query = device.empty((rows, self.width), accumulated(self.dtype))
         left = (query, keys, values, device.upload(np.array([self.start], np.int32)))
-        bias = device.upload(self.given[0])
+        bias = device.upload(self.inputs[0])
         shapes = (self.time, self.heads, self.head_width, stride, capacity)
         self.launch(device, bias, left, shapes)
         return np.stack([query.astype(np.float64), *(self._written(cache) for cache in (keys, values))])
@@ -143,13 +143,13 @@ class Projection(Problem):
         """`left`: where the results go, and the first column; `shapes`: of the positions and of the cache."""
         rows = self.batch * self.time
         if not self.matvec:
-            device.launch(launches.qkv_split(self.dtype, rows), device.upload(self.given[1]), bias, *left, *shapes)
+            device.launch(launches.qkv_split(self.dtype, rows), device.upload(self.inputs[1]), bias, *left, *shapes)
             return
-        x, gain, shift = map(device.upload, self.given[1:4])
-        weight = device.upload(padded(self.given[4]))
-        launch = launches.qkv_matvec(self.dtype, rows, self.width, 3 * self.width, self.processors)
+        x, ln_weight, ln_bias = map(device.upload, self.inputs[1:4])
+        weight = device.upload(padded(self.inputs[4]))
+        launch = launches.qkv_matvec(self.dtype, rows, self.width, 3 * self.width, self.sms)
         device.launch(
-            launch, x, gain, shift, EPSILON, weight, weight.shape[1], bias, *left, rows, self.width, *shapes,
+            launch, x, ln_weight, ln_bias, EPSILON, weight, weight.shape[1], bias, *left, rows, self.width, *shapes,
             launch.splits,
         )  # fmt: skip
 
@@ -167,5 +167,5 @@ class Projection(Problem):
 
     def projected(self, a: Any) -> Numbers:
         """(rows, 3 D)."""
-        bias, x, *weights = (array.astype(a) for array in self.given)
+        bias, x, *weights = (array.astype(a) for array in self.inputs)
         return linear(norm(x, weights[0], weights[1]), weights[2], bias) if self.matvec else x + bias

@@ -21,14 +21,14 @@ class Product(Problem):
     rows: int = 17
     width: int = 72
     outputs: int = 50
-    processors: int = 4
+    sms: int = 4
 
     @property
     def returned(self) -> str:
         return "float32" if self.kind == "head" else self.dtype
 
     @cached_property
-    def given(self) -> tuple[Numbers, ...]:
+    def inputs(self) -> tuple[Numbers, ...]:
         draw = self.draws
         return (
             draw.hidden(self.rows, self.width), draw.matrix(self.outputs, self.width), draw.vector(self.outputs),
@@ -36,11 +36,11 @@ class Product(Problem):
         )  # fmt: skip
 
     def run(self, device: EmulatedDevice) -> Numbers:
-        x, bias, residual = (device.upload(self.given[i]) for i in (0, 2, 3))
-        weight, broken = device.upload(padded(self.given[1])), device.zeros((1,), np.int32)
+        x, bias, residual = (device.upload(self.inputs[i]) for i in (0, 2, 3))
+        weight, broken = device.upload(padded(self.inputs[1])), device.zeros((1,), np.int32)
         out = device.empty((self.rows, self.outputs), stored(self.returned))
         make = {"gelu": launches.gelu_tensor, "residual": launches.residual_tensor, "head": launches.head_tensor}
-        launch = make[self.kind](self.dtype, self.rows, self.width, self.outputs, self.processors)
+        launch = make[self.kind](self.dtype, self.rows, self.width, self.outputs, self.sms)
         between = {"gelu": (bias, out), "residual": (bias, residual, out), "head": (out, broken)}[self.kind]
         sizes = self.rows, self.width, self.outputs, launch.splits
         device.launch(launch, x, weight, weight.shape[1], *between, *sizes)
@@ -48,7 +48,7 @@ class Product(Problem):
         return out
 
     def formula(self, a: Any, rounding: Rounding) -> Numbers:  # noqa: ARG002
-        x, weight, bias, residual = (array.astype(a) for array in self.given)
+        x, weight, bias, residual = (array.astype(a) for array in self.inputs)
         if self.kind == "head":
             return x @ weight.T
         y = linear(x, weight, bias)
@@ -60,17 +60,17 @@ class TensorProjection(Projection):
     """qkv_tensor, seen through the cache as `Projection` is."""
 
     @cached_property
-    def given(self) -> tuple[Numbers, ...]:
+    def inputs(self) -> tuple[Numbers, ...]:
         draw, rows, width = self.draws, self.batch * self.time, self.width
         return draw.vector(3 * width), draw.hidden(rows, width), draw.matrix(3 * width, width)
 
     def launch(self, device: EmulatedDevice, bias: Any, left: tuple[Any, ...], shapes: tuple[int, ...]) -> None:
-        x, weight = device.upload(self.given[1]), device.upload(padded(self.given[2]))
-        launch = launches.qkv_tensor(self.dtype, len(x), self.width, 3 * self.width, self.processors)
+        x, weight = device.upload(self.inputs[1]), device.upload(padded(self.inputs[2]))
+        launch = launches.qkv_tensor(self.dtype, len(x), self.width, 3 * self.width, self.sms)
         device.launch(
             launch, x, weight, weight.shape[1], bias, *left, len(x), self.width, *shapes, launch.splits
         )  # fmt: skip
 
     def projected(self, a: Any) -> Numbers:
-        bias, x, weight = (array.astype(a) for array in self.given)
+        bias, x, weight = (array.astype(a) for array in self.inputs)
         return linear(x, weight, bias)

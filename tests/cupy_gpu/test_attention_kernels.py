@@ -81,7 +81,7 @@ class TestDecode:
         batch=st.integers(1, 3),
         start=st.one_of(st.integers(0, 20), st.integers(60, 300)),
         padding=st.sampled_from(MASKS),
-        processors=st.sampled_from((1, 5, 16)),
+        sms=st.sampled_from((1, 5, 16)),
         spare=st.sampled_from((0, 3, 200)),
     )
     def test_attention(
@@ -94,11 +94,11 @@ class TestDecode:
         batch: int,
         start: int,
         padding: str,
-        processors: int,
+        sms: int,
         spare: int,
     ) -> None:
         check(
-            Attention(dtype, seed, "decode", heads, head_width, batch, 1, start, padding, processors, "float32", spare),
+            Attention(dtype, seed, "decode", heads, head_width, batch, 1, start, padding, sms, "float32", spare),
             device,
         )
 
@@ -146,7 +146,7 @@ def test_bits_do_not_depend_on_the_order_of_blocks_and_threads(
 def test_columns_that_are_not_visible_have_no_influence(device: EmulatedDevice, problem: Attention, gone: str) -> None:
     """Whatever stands there: the numbers that an earlier, longer sequence left, or those of padding. Clauses: ATT-7, KVC-2."""
     before = problem.run(device).copy()
-    _, keys, values, is_real = problem.given
+    _, keys, values, is_real = problem.inputs
     hidden = np.arange(keys.shape[2]) >= problem.start + problem.time
     for row in range(len(keys)):
         unseen = hidden if gone == "after" else ~is_real[row].astype(bool) & ~hidden

@@ -159,7 +159,7 @@ def test_when_products_are_on_tensor_cores(batch: int, time: int, policy: str, a
     names = " ".join(name.split("<")[0] for name in device.launched[1:])
     assert names == expected if tensor else "tensor" not in names
     for changed in (config.replace(intermediate_dim=44), config.replace(apply_residual_connection_post_layernorm=True)):
-        assert not prepare(device, policy, changed)._blocks.by_tiles(17)
+        assert not prepare(device, policy, changed)._blocks.uses_tensor_cores(17)
 
 
 @pytest.mark.usefixtures("emulator")
@@ -205,14 +205,14 @@ def test_one_step_serves_two_devices() -> None:
     heads=st.sampled_from((16, 32, 1)),
     rows=st.integers(1, 10_000),
     length=st.integers(1, 5000),
-    processors=st.sampled_from((20, 132, 200)),
+    sms=st.sampled_from((20, 132, 200)),
 )
-def test_the_parts_of_every_piece_have_room(heads: int, rows: int, length: int, processors: int) -> None:
+def test_the_parts_of_every_piece_have_room(heads: int, rows: int, length: int, sms: int) -> None:
     """A batch that is cut is long enough that its last, short piece needs no more than the whole."""
-    whole = launches.decode_workspace(rows, heads, 64, length, processors)
+    whole = launches.decode_workspace(rows, heads, 64, length, sms)
     for piece in pieces(rows, 1, memory.CHUNK_ROWS):
-        part = launches.decode_workspace(piece.batch, heads, 64, length, processors)
-        assert (part.partials, part.arrived) <= (whole.partials, whole.arrived)
+        part = launches.decode_workspace(piece.batch, heads, 64, length, sms)
+        assert (part.partials, part.arrival_counter) <= (whole.partials, whole.arrival_counter)
 
 
 # --- memory, before it is allocated ------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_compute_sanitizer_sees_every_kernel(
     """Even with the few widths and dtypes of racecheck. Nothing is computed: it is about what is launched."""
     launched: set[str] = set()
     device = checks.random_engine(emulated_backend, checks.config_of(checks.SMALL), "float32").prepared.device
-    monkeypatch.setattr(device, "processors", 132)
+    monkeypatch.setattr(device, "sms", 132)
     monkeypatch.setattr(emulator, "launch", lambda _, launch, *__: launched.add(launch.kernel.expression))
     monkeypatch.setattr(emulator, "capture", lambda _, work: work)
     monkeypatch.setattr(emulator, "download", lambda _, array: np.zeros(array.shape, array.dtype))

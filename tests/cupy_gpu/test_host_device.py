@@ -70,7 +70,7 @@ def test_the_module_can_be_imported_without_a_driver() -> None:
 
 
 def test_what_it_says_of_itself(device: Any) -> None:
-    assert (device.name, device.arch, device.processors) == ("Fake GPU 1 (cupy:1)", 90, 4)
+    assert (device.name, device.arch, device.sms) == ("Fake GPU 1 (cupy:1)", 90, 4)
     assert probe.find_device(1) is device
     assert probe.find_device(None).name == "Fake GPU 0 (cupy:0)"  # CuPy's current one
 
@@ -171,7 +171,7 @@ def test_a_model_has_the_bits_of_the_emulated_device(fake: FakeCupy, policy: str
     names, real = POLICIES[policy], np.ones((2, time + 1), bool)
     real[0, 0] = False
     ids = np.arange(2 * time).reshape(2, time) % 40
-    emulated = SameSums(processors=4, seed=0)
+    emulated = SameSums(sms=4, seed=0)
     results = []
     for backend in (cupy_gpu.make_backend("1"), CupyBackend("emulated", lambda: emulated)):
         prepared = backend.prepare(init_params(CONFIG, 0, names.variable_dtype), CONFIG, names)

@@ -41,7 +41,7 @@ def test_a_step_reads_every_weight_and_every_key_once(preset: str) -> None:
     config, policy = model_config(preset), POLICIES["bfloat16"]
     total = sum(size for _, size in launched(preset, 1, 2048, "bfloat16", Chip()))
     weights = memory.weight_bytes(config, policy)
-    cache = memory.cache_bytes(config, policy, 1, 2048, Chip.processors)
+    cache = memory.cache_bytes(config, policy, 1, 2048, Chip.sms)
     assert weights + cache <= total <= 1.02 * (weights + cache)
 
 

@@ -61,8 +61,8 @@ def test_every_weight_arrives_rounded(policy: str, stored: str) -> None:
     same(weights.embedding, expected.word_embedding)
     assert expected.lm_head is not None
     same(weights.head, expected.lm_head)
-    close(weights.ln_embedding.gain, expected.ln_embedding_weight)
-    close(weights.ln_final.shift, expected.ln_final_bias)
+    close(weights.ln_embedding.weight, expected.ln_embedding_weight)
+    close(weights.ln_final.bias, expected.ln_final_bias)
     for layer, source in zip(weights.layers, expected.layers, strict=True):
         same(layer.qkv.weight, source.qkv_weight)
         same(layer.dense.weight, source.attn_out_weight)
@@ -72,10 +72,10 @@ def test_every_weight_arrives_rounded(policy: str, stored: str) -> None:
         close(layer.dense.bias, source.attn_out_bias)
         close(layer.up.bias, source.mlp_up_bias)
         close(layer.down.bias, source.mlp_down_bias)
-        close(layer.ln_attn.gain, source.ln_attn_weight)
-        close(layer.ln_attn.shift, source.ln_attn_bias)
-        close(layer.ln_mlp.gain, source.ln_mlp_weight)
-        close(layer.ln_mlp.shift, source.ln_mlp_bias)
+        close(layer.ln_attn.weight, source.ln_attn_weight)
+        close(layer.ln_attn.bias, source.ln_attn_bias)
+        close(layer.ln_mlp.weight, source.ln_mlp_weight)
+        close(layer.ln_mlp.bias, source.ln_mlp_bias)
 
 
 def test_a_few_small_buffers_carry_it_all(buffer_bytes: int) -> None:

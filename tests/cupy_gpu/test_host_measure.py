@@ -192,7 +192,7 @@ def test_bytes_are_those_of_the_step_on_paper(emulated_backend: str, monkeypatch
     one = job_of(emulated_backend, rows=(2,))
     found = figures_of(kernels.kernels, one)["kernels"]["2"]
     monkeypatch.setattr("benchmarks.gpu.paper.model_config", lambda _: one.config)
-    paper = launched("", 2, one.context, one.dtype, Chip(processors=one.device.processors))
+    paper = launched("", 2, one.context, one.dtype, Chip(sms=one.device.sms))
     assert [row["bytes"] for row in found] == [size for _, size in dict.fromkeys(paper)]
 
 

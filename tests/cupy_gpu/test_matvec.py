@@ -13,7 +13,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 rows = st.one_of(st.sampled_from((1, 2)), st.integers(1, 16), st.integers(17, 64))
 widths = st.one_of(st.integers(1, 80), st.sampled_from((255, 256, 264, 1000, 2048)))
 outputs = st.one_of(st.integers(1, 70), st.sampled_from((127, 128, 129)))
-processors = st.sampled_from((1, 4, 132))
+sms = st.sampled_from((1, 4, 132))
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -27,7 +27,7 @@ class TestMatvec:
         heads=st.integers(1, 5),
         head_width=st.sampled_from((1, 7, 16, 80)),
         start=st.integers(0, 6),
-        processors=processors,
+        sms=sms,
     )
     def test_qkv(
         self,
@@ -38,21 +38,21 @@ class TestMatvec:
         heads: int,
         head_width: int,
         start: int,
-        processors: int,
+        sms: int,
     ) -> None:
-        check(Projection(dtype, seed, *shape, heads, head_width, start, True, processors), device)
+        check(Projection(dtype, seed, *shape, heads, head_width, start, True, sms), device)
 
     @pytest.mark.clause("MLP-1", "MLP-2", "MLP-3")
     @settings(max_examples=12)
-    @given(seed=seeds, rows=rows, width=widths, outputs=outputs, processors=processors)
+    @given(seed=seeds, rows=rows, width=widths, outputs=outputs, sms=sms)
     def test_up(
-        self, device: EmulatedDevice, dtype: str, seed: int, rows: int, width: int, outputs: int, processors: int
+        self, device: EmulatedDevice, dtype: str, seed: int, rows: int, width: int, outputs: int, sms: int
     ) -> None:
-        check(Up(dtype, seed, rows, width, outputs, processors), device)
+        check(Up(dtype, seed, rows, width, outputs, sms), device)
 
     @pytest.mark.clause("ATT-10", "MLP-4", "MOD-3", "NUM-2")
     @settings(max_examples=12)
-    @given(seed=seeds, rows=rows, width=widths, outputs=outputs, processors=processors, post_norm=st.booleans())
+    @given(seed=seeds, rows=rows, width=widths, outputs=outputs, sms=sms, post_norm=st.booleans())
     def test_down(
         self,
         device: EmulatedDevice,
@@ -61,14 +61,14 @@ class TestMatvec:
         rows: int,
         width: int,
         outputs: int,
-        processors: int,
+        sms: int,
         post_norm: bool,
     ) -> None:
-        check(Down(dtype, seed, rows, width, outputs, processors, post_norm), device)
+        check(Down(dtype, seed, rows, width, outputs, sms, post_norm), device)
 
     @pytest.mark.clause("MOD-4", "MOD-5", "NUM-3")
     @settings(max_examples=12)
-    @given(seed=seeds, rows=rows, width=widths, outputs=outputs, processors=processors, final_norm=st.booleans())
+    @given(seed=seeds, rows=rows, width=widths, outputs=outputs, sms=sms, final_norm=st.booleans())
     def test_head(
         self,
         device: EmulatedDevice,
@@ -77,10 +77,10 @@ class TestMatvec:
         rows: int,
         width: int,
         outputs: int,
-        processors: int,
+        sms: int,
         final_norm: bool,
     ) -> None:
-        check(Head(dtype, seed, rows, width, outputs, processors, final_norm), device)
+        check(Head(dtype, seed, rows, width, outputs, sms, final_norm), device)
 
 
 @pytest.mark.parametrize(

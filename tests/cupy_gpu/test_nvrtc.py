@@ -75,7 +75,7 @@ def matvec_kernels(dtype: str, rows: tuple[int, ...]) -> Iterator[Launch]:
 
 
 def tensor_kernels(dtype: str, arch: int) -> Iterator[Launch]:
-    if not launches.takes_tiles(
+    if not launches.supports_tensor_cores(
         BloomConfig(vocabulary_size=8, num_layers=1, num_heads=1, hidden_dim=8, intermediate_dim=32), dtype, arch
     ):
         return

@@ -21,11 +21,11 @@ class TestTensor:
         rows=st.one_of(st.integers(5, 64), st.sampled_from((8, 9, 16, 17, 32, 33))),
         width=st.one_of(st.integers(1, 9).map(lambda n: 8 * n), st.sampled_from((256, 264, 1000))),
         outputs=st.one_of(st.integers(1, 70), st.sampled_from((127, 128, 129))),
-        processors=st.sampled_from((1, 4, 132)),
+        sms=st.sampled_from((1, 4, 132)),
     )
     def test_product(self, device: EmulatedDevice, dtype: str, seed: int, kind: str, rows: int, width: int, outputs: int,
-                     processors: int) -> None:  # fmt: skip
-        check(Product(dtype, seed, kind, rows, width, outputs, processors), device)
+                     sms: int) -> None:  # fmt: skip
+        check(Product(dtype, seed, kind, rows, width, outputs, sms), device)
 
     @pytest.mark.clause("ATT-2", "KVC-1", "NUM-2")
     @settings(max_examples=8)
@@ -35,16 +35,16 @@ class TestTensor:
         heads=st.integers(1, 4),
         head_width=st.sampled_from((8, 16, 80)),
         start=st.integers(0, 6),
-        processors=st.sampled_from((1, 4, 132)),
+        sms=st.sampled_from((1, 4, 132)),
     )
     def test_qkv(self, device: EmulatedDevice, dtype: str, seed: int, shape: tuple[int, int], heads: int, head_width: int,
-                 start: int, processors: int) -> None:  # fmt: skip
-        check(TensorProjection(dtype, seed, *shape, heads, head_width, start, processors=processors), device)
+                 start: int, sms: int) -> None:  # fmt: skip
+        check(TensorProjection(dtype, seed, *shape, heads, head_width, start, sms=sms), device)
 
     def test_tiles_of_each_number(self, device: EmulatedDevice, dtype: str) -> None:
         """One or two a warp, and warps that share an output or do not."""
-        for processors, outputs in ((1, 31), (1, 32), (1, 300), (4, 127), (4, 128), (132, 64)):
-            check(Product(dtype, 3, "gelu", 40, 264, outputs, processors), device)
+        for sms, outputs in ((1, 31), (1, 32), (1, 300), (4, 127), (4, 128), (132, 64)):
+            check(Product(dtype, 3, "gelu", 40, 264, outputs, sms), device)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The backend `cupy-emulated`: all of accel.cupy_gpu, its kernels included, but on the CPU. Seen by `pytest --emulated-cupy`."""
+"""The backend `cupy-emulated`: all of accel.cupy_gpu, its kernels included, but on the CPU. AttentionArgs by `pytest --emulated-cupy`."""
 
 import sys
 from pathlib import Path
