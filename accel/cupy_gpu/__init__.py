@@ -1,13 +1,18 @@
-"""BLOOM on NVIDIA GPUs, through CuPy and kernels in CUDA C++: `make_backend` is the entry point of bloomref's backend `cupy`."""
+"""BLOOM on NVIDIA GPUs, with CuPy and CUDA C++ kernels. `make_backend` is the entry point of bloomref's backend `cupy`."""
 
 from importlib.util import find_spec
 from typing import Any
 
 
 def make_backend(device: str = "") -> Any:
-    """The backend on the GPU of that number, or on the one that is CuPy's current device when a model is prepared.
+    """Return the backend on one GPU. CuPy is not imported yet.
 
-    Imports no CuPy yet. Raises ImportError where it is not installed.
+    Args:
+        device: Number of the GPU. An empty string means CuPy's current device at the time a model is prepared.
+
+    Raises:
+        ImportError: CuPy is not installed.
+        InvalidInput: `device` is not a number.
     """
     if find_spec("cupy") is None:
         raise ImportError("cupy is not installed")

@@ -1,11 +1,13 @@
-"""Which kernels and products make up a block. docs/cupy.md shows the three paths.
+"""Kernel sequence of a transformer block, on one of three paths (see docs/cupy.md).
 
-Up to FEW_ROWS rows go through matrix-vector kernels: each weight is read once, everything in between is float32. Up to
-TENSOR_ROWS rows of a 16-bit dtype are multiplied by kernels for tensor cores. What those do not take goes in groups of MATVEC_ROWS
-through the first path if it is a decoding step, and through a library if it is a prompt, as more rows and float64 do, with row
-kernels around it. Before tensor cores and libraries, inputs of products are rounded to the compute dtype.
+- gemv: up to FEW_ROWS rows use matrix-vector kernels, which read each weight once and keep intermediate values in float32.
+  A decoding step of up to TENSOR_ROWS rows that the second path does not support also uses them, in groups of MATVEC_ROWS.
+- tensor cores: up to TENSOR_ROWS rows in a 16-bit dtype use fused tensor-core kernels.
+- cuBLAS: more rows, float64, and prompts that the other paths do not support use GEMMs with row-wise kernels around them.
 
-Rows are (rows, D), row b T + t of a piece of B sequences and T positions. Nothing here remembers anything.
+The tensor-core and cuBLAS paths round the inputs of products to the compute dtype.
+
+Activations are (rows, D): row b T + t is position t of sequence b in a chunk of B sequences and T positions. Blocks are stateless.
 """
 
 from collections.abc import Callable
@@ -23,18 +25,21 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype
 
 _NO_NORM = Norm(None, None)
-Space = Callable[[str, tuple[int, int], Any], Array]
-"""Where a temporary (rows, width) of this name and dtype goes; it is not needed any more when the next one of the name is asked for."""
+Allocate = Callable[[str, tuple[int, int], Any], Array]
+"""Returns memory for the temporary of this name, shape (rows, width) and dtype. The next call with the same name may reuse it."""
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionArgs:
-    """What the positions of a piece attend to.
+    """Arguments of attention over one layer's cache for a chunk of B sequences and T positions.
 
     Args:
-        start: int32 (1,), the column of the first position.
-        is_real: uint8 (B, P), or None where every visible column is.
-        partials, arrival_counter: a cache's space for the parts of a decoding step.
+        start: int32 (1,), column of the first position.
+        is_real: uint8 (B, P), 0 in padding columns; None if every visible column is real.
+        cache: Keys and values of the B sequences.
+        partials, arrival_counter: The cache's buffers for split-K decoding attention (see attention.cu).
+        batch, time: B and T.
+        capacity: P, columns of the cache.
     """
 
     start: Array
@@ -49,12 +54,12 @@ class AttentionArgs:
 
 @dataclass(frozen=True, eq=False)
 class HeadOutputs:
-    """What the head leaves beside the scores.
+    """Optional outputs of the LM head, in addition to the logits.
 
     Args:
-        forbidden: uint8 (V,), not zero for tokens that do not count; None where all do.
-        scores, tokens: float32 and int32 (rows, parts), the best of each part of the tokens.
-        broken: int32 (1,), set to 1 where a score is NaN or infinite; None asks for nothing of all this.
+        forbidden: Input: uint8 (V,), nonzero for tokens that must not be chosen; None if all may be.
+        scores, tokens: float32 and int32 (rows, parts), the best allowed token of each part of the vocabulary.
+        broken: int32 (1,), set to 1 if a logit is NaN or infinite. None disables all optional outputs.
     """
 
     forbidden: Array | None
@@ -67,27 +72,29 @@ LOGITS_ONLY = HeadOutputs(None, None, None, None)
 
 
 class Blocks:
-    """The blocks of one config in one dtype on one device; the weights are arguments.
+    """Transformer blocks of one config, in one dtype on one device. Weights are arguments of the methods.
 
     Args:
-        space: of temporaries; fresh memory for each unless given.
+        dtype: The compute dtype.
+        slopes: ALiBi slopes (H,) in the accumulation dtype, on the device.
+        allocate: Allocator of temporaries. The default allocates fresh memory for each.
     """
 
     def __init__(
-        self, device: Device, config: BloomConfig, dtype: Any, slopes: Array, space: Space | None = None
+        self, device: Device, config: BloomConfig, dtype: Any, slopes: Array, allocate: Allocate | None = None
     ) -> None:
         self.device, self.config = device, config
-        self._space = space or (lambda _, shape, dtype: device.empty(shape, dtype))
+        self._allocate = allocate or (lambda _, shape, dtype: device.empty(shape, dtype))
         self.dtype, self.name = dtype, dtype.name
         self.wide = accumulation_dtype(dtype)
         self.slopes = slopes
         self.scale = 1.0 / float(np.sqrt(config.head_dim))
         self.d, self.f = config.hidden_dim, config.intermediate_dim
 
-    # --- one kernel each -------------------------------------------------------------------------
+    # --- single kernels --------------------------------------------------------------------------
 
     def embed(self, ids: Array, table: Array, norm: Norm) -> Array:
-        """Look-up and embedding norm: int32 (rows,) to (rows, D)."""
+        """Embedding lookup and embedding LayerNorm: int32 (rows,) to (rows, D)."""
         out = self.narrow_rows("embedded", len(ids), self.d)
         self.device.launch(
             launches.embed_norm(self.name, len(ids)), ids, table, table.shape[1], *self._norm(norm), out, self.d
@@ -100,7 +107,7 @@ class Blocks:
         return out
 
     def scores(self, x: Array, head: Array, time: int) -> Array:
-        """(rows, V) in the accumulation dtype, of final hidden states of `time` positions a sequence."""
+        """Return logits (rows, V) in the accumulation dtype from final hidden states (rows, D), `time` positions per sequence."""
         out = self.wide_rows("scores", len(x), head.shape[0])
         if self.uses_cublas(len(x), time):
             self.device.matmul(x, head, out)
@@ -111,7 +118,7 @@ class Blocks:
         return out
 
     def normed_scores(self, x: Array, norm: Norm, head: Array, outputs: HeadOutputs) -> Array:
-        """`scores` of `norm(x)` without a library, and what is outputs on the way; by tiles, that is whether any is broken."""
+        """Return logits (rows, V) of `norm(x)` without cuBLAS, and write `outputs`. The tensor-core path only writes `broken`."""
         out = self.wide_rows("scores", len(x), head.shape[0])
         if self.uses_tensor_cores(len(x)):
             self._head_tensor_cores(self.norm(x, norm), head, out, outputs.broken)
@@ -132,7 +139,7 @@ class Blocks:
     # --- blocks ----------------------------------------------------------------------------------
 
     def attention(self, layer: Layer, x: Array, args: AttentionArgs, out: Array) -> None:
-        """Layer norm ... residual; writes the piece's keys and values."""
+        """Attention sub-block, from LayerNorm to residual: x (rows, D) to `out` (rows, D). Appends keys and values to the cache."""
         if self.uses_tensor_cores(len(x)):
             self._attention_tensor_cores(layer, x, args, out)
         elif self.uses_cublas(len(x), args.time) or args.time > 1:
@@ -141,7 +148,7 @@ class Blocks:
             self._attention_gemv(layer, x, args, out)
 
     def mlp(self, layer: Layer, x: Array, time: int, out: Array) -> None:
-        """Layer norm ... residual, of `time` positions a sequence."""
+        """MLP sub-block, from LayerNorm to residual: x (rows, D), `time` positions per sequence, to `out` (rows, D)."""
         if self.uses_tensor_cores(len(x)):
             self._mlp_tensor_cores(layer, x, out)
         elif self.uses_cublas(len(x), time):
@@ -150,21 +157,21 @@ class Blocks:
             self._mlp_gemv(layer, x, out)
 
     def uses_cublas(self, rows: int, time: int) -> bool:
-        """Whether a library multiplies so many rows, `time` positions a sequence. Its calls are not captured.
+        """True if cuBLAS multiplies this many rows, `time` positions per sequence. CuPy cannot capture cuBLAS calls in a graph.
 
-        A step (`time` is 1) reads the weights once a group of rows, and is one graph; a prompt, which would not be one anyway, has
-        a library read them once.
+        A decoding step (`time` is 1) is one graph, so it reads the weights once per group of rows instead. A prompt is never a
+        graph, so cuBLAS, which reads the weights once, is better for it.
         """
         if self.name == "float64" or rows > TENSOR_ROWS:
             return True
         return time > 1 and rows > MATVEC_ROWS and not self.uses_tensor_cores(rows)
 
     def uses_tensor_cores(self, rows: int) -> bool:
-        """Whether so many rows go through the kernels for tensor cores."""
-        takes = launches.supports_tensor_cores(self.config, self.name, self.device.arch)
-        return takes and FEW_ROWS < rows <= TENSOR_ROWS
+        """True if the fused tensor-core kernels multiply this many rows."""
+        is_supported = launches.supports_tensor_cores(self.config, self.name, self.device.arch)
+        return is_supported and FEW_ROWS < rows <= TENSOR_ROWS
 
-    # --- few rows --------------------------------------------------------------------------------
+    # --- gemv path: few rows ---------------------------------------------------------------------
 
     def _attention_gemv(self, layer: Layer, x: Array, args: AttentionArgs, out: Array) -> None:
         query, context = (self.wide_rows(name, len(x), self.d) for name in ("query", "context"))
@@ -194,7 +201,7 @@ class Blocks:
             len(x), width, self.d, launch.splits,
         )  # fmt: skip
 
-    # --- some rows -------------------------------------------------------------------------------
+    # --- tensor-core path: up to TENSOR_ROWS rows ------------------------------------------------
 
     def _attention_tensor_cores(self, layer: Layer, x: Array, args: AttentionArgs, out: Array) -> None:
         rows, query = len(x), self.wide_rows("query", len(x), self.d)
@@ -231,7 +238,7 @@ class Blocks:
             launch, x, head, head.shape[1], out, broken, len(x), self.d, len(head), launch.splits
         )  # fmt: skip
 
-    # --- many rows -------------------------------------------------------------------------------
+    # --- cuBLAS path: many rows ------------------------------------------------------------------
 
     def _attention_cublas(self, layer: Layer, x: Array, args: AttentionArgs, out: Array) -> None:
         rows, query = len(x), self.wide_rows("query", len(x), self.d)
@@ -240,7 +247,7 @@ class Blocks:
             launches.qkv_split(self.name, rows), fused, layer.qkv.bias, query, args.cache.keys, args.cache.values,
             args.start, args.time, *self._cache_shape(args),
         )  # fmt: skip
-        del fused  # its memory is free for what follows, which is queued behind its last reader
+        del fused  # later kernels of the same stream may reuse its memory
         context = self.narrow_rows("context", rows, self.d)
         self._attend(query, args, context)
         self._add_residual(self._product(context, layer.dense), layer.dense, x, layer.ln_attn, out)
@@ -268,7 +275,7 @@ class Blocks:
         attend(query, args, context)
 
     def _attend_decode(self, query: Array, args: AttentionArgs, context: Array) -> None:
-        """One position of each sequence; the keys are shared out to several blocks."""
+        """Attention of one position per sequence, whose keys are split over several thread blocks."""
         config, device = self.config, self.device
         launch = launches.attention_decode(
             self.name,
@@ -307,11 +314,11 @@ class Blocks:
         return norm.weight, norm.bias, self.config.layer_norm_epsilon
 
     def _residual(self, norm: Norm) -> tuple[Array, Array, float]:
-        """Null pointers where the block's input is the residual, not its norm (MOD-3)."""
+        """LayerNorm of the residual (MOD-3). Weight and bias are None, null pointers, for the pre-layernorm residual."""
         return self._norm(norm if self.config.apply_residual_connection_post_layernorm else _NO_NORM)
 
     def narrow_rows(self, name: str, rows: int, width: int) -> Array:
-        return self._space(name, (rows, width), self.dtype)
+        return self._allocate(name, (rows, width), self.dtype)
 
     def wide_rows(self, name: str, rows: int, width: int) -> Array:
-        return self._space(name, (rows, width), self.wide)
+        return self._allocate(name, (rows, width), self.wide)

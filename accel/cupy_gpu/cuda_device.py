@@ -1,9 +1,9 @@
-"""`Device` through CuPy. No other module of this package imports CuPy, and it imports this one late."""
+"""`CudaDevice`: the `Device` protocol with CuPy. Only this module imports CuPy; the package imports it lazily."""
 
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import cupy
 import cupyx
@@ -18,28 +18,28 @@ from accel.cupy_gpu.sources import OPTIONS, Kernel, source
 from bloomref.errors import Unsupported, invalid
 
 _STATIC_SHARED = 48 * 1024
-"""Bytes of shared memory beyond which a kernel has to ask."""
+"""Bytes of dynamic shared memory that a kernel may use without opting in to more."""
 _EXACT_SUMS = 16
-"""CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: partial sums of a product stay in the accumulation dtype."""
+"""CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION: keep the partial sums of a product in the accumulation dtype."""
 _CUDA_TYPE = {
     "float16": runtime.CUDA_R_16F,
     "bfloat16": runtime.CUDA_R_16BF,
     "float32": runtime.CUDA_R_32F,
     "float64": runtime.CUDA_R_64F,
 }
-_EARLY_ARCH = 90
+_EARLY_ARCH = 90  # the first with programmatic dependent launch
 _CUDA_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @cache
 def cuda_device(number: int) -> "CudaDevice":
-    """One object for each GPU, so that a kernel is loaded once."""
+    """Return the one CudaDevice of a GPU, so that each kernel is loaded once."""
     return CudaDevice(number)
 
 
 class CudaDevice:
-    """One GPU, by its number among the visible ones. Starting early is programmatic dependent launch."""
+    """One GPU, by its number among the visible ones."""
 
     def __init__(self, number: int) -> None:
         self._device = cupy.cuda.Device(number)
@@ -69,7 +69,7 @@ class CudaDevice:
                 return make(shape, dtype)
             except cupy.cuda.memory.OutOfMemoryError as error:
                 raise Unsupported(
-                    f"out of memory on {self.name}: {int(np.prod(shape)) * dtype.itemsize:,} bytes were asked for, "
+                    f"out of memory on {self.name}: {int(np.prod(shape)) * dtype.itemsize:,} bytes were requested, "
                     f"{self.free_bytes():,} are free; use a smaller batch, a shorter length or a narrower dtype"
                 ) from error
 
@@ -78,9 +78,9 @@ class CudaDevice:
             return int(runtime.memGetInfo()[0]) + int(cupy.get_default_memory_pool().free_bytes())
 
     def upload(self, host: Any) -> Array:
-        made = self.empty(host.shape, host.dtype)
-        self.write(made, host)
-        return made
+        array = self.empty(host.shape, host.dtype)
+        self.write(array, host)
+        return array
 
     def write(self, target: Array, host: Any) -> None:
         bits = _bits(target)
@@ -89,19 +89,19 @@ class CudaDevice:
 
     def download(self, array: Array) -> Any:
         with self._device:
-            found: Any = _bits(array).get().view(array.dtype)
-            return found
+            host: Any = _bits(array).get().view(array.dtype)
+            return host
 
     def copy(self, target: Array, source: Array) -> None:
         with self._device:
             _bits(target)[...] = _bits(source)
 
     def take(self, array: Array, rows: Any) -> Array:
-        made = self.empty((len(rows), *array.shape[1:]), array.dtype)
+        taken = self.empty((len(rows), *array.shape[1:]), array.dtype)
         with self._device:
-            if made.size:
-                cupy.take(_bits(array), cupy.asarray(rows), axis=0, out=_bits(made))
-        return made
+            if taken.size:
+                cupy.take(_bits(array), cupy.asarray(rows), axis=0, out=_bits(taken))
+        return taken
 
     def pinned(self, nbytes: int) -> Any:
         with self._device:
@@ -110,10 +110,10 @@ class CudaDevice:
     def send(self, source: Any, target: Array) -> Callable[[], None]:
         with self._device:
             queued = cupy.cuda.get_current_stream().record()
-            self._copies.wait_event(queued)  # whose memory the target may have been
+            self._copies.wait_event(queued)  # queued kernels may still use memory that the target reuses
             target.data.copy_from_host_async(source.ctypes.data, source.nbytes, self._copies)
-            arrived = self._copies.record()
-        return lambda: arrived.synchronize()
+            copied = self._copies.record()
+        return lambda: copied.synchronize()
 
     def adopt(self, x: Any) -> Array:
         kind, number = map(int, x.__dlpack_device__())
@@ -135,13 +135,14 @@ class CudaDevice:
         with self._device:
             kernel = self._kernels.get(launch.kernel) or self._load(launch)
             if launch.starts_early and self.starts_early:
-                stream, numbers = cupy.cuda.get_current_stream().ptr, list(map(_ctypes_argument, arguments))
-                driver.launch_early(kernel.kernel.ptr, launch.grid, launch.block, launch.shared, stream, numbers)
+                stream, values = cupy.cuda.get_current_stream().ptr, [_kernel_argument(a, CTYPES) for a in arguments]
+                driver.launch_early(kernel.kernel.ptr, launch.grid, launch.block, launch.shared, stream, values)
             else:
-                kernel(launch.grid, (launch.block, 1, 1), tuple(map(_argument, arguments)), shared_mem=launch.shared)
+                values = tuple(_kernel_argument(a, CUPY_TYPES) for a in arguments)
+                kernel(launch.grid, (launch.block, 1, 1), values, shared_mem=launch.shared)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """As a CUDA graph, captured on a stream of its own: the caller's may be the default one, which cannot be captured."""
+        """Capture a CUDA graph, on a separate stream because the caller's may be the default stream, which cannot be captured."""
         with self._device, cupy.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
             try:
@@ -155,7 +156,7 @@ class CudaDevice:
             graph.launch()
 
     def _load(self, launch: Launch) -> Any:
-        """Compiled by NVRTC at its first use on a machine, then found on disk."""
+        """Load a kernel. NVRTC compiles it at its first use on a machine; later uses find it in CuPy's cache on disk."""
         name = launch.kernel.expression
         module = cupy.RawModule(code=source(launch.kernel.module), options=OPTIONS, name_expressions=[name])
         try:
@@ -167,7 +168,7 @@ class CudaDevice:
         return self._kernels.setdefault(launch.kernel, kernel)
 
     def matmul(self, x: Array, weight: Array, out: Array) -> None:
-        """cuBLAS counts by columns: there, out^T (N, M) = weight x^T."""
+        """Call cuBLAS, which is column-major, for out^T (N, M) = weight x^T."""
         (m, k), n = x.shape, len(weight)
         if m == 0:
             return
@@ -189,24 +190,31 @@ class CudaDevice:
 
 
 def _bits(array: Array) -> Array:
-    """The same memory as unsigned integers: CuPy need not know the dtype to move it."""
+    """View an array as unsigned integers, because CuPy cannot copy every dtype."""
     return array.view(_BITS[array.dtype.itemsize])
 
 
-def _argument(value: Array | int | float | None) -> Any:
+class ArgumentTypes(NamedTuple):
+    """Constructors of a kernel's arguments by the type of the Python value."""
+
+    integer: Callable[[int], Any]
+    real: Callable[[float], Any]
+    array: Callable[[Array], Any]
+    null: Callable[[], Any]
+
+
+CUPY_TYPES = ArgumentTypes(np.int32, np.float64, lambda array: array, np.uintp)
+"""Arguments of CuPy's own launch."""
+CTYPES = ArgumentTypes(ctypes.c_int, ctypes.c_double, lambda array: ctypes.c_void_p(array.data.ptr), ctypes.c_void_p)
+"""Arguments of `driver.launch_early`."""
+
+
+def _kernel_argument(value: Array | int | float | None, types: ArgumentTypes) -> Any:
     if value is None:
-        return np.uintp(0)
+        return types.null()
     if isinstance(value, int):
-        return np.int32(value)
-    return np.float64(value) if isinstance(value, float) else value
-
-
-def _ctypes_argument(value: Array | int | float | None) -> Any:
-    if isinstance(value, int):
-        return ctypes.c_int(value)
-    if isinstance(value, float):
-        return ctypes.c_double(value)
-    return ctypes.c_void_p(None if value is None else value.data.ptr)
+        return types.integer(value)
+    return types.real(value) if isinstance(value, float) else types.array(value)
 
 
 def _why_not_compiled(message: str) -> str:

@@ -1,4 +1,4 @@
-"""The CuPy backend behind bloomref's interface. The device comes as an argument: everything here runs on an emulated one, too."""
+"""`CupyBackend`: bloomref's backend interface on one device. The device is an argument, so tests run it on an emulated one."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,8 @@ class CupyBackend:
     """BLOOM on one GPU.
 
     Args:
-        name: as the user gave it, "cupy" or "cupy:1".
-        find: the device; raises Unsupported with the reason where there is none.
+        name: Name that the user chose, "cupy" or "cupy:1".
+        find: Returns the device, or raises Unsupported with the reason why it cannot be used.
     """
 
     api_version = API_VERSION

@@ -1,16 +1,18 @@
-"""A decoding step over memory that stays: launched kernel by kernel the first time, as one CUDA graph from then on.
+"""Decoding steps over persistent buffers: the first run launches kernel by kernel, later runs replay one CUDA graph.
 
-Tokens, position, mask, and what a draw needs live on the device, and every kernel reads them there: one graph serves every
-position, and the choice of a token can feed the next step without the host. The graph keeps no array alive; the step does.
+Tokens, position, mask and sampling state are in device memory, where every kernel reads them. So one graph serves every
+position, and a chosen token feeds the next step without the host. The graph holds no references to arrays; the step object does.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from accel.cupy_gpu import launches
-from accel.cupy_gpu.blocks import LOGITS_ONLY, Blocks, HeadOutputs, AttentionArgs
+from accel.cupy_gpu.blocks import LOGITS_ONLY, AttentionArgs, Blocks, HeadOutputs
 from accel.cupy_gpu.device import Array, Device
 from accel.cupy_gpu.device_cache import Cache
 from accel.cupy_gpu.launches import TOP_K
@@ -21,56 +23,59 @@ _INT, _FLOAT, _BYTE = np.dtype(np.int32), np.dtype(np.float32), np.dtype(np.uint
 
 
 class Workspace:
-    """A `Space` that gives the same memory to whoever asks in the same words."""
+    """Buffers on a device, cached by (name, shape, dtype). An `Allocate` of blocks.py."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._held: dict[Any, Array] = {}
+        self._buffers: dict[tuple[str, tuple[int, ...], Any], Array] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
         key = name, shape, dtype
-        if key not in self._held:
-            self._held[key] = self._device.empty(shape, dtype)
-        return self._held[key]
+        if key not in self._buffers:
+            self._buffers[key] = self._device.empty(shape, dtype)
+        return self._buffers[key]
 
 
 class DecodeStep:
-    """One position of each row of a cache: 1 to TENSOR_ROWS rows in 16 or 32 bits, which go through kernels alone.
+    """Decoding of one position of each row of a cache: 1 to TENSOR_ROWS rows in 16 or 32 bits, without cuBLAS.
 
     Args:
-        space: of the temporaries; whoever shares it does not run at the same time.
-        is_dense: there is no mask.
-        graph: whether to capture; without, every step is launched kernel by kernel.
+        workspace: Buffers of the temporaries. Steps that share it must not run concurrently.
+        is_dense: True if no column is padding, so no mask is needed.
+        graph: True to capture a CUDA graph; False to launch every step kernel by kernel.
     """
 
     def __init__(
-        self, weights: Weights, blocks: Blocks, space: Workspace, cache: Cache, is_dense: bool, graph: bool
+        self, weights: Weights, blocks: Blocks, workspace: Workspace, cache: Cache, is_dense: bool, graph: bool
     ) -> None:
         device, batch = cache.device, cache.batch
         self.device, self.cache_layers, self.capacity = device, cache.layers, cache.capacity
-        self._weights, self._blocks, self._space, self._graph = weights, blocks, space, graph
+        self._weights, self._blocks, self._workspace, self._graph = weights, blocks, workspace, graph
         self.ids, self.position = device.empty((batch,), _INT), device.empty((1,), _INT)
         self.is_real = None if is_dense else device.empty((batch, cache.capacity), _BYTE)
         self._host_is_real: Any = None
-        self._hidden = [space(name, (batch, blocks.d), blocks.dtype) for name in ("attended", "hidden")]
+        self._hidden = [workspace(name, (batch, blocks.d), blocks.dtype) for name in ("attended", "hidden")]
         self._partials, self._arrival_counter, self.batch = cache.partials, cache.arrival_counter, batch
-        self.scores = space("scores", (batch, len(weights.head)), blocks.wide)
+        self.scores = workspace("scores", (batch, len(weights.head)), blocks.wide)
         self._replay: Callable[[], None] | None = None
         self._is_warm = False
 
     def place(self, token_ids: Any, start: int, key_is_real: Any) -> None:
-        """The tokens (B,) of column `start`; key_is_real (B, start + 1). The columns behind it hold tokens to come."""
+        """Write the inputs of the next run: tokens (B,) of column `start`, and key_is_real (B, start + 1).
+
+        Columns after `start` are marked as real, for the tokens that later runs append.
+        """
         self.device.write(self.ids, np.ascontiguousarray(token_ids, np.int32))
         self.device.write(self.position, np.array([start], np.int32))
         if self.is_real is not None:
-            wanted = np.ones(self.is_real.shape, np.uint8)
-            wanted[:, : start + 1] = key_is_real
-            if self._host_is_real is None or not np.array_equal(wanted, self._host_is_real):
-                self.device.write(self.is_real, wanted)
-                self._host_is_real = wanted
+            is_real = np.ones(self.is_real.shape, np.uint8)
+            is_real[:, : start + 1] = key_is_real
+            if self._host_is_real is None or not np.array_equal(is_real, self._host_is_real):
+                self.device.write(self.is_real, is_real)
+                self._host_is_real = is_real
 
     def run(self) -> None:
-        """Queue one step. The first one loads the kernels, the second one is captured: a capture can load nothing."""
+        """Queue one step. The first run loads the kernels, which a capture cannot do; the second run captures the graph."""
         if self._graph and self._is_warm and self._replay is None:
             self._replay = self.device.capture(self._queue)
         if self._replay is not None:
@@ -96,12 +101,16 @@ class DecodeStep:
 
 
 class ChoosingStep(DecodeStep):
-    """A step that ends with the choice of a token, which is what the next step reads, one column on."""
+    """A decoding step that also chooses the next token on the device. The next run reads this token, one column later.
+
+    Args:
+        choice: Greedy or sampling options. Its seeds and its count of draws are arguments of `begin`.
+        options: Arguments of DecodeStep.
+    """
 
     def __init__(self, choice: Choice, **options: Any) -> None:
-        """`options`: the arguments of DecodeStep."""
         super().__init__(**options)
-        device, space, vocabulary = self.device, self._space, self.scores.shape[1]
+        device, workspace, vocabulary = self.device, self._workspace, self.scores.shape[1]
         self._choice = choice
         self._truncation = 1.0 if choice.temperature is None else float(choice.temperature), float(choice.top_p)
         self.keys = device.empty((self.batch,), np.dtype(np.uint64))
@@ -111,11 +120,11 @@ class ChoosingStep(DecodeStep):
         self._lists_best = not self._blocks.uses_tensor_cores(self.batch)
         parts = self._blocks.head_launch(self.batch, vocabulary).grid[1] if self._lists_best else 0
         self._best = (
-            space("best scores", (self.batch, parts), _FLOAT), space("best tokens", (self.batch, parts), _INT),
+            workspace("best scores", (self.batch, parts), _FLOAT), workspace("best tokens", (self.batch, parts), _INT),
         )  # fmt: skip
 
     def begin(self, seeds: Any, drawn: int) -> None:
-        """The seeds (B,) of the draws, and how many tokens each row has drawn already."""
+        """Write the seeds (B,) of the draws and the number of tokens that each row has already drawn."""
         self.device.write(self.keys, np.ascontiguousarray(seeds, np.uint64))
         self.device.write(self.drawn, np.full(self.batch, drawn, np.int32))
         self.device.write(self.broken, np.zeros(1, np.int32))
@@ -143,7 +152,7 @@ class ChoosingStep(DecodeStep):
         vocabulary = self.scores.shape[1]
         lists = launches.top_lists(vocabulary)
         parts, best = (
-            (self._space(f"{name} scores", shape, _FLOAT), self._space(f"{name} tokens", shape, _INT))
+            (self._workspace(f"{name} scores", shape, _FLOAT), self._workspace(f"{name} tokens", shape, _INT))
             for name, shape in (("listed", (self.batch, lists, k)), ("top", (self.batch, k)))
         )
         self.device.launch(
@@ -155,6 +164,26 @@ class ChoosingStep(DecodeStep):
         )  # fmt: skip
 
 
+@dataclass(frozen=True, eq=False)
+class DecodingCache(Cache):
+    """A cache with the decoding steps over it, which hold their buffers and graphs.
+
+    Args:
+        decode_steps: Decoding steps by (is_dense, graph).
+        choosing_steps: Choosing steps by (is_dense, graph, temperature, top_k, top_p, bits of the forbidden tokens).
+    """
+
+    decode_steps: dict[tuple[bool, bool], DecodeStep] = field(default_factory=dict)
+    choosing_steps: dict[tuple[bool, bool, float | None, int | None, float, bytes | None], ChoosingStep] = field(
+        default_factory=dict
+    )
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """Temporaries of the steps, which never run concurrently."""
+        return Workspace(self.device)
+
+
 def chooses(choice: Choice) -> bool:
-    """Whether ChoosingStep has this choice."""
+    """True if ChoosingStep supports this choice."""
     return choice.temperature is None or choice.top_k is None or choice.top_k <= TOP_K

@@ -1,6 +1,7 @@
-"""What the host side needs of a GPU, and nothing more: `cuda_device` has it through CuPy, the tests have it on the CPU.
+"""`Device`: the protocol of a GPU, as the host code uses it. `cuda_device` implements it with CuPy, the tests on the CPU.
 
-Arrays are the device's own. The host side uses their `shape`, `dtype`, `nbytes`, `reshape`, and slices of the first axis.
+Device arrays have the type of the implementation. The host code only uses their `shape`, `dtype`, `nbytes`, `reshape`, and slices of
+the first axis.
 """
 
 from collections.abc import Callable
@@ -10,18 +11,18 @@ from accel.cupy_gpu.launches import Launch
 
 Array = Any
 ALIGNMENT = 16
-"""Kernels read so many bytes at once."""
+"""Bytes of the widest load of a kernel. Arrays start on a multiple of it."""
 
 
 class Device(Protocol):
-    """One GPU. Calls that compute only queue their work, in the order of the calls, on the caller's current stream.
+    """One GPU. Methods that compute are asynchronous: they queue work on the caller's current stream, in call order.
 
     Attributes:
-        name: as messages show it.
-        arch: the compute capability without its dot, 90 for sm_90.
-        sms: streaming multiprocessors.
-        starts_early: whether kernels that can (`Launch.starts_early`) start beside the one before. May be set to False; what is
-            captured keeps what it was captured with.
+        name: Name for messages.
+        arch: Compute capability without its dot: 90 for sm_90.
+        sms: Number of streaming multiprocessors (SMs).
+        starts_early: True if kernels that support it (`Launch.starts_early`) use programmatic dependent launch. It may be set to
+            False. A captured graph keeps the setting of its capture.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Device(Protocol):
     starts_early: bool
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Memory with anything in it; base addresses are multiples of 256 bytes.
+        """Return uninitialised memory whose base address is a multiple of 256 bytes.
 
         Raises:
             Unsupported: out of memory.
@@ -40,58 +41,60 @@ class Device(Protocol):
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
 
     def upload(self, host: Any) -> Array:
-        """A copy of a host array, which may change afterwards."""
+        """Return a copy of a host array. The host array may change afterwards."""
         ...
 
     def write(self, target: Array, host: Any) -> None:
-        """Into an array that is there already; the host array is of its shape and dtype and may change afterwards."""
+        """Copy a host array into `target`, of the same shape and dtype. The host array may change afterwards."""
         ...
 
     def download(self, array: Array) -> Any:
-        """A NumPy array, after everything that was queued before."""
+        """Wait for all queued work and return a copy as a NumPy array."""
         ...
 
     def copy(self, target: Array, source: Array) -> None:
-        """From device to device; both of one shape and dtype, either may be a view with strides."""
+        """Copy from device to device. Both have the same shape and dtype; either may be a strided view."""
         ...
 
     def take(self, array: Array, rows: Any) -> Array:
-        """A copy of these entries of the first axis; `rows` are integers on the host."""
+        """Return a copy of the entries `rows` (integers on the host) of the first axis."""
         ...
 
     def launch(self, launch: Launch, *arguments: Array | int | float | None) -> None:
-        """Run a kernel: int arrives as int, float as double, None as a null pointer. A grid with a zero is skipped."""
+        """Queue a kernel. The kernel receives int as int, float as double, None as a null pointer. A grid with a zero is skipped."""
         ...
 
     def matmul(self, x: Array, weight: Array, out: Array) -> None:
-        """out (M, N) = x (M, K) weight[:, :K]^T, summed in the dtype of `out`, the accumulation dtype; weight (N, at least K)."""
+        """out (M, N) = x (M, K) weight[:, :K]^T, summed in the dtype of `out`, the accumulation dtype. weight is (N, at least K)."""
         ...
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Remember what `work` launches, and only launches, without doing it. The function returned does it, on the stream that is
-        current then, for as long as the caller holds every array that was named. Each kernel has been launched before.
+        """Capture the kernels that `work` launches, without running them, and return a function that replays them.
+
+        `work` may only launch kernels, and each of them must have been launched before. The replay runs on the stream that is
+        current when it is called. The caller must keep every array of the launches alive as long as it replays.
         """
         ...
 
     def free_bytes(self) -> int:
-        """What can still be allocated."""
+        """Return the number of bytes that can still be allocated."""
         ...
 
     def pinned(self, nbytes: int) -> Any:
-        """Host memory, a NumPy array of bytes, from which the device copies by itself."""
+        """Return page-locked (pinned) host memory, a NumPy array of bytes, for asynchronous copies."""
         ...
 
     def send(self, source: Any, target: Array) -> Callable[[], None]:
-        """Begin to copy bytes of `pinned` into a contiguous array of as many bytes, beside everything that is queued later.
+        """Start an asynchronous copy of pinned bytes into a contiguous array of the same size, and return a function that waits for it.
 
-        The function returned waits until they are there; before that, neither may be used.
+        The copy overlaps with work that is queued later. Neither array may be used before the wait returns.
         """
         ...
 
     def adopt(self, x: Any) -> Array:
-        """The memory of any array on this device that speaks DLPack, not copied.
+        """Return a view of another library's array on this device, through DLPack, without a copy.
 
         Raises:
-            InvalidInput: when it is elsewhere, or does not begin on ALIGNMENT bytes.
+            InvalidInput: The array is on another device, or its address is not a multiple of ALIGNMENT bytes.
         """
         ...

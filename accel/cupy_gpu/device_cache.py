@@ -1,18 +1,18 @@
-"""Keys and values on the device."""
+"""The KV cache on the device."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from accel.cupy_gpu.device import Array, Device
-from accel.cupy_gpu.launches import cache_stride, decode_workspace
+from accel.cupy_gpu.launches import cache_stride, decode_buffers
 from bloomref.config import BloomConfig
 
 
 @dataclass(frozen=True, eq=False)
 class LayerCache:
-    """keys and values (B, H, P, cache_stride(K)) in the compute dtype, zeros beyond K."""
+    """Keys and values (B, H, P, cache_stride(K)) in the compute dtype, with zeros beyond K."""
 
     keys: Array
     values: Array
@@ -23,10 +23,13 @@ class LayerCache:
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """Every layer's keys and values, and where the parts of a decoding step's attention meet: a call leaves `arrival_counter` zero.
+    """Keys and values of every layer, with the buffers of split-K decoding attention.
 
     Args:
-        steps: decoding steps over these keys and values, with their memory and graphs (see decode.py), by what they do.
+        layers: One LayerCache per layer.
+        partials: float32, partial softmax states of the splits.
+        arrival_counter: int32, number of splits that have finished, per sequence and head; zero between calls.
+        batch, capacity: B and P.
     """
 
     device: Device
@@ -36,21 +39,25 @@ class Cache:
     arrival_counter: Array
     batch: int
     capacity: int
-    steps: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, device: Device, config: BloomConfig, layers: list[LayerCache], batch: int, capacity: int) -> "Cache":
-        size = decode_workspace(batch, config.num_heads, config.head_dim, capacity, device.sms)
+    def of(cls, device: Device, config: BloomConfig, layers: list[LayerCache], batch: int, capacity: int) -> Self:
+        """Return a cache over these layers, with new buffers."""
+        size = decode_buffers(batch, config.num_heads, config.head_dim, capacity, device.sms)
         partials = device.empty((size.partials,), np.dtype(np.float32))
-        return cls(device, config, layers, partials, device.zeros((size.arrival_counter,), np.dtype(np.int32)), batch, capacity)
+        return cls(
+            device, config, layers, partials, device.zeros((size.arrival_counter,), np.dtype(np.int32)), batch, capacity
+        )
 
     @classmethod
-    def zeros(cls, device: Device, config: BloomConfig, dtype: Any, batch: int, capacity: int) -> "Cache":
+    def zeros(cls, device: Device, config: BloomConfig, dtype: Any, batch: int, capacity: int) -> Self:
+        """Return an empty cache whose keys and values have `dtype`."""
         shape = (batch, config.num_heads, capacity, cache_stride(config.head_dim))
         layers = [LayerCache(device.zeros(shape, dtype), device.zeros(shape, dtype)) for _ in range(config.num_layers)]
         return cls.of(device, config, layers, batch, capacity)
 
-    def select(self, rows: Any) -> "Cache":
+    def select(self, rows: Any) -> Self:
+        """Return a copy of these rows (integers on the host)."""
         take = self.device.take
         layers = [LayerCache(take(layer.keys, rows), take(layer.values, rows)) for layer in self.layers]
         return self.of(self.device, self.config, layers, len(rows), self.capacity)

@@ -1,7 +1,7 @@
-"""How each kernel is launched: instantiation, grid, threads of a block, bytes of shared memory.
+"""Launch configuration of each kernel: instantiation, grid, threads per block, bytes of shared memory.
 
-One description for whoever launches, on a device or in an emulator. The arguments of a kernel stand at its head in kernels/.
-A grid with a zero in it (no rows) is not launched at all.
+Devices and the emulator of the tests use the same configurations. The arguments of a kernel are documented in kernels/.
+A grid with a zero in it (no rows) is not launched.
 """
 
 from dataclasses import dataclass
@@ -12,40 +12,61 @@ from bloomref.config import BloomConfig
 
 WARP = 32
 MATVEC_ROWS = 16
-"""Rows of a group of the matrix-vector kernels: each group reads the weights for itself."""
+"""Most rows of a row group of the gemv kernels. Each group reads the weights separately."""
 FEW_ROWS = 4
-"""More rows than this in 16 bits are multiplied on the tensor cores: what each weight and row asks of the other cores takes them longer
-than the weights take to arrive. An estimate, to be tuned on a device."""
+"""More rows than this in 16 bits use tensor cores, because the arithmetic on CUDA cores would take longer than reading the weights.
+An estimate, to be tuned on a device."""
 TENSOR_ROWS = 64
-"""More rows than this go through a GEMM."""
+"""More rows than this use cuBLAS."""
 TOP_K = 64
-"""The largest k of top_parts and choose_top, whose time grows with it."""
+"""Largest k of top_parts and choose_top, whose time grows with k."""
 FLASH_WIDTH = 128
-"""The widest head that the tensor-core kernel keeps in registers without spilling, in every generation."""
+"""Widest head of `attention_flash`: the widest that does not spill registers on any architecture."""
 TILED_WIDTH = 128
-"""The same of the kernel with tiles in float32."""
+"""Widest head of `attention_tiled`: the widest that does not spill registers on any architecture."""
 TILED_TIME = 8
-"""Fewer queries of a row leave its blocks of 64 all but empty: the plain kernel multiplies nothing that is not there."""
+"""Fewest queries per sequence for `attention_tiled`: with fewer, its tile of 64 queries is almost empty."""
 
-_ROW_WARPS = 8
+# Constants of the kernels, which must agree with kernels/.
+_ROW_WARPS = 8  # per thread block of rows.cu, top_parts and choose_top
 _ATTENTION_WARPS = 4
-_MATVEC_WARPS = 8
-_OUTPUTS = 4  # of a group of warps: as many loads of 16 bytes are on their way at once
-_TILE = 64
-_TENSOR_STEP = 32
-_MERGED_LISTS = 256
+_MATVEC_WARPS = 8  # of matvec.cu and tensor.cu
+_OUTPUTS = 4  # outputs of a group of gemv warps: the 16-byte loads that a lane issues at once
+_TILE = 64  # queries of a thread block of attention_flash and attention_tiled
+_TENSOR_STEP = 32  # elements of k that a warp of tensor.cu multiplies at a time
+_TENSOR_TILE = 16  # outputs of an mma instruction
 _CHOICE_WARPS = 16
+_MERGED_LISTS = _ROW_WARPS * WARP  # lists that choose_top merges: one per thread
+
+# Estimates that divide the work, to be tuned on a device.
+_DECODE_BLOCKS_PER_SM = 3
+"""Thread blocks of attention_decode per SM. Four would leave no registers for the next gemv kernel, which starts early."""
+_KEYS_PER_SPLIT = 64
+"""Fewest keys of a full cache per split, so that reading them outweighs merging one more partial state."""
+_TOKENS_PER_LIST = 256
+"""Fewest tokens from which a warp selects its k best: eight per lane, so that scanning outweighs the selection."""
+_GEMV_BLOCKS_PER_SM = 2
+"""Thread blocks per SM that `_splits` assumes, which is what most instantiations have registers for."""
+_SPLIT_COST = 32
+"""Tie-break of `_splits`: each further warp per output counts as 1/32 (3 %) more time, for the partial sums to add."""
 _SHARED_KB = {75: 64, 80: 164, 90: 228, 100: 228}
-"""Shared memory of a multiprocessor; the least that a generation since sm_80 has, 100, for those not named."""
-_RESERVED_SHARED = 1024  # of each block
+"""Shared memory of an SM by architecture. Others since sm_80 have at least 100."""
+_RESERVED_SHARED = 1024
+"""Bytes of shared memory that the system reserves per thread block."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """
+    """Configuration of one kernel launch.
+
     Args:
-        splits: the argument of that name of a matrix-vector kernel.
-        starts_early: the kernel waits by itself for the one before (`start_early` of common.cuh), so it may start beside it.
+        kernel: The instantiation.
+        grid: Thread blocks in x, y and z.
+        block: Threads per block.
+        shared: Bytes of dynamic shared memory.
+        splits: Argument `splits` of the gemv and tensor-core kernels: warps that share an output (split-K).
+        starts_early: True if the kernel supports programmatic dependent launch: it waits for the preceding kernel itself
+            (`start_early` of common.cuh).
     """
 
     kernel: Kernel
@@ -56,20 +77,20 @@ class Launch:
     starts_early: bool = False
 
 
-class DecodeWorkspace(NamedTuple):
-    """Sizes of two arguments of attention_decode: floats of `partials`, ints of `arrival_counter`, which starts as zeros."""
+class DecodeBuffers(NamedTuple):
+    """Sizes of two buffers of attention_decode: floats of `partials`, ints of `arrival_counter`, which is zero at first."""
 
     partials: int
     arrival_counter: int
 
 
 def weight_stride(width: int) -> int:
-    """Numbers from a row of a weight matrix to the next, zeros beyond `width`: each row starts on 16 bytes."""
+    """Row stride of a weight matrix, in numbers, padded so that every row is 16-byte aligned in a 16-bit dtype."""
     return (width + 7) // 8 * 8
 
 
 def cache_stride(head_width: int) -> int:
-    """The same of keys and values."""
+    """Row stride of keys and values, in numbers, padded so that every row is 16-byte aligned in a 16-bit dtype."""
     return (head_width + 7) // 8 * 8
 
 
@@ -105,25 +126,25 @@ def _rows(name: str, dtype: str, rows: int, starts_early: bool = False) -> Launc
 
 
 def lanes_and_chunks(dtype: str, head_width: int) -> tuple[int, int]:
-    """Lanes that share a key, and the pieces of 16 bytes that each of them holds."""
-    pieces = -(-head_width * ITEMSIZE[dtype] // 16)
-    lanes = min(WARP, 1 << (pieces - 1).bit_length())
-    return lanes, -(-pieces // lanes)
+    """Return the number of lanes that share a key, and the number of 16-byte chunks that each of them holds."""
+    chunks = -(-head_width * ITEMSIZE[dtype] // 16)
+    lanes = min(WARP, 1 << (chunks - 1).bit_length())
+    return lanes, -(-chunks // lanes)
 
 
 def attention_rows(dtype: str, head_width: int, batch: int, heads: int, time: int) -> Launch:
-    """The plain kernel, for every dtype and head width."""
+    """Plain kernel, for every dtype and head width."""
     chosen = kernel("attention", "attention_rows", dtype, *lanes_and_chunks(dtype, head_width))
     return Launch(chosen, (-(-time // _ATTENTION_WARPS), heads, batch), _ATTENTION_WARPS * WARP, 0)
 
 
 def has_flash(dtype: str, head_width: int, arch: int) -> bool:
-    """Whether `attention_flash` runs this; `arch` is 90 for sm_90. Before sm_80 no tensor core multiplies bfloat16."""
+    """True if `attention_flash` supports this dtype and head width on sm_`arch`. Before sm_80, tensor cores lack bfloat16."""
     return head_width <= FLASH_WIDTH and (dtype == "float16" or (dtype == "bfloat16" and arch >= 80))
 
 
 def attention_flash(dtype: str, head_width: int, batch: int, heads: int, time: int, arch: int) -> Launch:
-    """The tensor-core kernel. Two stages need asynchronous copies, and more shared memory than sm_75 has."""
+    """Tensor-core kernel. Its two stages need asynchronous copies and more shared memory than sm_75 has."""
     width, stages = -(-head_width // 16) * 16, 2 if arch >= 80 else 1
     shared = (1 + 2 * stages) * _TILE * (width + 8) * 2
     chosen = kernel("flash", "attention_flash", dtype, width, stages)
@@ -131,7 +152,7 @@ def attention_flash(dtype: str, head_width: int, batch: int, heads: int, time: i
 
 
 def has_tiled(dtype: str, head_width: int, time: int, arch: int) -> bool:
-    """Whether `attention_tiled` runs this, and is meant to."""
+    """True if `attention_tiled` supports this call and is faster than the plain kernel."""
     return (
         dtype == "float32"
         and time >= TILED_TIME
@@ -141,7 +162,7 @@ def has_tiled(dtype: str, head_width: int, time: int, arch: int) -> bool:
 
 
 def attention_tiled(head_width: int, batch: int, heads: int, time: int, arch: int) -> Launch:
-    """The kernel with tiles in float32. 64 keys a step load less for each multiplication; 32, where two such blocks do not fit."""
+    """Tiled float32 kernel. 64 keys per iteration need fewer loads; 32 are used if two thread blocks with 64 do not fit an SM."""
     keys = 64 if _tiled_blocks(head_width, 64, arch) >= 2 else 32
     chosen = kernel("tiled", "attention_tiled", _tiled_width(head_width), keys)
     return Launch(chosen, (heads, -(-time // _TILE), batch), _ATTENTION_WARPS * WARP, _tiled_shared(head_width, keys))
@@ -157,23 +178,20 @@ def _tiled_shared(head_width: int, keys: int) -> int:
 
 
 def _tiled_blocks(head_width: int, keys: int, arch: int) -> int:
-    """Blocks that the shared memory of a multiprocessor holds."""
+    """Thread blocks that fit into the shared memory of an SM."""
     return _SHARED_KB.get(arch, 100) * 1024 // (_tiled_shared(head_width, keys) + _RESERVED_SHARED)
 
 
 def decode_splits(batch: int, heads: int, capacity: int, sms: int) -> int:
-    """Blocks that share the keys of one query: three blocks a processor, none with fewer than 64 keys of a full cache.
-
-    Four would leave no registers for a block of the product behind, which starts early.
-    """
-    wanted = 3 * sms // max(1, batch * heads)
-    return max(1, min(wanted, capacity // 64))
+    """Return the number of thread blocks among which the keys of one query are split."""
+    splits = _DECODE_BLOCKS_PER_SM * sms // max(1, batch * heads)
+    return max(1, min(splits, capacity // _KEYS_PER_SPLIT))
 
 
 def attention_decode(
     dtype: str, head_width: int, batch: int, heads: int, capacity: int, sms: int, context: str
 ) -> Launch:
-    """One query a row; `context` is the dtype of the result, float32 or `dtype`."""
+    """Split-K decoding attention, one query per sequence. `context` is the dtype of the result, float32 or `dtype`."""
     lanes, chunks = lanes_and_chunks(dtype, head_width)
     shared = _ATTENTION_WARPS * (2 + lanes * chunks * 16 // ITEMSIZE[dtype]) * 4
     chosen = kernel("attention", "attention_decode", dtype, context, lanes, chunks)
@@ -181,12 +199,12 @@ def attention_decode(
     return Launch(chosen, grid, _ATTENTION_WARPS * WARP, shared, starts_early=True)
 
 
-def decode_workspace(batch: int, heads: int, head_width: int, capacity: int, sms: int) -> DecodeWorkspace:
+def decode_buffers(batch: int, heads: int, head_width: int, capacity: int, sms: int) -> DecodeBuffers:
     splits = decode_splits(batch, heads, capacity, sms)
-    return DecodeWorkspace(batch * heads * splits * (head_width + 2), batch * heads)
+    return DecodeBuffers(batch * heads * splits * (head_width + 2), batch * heads)
 
 
-# --- matrix-vector products ----------------------------------------------------------------------
+# --- matrix-vector products (gemv) ---------------------------------------------------------------
 
 
 def qkv_matvec(dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
@@ -206,52 +224,53 @@ def head_matvec(dtype: str, rows: int, width: int, outputs: int, sms: int) -> La
 
 
 def _splits(groups: int, turns: int, sms: int) -> int:
-    """Warps that share an output, so that blocks take turns as few times as can be.
+    """Return the number of warps that share an output (split-K), chosen for the shortest time until the last block is done.
 
-    It does not depend on the number of rows, so neither do a row's bits.
+    It is independent of the number of rows, so the bits of a row are as well.
 
     Args:
-        groups: of outputs, each of which a warp computes at once.
-        turns: of a warp that has its outputs to itself.
+        groups: Groups of outputs; a warp computes the outputs of a group together.
+        turns: Iterations over k of a warp that does not share its outputs.
+        sms: SMs of the device.
     """
 
-    def last_turn(number: int) -> int:
-        rounds = -(-groups * number // (_MATVEC_WARPS * 2 * sms))
-        return rounds * -(-turns // number)
+    def iterations(splits: int) -> int:
+        waves = -(-groups * splits // (_MATVEC_WARPS * _GEMV_BLOCKS_PER_SM * sms))
+        return waves * -(-turns // splits)
 
-    possible = (n for n in (1, 2, 4, _MATVEC_WARPS) if n <= max(1, turns))
-    return min(
-        possible, key=lambda n: last_turn(n) * (32 + n)
-    )  # of as many turns, those that have fewer sums to add up
+    candidates = (n for n in (1, 2, 4, _MATVEC_WARPS) if n <= max(1, turns))
+    return min(candidates, key=lambda n: iterations(n) * (_SPLIT_COST + n))
 
 
-def _blocks(groups: int, number: int, at_once: int) -> int:
-    """No more blocks than there are at once: they go on until all groups are done, and ask for what comes next before."""
-    return min(-(-groups * number // _MATVEC_WARPS), max(1, at_once))
+def _blocks(groups: int, splits: int, resident: int) -> int:
+    """Return the number of thread blocks, at most the `resident` ones that the device runs concurrently.
+
+    Resident blocks loop over the remaining groups and prefetch the weights of the next one, which a new block could not do.
+    """
+    return min(-(-groups * splits // _MATVEC_WARPS), max(1, resident))
 
 
 def _matvec(name: str, dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
-    """Groups of rows side by side, as even as they come: 17 rows are 9 and 8."""
+    """Launch of a gemv kernel. Rows are divided evenly into row groups: 17 rows are 9 and 8."""
     row_groups = -(-rows // MATVEC_ROWS)
-    held = 1 << (-(-rows // max(1, row_groups)) - 1).bit_length()
-    at_once = (2 if held <= 2 else 1) * sms // max(1, row_groups)
+    group_rows = 1 << (-(-rows // max(1, row_groups)) - 1).bit_length()
+    blocks_per_sm = 2 if group_rows <= 2 else 1  # BLOCKS of matvec.cu
     groups = -(-outputs // _OUTPUTS)
-    number = _splits(groups, -(-width * ITEMSIZE[dtype] // (16 * WARP)), sms)
-    blocks = _blocks(groups, number, at_once)
-    shared = (_MATVEC_WARPS * _OUTPUTS + 2) * held * 4
-    chosen = kernel(
-        "matvec", name, dtype, held, _OUTPUTS, width % 8 == 0 and (outputs % 8 == 0 or name != "residual_matvec")
-    )
-    return Launch(chosen, (row_groups, blocks, 1), _MATVEC_WARPS * WARP, shared, number, True)
+    splits = _splits(groups, -(-width * ITEMSIZE[dtype] // (16 * WARP)), sms)
+    blocks = _blocks(groups, splits, blocks_per_sm * sms // max(1, row_groups))
+    shared = (_MATVEC_WARPS * _OUTPUTS + 2) * group_rows * 4
+    is_whole = width % 8 == 0 and (outputs % 8 == 0 or name != "residual_matvec")
+    chosen = kernel("matvec", name, dtype, group_rows, _OUTPUTS, is_whole)
+    return Launch(chosen, (row_groups, blocks, 1), _MATVEC_WARPS * WARP, shared, splits, True)
 
 
 # --- products on the tensor cores ----------------------------------------------------------------
 
 
 def supports_tensor_cores(config: BloomConfig, dtype: str, arch: int) -> bool:
-    """Whether the kernels of this section have a model: widths of whole loads, and the residual is the block's input (MOD-3).
+    """True if the kernels of tensor.cu support a model: widths are multiples of 8, and the residual is pre-layernorm (MOD-3).
 
-    A block of sm_75 has too little shared memory for them.
+    A thread block of sm_75 has too little shared memory for them.
     """
     whole = config.hidden_dim % 8 == 0 and config.intermediate_dim % 8 == 0
     return (
@@ -279,15 +298,16 @@ def head_tensor(dtype: str, rows: int, width: int, outputs: int, sms: int) -> La
 
 
 def _tensor(name: str, dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
-    """Two tiles of weights a warp read each x half as often; one, where two would leave sms without a block."""
-    held = max(8, 1 << (rows - 1).bit_length())
-    tiles = 2 if outputs >= 32 * sms else 1
-    groups = -(-outputs // (16 * tiles))
-    number = _splits(groups, -(-width // _TENSOR_STEP), sms)
-    blocks = _blocks(groups, number, (2 if held <= 32 else 1) * sms)
-    shared = _MATVEC_WARPS * held * (16 * tiles + 4) * 4
-    chosen = kernel("tensor", name, dtype, held, tiles)
-    return Launch(chosen, (blocks, 1, 1), _MATVEC_WARPS * WARP, shared, number, True)
+    """Launch of a tensor-core kernel. With two weight tiles per warp, x is read half as often; one tile if SMs would be idle."""
+    padded_rows = max(8, 1 << (rows - 1).bit_length())
+    tiles = 2 if outputs >= 2 * _TENSOR_TILE * sms else 1
+    groups = -(-outputs // (_TENSOR_TILE * tiles))
+    splits = _splits(groups, -(-width // _TENSOR_STEP), sms)
+    blocks_per_sm = 2 if padded_rows <= 32 else 1  # BLOCKS of tensor.cu
+    blocks = _blocks(groups, splits, blocks_per_sm * sms)
+    shared = _MATVEC_WARPS * padded_rows * (_TENSOR_TILE * tiles + 4) * 4
+    chosen = kernel("tensor", name, dtype, padded_rows, tiles)
+    return Launch(chosen, (blocks, 1, 1), _MATVEC_WARPS * WARP, shared, splits, True)
 
 
 # --- the choice of a token -----------------------------------------------------------------------
@@ -298,8 +318,8 @@ def choose_best(rows: int) -> Launch:
 
 
 def top_lists(vocabulary: int) -> int:
-    """Lists that top_parts makes of a row: one a warp, each of at least 256 tokens, and no more than choose_top merges."""
-    return _ROW_WARPS * max(1, min(_MERGED_LISTS // _ROW_WARPS, vocabulary // (256 * _ROW_WARPS)))
+    """Return the number of candidate lists that top_parts makes of a row: one per warp, at most what choose_top merges."""
+    return _ROW_WARPS * max(1, min(_MERGED_LISTS // _ROW_WARPS, vocabulary // (_TOKENS_PER_LIST * _ROW_WARPS)))
 
 
 def top_parts(rows: int, vocabulary: int) -> Launch:

@@ -1,6 +1,6 @@
-"""Weights on their way to the device: out of a file's map into a few pinned buffers, rounded there, copied while others fill.
+"""Loading of weights: threads round chunks of a memory-mapped file into pinned buffers, which are copied asynchronously.
 
-A matrix is never whole in the memory of the host, unless somebody put it there before.
+No matrix is ever complete in host memory, unless the caller's parameters already are.
 """
 
 from collections import deque
@@ -19,14 +19,14 @@ from bloomref.dtypes import DTypePolicy, accumulation_dtype, cast
 from bloomref.params import LayerParams, Params
 
 BUFFERS = 8
-"""Each is filled by a thread of its own: one thread alone copies more slowly than a fast link takes it. To be tuned on a device."""
+"""Pinned buffers, each filled by a separate thread, because one thread is slower than a fast link. To be tuned on a device."""
 BUFFER_BYTES = 1 << 24
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """weight (N, weight_stride(K)) in the compute dtype, zeros beyond K; bias (N,) in the accumulation dtype."""
+    """Weight (N, weight_stride(K)) in the compute dtype, with zeros beyond K; bias (N,) in the accumulation dtype."""
 
     weight: Array
     bias: Array
@@ -34,10 +34,10 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """Both (D,), in the accumulation dtype."""
+    """LayerNorm weight and bias (D,), in the accumulation dtype."""
 
-    gain: Array
-    shift: Array
+    weight: Array
+    bias: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """One model on a device. `head` is the embedding where they are tied."""
+    """Weights of one model on a device. `head` is the embedding if they are tied."""
 
     embedding: Array
     ln_embedding: Norm
@@ -62,8 +62,8 @@ class Weights:
 
 
 @dataclass(frozen=True, eq=False)
-class _Piece:
-    """Some rows of a matrix, and where they go."""
+class _Chunk:
+    """Some rows of a matrix, and their destination on the device."""
 
     rows: Any
     target: Array
@@ -71,14 +71,14 @@ class _Piece:
 
 @dataclass(eq=False)
 class _Buffer:
-    """Pinned memory, and how to wait until it may be written."""
+    """Pinned memory, with a function that waits until it may be overwritten."""
 
     memory: Any
     wait: Callable[[], None] = lambda: None
 
 
 def load(device: Device, params: Params, config: BloomConfig, policy: DTypePolicy) -> Weights:
-    """The weights on the device, rounded like every weight (NUM-1)."""
+    """Copy a model's weights to the device, rounded to the policy's dtypes (NUM-1)."""
     loader = _Loader(device, policy)
     weights = loader.model(params, config)
     loader.run()
@@ -86,12 +86,12 @@ def load(device: Device, params: Params, config: BloomConfig, policy: DTypePolic
 
 
 class _Loader:
-    """Allocates every array at once and remembers how to fill it; `run` fills them."""
+    """Allocates every array and collects the copies; `run` performs them."""
 
     def __init__(self, device: Device, policy: DTypePolicy) -> None:
         self.device, self.policy = device, policy
         self.dtype = policy.compute_dtype
-        self.pieces: list[_Piece] = []
+        self.chunks: list[_Chunk] = []
 
     def model(self, params: Params, config: BloomConfig) -> Weights:
         embedding = self.matrix(params.word_embedding)
@@ -128,40 +128,40 @@ class _Loader:
         n, k = weight.shape
         target = self.device.empty((n, weight_stride(k)), self.dtype)
         step = max(1, BUFFER_BYTES // (weight_stride(k) * self.dtype.itemsize))
-        self.pieces += [_Piece(weight[row : row + step], target[row : row + step]) for row in range(0, n, step)]
+        self.chunks += [_Chunk(weight[row : row + step], target[row : row + step]) for row in range(0, n, step)]
         return target
 
     def rounded(self, values: Any) -> Any:
         return cast(cast(values, self.policy.variable_dtype), self.dtype)
 
     def run(self) -> None:
-        """Buffers are filled by threads and sent in order; each is filled again when its bytes have arrived."""
-        size = max(piece.target.nbytes for piece in self.pieces)
-        buffers = [_Buffer(self.device.pinned(size)) for _ in range(min(BUFFERS, len(self.pieces)))]
+        """Fill buffers in threads and send them in order. A buffer is filled again when its copy is complete."""
+        size = max(chunk.target.nbytes for chunk in self.chunks)
+        buffers = [_Buffer(self.device.pinned(size)) for _ in range(min(BUFFERS, len(self.chunks)))]
         try:
             with ThreadPoolExecutor(len(buffers)) as threads:
                 self._fill_and_send(buffers, threads)
         finally:
             for buffer in buffers:
-                buffer.wait()  # before its memory is given back
+                buffer.wait()  # before its memory is freed
 
     def _fill_and_send(self, buffers: list[_Buffer], threads: ThreadPoolExecutor) -> None:
-        filling: deque[tuple[Future[Any], _Piece]] = deque()
-        for piece, buffer in zip(self.pieces, cycle(buffers), strict=False):
+        filling: deque[tuple[Future[Any], _Chunk]] = deque()
+        for chunk, buffer in zip(self.chunks, cycle(buffers), strict=False):
             if len(filling) == len(buffers):
                 self._send(*filling.popleft())
-            filling.append((threads.submit(self._fill, buffer, piece), piece))
+            filling.append((threads.submit(self._fill, buffer, chunk), chunk))
         while filling:
             self._send(*filling.popleft())
 
-    def _fill(self, buffer: _Buffer, piece: _Piece) -> _Buffer:
+    def _fill(self, buffer: _Buffer, chunk: _Chunk) -> _Buffer:
         buffer.wait()
-        n, k = piece.rows.shape
-        filled = buffer.memory[: piece.target.nbytes].view(_BITS[self.dtype.itemsize]).reshape(n, -1)
-        filled[:, :k] = self.rounded(piece.rows).view(filled.dtype)  # as bits: NumPy copies a foreign dtype one by one
+        n, k = chunk.rows.shape
+        filled = buffer.memory[: chunk.target.nbytes].view(_BITS[self.dtype.itemsize]).reshape(n, -1)
+        filled[:, :k] = self.rounded(chunk.rows).view(filled.dtype)  # as bits: NumPy copies foreign dtypes one by one
         filled[:, k:] = 0
         return buffer
 
-    def _send(self, filled: Future[_Buffer], piece: _Piece) -> None:
+    def _send(self, filled: Future[_Buffer], chunk: _Chunk) -> None:
         buffer = filled.result()
-        buffer.wait = self.device.send(buffer.memory[: piece.target.nbytes], piece.target)
+        buffer.wait = self.device.send(buffer.memory[: chunk.target.nbytes], chunk.target)

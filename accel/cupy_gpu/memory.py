@@ -1,4 +1,4 @@
-"""How many bytes a model takes on the device, before any of them is allocated; and what to do where they are too many."""
+"""Estimates of device memory, made before anything is allocated, and error messages that name what would fit."""
 
 from collections.abc import Callable
 from math import prod
@@ -9,7 +9,7 @@ from accel.cupy_gpu.launches import (
     TENSOR_ROWS,
     TOP_K,
     cache_stride,
-    decode_workspace,
+    decode_buffers,
     top_lists,
     weight_stride,
 )
@@ -20,15 +20,20 @@ from bloomref.params import Weight, keys
 from bloomref.runtime.backend import READ_ROWS, Memory
 
 CHUNK_ROWS = READ_ROWS
-"""Positions that a block takes at a time: enough for a matrix product to reach its full rate."""
+"""Positions that a block computes at a time: enough for a GEMM to reach its peak rate."""
 _STEP_BYTES = 1 << 14
-"""The small arrays of a decoding step, for each row."""
+"""Bytes per row for the small arrays of a decoding step."""
 LOGITS_BYTES = 1 << 28
-"""Scores of many positions go to the host in pieces of about this size."""
+"""Approximate size of a chunk in which logits of many positions are copied to the host."""
 
 
 def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int, sms: int) -> Memory:
-    """The answer of `SupportsMemoryEstimate` (BKD-15)."""
+    """Return the estimate of `SupportsMemoryEstimate` (BKD-15), in bytes.
+
+    Args:
+        batch, length: Rows and positions of a cache.
+        sms: SMs of the device, which determine the buffers of split-K attention.
+    """
     return Memory(
         weight_bytes(config, policy),
         cache_bytes(config, policy, batch, length, sms),
@@ -37,11 +42,12 @@ def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int, sm
 
 
 def weight_bytes(config: BloomConfig, policy: DTypePolicy) -> int:
+    """Bytes of a model's weights."""
     return sum(_bytes(weight, config, policy) for _, weight in keys(config))
 
 
 def _bytes(weight: Weight, config: BloomConfig, policy: DTypePolicy) -> int:
-    """Matrices in the compute dtype, in rows of 16 bytes; biases and norms in the accumulation dtype."""
+    """Bytes of one weight: matrices in the compute dtype, with 16-byte aligned rows; vectors in the accumulation dtype."""
     shape = weight.hf_shape(config)
     if len(shape) == 2:
         return shape[0] * weight_stride(shape[1]) * policy.compute_dtype.itemsize
@@ -49,17 +55,17 @@ def _bytes(weight: Weight, config: BloomConfig, policy: DTypePolicy) -> int:
 
 
 def cache_bytes(config: BloomConfig, policy: DTypePolicy, batch: int, length: int, sms: int) -> int:
-    """Keys and values of every layer, and the space in which the parts of a decoding step's attention meet."""
+    """Bytes of a cache: keys and values of every layer, and the buffers of split-K decoding attention."""
     position = 2 * config.num_layers * config.num_heads * cache_stride(config.head_dim) * policy.compute_dtype.itemsize
-    partials, arrival_counter = decode_workspace(batch, config.num_heads, config.head_dim, length, sms)
+    partials, arrival_counter = decode_buffers(batch, config.num_heads, config.head_dim, length, sms)
     return batch * length * position + 4 * (partials + arrival_counter)
 
 
 def working_bytes(config: BloomConfig, policy: DTypePolicy, rows: int) -> int:
-    """The largest temporaries of a call that computes `rows` positions, and scores at most LOGITS_BYTES of them.
+    """Peak bytes of temporaries in a call that computes `rows` positions, with at most LOGITS_BYTES of logits at a time.
 
-    A block holds its input, its output and one piece's way through it; attention 5 D and the MLP F numbers of the
-    accumulation dtype, 2 D and F of the compute dtype.
+    A block holds its input, its output and the temporaries of one chunk. Per position, attention needs 5 D numbers in the
+    accumulation dtype and 2 D in the compute dtype; the MLP needs D + F in each.
     """
     narrow, wide = policy.compute_dtype.itemsize, accumulation_dtype(policy.compute_dtype).itemsize
     d, f = config.hidden_dim, config.intermediate_dim
@@ -70,7 +76,7 @@ def working_bytes(config: BloomConfig, policy: DTypePolicy, rows: int) -> int:
 
 
 def step_bytes(config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> int:
-    """What a cache's decoding steps hold on to: activations, scores, mask, and the lists of the best tokens."""
+    """Bytes that the decoding steps of a cache keep allocated: activations, logits, mask, and candidate lists."""
     narrow, d, f = policy.compute_dtype.itemsize, config.hidden_dim, config.intermediate_dim
     if batch > TENSOR_ROWS or narrow > 4:
         return 0
@@ -80,16 +86,16 @@ def step_bytes(config: BloomConfig, policy: DTypePolicy, batch: int, length: int
 
 
 def logits_rows(config: BloomConfig, policy: DTypePolicy) -> int:
-    """Positions scored at a time."""
+    """Positions whose logits are computed at a time."""
     wide = accumulation_dtype(policy.compute_dtype).itemsize
     return max(MATVEC_ROWS, LOGITS_BYTES // (config.vocabulary_size * wide))
 
 
-# --- where it does not fit -----------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 def why_weights_do_not_fit(device: Device, config: BloomConfig, policy: DTypePolicy) -> str | None:
-    """A sentence that names a dtype that does fit, or None when this one fits."""
+    """Return None if the weights fit; otherwise a sentence that names a dtype that does."""
 
     def need(policy: DTypePolicy) -> int:
         return weight_bytes(config, policy) + working_bytes(config, policy, 1)
@@ -103,14 +109,17 @@ def why_weights_do_not_fit(device: Device, config: BloomConfig, policy: DTypePol
 
 
 def half_dtypes(arch: int) -> tuple[str, ...]:
-    """Those of 16 bits that an architecture computes with."""
+    """16-bit dtypes that an architecture supports."""
     return ("bfloat16", "float16") if arch >= 80 else ("float16",)
 
 
 def check_cache_fits(device: Device, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> None:
-    """Raises Unsupported, with the batch or the length that would fit, where a cache and what a generation runs over it do not.
+    """Check that a cache and a generation over it fit into free memory.
 
-    A prompt is read READ_ROWS positions at a time (`Engine.read`), or one of each row where the rows are more.
+    A prompt is read READ_ROWS positions at a time (`Engine.read`), or one position per row if there are more rows than that.
+
+    Raises:
+        Unsupported: It does not fit. The message names the batch and the length that would.
     """
     free = device.free_bytes()
 
@@ -137,7 +146,7 @@ def check_cache_fits(device: Device, config: BloomConfig, policy: DTypePolicy, b
 
 
 def _largest(fits: Callable[[int], bool], below: int) -> int:
-    """The largest n < below that fits, of a condition that holds for small n; 0 where none does."""
+    """Return the largest n < `below` for which `fits` holds, by bisection; 0 if there is none. `fits` must be monotonic."""
     low, high = 0, below
     while high - low > 1:
         middle = (low + high) // 2
@@ -146,7 +155,7 @@ def _largest(fits: Callable[[int], bool], below: int) -> int:
 
 
 def _size(count: float) -> str:
-    """Bytes for a reader: 1.12 GB."""
+    """Format a number of bytes, such as 1.12 GB."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""One model on one device, behind bloomref's interface: positions, pieces, and what crosses between host and device."""
+"""`CupyPrepared`: one model on one device behind bloomref's interface. It splits calls into chunks and copies to and from the host."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from accel.cupy_gpu import memory
-from accel.cupy_gpu.blocks import Blocks, AttentionArgs
-from accel.cupy_gpu.decode import ChoosingStep, DecodeStep, Workspace, chooses
+from accel.cupy_gpu.blocks import AttentionArgs, Blocks
+from accel.cupy_gpu.decode import ChoosingStep, DecodeStep, DecodingCache, chooses
 from accel.cupy_gpu.device import Array, Device
-from accel.cupy_gpu.device_cache import Cache
 from accel.cupy_gpu.launches import TENSOR_ROWS, TOP_K
 from accel.cupy_gpu.loading import load
 from bloomref import alibi
@@ -23,7 +22,7 @@ from bloomref.runtime.backend import Choice, Step
 
 @dataclass(frozen=True, eq=False)
 class Hidden:
-    """(B T, D) numbers of the compute dtype on the device. To other libraries, by DLPack, it is one (B, T, D) array."""
+    """Hidden states (B T, D) in the compute dtype, on the device. DLPack exports them as one (B, T, D) array."""
 
     rows: Array
     batch: int
@@ -31,7 +30,7 @@ class Hidden:
 
     @property
     def array(self) -> Array:
-        """(B, T, D), the same memory."""
+        """View of shape (B, T, D)."""
         return self.rows.reshape(self.batch, self.time, self.rows.shape[1])
 
     def __dlpack__(self, **options: Any) -> Any:
@@ -42,14 +41,14 @@ class Hidden:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Positions of a call that are computed together: whole sequences, or a part of one.
+class Chunk:
+    """Positions of a call that are computed together: whole sequences, or a part of one sequence.
 
     Args:
-        rows: of the hidden states.
-        sequences: of the batch.
-        batch, time: how many sequences, and positions of each.
-        number: which part of its sequences it is.
+        rows: Rows of the hidden states.
+        sequences: Sequences of the batch.
+        batch, time: Number of sequences, and of positions in each.
+        number: Index of the chunk within its sequences.
     """
 
     rows: slice
@@ -59,8 +58,8 @@ class Piece:
     number: int
 
 
-def pieces(batch: int, time: int, limit: int) -> Iterator[Piece]:
-    """(batch, time) cut into pieces of at most `limit` positions; the parts of a sequence come in order."""
+def chunks(batch: int, time: int, limit: int) -> Iterator[Chunk]:
+    """Split (batch, time) into chunks of at most `limit` positions. Chunks of a sequence come in order."""
     if batch * time == 0:
         return
     length, group = min(time, limit), max(1, limit // time)
@@ -69,14 +68,14 @@ def pieces(batch: int, time: int, limit: int) -> Iterator[Piece]:
         for begin in range(0, time, length):
             end = min(begin + length, time)
             rows = slice(first * time + begin, (last - 1) * time + end)
-            yield Piece(rows, slice(first, last), last - first, end - begin, begin // length)
+            yield Chunk(rows, slice(first, last), last - first, end - begin, begin // length)
 
 
 class CupyPrepared:
-    """One model's weights on the device. Work is queued on the stream that is current when a method is called.
+    """One model with its weights on the device. Methods queue work on the stream that is current when they are called.
 
     Attributes:
-        graphs: whether decoding steps are captured; False launches the same kernels one by one, for debugging.
+        graphs: True to capture decoding steps as CUDA graphs. False launches the same kernels one by one, for debugging.
     """
 
     graphs = True
@@ -90,31 +89,35 @@ class CupyPrepared:
 
     # --- the interface ---------------------------------------------------------------------------
 
-    def new_cache(self, batch: int, capacity: int) -> Cache:
-        """Raises Unsupported, with what would fit, where the device has no room for it."""
+    def new_cache(self, batch: int, capacity: int) -> DecodingCache:
+        """Return an empty cache of `batch` rows and `capacity` columns.
+
+        Raises:
+            Unsupported: The device has too little free memory. The message names what would fit.
+        """
         memory.check_cache_fits(self.device, self.config, self.policy, batch, capacity)
-        return Cache.zeros(self.device, self.config, self.dtype, batch, capacity)
+        return DecodingCache.zeros(self.device, self.config, self.dtype, batch, capacity)
 
     def embed(self, token_ids: Any) -> Hidden:
         ids = self.device.upload(np.ascontiguousarray(token_ids, np.int32).reshape(-1))
         weights = self._weights
         return Hidden(self._blocks.embed(ids, weights.embedding, weights.ln_embedding), *token_ids.shape)
 
-    def attention_block(self, layer: int, x: Hidden, cache: Cache, step: Step) -> Hidden:
+    def attention_block(self, layer: int, x: Hidden, cache: DecodingCache, step: Step) -> Hidden:
         weights, (starts, is_real) = self._weights.layers[layer], self._columns(step, cache)
         out = self._blocks.narrow_rows("attended", *x.rows.shape)
-        for piece in pieces(x.batch, x.time, memory.CHUNK_ROWS):
-            seen = AttentionArgs(
-                starts[piece.number : piece.number + 1],
-                None if is_real is None else is_real[piece.sequences],
-                cache.layers[layer][piece.sequences],
+        for chunk in chunks(x.batch, x.time, memory.CHUNK_ROWS):
+            args = AttentionArgs(
+                starts[chunk.number : chunk.number + 1],
+                None if is_real is None else is_real[chunk.sequences],
+                cache.layers[layer][chunk.sequences],
                 cache.partials,
                 cache.arrival_counter,
-                piece.batch,
-                piece.time,
+                chunk.batch,
+                chunk.time,
                 cache.capacity,
             )
-            self._blocks.attention(weights, x.rows[piece.rows], seen, out[piece.rows])
+            self._blocks.attention(weights, x.rows[chunk.rows], args, out[chunk.rows])
         return Hidden(out, x.batch, x.time)
 
     def mlp_block(self, layer: int, x: Hidden) -> Hidden:
@@ -146,8 +149,8 @@ class CupyPrepared:
 
     # --- whole decoding steps --------------------------------------------------------------------
 
-    def step(self, token_ids: Any, cache: Cache, step: Step) -> Any:
-        """(B, V) on the host. Where a library multiplies, a step is launched product by product: cuBLAS is not captured."""
+    def step(self, token_ids: Any, cache: DecodingCache, step: Step) -> Any:
+        """Return logits (B, V) on the host. Steps that use cuBLAS are launched kernel by kernel, since CuPy cannot capture it."""
         if self._blocks.uses_cublas(cache.batch, 1) or cache.batch == 0:
             return self._step_cublas(token_ids, cache, step)
         decode = self._decode_step(cache, step.is_dense)
@@ -155,8 +158,13 @@ class CupyPrepared:
         decode.run()
         return self.device.download(decode.scores)
 
-    def tokens(self, token_ids: Any, cache: Cache, step: Step, choice: Choice, count: int) -> Any:
-        """(B, count). Nothing is waited for before the last step."""
+    def tokens(self, token_ids: Any, cache: DecodingCache, step: Step, choice: Choice, count: int) -> Any:
+        """Return the next tokens (B, count), chosen on the device. The host only waits after the last step.
+
+        Raises:
+            Unsupported: The device does not choose tokens for this batch, dtype or top_k.
+            BadWeights: A logit is NaN or infinite.
+        """
         if self._blocks.uses_cublas(cache.batch, 1) or cache.batch == 0 or not chooses(choice):
             raise Unsupported(
                 f"tokens: chosen on the device for 1 to {TENSOR_ROWS} rows in 16 or 32 bits, and top_k up to {TOP_K}"
@@ -171,58 +179,59 @@ class CupyPrepared:
             raise BadWeights(f"logits: expected finite numbers; the weights hold NaN or overflow in {self.policy.name}")
         return chosen
 
-    def _step_cublas(self, token_ids: Any, cache: Cache, step: Step) -> Any:
+    def _step_cublas(self, token_ids: Any, cache: DecodingCache, step: Step) -> Any:
         x = self.embed(np.asarray(token_ids)[:, None])
         for layer in range(self.config.num_layers):
             x = self.mlp_block(layer, self.attention_block(layer, x, cache, step))
         return self.logits(self.final_norm(x), True)[:, 0]
 
-    def _decode_step(self, cache: Cache, is_dense: bool) -> DecodeStep:
+    def _decode_step(self, cache: DecodingCache, is_dense: bool) -> DecodeStep:
         key = is_dense, self.graphs
-        if key not in cache.steps:
-            cache.steps[key] = DecodeStep(**self._of_step(cache, is_dense))
-        found: DecodeStep = cache.steps[key]
-        return found
+        if key not in cache.decode_steps:
+            cache.decode_steps[key] = DecodeStep(**self._step_options(cache, is_dense))
+        return cache.decode_steps[key]
 
-    def _choosing_step(self, cache: Cache, is_dense: bool, choice: Choice) -> ChoosingStep:
+    def _choosing_step(self, cache: DecodingCache, is_dense: bool, choice: Choice) -> ChoosingStep:
         forbidden = None if choice.forbidden is None else np.packbits(choice.forbidden).tobytes()
         key = is_dense, self.graphs, choice.temperature, choice.top_k, choice.top_p, forbidden
-        if key not in cache.steps:
-            cache.steps[key] = ChoosingStep(choice, **self._of_step(cache, is_dense))
-        found: ChoosingStep = cache.steps[key]
-        return found
+        if key not in cache.choosing_steps:
+            cache.choosing_steps[key] = ChoosingStep(choice, **self._step_options(cache, is_dense))
+        return cache.choosing_steps[key]
 
-    def _of_step(self, cache: Cache, is_dense: bool) -> dict[str, Any]:
-        space = cache.steps.setdefault("space", Workspace(self.device))
-        blocks = Blocks(self.device, self.config, self.dtype, self._slopes, space)
+    def _step_options(self, cache: DecodingCache, is_dense: bool) -> dict[str, Any]:
+        """Arguments of DecodeStep."""
+        blocks = Blocks(self.device, self.config, self.dtype, self._slopes, cache.workspace)
         return {
-            "weights": self._weights, "blocks": blocks, "space": space, "cache": cache, "is_dense": is_dense,
-            "graph": self.graphs,
+            "weights": self._weights, "blocks": blocks, "workspace": cache.workspace, "cache": cache,
+            "is_dense": is_dense, "graph": self.graphs,
         }  # fmt: skip
 
     # --- arrays of other libraries ---------------------------------------------------------------
 
     def from_dlpack(self, x: Any) -> Hidden:
-        """Hidden states from an array (B, T, D) of the compute dtype on this device, such as a torch tensor. Not copied.
+        """Return hidden states from another library's array on this device, such as a torch tensor, without a copy.
+
+        Args:
+            x: Contiguous array (B, T, D) in the compute dtype that supports DLPack.
 
         Raises:
-            InvalidInput: another shape, dtype, or an array that is not contiguous.
+            InvalidInput: `x` has another shape or dtype, is not contiguous, or is on another device.
         """
         array, width = self.device.adopt(x), self.config.hidden_dim
         if array.ndim != 3 or array.shape[2] != width or array.dtype != self.dtype or not array.flags.c_contiguous:
-            wanted = f"a contiguous {self.dtype.name} array of shape (B, T, {width})"
-            raise invalid("x", wanted, f"{array.dtype.name} {array.shape}")
+            expected = f"a contiguous {self.dtype.name} array of shape (B, T, {width})"
+            raise invalid("x", expected, f"{array.dtype.name} {array.shape}")
         return Hidden(array.reshape(-1, width), *array.shape[:2])
 
     def scores(self, x: Hidden, last_only: bool) -> Array:
-        """What `logits` returns, left on the device: (B, T, V), or (B, 1, V) of the last position."""
+        """Return the result of `logits` as a device array: (B, T, V), or (B, 1, V) for the last position."""
         rows, time = self._scored(x, last_only)
         return self._blocks.scores(rows, self._weights.head, time).reshape(self._scores_shape(x, last_only))
 
     # --- positions -------------------------------------------------------------------------------
 
-    def _columns(self, step: Step, cache: Cache) -> tuple[Array, Array | None]:
-        """The first column of each part of a long sequence, and which columns are real unless all are; once a call."""
+    def _columns(self, step: Step, cache: DecodingCache) -> tuple[Array, Array | None]:
+        """Return the first column of each chunk of a sequence, and the mask of real columns (None if all are), once per call."""
 
         def upload() -> tuple[Array, Array | None]:
             batch, stop = step.key_is_real.shape
@@ -237,11 +246,11 @@ class CupyPrepared:
         return step.derive((self.device.name, cache.capacity), upload)
 
     def _scored(self, x: Hidden, last_only: bool) -> tuple[Array, int]:
-        """Rows whose scores are asked for, and how many positions of a sequence they are."""
+        """Return the rows whose logits are requested, and their positions per sequence."""
         return (self._last(x), 1) if last_only else (x.rows, x.time)
 
     def _last(self, x: Hidden) -> Array:
-        """The rows (B, D) of the last position; none of an empty sequence."""
+        """Return the rows (B, D) of the last position, or no rows if T is 0."""
         if x.time <= 1:
             return x.rows
         out = self._blocks.narrow_rows("last", x.batch, self.config.hidden_dim)

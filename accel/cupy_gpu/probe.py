@@ -1,4 +1,4 @@
-"""Finds the GPU; where there is none that can be used, says in one sentence what is missing and what to do."""
+"""Finds the GPU. If none can be used, the error says in one sentence what is missing and what to do."""
 
 import importlib
 import warnings
@@ -9,7 +9,7 @@ from accel.cupy_gpu.device import Device
 from bloomref.errors import Unsupported, invalid
 
 PACKAGES = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x", "cupy-rocm-7-0")
-"""All of these bring the module `cupy`; only one may be installed."""
+"""Packages that provide the module `cupy`; only one may be installed."""
 OLDEST_CUPY = 14
 OLDEST_ARCH = 75
 _NO_DRIVER, _NO_DEVICE = 35, 100  # cudaErrorInsufficientDriver, cudaErrorNoDevice
@@ -17,10 +17,10 @@ _NO_GPU = "there is no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it; use another
 
 
 def device_number(text: str) -> int | None:
-    """The number in a backend's name, "1" of "cupy:1"; None where there is none.
+    """Parse the device number of a backend's name, "1" of "cupy:1". Returns None for an empty string.
 
     Raises:
-        InvalidInput: when it is no number.
+        InvalidInput: `text` is not a number.
     """
     if not text:
         return None
@@ -30,10 +30,10 @@ def device_number(text: str) -> int | None:
 
 
 def find_device(number: int | None) -> Device:
-    """The GPU of that number, or CuPy's current device.
+    """Return the GPU of that number, or CuPy's current device if `number` is None.
 
     Raises:
-        Unsupported: in one sentence, why there is none.
+        Unsupported: The GPU cannot be used; the message gives the reason in one sentence.
     """
     _check_packages()
     cupy = _import_cupy()
@@ -52,7 +52,7 @@ def find_device(number: int | None) -> Device:
 
 
 def _open(cupy: Any, number: int) -> Device:
-    """CuPy loads these two libraries when they are asked for."""
+    """Open a device. CuPy loads NVRTC and cuBLAS lazily, so check both first."""
     try:
         cupy.cuda.nvrtc.getVersion()
         from accel.cupy_gpu.cuda_device import cuda_device
@@ -64,10 +64,10 @@ def _open(cupy: Any, number: int) -> Device:
 
 
 def _check_packages() -> None:
-    found = [name for name in PACKAGES if _installed(name)]
-    if len(found) > 1:
+    installed = [name for name in PACKAGES if _installed(name)]
+    if len(installed) > 1:
         raise Unsupported(
-            f"{' and '.join(found)} overwrite each other's files; pip uninstall {' '.join(found)}, then install one"
+            f"{' and '.join(installed)} overwrite each other's files; pip uninstall {' '.join(installed)}, then install one"
         )
 
 
@@ -81,9 +81,9 @@ def _installed(package: str) -> str | None:
 def _import_cupy() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # whatever it warns of, the checks here say what to do
+            warnings.simplefilter("ignore")  # the checks below give better advice than CuPy's warnings
             cupy = importlib.import_module("cupy")
-    except Exception as error:  # a missing library of CUDA shows as ImportError, OSError or AttributeError
+    except Exception as error:  # a missing CUDA library raises ImportError, OSError or AttributeError
         reason = str(error).strip(" =\n").splitlines()[-1:] or [type(error).__name__]
         raise Unsupported(
             f"cupy cannot be imported ({reason[0].strip()}); pip install --force-reinstall 'bloomref[cuda13]'"

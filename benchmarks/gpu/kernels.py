@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from accel.cupy_gpu.decode import ChoosingStep
 from accel.cupy_gpu.launches import Launch
 from benchmarks.gpu.job import Absent, Figures, Job, ids_of, median_seconds
 from benchmarks.gpu.paper import bytes_of, name_of
@@ -78,7 +77,7 @@ def _of_a_step(job: Job, noting: Noting, rows: int) -> tuple[list[Timed], float]
     facts = Step.at(last, np.ones((rows, job.context), bool))
     engine.prepared.tokens(ids, cache.blocks, facts, Choice(), 1)
     launched = list(noting.launched)
-    choosing = next(found for found in cache.blocks.steps.values() if isinstance(found, ChoosingStep))
+    (choosing,) = cache.blocks.choosing_steps.values()
 
     def as_before() -> None:
         """The position where it was: the choice of a token moves it on."""

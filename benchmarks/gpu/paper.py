@@ -110,11 +110,17 @@ def launched(preset: str, rows: int, context: int, dtype: str, chip: Chip) -> li
     """Each launch of a greedy step over a cache that is full, and the bytes of what it names."""
     config, device = model_config(preset), Paper(chip)
     compute: Any = dtype_policy(dtype).compute_dtype
-    space: Any = Workspace(device)  # type: ignore[arg-type]
-    blocks = Blocks(device, config, compute, Shape((config.num_heads,), np.dtype(np.float32)), space)  # type: ignore[arg-type]
+    workspace: Any = Workspace(device)  # type: ignore[arg-type]
+    blocks = Blocks(device, config, compute, Shape((config.num_heads,), np.dtype(np.float32)), workspace)  # type: ignore[arg-type]
     cache = Cache.zeros(device, config, compute, rows, context)  # type: ignore[arg-type]
     step = ChoosingStep(
-        Choice(), weights=weights(config, compute), blocks=blocks, space=space, cache=cache, is_dense=True, graph=False
+        Choice(),
+        weights=weights(config, compute),
+        blocks=blocks,
+        workspace=workspace,
+        cache=cache,
+        is_dense=True,
+        graph=False,
     )
     step.run()
     return [(launch, bytes_of(launch, arguments)) for launch, arguments in device.launched]

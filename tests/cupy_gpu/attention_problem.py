@@ -61,8 +61,11 @@ class Attention(Problem):
         shapes = (self.heads, self.head_width, stride, capacity, 1.0 / math.sqrt(self.head_width))
         start = device.upload(np.array([self.start], np.int32))
         if self.kind == "decode":
-            sizes = launches.decode_workspace(self.batch, self.heads, self.head_width, capacity, self.sms)
-            partials, arrival_counter = device.empty(sizes.partials, np.float32), device.zeros(sizes.arrival_counter, np.int32)
+            sizes = launches.decode_buffers(self.batch, self.heads, self.head_width, capacity, self.sms)
+            partials, arrival_counter = (
+                device.empty(sizes.partials, np.float32),
+                device.zeros(sizes.arrival_counter, np.int32),
+            )
             device.launch(self._launch(device, capacity), *before, partials, arrival_counter, start, *shapes)
             assert not arrival_counter.any()
         else:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from accel.cupy_gpu import launches, memory
 from accel.cupy_gpu.cupy_backend import CupyBackend
-from accel.cupy_gpu.prepared import CupyPrepared, pieces
+from accel.cupy_gpu.prepared import CupyPrepared, chunks
 from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES, accumulation_dtype
 from bloomref.errors import InvalidInput, Unsupported
@@ -48,28 +48,28 @@ def hidden(prepared: CupyPrepared, ids: Any, real: Any, cuts: tuple[int, ...] = 
     return parts
 
 
-# --- pieces ------------------------------------------------------------------------------------------------------
+# --- chunks ------------------------------------------------------------------------------------------------------
 
 
 @given(batch=st.integers(0, 9), time=st.integers(0, 40), limit=st.integers(1, 50))
-def test_pieces_cover_every_position_once_and_in_order(batch: int, time: int, limit: int) -> None:
-    seen = np.zeros((batch, time), int)
-    for piece in pieces(batch, time, limit):
-        assert piece.batch * piece.time == piece.rows.stop - piece.rows.start <= max(limit, 1)
-        assert piece.batch == 1 or piece.time == time
-        rows, columns = np.divmod(np.arange(batch * time)[piece.rows], max(time, 1))
-        assert set(rows) == set(range(batch)[piece.sequences])
-        first = piece.number * min(time, limit)
-        assert set(columns) == set(range(first, first + piece.time))
-        assert (seen[rows, :first] == 1).all()  # a part comes behind the ones that it attends to
-        seen[rows, columns] += 1
-    assert (seen == 1).all()
+def test_chunks_cover_every_position_once_and_in_order(batch: int, time: int, limit: int) -> None:
+    visits = np.zeros((batch, time), int)
+    for chunk in chunks(batch, time, limit):
+        assert chunk.batch * chunk.time == chunk.rows.stop - chunk.rows.start <= max(limit, 1)
+        assert chunk.batch == 1 or chunk.time == time
+        rows, columns = np.divmod(np.arange(batch * time)[chunk.rows], max(time, 1))
+        assert set(rows) == set(range(batch)[chunk.sequences])
+        first = chunk.number * min(time, limit)
+        assert set(columns) == set(range(first, first + chunk.time))
+        assert (visits[rows, :first] == 1).all()  # a chunk comes after the ones that it attends to
+        visits[rows, columns] += 1
+    assert (visits == 1).all()
 
 
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("policy", ["float64", "float32"])
 @pytest.mark.parametrize("limit", [1, 7, 25, 64])
-def test_a_call_in_pieces_is_the_call(monkeypatch: pytest.MonkeyPatch, policy: str, limit: int) -> None:
+def test_a_call_in_chunks_equals_the_whole_call(monkeypatch: pytest.MonkeyPatch, policy: str, limit: int) -> None:
     case = strategies.Float32Case(CONFIG, seed=5, batch=3, time=25, kind="holes")
     prepared = prepare(Small(), policy)
 
@@ -207,11 +207,11 @@ def test_one_step_serves_two_devices() -> None:
     length=st.integers(1, 5000),
     sms=st.sampled_from((20, 132, 200)),
 )
-def test_the_parts_of_every_piece_have_room(heads: int, rows: int, length: int, sms: int) -> None:
-    """A batch that is cut is long enough that its last, short piece needs no more than the whole."""
-    whole = launches.decode_workspace(rows, heads, 64, length, sms)
-    for piece in pieces(rows, 1, memory.CHUNK_ROWS):
-        part = launches.decode_workspace(piece.batch, heads, 64, length, sms)
+def test_the_split_k_buffers_are_large_enough_for_every_chunk(heads: int, rows: int, length: int, sms: int) -> None:
+    """A batch that is divided is so large that its last, short chunk needs no more splits than the whole."""
+    whole = launches.decode_buffers(rows, heads, 64, length, sms)
+    for chunk in chunks(rows, 1, memory.CHUNK_ROWS):
+        part = launches.decode_buffers(chunk.batch, heads, 64, length, sms)
         assert (part.partials, part.arrival_counter) <= (whole.partials, whole.arrival_counter)
 
 

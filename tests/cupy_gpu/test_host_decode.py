@@ -95,8 +95,8 @@ def test_a_graph_lives_as_long_as_its_cache_and_no_longer() -> None:
     gc.collect()
     assert steps(prepared, cache, 0, 6, CASE.is_real) == found
     chosen = cache.select(np.array([0, 1, 2]))
-    assert chosen.steps == {}
-    replay = next(s for s in cache.steps.values() if hasattr(s, "run"))._replay
+    assert chosen.decode_steps == chosen.choosing_steps == {}
+    replay = next(iter(cache.decode_steps.values()))._replay
     del cache
     gc.collect()
     with pytest.raises(AssertionError, match="memory that nobody holds"):
@@ -182,7 +182,7 @@ def test_twenty_rows_are_a_graph(policy: str, arch: int, config: BloomConfig, ke
         for t in range(count):
             expected.append(prepared.step(expected[-1] if expected else ids, again, facts(4 + t)).argmax(1))
         assert tokens.tolist() == np.stack(expected, 1).tolist()
-    assert all(s._replay is not None for s in caches[0].steps.values() if hasattr(s, "run"))
+    assert all(step._replay is not None for step in caches[0].decode_steps.values())
     broken = prepare(policy, device, case.params.map(lambda array: array * np.float32(np.inf)), config)
     with pytest.raises(BadWeights, match=r"^logits: expected finite numbers"):
         broken.tokens(ids, broken.new_cache(20, 12), facts(0), Choice(), 2)
