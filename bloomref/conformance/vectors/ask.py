@@ -18,7 +18,7 @@ from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.run.results import Counts
 from bloomref.conformance.run.waivers import Waivers
 from bloomref.conformance.subject import PROBE, Raised, Subject
-from bloomref.conformance.vectors.author import exact
+from bloomref.conformance.vectors import exact_answers
 from bloomref.conformance.vectors.judge import judge
 from bloomref.conformance.vectors.read import Vector, locate, read
 from bloomref.errors import Unsupported
@@ -259,12 +259,12 @@ def _wrong_labels(subject: Subject, vector: Vector) -> None:
 
 
 OWN: dict[str, Callable[[Subject, Vector], Any]] = {
-    "config": lambda _, vector: exact.read_config(vector.given),
-    "slopes": lambda _, vector: exact.read_slopes(vector.given),
-    "choose": lambda _, vector: exact.choose(vector.given),
-    "round": lambda _, vector: exact.round_to(vector.given),
-    "policy": lambda _, vector: exact.policy(vector.given),
-    "generate": lambda subject, vector: exact.generate(BloomCausalLM(_backbone(subject, vector)), vector.given),
+    "config": lambda _, vector: exact_answers.read_config(vector.given),
+    "slopes": lambda _, vector: exact_answers.read_slopes(vector.given),
+    "choose": lambda _, vector: exact_answers.choose(vector.given),
+    "round": lambda _, vector: exact_answers.round_to(vector.given),
+    "policy": lambda _, vector: exact_answers.policy(vector.given),
+    "generate": lambda subject, vector: exact_answers.generate(BloomCausalLM(_backbone(subject, vector)), vector.given),
     "load": lambda subject, vector: _own_logits(_backbone(subject, vector), vector),
 }
 REFUSING: dict[str, Callable[[Subject, Vector], None]] = {

@@ -1,24 +1,18 @@
 """Vectors whose answer is exact and stands in the JSON: configs, slopes, choices of a token, roundings."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from bloomref import alibi
 from bloomref.backbone import BloomBackbone
 from bloomref.causal_lm import BloomCausalLM
-from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.oracle.budgets import sigma
 from bloomref.conformance.oracle.precision import TIERS
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.vectors.author.draft import Draft, case_of
 from bloomref.conformance.vectors.author.models import MODELS
-from bloomref.dtypes import accumulation_dtype, cast, dtype_policy, floating_dtype
-from bloomref.generation.logits_processors import penalize_repetition
-from bloomref.generation.sampling import argmax, top_p
-from bloomref.shapes import Array
+from bloomref.conformance.vectors.exact_answers import choose, generate, policy, read_config, read_slopes, round_to
 
 OLD = {"vocab_size": 250880, "n_embed": 1024, "n_layer": 24, "num_attention_heads": 16}
 NEW = {"vocab_size": 23, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -27,13 +21,6 @@ SURE = 20.0
 
 
 # --- configs ---------------------------------------------------------------------------------------------------------
-
-
-def read_config(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json, by their names in specs/10-config.md."""
-    fields = BloomConfig.from_hf(given["config"]).to_dict()
-    del fields["extra"]
-    return fields
 
 
 def config() -> list[Draft]:
@@ -73,12 +60,6 @@ def config() -> list[Draft]:
 # --- slopes ----------------------------------------------------------------------------------------------------------
 
 
-def read_slopes(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The slopes of both accumulation dtypes."""
-    types = ("float64", "float32")
-    return {dtype: alibi.slopes(given["num_heads"], np.dtype(dtype)).astype(np.float64).tolist() for dtype in types}
-
-
 def slopes() -> list[Draft]:
     comment = "the slopes, each the decimal form of the exact binary number, as float64 and rounded once to float32"
     clauses = {False: ("ALI-1", "ALI-3"), True: ("ALI-1", "ALI-2", "ALI-3")}
@@ -89,23 +70,6 @@ def slopes() -> list[Draft]:
 
 
 # --- choosing tokens -------------------------------------------------------------------------------------------------
-
-
-def choose(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What one of the rules of GEN makes of some scores."""
-    scores = np.array(given["scores"], np.float64)
-    if "top_p" in given:
-        return {"kept": np.flatnonzero(top_p(scores, given["top_p"]) > -np.inf).tolist()}
-    if "repetition_penalty" in given:
-        penalize_repetition(scores, given["history"], given["repetition_penalty"])
-        return {"scores": scores.tolist()}
-    return {"token": argmax(scores)}
-
-
-def generate(model: BloomCausalLM, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Greedy continuations; the model has no tokenizer."""
-    rows = model.generate([list(row) for row in given["prompts"]], given["max_length"], given["stop_token_ids"])
-    return {"rows": rows}
 
 
 def generation() -> list[Draft]:
@@ -163,19 +127,6 @@ def _is_certain(model: Case, tier: str, prompt: list[int], row: list[int]) -> bo
 
 
 # --- dtypes ----------------------------------------------------------------------------------------------------------
-
-
-def round_to(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers rounded once to a dtype, as float64."""
-    values: Array = np.array(given["values"], np.float64)
-    return {"values": cast(values, floating_dtype(given["dtype"])).astype(np.float64).tolist()}
-
-
-def policy(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The three dtypes of a policy."""
-    found = dtype_policy(given["policy"])
-    kept = {"variable": found.variable_dtype, "compute": found.compute_dtype, "accumulation": accumulation_dtype(found.compute_dtype)}  # fmt: skip
-    return {name: dtype.name for name, dtype in kept.items()}
 
 
 def numerics() -> list[Draft]:
