@@ -5,7 +5,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -13,111 +14,170 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# A module belongs to the group with the longest matching name.
-GROUPS = {
-    "bloomref": "package",
-    **{
-        f"bloomref.{name}": "vocabulary"
-        for name in ("shapes", "errors", "dtypes", "config", "alibi", "params", "cache_folder")
-    },
-    "bloomref.reference": "reference",
-    "bloomref.reference.trace": "trace",
-    "bloomref.reference.lora": "lora",
-    "bloomref.runtime.numpy_backend": "numpy backend",
-    "bloomref.runtime": "runtime",
-    "bloomref.runtime.backend": "interface",
-    "bloomref.runtime.registry": "backend registry",
-    "bloomref.runtime.engine": "engine",
-    "bloomref.formats": "formats",
-    "bloomref.presets": "presets",
-    **{f"bloomref.presets.{name}": "preset maker" for name in ("make_tiny_udhr", "udhr_own_training")},
-    **{f"bloomref.{name}": "front door" for name in ("backbone", "causal_lm", "tokenizer")},
-    **{f"bloomref.{name}": "front door" for name in ("adapters", "adapter_files", "lora")},
-    "bloomref.training": "training",
-    "bloomref.conformance": "conformance",
-    "tools.spec_tables": "docs",
-    "bloomref.cli": "cli",
-    "bloomref.__main__": "cli",
-    "accel": "accel",
-    "accel.numba_cpu": "numba_cpu",
-    "accel.cupy_gpu": "cupy_gpu",
+
+@dataclass(frozen=True)
+class Room:
+    """Modules that change together.
+
+    Args:
+        modules: a module belongs to the room that has the longest prefix of its name.
+        imports: rooms that it may import, besides itself. All of them stand above it in ROOMS.
+    """
+
+    modules: tuple[str, ...]
+    imports: frozenset[str]
+
+
+def room(modules: str, imports: str = "") -> Room:
+    return Room(tuple(modules.split()), frozenset(imports.split()))
+
+
+VOCABULARY = " ".join(
+    f"bloomref.{name}"
+    for name in ("shapes", "errors", "validation", "cache_folder", "dtypes", "config", "alibi", "params")
+)
+KIT_CASES = " ".join(
+    f"bloomref.conformance.{name}"
+    for name in [
+        "implementation",
+        "representable",
+        "lora_cases",
+        "cases",
+        "tags",
+        "fixed_cases",
+        "strategies",
+        "strategies_lora",
+    ]
+)
+# From the ground up: a room imports only rooms above it in this table, so that the house has one direction.
+ROOMS = {
+    "vocabulary": room(VOCABULARY),
+    "reference": room("bloomref.reference", "vocabulary"),
+    "interface": room("bloomref.runtime.backend", "vocabulary"),
+    # accelerators never see the reference: parity has to be earned
+    "accel": room("accel"),
+    "numba_cpu": room("accel.numba_cpu", "vocabulary interface"),
+    "cupy_gpu": room("accel.cupy_gpu", "vocabulary interface"),
+    "numpy_backend": room("bloomref.runtime.numpy_backend", "vocabulary reference interface"),
+    "registry": room("bloomref.runtime.registry", "vocabulary interface numpy_backend"),
+    "inputs": room("bloomref.runtime.inputs", "vocabulary"),
+    "engine": room("bloomref.runtime", "vocabulary reference interface registry inputs"),
+    "generation": room("bloomref.generation", "vocabulary interface inputs engine"),
+    "formats": room("bloomref.formats", "vocabulary"),
+    "presets": room("bloomref.presets", "vocabulary formats"),
+    "tokenizer": room("bloomref.tokenizer", "vocabulary formats presets"),
+    "lora": room("bloomref.lora", "vocabulary reference formats presets"),
+    "backbone": room("bloomref.backbone", "vocabulary interface registry inputs engine formats presets lora"),
+    "training": room("bloomref.training", "vocabulary reference inputs engine formats tokenizer backbone"),
+    "causal_lm": room("bloomref.causal_lm", "vocabulary inputs generation formats tokenizer lora backbone training"),
+    "package": room("bloomref", "vocabulary generation lora tokenizer backbone causal_lm old_paths"),
+    # the kit: cases <- model <- oracle <- subject <- checks <- properties <- run <- suite, the others beside
+    "kit_cases": room(KIT_CASES, "vocabulary formats lora"),
+    "kit_model": room("bloomref.conformance.model", "vocabulary reference inputs lora kit_cases"),
+    "kit_oracle": room("bloomref.conformance.oracle", "vocabulary reference backbone kit_cases kit_model"),
+    "kit_subject": room("bloomref.conformance.subject", "vocabulary kit_cases kit_oracle"),
+    "kit_checks": room(
+        "bloomref.conformance.checks", "vocabulary reference kit_cases kit_model kit_oracle kit_subject"
+    ),
+    "kit_mistakes": room("bloomref.conformance.mistakes", "vocabulary reference formats lora kit_cases kit_model"),
+    "kit_adapters": room(
+        "bloomref.conformance.adapters",
+        "vocabulary interface registry inputs engine formats lora backbone package kit_cases kit_model kit_subject",
+    ),
+    "kit_properties": room("bloomref.conformance.properties", "kit_cases kit_oracle kit_subject kit_checks"),
+    "kit_run": room(
+        "bloomref.conformance.run",
+        "vocabulary kit_cases kit_subject kit_checks kit_adapters kit_properties",
+    ),
+    "kit_vectors": room(
+        "bloomref.conformance.vectors",
+        "vocabulary generation formats backbone causal_lm kit_cases kit_oracle kit_subject kit_checks kit_adapters kit_run",
+    ),
+    "kit_author": room(
+        "bloomref.conformance.vectors.author",
+        "vocabulary formats backbone causal_lm kit_cases kit_oracle kit_subject kit_checks kit_mistakes kit_vectors",
+    ),
+    "kit_diff": room(
+        "bloomref.conformance.diff",
+        "vocabulary inputs formats backbone "
+        "kit_cases kit_model kit_oracle kit_subject kit_checks kit_mistakes kit_adapters kit_run",
+    ),
+    "kit_suite": room(
+        "bloomref.conformance.suite bloomref.conformance.plugin",
+        "vocabulary kit_cases kit_oracle kit_subject kit_checks kit_properties kit_run kit_vectors",
+    ),
+    "kit": room("bloomref.conformance"),
+    "cli": room(
+        "bloomref.cli bloomref.__main__",
+        "vocabulary interface registry generation formats presets tokenizer lora training "
+        "causal_lm package kit kit_cases kit_subject kit_run kit_diff kit_vectors kit_author kit_suite",
+    ),
+    "tools": room("tools"),
+    "old_paths": room("bloomref._moved"),
 }
-EVERYTHING = {*GROUPS.values()} - {"docs", "cli", "accel", "numba_cpu", "cupy_gpu"}
-MAY_IMPORT = {
-    "vocabulary": {"vocabulary"},
-    "interface": {"vocabulary"},
-    "trace": {"vocabulary"},
-    "reference": {"vocabulary", "trace", "reference", "lora"},
-    "lora": {"vocabulary", "reference"},  # adapters are objects that callers hold, as they hold weights
-    "numpy backend": {"vocabulary", "interface", "trace", "reference"},
-    "backend registry": {"vocabulary", "interface", "numpy backend"},
-    # dropout is the one thing that the interface does not offer: for it, the engine asks the reference itself
-    "engine": {"vocabulary", "interface", "reference", "lora", "numpy backend", "backend registry", "runtime"},
-    "runtime": {"vocabulary", "interface", "engine", "runtime"},  # how a backend is to choose is the interface's word
-    "formats": {"vocabulary", "formats"},
-    "presets": {"vocabulary", "formats", "presets"},
-    "preset maker": {"vocabulary", "formats", "presets", "front door", "training", "preset maker"},
-    "front door": {"vocabulary", "trace", "backend registry", "engine", "runtime", "formats", "presets", "front door"}
-    | {"lora", "training"},
-    "training": {"vocabulary", "reference", "lora", "engine", "runtime", "formats", "front door", "training"},
-    "package": {"vocabulary", "front door"},
-    "conformance": EVERYTHING | {"docs"},
-    "docs": {"vocabulary", "presets"},
-    "cli": {
-        "vocabulary",
-        "interface",
-        "backend registry",
-        "runtime",
-        "formats",
-        "presets",
-        "front door",
-        "package",
-        "training",
-    }
-    | {"conformance", "cli"},
-    "accel": set(),
-    "numba_cpu": {"vocabulary", "interface", "numba_cpu"},  # never the reference: parity must be earned
-    "cupy_gpu": {"vocabulary", "interface", "cupy_gpu"},
-}
-OURS = re.compile(r"(bloomref|accel)(\.\w+)*")
+UNRESTRICTED = {"tools", "old_paths"}
+"""Programs of a checkout, and the table of old module paths: nothing but the package imports them."""
+OURS = re.compile(r"(bloomref|accel|tools)(\.\w+)*")
 
 
 def module_name(path: Path, root: Path = ROOT) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {module_name(p): p for folder in ("bloomref", "accel") for p in sorted((ROOT / folder).rglob("*.py"))}
+MODULES = {
+    module_name(p): p for folder in ("bloomref", "accel", "tools") for p in sorted((ROOT / folder).rglob("*.py"))
+}
 
 
-def group(module: str) -> str | None:
-    while module not in GROUPS and "." in module:
-        module = module.rpartition(".")[0]
-        if module == "bloomref":
-            return None  # a new top-level module needs a line of its own in the table
-    return GROUPS.get(module)
+PREFIXES = {prefix: name for name, room in ROOMS.items() for prefix in room.modules}
 
 
-def imports(nodes: Iterator[ast.AST] | list[ast.stmt]) -> Iterator[str]:
+def room_of(module: str) -> str | None:
+    """The room with the longest prefix of the module's name; a new module right in `bloomref` needs a line of its own."""
+    name = module
+    while name not in PREFIXES and "." in name:
+        name = name.rpartition(".")[0]
+    return None if name == "bloomref" != module else PREFIXES.get(name)
+
+
+def imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Our modules that the statements import, also by a string such as import_module's."""
     for node in nodes:
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found = [f"{node.module}.{alias.name}" for alias in node.names]
-            found = [name if name in MODULES else str(node.module) for name in found]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            targets = [name if name in MODULES else str(node.module) for name in names]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
-            found = [node.value] if node.value in MODULES or node.value.startswith("accel.") else []
+            targets = [node.value] if node.value in MODULES or node.value.startswith("accel.") else []
         else:
             continue
-        yield from (name for name in found if OURS.fullmatch(name))
+        yield from (name for name in targets if OURS.fullmatch(name))
 
 
 def violations(module: str, source: str) -> list[str]:
-    own = group(module)
+    own = room_of(module)
     if own is None:
-        return [f"{module} is in no group"]
+        return [f"{module} is in no room"]
     targets = sorted(set(imports(ast.walk(ast.parse(source)))))
-    return [f"{module} ({own}) imports {t} ({group(t)})" for t in targets if group(t) not in MAY_IMPORT[own]]
+    allowed = {own, *(ROOMS if own in UNRESTRICTED else ROOMS[own].imports)}
+    return [f"{module} ({own}) imports {t} ({room_of(t)})" for t in targets if room_of(t) not in allowed]
+
+
+def test_every_room_imports_only_rooms_above_it_in_the_table():
+    order = list(ROOMS)
+    upward = [(name, t) for name, room in ROOMS.items() for t in room.imports if order.index(t) >= order.index(name)]
+    assert upward == [("package", "old_paths")]  # the table of old paths is installed by the package
+
+
+def test_every_permission_is_used():
+    """A permission that no import needs would let one in unseen."""
+    used = {
+        (room_of(module), room_of(target))
+        for module, path in MODULES.items()
+        for target in imports(ast.walk(ast.parse(path.read_text("utf-8"))))
+    }
+    assert [(name, t) for name, room in ROOMS.items() for t in sorted(room.imports) if (name, t) not in used] == []
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -164,10 +224,57 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
+def statements(tree: ast.AST) -> list[ast.AST]:
+    """Every import statement: at the top, in functions, and for type checkers alone."""
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def test_modules_do_not_import_each_other_in_a_circle():
-    graph = {name: set(imports(ast.parse(path.read_text("utf-8")).body)) - {name} for name, path in MODULES.items()}
+    graph = {
+        name: set(imports(statements(ast.parse(path.read_text("utf-8"))))) - {name} for name, path in MODULES.items()
+    }
     assert cycle(graph) == []
+
+
+def test_a_circle_is_found_in_functions_too():
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
+    source = "if TYPE_CHECKING:\n    from bloomref import backbone\ndef f():\n    import bloomref.tokenizer"
+    assert set(imports(statements(ast.parse(source)))) == {"bloomref.backbone", "bloomref.tokenizer"}
+
+
+# --- a reference without privileges ------------------------------------------------------------------------------
+
+NAMES = {"numpy", "numba", "cupy"}
+CLASSES = {"NumpyPrepared", "NumpyBackend", "NumbaBackend", "NumbaPrepared", "CupyBackend", "CupyPrepared"}
+
+
+def is_privilege(node: ast.AST) -> bool:
+    if isinstance(node, ast.Compare):
+        operands = [node.left, *node.comparators]
+        return any(getattr(o, "value", None) in NAMES or ast.unparse(o).endswith("REFERENCE") for o in operands)
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+        return bool(CLASSES & {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)})
+    return False
+
+
+def privileges(source: str) -> list[str]:
+    """Comparisons with a backend's name, and questions for a backend's class."""
+    return [ast.unparse(node) for node in ast.walk(ast.parse(source)) if is_privilege(node)]
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if m.startswith("bloomref") and m != "bloomref.runtime.registry"]
+)
+def test_nobody_asks_for_a_backend_by_name_or_class(module):
+    assert privileges(MODULES[module].read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["engine.backend == 'numpy'", "name != registry.REFERENCE", "isinstance(x, NumpyPrepared)", "'cupy' in name"],
+)
+def test_a_question_for_a_backend_is_found(source):
+    assert privileges(source)
 
 
 # --- what an import loads, and what it costs ---------------------------------------------------------------------
