@@ -1,0 +1,72 @@
+"""The figures of `python -m tools.structure`: each is right on a small example, and the library's hold."""
+
+import pytest
+
+from tools.structure import (
+    at_commit,
+    components,
+    definitions,
+    import_graph,
+    main,
+    read_by_a_reader,
+    repeated_names,
+    upward,
+)
+
+SOURCES = {
+    "bloomref.a": "from bloomref.b import x",
+    "bloomref.b": "def f():\n    import bloomref.a",
+    "bloomref.c": "from bloomref import a, b",
+    "bloomref.reference.ops": "from bloomref import c",
+    "accel.one.memory": "class Step: ...",
+    "accel.two.memory": "Step = int",
+}
+
+
+def test_imports_are_found_at_the_top_and_in_functions():
+    graph = import_graph(SOURCES)
+    assert graph["bloomref.b"] == {"bloomref.a"}
+    assert graph["bloomref.c"] == {"bloomref.a", "bloomref.b"}
+
+
+def test_a_circle_is_a_component():
+    graph = import_graph(SOURCES)
+    edges = [(a, b) for a, targets in graph.items() for b in targets]
+    assert components(graph, edges) == [{"bloomref.a", "bloomref.b"}]
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({("a", "b"): 5, ("b", "c"): 2}, 0),
+        ({("a", "b"): 5, ("b", "a"): 2}, 2),
+        ({("a", "b"): 5, ("b", "c"): 1, ("c", "a"): 4}, 1),
+        ({("a", "b"): 1, ("b", "a"): 1, ("c", "d"): 3, ("d", "c"): 2, ("a", "c"): 9}, 3),
+    ],
+)
+def test_the_fewest_imports_that_point_upward(counts, expected):
+    assert upward(counts) == expected
+
+
+def test_a_reader_holds_everything_that_is_imported():
+    modules = read_by_a_reader(SOURCES, import_graph(SOURCES))
+    assert modules == {"bloomref.reference.ops", "bloomref.c", "bloomref.a", "bloomref.b"}
+
+
+def test_one_role_in_both_accelerators_may_have_one_name():
+    assert repeated_names(SOURCES) == []
+    assert repeated_names({**SOURCES, "bloomref.runtime.memory": ""}) == ["memory"]
+
+
+def test_classes_functions_and_aliases_are_definitions():
+    assert definitions(SOURCES, "Step") == 2
+
+
+def test_an_unknown_commit_is_refused():
+    with pytest.raises(SystemExit, match="expected a commit, got 'no-such-commit'"):
+        at_commit("no-such-commit")
+
+
+def test_the_command_prints_a_table(capsys):
+    main([])
+    assert "| circles of modules | 0 |" in capsys.readouterr().out

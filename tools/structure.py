@@ -1,0 +1,233 @@
+"""Figures of the library's structure, at one commit or beside an earlier one: `python -m tools.structure --before 508b762`.
+
+Rooms are the folders and the top-level modules of `bloomref`, `accel` and `tools`. Every import counts: at the top of a
+module, in a function, and for type checkers alone.
+"""
+
+import argparse
+import ast
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("bloomref", "accel", "tools")
+READER_STARTS_AT = ("bloomref.reference.ops", "bloomref.reference.cache", "bloomref.reference.model")
+FIELD_NAMES = ("Step", "Adapter", "Kept", "Case", "note")
+"""Names that had several meanings."""
+
+Sources = Mapping[str, str]  # module -> text
+Graph = Mapping[str, set[str]]
+
+
+# --- sources -----------------------------------------------------------------------------------------------------
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def working_tree() -> dict[str, str]:
+    """Module -> text of the files as they are."""
+    paths = (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
+    return {module_name(path.relative_to(ROOT)): path.read_text("utf-8") for path in paths}
+
+
+def at_commit(commit: str) -> dict[str, str]:
+    """Module -> text of the files of a commit.
+
+    Raises:
+        SystemExit: when git does not know the commit.
+    """
+    result = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
+    if result.returncode:
+        sys.exit(f"--before: expected a commit, got {commit!r}; git: {result.stderr.decode().strip()}")
+    texts: dict[str, str] = {}
+    with tarfile.open(fileobj=io.BytesIO(result.stdout)) as archive:
+        for member in archive:
+            path = Path(member.name)
+            if path.suffix == ".py" and path.parts[0] in PACKAGES:
+                file = archive.extractfile(member)
+                assert file is not None
+                texts[module_name(path)] = file.read().decode()
+    return texts
+
+
+# --- graphs ------------------------------------------------------------------------------------------------------
+
+
+def import_graph(sources: Sources) -> dict[str, set[str]]:
+    """Module -> modules that its statements import."""
+    return {name: set(_imports(ast.parse(text), sources)) - {name} for name, text in sources.items()}
+
+
+def _imports(tree: ast.AST, sources: Sources) -> Iterable[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in sources)
+        elif isinstance(node, ast.ImportFrom):
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (n for n in (name if name in sources else str(node.module) for name in names) if n in sources)
+
+
+def room(module: str) -> str:
+    """The folder right in a package, or the module itself: `bloomref.runtime`, `bloomref.backbone`."""
+    return ".".join(module.split(".")[:2])
+
+
+def kit_room(module: str) -> str:
+    """A room of the conformance kit: its folders, and the modules that lie beside them."""
+    return ".".join(module.split(".")[:3])
+
+
+def between(graph: Graph, room_of: Callable[[str], str]) -> dict[tuple[str, str], int]:
+    """(room, imported room) -> number of imports between their modules."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for module, targets in graph.items():
+        counts.update((room_of(module), room_of(t)) for t in targets if room_of(module) != room_of(t))
+    return dict(counts)
+
+
+def components(nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[set[str]]:
+    """Sets of at least two nodes that all reach each other."""
+    reach: dict[str, set[str]] = {node: {node} for node in nodes}
+    targets = defaultdict(set)
+    for a, b in edges:
+        targets[a].add(b)
+    for node in reach:
+        waiting = [node]
+        while waiting:
+            new = targets[waiting.pop()] - reach[node]
+            reach[node] |= new
+            waiting += new
+    groups = {frozenset(b for b in reach[a] if a in reach[b]) for a in reach}
+    return sorted((set(group) for group in groups if len(group) > 1), key=sorted)
+
+
+def upward(counts: Mapping[tuple[str, str], int]) -> int:
+    """The fewest imports that point upward in any order of the rooms (a minimum feedback arc set, exact)."""
+    rooms = {room for pair in counts for room in pair}
+    return sum(_upward_within(sorted(group), counts) for group in components(rooms, counts))
+
+
+def _upward_within(rooms: list[str], counts: Mapping[tuple[str, str], int]) -> int:
+    """By dynamic programming over the sets of rooms that stand below: fewest[set] of all orders of that set."""
+    weights = [[counts.get((a, b), 0) for b in rooms] for a in rooms]
+    fewest = [0] + [sys.maxsize] * (2 ** len(rooms) - 1)
+    for below in range(2 ** len(rooms)):
+        for i in range(len(rooms)):
+            if not below >> i & 1:  # room i stands on `below`: what `below` imports from it points upward
+                cost = sum(weights[j][i] for j in range(len(rooms)) if below >> j & 1)
+                fewest[below | 1 << i] = min(fewest[below | 1 << i], fewest[below] + cost)
+    return fewest[-1]
+
+
+def layers(graph: Graph) -> int:
+    """Length of the longest chain of imports between rooms, after each circle has been made one room."""
+    edges = between(graph, room)
+    rooms = {r for module in graph for r in (room(module),)}
+    name = {r: r for r in rooms} | {r: min(group) for group in components(rooms, edges) for r in group}
+    targets: dict[str, set[str]] = {name[r]: set() for r in rooms}
+    for a, b in edges:
+        if name[a] != name[b]:
+            targets[name[a]].add(name[b])
+    depth: dict[str, int] = {}
+    for r in TopologicalSorter(targets).static_order():
+        depth[r] = 1 + max((depth[t] for t in targets[r]), default=0)
+    return max(depth.values())
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def lines(sources: Sources, modules: Iterable[str]) -> int:
+    return sum(len(sources[module].splitlines()) for module in modules)
+
+
+def read_by_a_reader(sources: Sources, graph: Graph) -> set[str]:
+    """Everything that the forward pass of the reference imports, directly or not."""
+    known, waiting = set[str](), [module for module in READER_STARTS_AT if module in sources]
+    while waiting:
+        module = waiting.pop()
+        if module not in known:
+            known.add(module)
+            waiting += graph[module]
+    return {module for module in known if sources[module].strip() and module not in PACKAGES}
+
+
+def repeated_names(sources: Sources) -> list[str]:
+    """Base names of several modules, but for one role in the two accelerators: `accel/*/memory.py`."""
+    homes: dict[str, set[str]] = defaultdict(set)
+    for module in sources:
+        package, _, name = module.rpartition(".")
+        is_package = any(other.startswith(f"{module}.") for other in sources)
+        if not is_package and name != "__main__":
+            homes[name].add("accel" if module.startswith("accel.") else package)
+    return sorted(name for name, places in homes.items() if len(places) > 1)
+
+
+def definitions(sources: Sources, name: str) -> int:
+    """Classes, functions and aliases of that name at the top of a module."""
+    found = 0
+    for text in sources.values():
+        for node in ast.parse(text).body:
+            found += isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name
+            found += isinstance(node, ast.Assign) and any(ast.unparse(t) == name for t in node.targets)
+    return found
+
+
+def figures(sources: Sources) -> dict[str, Any]:
+    graph = import_graph(sources)
+    library = {module: targets for module, targets in graph.items() if not module.startswith("tools")}
+    kit = {module: targets for module, targets in graph.items() if module.startswith("bloomref.conformance.")}
+    kit = {module: {t for t in targets if t in kit} for module, targets in kit.items()}
+    reader = read_by_a_reader(sources, graph)
+    edges = [(a, b) for a, targets in library.items() for b in targets]
+    return {
+        "modules of the wheel": len(library),
+        "lines of the wheel": lines(sources, library),
+        "lines of tools": lines(sources, graph.keys() - library.keys()),
+        "imports that point upward": upward(between(library, room)),
+        "circles of modules": len(components(library, edges)),
+        "layers of rooms": layers(library),
+        "kit: rooms": len({kit_room(module) for module in kit}),
+        "kit: imports between rooms": len(between(kit, kit_room)),
+        "kit: imports that point upward": upward(between(kit, kit_room)),
+        "lines that the reference imports": lines(sources, reader),
+        "modules that the reference imports": len(reader),
+        "base names of several modules": len(repeated_names(sources)),
+        **{f"definitions called {name}": definitions(sources, name) for name in FIELD_NAMES},
+        "longest module": max(len(text.splitlines()) for text in sources.values()),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.structure",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: python -m tools.structure --before v0.1.0",
+    )
+    parser.add_argument("--before", metavar="COMMIT", help="also the figures of this commit, in a column of their own")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    options = parser.parse_args(arguments)
+    columns = {"now": figures(working_tree())}
+    if options.before:
+        columns = {options.before: figures(at_commit(options.before)), **columns}
+    if options.json:
+        print(json.dumps(columns, indent=2))
+        return
+    print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for name in columns["now"]:
+        print(f"| {name} | {' | '.join(f'{column[name]:,}' for column in columns.values())} |")
+
+
+if __name__ == "__main__":
+    main()
