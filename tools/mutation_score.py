@@ -1,7 +1,7 @@
-"""The proof that the kit finds what it should: `python -m tools.mutation_score`, in a checkout of the repository.
+"""Mutation score of the kit: `python -m tools.mutation_score`, in a checkout of the repository.
 
-Every known mistake is planted in the bench and asked by the kit with its own cases, and given to `bloomref diff` as it is; every
-equivalent must pass. Writes docs/proof/mistakes.json and the tables of docs/proof.md.
+The kit checks a mutant for every known mistake, with its own cases. `bloomref diff` compares each mutant with the oracle, in
+the small case that shows the mistake. Every equivalent must pass. Writes docs/proof/mistakes.json and the tables of docs/proof.md.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from bloomref.conformance.diff.compare import diff
-from bloomref.conformance.diff.operands import Side, side
+from bloomref.conformance.diff.operands import Operand, operand
 from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, MISTAKES, NO_INTERMEDIATE, Mistake
 from bloomref.conformance.mistakes.examples import example
 from bloomref.conformance.run import runner
-from tools.mutation_testing import Kill, plant
+from tools.mutation_testing import Detection, detect
 from tools.spec_tables import ROOT, fill
 
 JSON = Path("docs/proof/mistakes.json")
@@ -26,174 +26,191 @@ PAGE = Path("docs/proof.md")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def kills(mistakes: Sequence[Mistake], dtype: str, examples: int) -> list[dict[str, Any]]:
-    """What the kit finds in one dtype."""
-    return [_kill(found) for found in plant(mistakes, dtype, examples)]
-
-
-def _kill(found: Kill) -> dict[str, Any]:
+def entry(detection: Detection) -> dict[str, Any]:
+    """A detection as JSON."""
     return {
-        "name": found.mistake.name,
-        "found_by": found.found_by,
-        "clauses": list(found.clauses),
-        "case": found.case,
-        "z": found.z if np.isfinite(found.z) else None,
-        "questions": found.questions,
-        "seconds": round(found.seconds, 3),
-        "because": found.because,
+        "name": detection.mistake.name,
+        "found_by": detection.found_by,
+        "clauses": list(detection.clauses),
+        "case": detection.case,
+        "z": detection.z if np.isfinite(detection.z) else None,
+        "questions": detection.questions,
+        "seconds": round(detection.seconds, 3),
+        "because": detection.because,
     }
 
 
 def naming(known: Mistake, dtype: str = "float32") -> dict[str, Any]:
-    """Whether `bloomref diff` names the mistake and where it begins, in the case that shows it: by the intermediates, and by
-    the logits alone."""
+    """Run `bloomref diff` on the case that shows a mistake: with all intermediates, and with the logits alone.
+
+    Returns the first intermediate that differs and the names of the mistakes that match.
+    """
     case = example(known)
     with np.errstate(all="ignore"):
-        made = side(f"mistake:{known.name}", dtype, case)
-    oracle = side("oracle", dtype, case)
+        mutant = operand(f"mistake:{known.name}", dtype, case)
+    oracle = operand("oracle", dtype, case)
     begin = time.perf_counter()
-    whole = diff(case, made, oracle)
+    whole = diff(case, mutant, oracle)
     seconds = time.perf_counter() - begin
-    alone = diff(case, Side(made.name, {"logits": made.values["logits"]}, made.tier), oracle)
+    logits = diff(case, Operand(mutant.name, {"logits": mutant.values["logits"]}, mutant.tier), oracle)
     return {
         "name": known.name,
         "first": whole.first and whole.first.name,
         "first_is_right": whole.first is not None and whole.first.name == known.first,
         "named": [e.mistake.name for e in whole.explanations if e.matches],
-        "named_by_logits": [e.mistake.name for e in alone.explanations if e.matches],
+        "named_by_logits": [e.mistake.name for e in logits.explanations if e.matches],
         "seconds": round(seconds, 3),
     }
 
 
+def described(known: Mistake) -> dict[str, Any]:
+    """A mistake of the catalogue as JSON."""
+    return {"sentence": known.sentence, "clauses": list(known.clauses), "first": known.first}
+
+
 def prove(
-    mistakes: Sequence[Mistake], equivalents: Sequence[Mistake], examples: int, tell: Callable[[str], None] = print
+    mistakes: Sequence[Mistake], equivalents: Sequence[Mistake], examples: int, report: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Everything that the page shows; `tell` hears of the progress."""
+    """Return the content of docs/proof/mistakes.json.
+
+    Args:
+        mistakes: those to detect, in float32 and bfloat16.
+        equivalents: those that must pass, in all of `DTYPES`.
+        examples: number of random cases for each property.
+        report: called with a line of progress.
+    """
     proof: dict[str, Any] = {
         "examples": examples,
-        "catalogue": {
-            m.name: {"sentence": m.sentence, "clauses": list(m.clauses), "first": m.first}
-            for m in (*mistakes, *equivalents)
-        },
+        "catalogue": {known.name: described(known) for known in (*mistakes, *equivalents)},
     }
-    asked = {"mistakes": (mistakes, DTYPES[:2]), "equivalents": (equivalents, DTYPES)}
-    for kind, (planted, dtypes) in asked.items():
+    runs = {"mistakes": (mistakes, DTYPES[:2]), "equivalents": (equivalents, DTYPES)}
+    for kind, (mutants, dtypes) in runs.items():
         proof[kind] = {}
         for dtype in dtypes:
-            found = proof[kind][dtype] = kills(planted, dtype, examples)
-            tell(f"{kind} in {dtype}: {_found(found)} of {len(found)} objected to")
+            entries = proof[kind][dtype] = [entry(detection) for detection in detect(mutants, dtype, examples)]
+            report(f"{kind} in {dtype}: {_detected(entries)} of {len(entries)} detected")
     proof["naming"] = [naming(known) for known in mistakes if known.first != NO_INTERMEDIATE]
     return proof
 
 
-def completed(told: dict[str, Any], tell: Callable[[str], None] = print) -> dict[str, Any]:
-    """What was proven before, with what the catalogue has got since; in the order of the catalogue."""
-    new = [known for known in CATALOGUE if known.name not in told["catalogue"]]
-    found = prove([m for m in new if not m.equivalent], [m for m in new if m.equivalent], told["examples"], tell)
-    proof: dict[str, Any] = {
-        "examples": told["examples"],
-        "catalogue": _ordered(told["catalogue"] | found["catalogue"]),
+def completed(proof: dict[str, Any], report: Callable[[str], None] = print) -> dict[str, Any]:
+    """Add to a proof what the catalogue has gained since, in the order of the catalogue."""
+    new = [known for known in CATALOGUE if known.name not in proof["catalogue"]]
+    mistakes = [known for known in new if not known.equivalent]
+    equivalents = [known for known in new if known.equivalent]
+    added = prove(mistakes, equivalents, proof["examples"], report)
+    whole: dict[str, Any] = {
+        "examples": proof["examples"],
+        "catalogue": _ordered(proof["catalogue"] | added["catalogue"]),
     }
     for kind in ("mistakes", "equivalents"):
-        proof[kind] = {dtype: _joined(told[kind][dtype], found[kind][dtype]) for dtype in found[kind]}
-    return proof | {"naming": _joined(told["naming"], found["naming"])}
+        whole[kind] = {dtype: _joined(proof[kind][dtype], added[kind][dtype]) for dtype in added[kind]}
+    return whole | {"naming": _joined(proof["naming"], added["naming"])}
 
 
-def _joined(told: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list(_ordered({entry["name"]: entry for entry in (*told, *found)}).values())
+def _joined(*parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list(_ordered({each["name"]: each for part in parts for each in part}).values())
 
 
-def _ordered(get_mistake: dict[str, Any]) -> dict[str, Any]:
-    return {known.name: get_mistake[known.name] for known in (*MISTAKES, *EQUIVALENTS) if known.name in get_mistake}
+def _ordered(by_name: dict[str, Any]) -> dict[str, Any]:
+    return {known.name: by_name[known.name] for known in (*MISTAKES, *EQUIVALENTS) if known.name in by_name}
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
 def summary(proof: dict[str, Any]) -> str:
-    """The totals."""
+    """Table of the totals."""
     count, names = len(proof["mistakes"]["float32"]), proof["naming"]
-    whole = [entry for entry in names if not _over_cache(entry, proof)]
+    whole = [name for name in names if not _over_cache(name, proof)]
     rows = [
-        *((f"mistakes found in {dtype}", f"{_found(found)} of {count}") for dtype, found in proof["mistakes"].items()),
         *(
-            (f"equivalents objected to in {dtype}", f"{_found(found)} of {len(found)}")
-            for dtype, found in proof["equivalents"].items()
+            (f"mistakes detected in {dtype}", f"{_detected(run)} of {count}")
+            for dtype, run in proof["mistakes"].items()
         ),
-        ("seconds until found, in float32: median, worst", _seconds(proof["mistakes"]["float32"])),
-        ("`diff` names the mistake", f"{sum(_first(e['named'], e) for e in names)} of {len(names)}"),
-        ("... or one that does the same there", f"{sum(e['name'] in e['named'] for e in names)} of {len(names)}"),
+        *(
+            (f"equivalents that fail in {dtype}", f"{_detected(run)} of {len(run)}")
+            for dtype, run in proof["equivalents"].items()
+        ),
+        ("seconds until a mistake is detected in float32: median, largest", _seconds(proof["mistakes"]["float32"])),
+        ("`diff` names the mistake first", f"{sum(_is_first(e['named'], e) for e in names)} of {len(names)}"),
         (
-            "`diff` names the mistake from the logits alone",
-            f"{sum(_first(e['named_by_logits'], e) for e in names)} of {len(names)}",
+            "`diff` names it among those of the same effect",
+            f"{sum(e['name'] in e['named'] for e in names)} of {len(names)}",
         ),
         (
-            "`diff` names the first intermediate (of those that a run in one piece shows)",
+            "`diff` names the mistake first from the logits alone",
+            f"{sum(_is_first(e['named_by_logits'], e) for e in names)} of {len(names)}",
+        ),
+        (
+            "`diff` finds the first wrong intermediate (mistakes that show without a cache)",
             f"{sum(e['first_is_right'] for e in whole)} of {len(whole)}",
         ),
     ]
-    return _table(("what", "how many"), rows)
+    return _table(("result", "number"), rows)
 
 
-def _over_cache(entry: dict[str, Any], proof: dict[str, Any]) -> bool:
-    return entry["first"] == "logits" and proof["catalogue"][entry["name"]]["first"] != "logits"
+def _over_cache(name: dict[str, Any], proof: dict[str, Any]) -> bool:
+    return name["first"] == "logits" and proof["catalogue"][name["name"]]["first"] != "logits"
 
 
-def _first(named: list[str], entry: dict[str, Any]) -> bool:
-    return named[:1] == [entry["name"]]
+def _is_first(names: list[str], entry: dict[str, Any]) -> bool:
+    return names[:1] == [entry["name"]]
 
 
-def _found(kills: Iterable[dict[str, Any]]) -> int:
-    return sum(bool(kill["found_by"]) for kill in kills)
+def _detected(entries: Iterable[dict[str, Any]]) -> int:
+    return sum(bool(each["found_by"]) for each in entries)
 
 
-def _seconds(kills: Sequence[dict[str, Any]]) -> str:
-    seconds = sorted(kill["seconds"] for kill in kills if kill["found_by"])
+def _seconds(entries: Sequence[dict[str, Any]]) -> str:
+    seconds = sorted(each["seconds"] for each in entries if each["found_by"])
     return f"{seconds[len(seconds) // 2]:.2f}, {seconds[-1]:.1f}" if seconds else "none"
 
 
 def mistakes_table(proof: dict[str, Any]) -> str:
-    """One row a mistake."""
-    narrow = {kill["name"]: kill for kill in proof["mistakes"]["bfloat16"]}
-    names = {entry["name"]: entry for entry in proof["naming"]}
-    rows = [_row(kill, narrow[kill["name"]], names.get(kill["name"]), proof) for kill in proof["mistakes"]["float32"]]
-    header = ("mistake", "breaks", "found by", "case", "Z", "seconds", "bfloat16", "`diff`")
+    """Table of the mistakes, one row each."""
+    narrow = {each["name"]: each for each in proof["mistakes"]["bfloat16"]}
+    names = {each["name"]: each for each in proof["naming"]}
+    rows = [_row(each, narrow[each["name"]], names.get(each["name"]), proof) for each in proof["mistakes"]["float32"]]
+    header = ("mistake", "what it does", "violates", "detected by", "case", "Z", "seconds", "bfloat16", "`diff`")
     return _table(header, rows)
 
 
 def _row(
-    kill: dict[str, Any], narrow: dict[str, Any], named: dict[str, Any] | None, proof: dict[str, Any]
+    wide: dict[str, Any], narrow: dict[str, Any], named: dict[str, Any] | None, proof: dict[str, Any]
 ) -> tuple[str, ...]:
-    known = proof["catalogue"][kill["name"]]
-    z = "" if not kill["found_by"] else ("not finite, or refused" if kill["z"] is None else f"{kill['z']:.2g}")
-    word = (
-        ""
-        if named is None
-        else (
-            "named" if _first(named["named"], named) else ("as " + named["named"][0] if named["named"] else "not named")
-        )
-    )
+    known = proof["catalogue"][wide["name"]]
+    z = "" if not wide["found_by"] else ("not finite, or refused" if wide["z"] is None else f"{wide['z']:.2g}")
     return (
-        f"{known['sentence']} (`{kill['name']}`)",
+        f"`{wide['name']}`",
+        known["sentence"],
         ", ".join(known["clauses"]),
-        kill["found_by"] or "**not found**",
-        kill["case"],
+        wide["found_by"] or "**not detected**",
+        wide["case"],
         z,
-        f"{kill['seconds']:.2f}",
-        narrow["found_by"] or "not found",
-        word,
+        f"{wide['seconds']:.2f}",
+        narrow["found_by"] or "not detected",
+        _verdict_of_diff(named),
     )
+
+
+def _verdict_of_diff(named: dict[str, Any] | None) -> str:
+    if named is None:
+        return ""
+    if _is_first(named["named"], named):
+        return "named"
+    return f"as `{named['named'][0]}`" if named["named"] else "not named"
 
 
 def equivalents_table(proof: dict[str, Any]) -> str:
+    """Table of the equivalents, one row each."""
     rows = []
-    for i, kill in enumerate(proof["equivalents"]["float32"]):
-        known = proof["catalogue"][kill["name"]]
+    for i, each in enumerate(proof["equivalents"]["float32"]):
+        known = proof["catalogue"][each["name"]]
         verdicts = [proof["equivalents"][dtype][i]["found_by"] or "passes" for dtype in DTYPES]
-        rows.append(
-            (f"{known['sentence']} (`{kill['name']}`)", ", ".join(known["clauses"]), *verdicts, str(kill["questions"]))
-        )
-    return _table(("equivalent", "allowed by", *DTYPES, "questions"), rows)
+        clauses = ", ".join(known["clauses"])
+        rows.append((f"`{each['name']}`", known["sentence"], clauses, *verdicts, str(each["questions"])))
+    return _table(("equivalent", "what it does", "allowed by", *DTYPES, "checks"), rows)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -202,6 +219,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def write(proof: dict[str, Any], root: Path = ROOT) -> None:
+    """Write the JSON file and the tables of the page."""
     (root / JSON).parent.mkdir(exist_ok=True)
     (root / JSON).write_text(json.dumps(proof, indent=1) + "\n", "utf-8")
     text = (root / PAGE).read_text("utf-8")
@@ -210,23 +228,28 @@ def write(proof: dict[str, Any], root: Path = ROOT) -> None:
     (root / PAGE).write_text(text, "utf-8")
 
 
+def read(root: Path = ROOT) -> dict[str, Any]:
+    """Read the JSON file; what it says of a mistake comes from the catalogue."""
+    proof: dict[str, Any] = json.loads((root / JSON).read_text("utf-8"))
+    current = {known.name: described(known) for known in CATALOGUE}
+    return proof | {"catalogue": {name: current[name] for name in proof["catalogue"]}}
+
+
 def _proof(options: argparse.Namespace) -> dict[str, Any]:
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         print(text, flush=True)
 
-    if options.new_only:
-        return completed(json.loads((ROOT / JSON).read_text("utf-8")), tell)
-    return prove(MISTAKES, EQUIVALENTS, options.examples, tell)
+    return completed(read(), report) if options.new_only else prove(MISTAKES, EQUIVALENTS, options.examples, report)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=runner.EXAMPLES, help="cases drawn for each property")
-    parser.add_argument("--pages-only", action="store_true", help="write the page again from the JSON file")
-    parser.add_argument("--new-only", action="store_true", help="only what the JSON file does not have yet")
+    parser.add_argument("--examples", type=int, default=runner.EXAMPLES, help="random cases for each property")
+    parser.add_argument("--pages-only", action="store_true", help="write the page from the JSON file, without a run")
+    parser.add_argument("--new-only", action="store_true", help="run only mistakes that the JSON file lacks")
     options = parser.parse_args()
     if options.pages_only:
-        write(json.loads((ROOT / JSON).read_text("utf-8")))
+        write(read())
         return
     proof = _proof(options)
     write(proof)

@@ -1,6 +1,7 @@
-"""How many of the known mistakes the kit finds: each is planted in the bench and goes the way of every implementation.
+"""Mutation testing of the kit: which property detects each known mistake.
 
-All mistakes are asked the same cases, in the kit's own order and number, so that what is known of a case is computed once.
+Every mistake runs as an implementation of its own. All of them are asked the same cases, in the kit's own order and number,
+so that the truth and the budget of a case are computed once.
 """
 
 import time
@@ -23,15 +24,20 @@ from bloomref.conformance.subject import Subject
 
 
 @dataclass(eq=False)
-class Kill:
-    """What became of one mistake.
+class Detection:
+    """Whether, and by what, the kit detects one mutant.
 
     Args:
-        found_by: the property that failed first, or "" while none has.
-        clauses: of that property.
-        z: how far it left the budget.
-        questions: how many were asked.
-        seconds: that they took, with the truth and the budget of each case, as if it had been asked alone.
+        mistake: the mistake that the mutant makes.
+        dtype: in which the mutant computes.
+        found_by: name of the first property that failed; "" if none did.
+        clauses: clauses of that property.
+        case: name of the case in which it failed.
+        z: Z of the failure.
+        because: explanation of the failure.
+        questions: number of checks until then.
+        seconds: their duration, including the truth and the budget of each case.
+        prepared: cases whose preparation `seconds` includes.
     """
 
     mistake: Mistake
@@ -46,41 +52,47 @@ class Kill:
     prepared: set[Case] = field(default_factory=set)
 
 
-def plant(
+def detect(
     mistakes: Sequence[Mistake], dtype: str, examples: int = runner.EXAMPLES, pinned: Sequence[Case] = FIXED_CASES
-) -> list[Kill]:
-    """Ask every property about every mistake, until one fails."""
-    kills = [Kill(mistake, dtype) for mistake in mistakes]
+) -> list[Detection]:
+    """Check every property on every mutant, until one fails.
+
+    Args:
+        dtype: in which the mutants compute.
+        examples: number of random cases for each property.
+        pinned: the fixed cases.
+    """
+    detections = [Detection(mistake, dtype) for mistake in mistakes]
     subjects = [Subject(InstrumentedImplementation(mistake.model), dtype) for mistake in mistakes]
-    preparing: dict[Case, float] = {}
-    for found in PROPERTIES.values():
-        for case in questions(found, dtype, examples, pinned):
-            alive = [pair for pair in zip(kills, subjects, strict=True) if _may_show(pair[0], found)]
-            if alive:
-                spent = _prepare(case, alive[0][1])
-                preparing.setdefault(case, spent)
-            for kill, subject in alive:
-                kill.seconds += preparing[case] * (case not in kill.prepared)
-                kill.prepared.add(case)
-                _ask(found, case, kill, subject)
-    return kills
+    preparation: dict[Case, float] = {}
+    for tested in PROPERTIES.values():
+        for case in questions(tested, dtype, examples, pinned):
+            pending = [pair for pair in zip(detections, subjects, strict=True) if _is_pending(pair[0], tested)]
+            if pending:
+                seconds = _prepare(case, pending[0][1])
+                preparation.setdefault(case, seconds)
+            for detection, subject in pending:
+                detection.seconds += preparation[case] * (case not in detection.prepared)
+                detection.prepared.add(case)
+                _check(tested, case, detection, subject)
+    return detections
 
 
-def _may_show(kill: Kill, found: Property) -> bool:
-    """It is still alive, and the property could tell: a mistake with adapters is none in a model without."""
-    return not kill.found_by and (bool(found.adapter) or not kill.mistake.is_of_adapters)
+def _is_pending(detection: Detection, tested: Property) -> bool:
+    """True if the mutant is undetected and the property may detect it: a mistake of adapters shows only with an adapter."""
+    return not detection.found_by and (bool(tested.adapter) or not detection.mistake.is_of_adapters)
 
 
-def questions(found: Property, dtype: str, examples: int, pinned: Sequence[Case]) -> Iterable[Case]:
-    """The cases that a run of the kit asks of this property: those that are pinned, then those that it draws."""
+def questions(tested: Property, dtype: str, examples: int, pinned: Sequence[Case]) -> Iterable[Case]:
+    """Return the cases on which a run of the kit checks a property: the fixed ones, then the random ones."""
     subject = Subject(InstrumentedImplementation(), dtype)
-    if runner.lacking(found, subject) is None:
-        yield from (case for case in pinned if runner.applies(found, case) and subject.missing(case) is None)
-        yield from Recorder(examples).cases(found, subject)
+    if runner.lacking(tested, subject) is None:
+        yield from (case for case in pinned if runner.applies(tested, case) and subject.missing(case) is None)
+        yield from Recorder(examples).cases(tested, subject)
 
 
 class Recorder(runner.Runner):
-    """A runner that asks nothing and remembers what it would have asked."""
+    """A runner that records the cases instead of checking them."""
 
     def __init__(self, examples: int) -> None:
         super().__init__(examples)
@@ -89,28 +101,28 @@ class Recorder(runner.Runner):
     def ask(self, found: Property, subject: Subject, case: Case, counts: object) -> None:  # noqa: ARG002
         self.asked.append(case)
 
-    def cases(self, found: Property, subject: Subject) -> list[Case]:
-        self.draw(found, subject, Counts(found.name, subject.dtype))
+    def cases(self, tested: Property, subject: Subject) -> list[Case]:
+        self.draw(tested, subject, Counts(tested.name, subject.dtype))
         return self.asked
 
 
 def _prepare(case: Case, subject: Subject) -> float:
-    """Seconds for what is computed once for each case; 0 where it is known."""
+    """Compute the truth and the budget of a case, and return the seconds; 0 if both are cached."""
     begin = time.perf_counter()
     truth(case)
     sigma(case, subject.tier)
     return time.perf_counter() - begin
 
 
-def _ask(found: Property, case: Case, kill: Kill, subject: Subject) -> None:
+def _check(tested: Property, case: Case, detection: Detection, subject: Subject) -> None:
     begin = time.perf_counter()
-    kill.questions += 1
+    detection.questions += 1
     try:
         with np.errstate(all="ignore"):
-            found.check(subject, case)
+            tested.check(subject, case)
     except Inconclusive:
         pass
     except Failure as failure:
-        kill.found_by, kill.clauses, kill.case = found.name, failure.clauses, case.name or "drawn"
-        kill.z, kill.because = failure.judgement.z, failure.judgement.explanation
-    kill.seconds += time.perf_counter() - begin
+        detection.found_by, detection.clauses, detection.case = tested.name, failure.clauses, case.name or "drawn"
+        detection.z, detection.because = failure.judgement.z, failure.judgement.explanation
+    detection.seconds += time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""How many of the known mistakes the vectors find by themselves: `python -m tools.vector_mutation_score`."""
+"""Mutation score of the test vectors alone, without the kit's properties: `python -m tools.vector_mutation_score`."""
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -15,14 +15,14 @@ from bloomref.conformance.vectors.read import Vector, locate, read
 from bloomref.errors import Unsupported
 
 
-def found_by(mistake: Mistake, vectors: Iterable[Vector], dtype: str = "float32") -> list[str]:
-    """The ids of the vectors that object to a model with the mistake."""
+def failed_vectors(mistake: Mistake, vectors: Iterable[Vector], dtype: str = "float32") -> list[str]:
+    """Return the ids of the vectors that a mutant fails."""
     subject = Subject(InstrumentedImplementation(mistake.model), dtype)
     asked = [vector for vector in vectors if vector.entry["ask"] in PROPERTY]
-    return [vector.id for vector in asked if _objects(subject, vector)]
+    return [vector.id for vector in asked if _fails(subject, vector)]
 
 
-def _objects(subject: Subject, vector: Vector) -> bool:
+def _fails(subject: Subject, vector: Vector) -> bool:
     try:
         with np.errstate(all="ignore"):
             check(subject, vector)
@@ -34,15 +34,15 @@ def _objects(subject: Subject, vector: Vector) -> bool:
 
 
 def summary(mistakes: Sequence[Mistake], vectors: Sequence[Vector], dtype: str) -> str:
-    """One line, and a line for each mistake that is not found."""
-    missed = [mistake.name for mistake in mistakes if not found_by(mistake, vectors, dtype)]
-    rows = [f"  not found: {name}" for name in missed]
-    return "\n".join([f"{dtype}: {len(mistakes) - len(missed)} of {len(mistakes)} found", *rows])
+    """Return a line with the total, and a line for each mistake that is not detected."""
+    undetected = [mistake.name for mistake in mistakes if not failed_vectors(mistake, vectors, dtype)]
+    rows = [f"  not detected: {name}" for name in undetected]
+    return "\n".join([f"{dtype}: {len(mistakes) - len(undetected)} of {len(mistakes)} detected", *rows])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, help="of the vectors")
+    parser.add_argument("--folder", type=Path, help="folder of the vectors")
     vectors = read(locate(parser.parse_args().folder))
     for dtype in ("float32", "bfloat16"):
         print("mistakes in", summary(MISTAKES, vectors, dtype))

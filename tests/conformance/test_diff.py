@@ -11,8 +11,8 @@ from bloomref.cli import app
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.diff import html_page, report
-from bloomref.conformance.diff.compare import Difference, Step, diff
-from bloomref.conformance.diff.operands import Side, side
+from bloomref.conformance.diff.compare import Comparison, Difference, diff
+from bloomref.conformance.diff.operands import Operand, operand
 from bloomref.conformance.mistakes import Mistake, get_mistake
 from bloomref.conformance.mistakes.examples import example
 from bloomref.conformance.oracle.precision import tier_of
@@ -27,15 +27,15 @@ SAMPLE = ["qkv-in-blocks", "no-embedding-norm", "gelu-quick", "alibi-restarted",
 
 def compare(a: str, b: str = "oracle", case: Case = CASE, dtype: str = "float32") -> Difference:
     with np.errstate(all="ignore"):
-        return diff(case, side(a, dtype, case), side(b, dtype, case))
+        return diff(case, operand(a, dtype, case), operand(b, dtype, case))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_a_right_implementation_agrees_with_the_oracle(dtype):
-    found = compare("numpy", dtype=dtype)
-    assert not found.differ
-    assert found.explanations == []
-    assert len(found.steps) == len(truth(CASE).values)
+    difference = compare("numpy", dtype=dtype)
+    assert not difference.differ
+    assert difference.explanations == []
+    assert len(difference.comparisons) == len(truth(CASE).values)
 
 
 def test_two_right_implementations_agree_with_each_other():
@@ -46,14 +46,14 @@ def test_two_right_implementations_agree_with_each_other():
 @pytest.mark.parametrize("name", SAMPLE)
 def test_it_names_the_mistake_and_where_it_begins(name):
     known = get_mistake(name)
-    found = naming(known)
-    assert found["named"][0] == found["named_by_logits"][0] == name
-    assert found["first"] == ("logits" if "pieces" in known.needs else known.first)
+    entry = naming(known)
+    assert entry["named"][0] == entry["named_by_logits"][0] == name
+    assert entry["first"] == ("logits" if "pieces" in known.needs else known.first)
 
 
 def test_of_two_implementations_it_names_the_one_that_is_wrong():
-    found = compare("numpy", "mistake:query-key-swapped")
-    assert [(e.side, e.mistake.name) for e in found.explanations if e.matches] == [
+    difference = compare("numpy", "mistake:query-key-swapped")
+    assert [(e.operand, e.mistake.name) for e in difference.explanations if e.matches] == [
         ("mistake:query-key-swapped", "query-key-swapped")
     ]
 
@@ -61,52 +61,56 @@ def test_of_two_implementations_it_names_the_one_that_is_wrong():
 def test_a_mistake_that_is_in_no_catalogue_is_not_explained():
     values = dict(truth(CASE).values)
     values["logits"] = values["logits"] + np.random.default_rng(0).standard_normal(values["logits"].shape)
-    found = diff(CASE, Side("odd", values, tier_of("float32")), side("oracle", "float32", CASE))
-    assert found.first is not None
-    assert found.first.name == "logits"
-    assert not any(e.matches for e in found.explanations)
-    assert "No known mistake explains it." in report.sentences(found)
+    difference = diff(CASE, Operand("odd", values, tier_of("float32")), operand("oracle", "float32", CASE))
+    assert difference.first is not None
+    assert difference.first.name == "logits"
+    assert not any(e.matches for e in difference.explanations)
+    assert "No known mistake explains it." in report.sentences(difference)
 
 
 def test_below_the_noise_of_single_numbers_a_mistake_is_named_by_its_direction():
     case = Case(SMALL, batch=4, time=16)
-    whole = side("mistake:gelu-constant-0.79788", "float32", case)
-    found = diff(case, Side("mine", {"logits": whole.values["logits"]}, whole.tier), side("oracle", "float32", case))
-    assert not found.differ
-    assert [(name, amplitude.name) for name, amplitude in found.below_noise] == [("mine", "gelu-constant-0.79788")]
-    assert "amplitude 1.0" in report.sentences(found)[1]
+    whole = operand("mistake:gelu-constant-0.79788", "float32", case)
+    difference = diff(
+        case, Operand("mine", {"logits": whole.values["logits"]}, whole.tier), operand("oracle", "float32", case)
+    )
+    assert not difference.differ
+    assert [(name, amplitude.name) for name, amplitude in difference.below_noise] == [("mine", "gelu-constant-0.79788")]
+    assert "amplitude 1.0" in report.sentences(difference)[1]
     assert compare("numpy", case=case).below_noise == []
 
 
 def test_what_is_not_a_number_is_infinitely_far():
     values = {name: value.copy() for name, value in truth(CASE).values.items()}
     values["final_norm"][1, -1, 0] = np.nan
-    found = diff(CASE, Side("nan", values, tier_of("float32")), side("oracle", "float32", CASE), mistakes=())
-    assert found.first is not None
-    assert (found.first.name, found.first.z, found.first.where) == ("final_norm", np.inf, (1, 9))
+    difference = diff(CASE, Operand("nan", values, tier_of("float32")), operand("oracle", "float32", CASE), mistakes=())
+    assert difference.first is not None
+    assert (difference.first.name, difference.first.z, difference.first.where) == ("final_norm", np.inf, (1, 9))
     padded = {name: value.copy() for name, value in truth(CASE).values.items()}
     padded["logits"][~CASE.is_real] = np.nan
-    assert not diff(CASE, Side("pad", padded, tier_of("float32")), side("oracle", "float32", CASE), mistakes=()).differ
+    assert not diff(
+        CASE, Operand("pad", padded, tier_of("float32")), operand("oracle", "float32", CASE), mistakes=()
+    ).differ
 
 
-def test_sides_without_a_common_intermediate_or_of_another_shape_are_refused():
+def test_operands_without_a_common_intermediate_or_of_another_shape_are_refused():
     tier = tier_of("float32")
     with pytest.raises(InvalidInput, match="both have"):
-        diff(CASE, Side("a", {"final_norm": np.zeros(1)}, tier), Side("b", {"logits": np.zeros(1)}, tier))
+        diff(CASE, Operand("a", {"final_norm": np.zeros(1)}, tier), Operand("b", {"logits": np.zeros(1)}, tier))
     with pytest.raises(InvalidInput, match="of shape"):
-        diff(CASE, Side("a", {"logits": np.zeros((1, 1, 1))}, tier), side("oracle", "float32", CASE))
+        diff(CASE, Operand("a", {"logits": np.zeros((1, 1, 1))}, tier), operand("oracle", "float32", CASE))
 
 
-def test_unknown_sides_are_refused():
+def test_unknown_operands_are_refused():
     for name, error in {
         "mistake:no-such": InvalidInput,
         "no_such_backend": InvalidInput,
         "no.such:Adapter": Unsupported,
     }.items():
         with pytest.raises(error):
-            side(name, "float32", CASE)
+            operand(name, "float32", CASE)
     with pytest.raises(Unsupported, match="not in float8"):
-        side("numpy@float8", "float32", CASE)
+        operand("numpy@float8", "float32", CASE)
 
 
 # --- what is printed ---------------------------------------------------------------------------------------------
@@ -121,34 +125,34 @@ def test_a_bar_is_logarithmic_and_shows_the_limit():
 
 
 def test_of_many_intermediates_blocks_and_the_first_difference_are_shown():
-    steps = [
-        Step(f"layers.{i}.{name}", 0.5, 0.0, (0, 0))
+    comparisons = [
+        Comparison(f"layers.{i}.{name}", 0.5, 0.0, (0, 0))
         for i in range(30)
         for name in ("mlp.up", "mlp.output", "mlp_block")
     ]
-    steps[40] = replace(steps[40], z=9.0)
-    sides = (side("oracle", "float32", CASE), side("oracle", "float32", CASE))
-    names = [step.name for step in report.shown(Difference(CASE, sides, steps))]
-    assert steps[40].name in names
+    comparisons[40] = replace(comparisons[40], z=9.0)
+    operands = (operand("oracle", "float32", CASE), operand("oracle", "float32", CASE))
+    names = [row.name for row in report.shown(Difference(CASE, operands, comparisons))]
+    assert comparisons[40].name in names
     assert "layers.0.mlp_block" in names
     assert "layers.0.mlp.up" not in names
 
 
 def test_the_page_needs_nothing_else_and_holds_every_intermediate():
-    found = compare("mistake:gelu-erf")
-    text = html_page.page(found)
+    difference = compare("mistake:gelu-erf")
+    text = html_page.page(difference)
     assert not re.search(r"(?:src|href)\s*=|url\(|@import|https?://", text)
     for name in truth(CASE).values:
         assert f"<code>{name}</code>" in text
-    assert "the exact GELU, with erf" in text
+    assert "computes the exact GELU with erf" in text
     assert text.count("<svg") == text.count("</svg>") == 2
     assert "nan" not in text.replace("nan-from-padding", "").lower()
 
 
 def test_the_page_escapes_names():
-    found = compare("numpy")
-    sides = (Side("<script>", found.sides[0].values, found.sides[0].tier), found.sides[1])
-    assert "<script>" not in html_page.page(Difference(CASE, sides, found.steps))
+    difference = compare("numpy")
+    operands = (Operand("<script>", difference.operands[0].values, difference.operands[0].tier), difference.operands[1])
+    assert "<script>" not in html_page.page(Difference(CASE, operands, difference.comparisons))
 
 
 # --- the command -------------------------------------------------------------------------------------------------
@@ -160,17 +164,17 @@ def test_the_exit_code_says_whether_they_differ(capsys, tmp_path):
     assert "agree" in capsys.readouterr().out
     assert app.run(["diff", "mistake:qkv-in-blocks", "oracle", "--time", "6", "--html", str(page)]) == 1
     out = capsys.readouterr().out
-    assert "QKV split in three blocks instead of per head" in out
+    assert "splits QKV in three blocks instead of per head" in out
     assert "layers.0.attention.query" in out
     assert page.read_text("utf-8").startswith("<!doctype html>")
 
 
 def test_json_is_one_object(capsys):
     assert app.run(["diff", "mistake:relu", "--time", "6", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["first"] == "layers.0.mlp.gelu"
-    assert told["explanations"][0]["mistake"] == "relu"
-    assert told["explanations"][0]["clauses"] == ["MLP-2"]
+    result = json.loads(capsys.readouterr().out)
+    assert result["first"] == "layers.0.mlp.gelu"
+    assert result["explanations"][0]["mistake"] == "relu"
+    assert result["explanations"][0]["clauses"] == ["MLP-2"]
 
 
 def test_a_run_over_a_cache_is_compared_by_its_logits(capsys):

@@ -1,5 +1,6 @@
-"""The catalogue: each mistake changes what it says first, in a case that shows it, and nothing where its needs are not met."""
+"""The catalogue: in a case that meets its needs, each mistake changes the intermediate that it names, and none before."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from bloomref.conformance.cases import Case
 from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, MISTAKES, NO_INTERMEDIATE, Mistake, get_mistake
 from bloomref.conformance.mistakes.examples import example
-from bloomref.conformance.mistakes.mistake import OTHER_NEEDS, mistake
+from bloomref.conformance.mistakes.mistake import OTHER_NEEDS, REGISTRY, mistake
 from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import LIMIT, judge, tier_of
 from bloomref.conformance.oracle.intermediates import per_position
@@ -20,15 +21,16 @@ from bloomref.errors import InvalidInput
 
 VISIBLE = [m for m in MISTAKES if m.first != NO_INTERMEDIATE]
 FLOAT32 = tier_of("float32")
+ROOT = Path(__file__).parents[2]
 
 
 def named(known: Mistake) -> str:
     return known.name
 
 
-def outputs(lab: type[InstrumentedModel], case: Case, dtype: type = np.float64) -> dict[str, np.ndarray]:
+def outputs(model: type[InstrumentedModel], case: Case, dtype: type = np.float64) -> dict[str, np.ndarray]:
     with np.errstate(all="ignore"):
-        return lab.of(case, dtype=dtype).run(case.token_ids, case.is_real, case.cuts)
+        return model.of(case, dtype=dtype).run(case.token_ids, case.is_real, case.cuts)
 
 
 def first_change(known: Mistake, case: Case) -> str | None:
@@ -41,10 +43,12 @@ def first_change(known: Mistake, case: Case) -> str | None:
     return None
 
 
-def test_there_are_enough_of_them():
-    assert len(MISTAKES) >= 75
-    assert len(EQUIVALENTS) >= 8
-    assert len({known.name for known in CATALOGUE}) == len(CATALOGUE) == len(MISTAKES) + len(EQUIVALENTS)
+def test_the_catalogue_has_184_mistakes_and_20_equivalents_with_distinct_names():
+    assert (len(MISTAKES), len(EQUIVALENTS), len(CATALOGUE)) == (184, 20, 204)
+    assert len({known.name for known in CATALOGUE}) == len(CATALOGUE)
+    assert set(CATALOGUE) == set(REGISTRY)
+    proof = json.loads((ROOT / "docs/proof/mistakes.json").read_text("utf-8"))
+    assert list(proof["catalogue"]) == [known.name for known in (*MISTAKES, *EQUIVALENTS)]
 
 
 @pytest.mark.parametrize("known", VISIBLE, ids=named)
@@ -92,9 +96,9 @@ def test_a_mistake_of_the_cache_needs_the_cache(known):
 
 
 @pytest.mark.parametrize("known", [m for m in MISTAKES if m.first == NO_INTERMEDIATE], ids=named)
-def test_a_mistake_at_the_front_door_takes_what_must_be_refused_and_changes_no_result(known):
+def test_a_mistake_of_validation_accepts_what_must_be_refused_and_changes_no_result(known):
     case = example(known)
-    lab = known.model(case.config, case.params)
+    mutant = known.model(case.config, case.params)
     ones, last = np.ones_like(case.token_ids), case.config.vocabulary_size - 1
     offers = [
         (case.token_ids * 0 - 1, ones),
@@ -105,21 +109,21 @@ def test_a_mistake_at_the_front_door_takes_what_must_be_refused_and_changes_no_r
         (case.token_ids, ones[:, :-1]),
     ]
     right = InstrumentedModel(case.config, case.params)
-    taken = [ids for ids, mask in offers if refused(right, ids, mask) and not refused(lab, ids, mask)]
+    taken = [ids for ids, mask in offers if refused(right, ids, mask) and not refused(mutant, ids, mask)]
     assert taken
     assert first_change(known, case) is None
 
 
-def refused(lab: InstrumentedModel, ids: np.ndarray, mask: np.ndarray) -> bool:
+def refused(model: InstrumentedModel, ids: np.ndarray, mask: np.ndarray) -> bool:
     try:
-        lab.accept(ids, mask)
+        model.accept(ids, mask)
     except InvalidInput:
         return True
     return False
 
 
-def test_clauses_and_needs_exist_and_sentences_can_stand_behind_a_colon():
-    specs = "\n".join(path.read_text("utf-8") for path in (Path(__file__).parents[2] / "specs").glob("*.md"))
+def test_clauses_and_needs_exist_and_sentences_continue_after_it():
+    specs = "\n".join(path.read_text("utf-8") for path in (ROOT / "specs").glob("*.md"))
     clauses = set(re.findall(r"^- \*\*([A-Z]+-\d+)\*\*", specs, re.MULTILINE))
     order = [*truth(Case(example(CATALOGUE[0]).config)).values, NO_INTERMEDIATE]
     for known in CATALOGUE:
@@ -127,7 +131,7 @@ def test_clauses_and_needs_exist_and_sentences_can_stand_behind_a_colon():
         assert set(known.clauses) <= clauses, known.name
         assert known.needs <= TAGS.keys() | OTHER_NEEDS.keys()
         assert known.first in order, known.name
-        assert not known.sentence.endswith("."), known.name
+        assert re.fullmatch(r"(does|has|[a-z]+s) .*[^.]", known.sentence), known.name  # as in "it swaps query and key."
 
 
 def test_an_unknown_name_or_need_is_refused():

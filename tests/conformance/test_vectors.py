@@ -34,7 +34,7 @@ from bloomref.conformance.vectors.author.schema import SCHEMA, problems
 from bloomref.conformance.vectors.judge import judge
 from bloomref.errors import InvalidInput, Unsupported
 from bloomref.formats.safetensors_io import SafetensorsFile
-from tools.vector_mutation_score import found_by
+from tools.vector_mutation_score import failed_vectors
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "specs/vectors"
@@ -229,7 +229,7 @@ def test_the_reference_passes(dtype):
 @pytest.mark.parametrize("mistake", EQUIVALENTS, ids=lambda mistake: mistake.name)
 @pytest.mark.clause("VEC-13")
 def test_no_vector_objects_to_an_equivalent(mistake):
-    assert found_by(mistake, VECTORS.values()) == []
+    assert failed_vectors(mistake, VECTORS.values()) == []
 
 
 @pytest.mark.clause("VEC-12")
@@ -258,7 +258,7 @@ FAST = ("front-door", "gelu", "mask-hole", "qkv-layout")
 @pytest.mark.clause("VEC-13")
 def test_a_flag_finds_the_mistakes_of_its_note(flag):
     carrying = [vector for vector in VECTORS.values() if flag in vector.entry["flags"]]
-    assert [name for name in NOTES[flag].mistakes if not found_by(get_mistake(name), carrying)] == []
+    assert [name for name in NOTES[flag].mistakes if not failed_vectors(get_mistake(name), carrying)] == []
 
 
 @pytest.mark.clause("VEC-13")
@@ -275,7 +275,7 @@ def test_notes_stand_in_the_order_of_their_names():
 def test_a_hole_may_be_read_in_two_ways_and_no_other():
     def failing(name: str) -> set[str]:
         holes = [vector for vector in VECTORS.values() if "mask-hole" in vector.entry["flags"] and not vector.case.cuts]
-        return set(found_by(get_mistake(name), holes))
+        return set(failed_vectors(get_mistake(name), holes))
 
     assert failing("positions-by-cumsum") == {"ali-hole-keeps-column", "att-holes"}
     assert failing("padding-ignored") >= {"ali-hole-or-deleted", "ali-long-hole", "ali-hole-keeps-column"}
@@ -473,7 +473,7 @@ def test_the_example_without_bloomref_says_the_same(example, capsys):
     with np.errstate(all="ignore"):
         found = example.run(FOLDER, my_bloom(get_mistake("positions-by-cumsum").model))
     listed = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == found_by(get_mistake("positions-by-cumsum"), asked)
+    assert listed == failed_vectors(get_mistake("positions-by-cumsum"), asked)
     assert found["wrong"] == len(listed) > 0
 
 

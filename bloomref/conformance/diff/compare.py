@@ -1,7 +1,7 @@
-"""Where do two implementations part, by how much, and which known mistake explains it?
+"""Compare two implementations on one case: the first intermediate that differs, by how much, and which known mistake explains it.
 
-Both are run on one case; their intermediates are compared in the order of computation, each against the error that rounding
-explains (NUM-8). Then every mistake of the catalogue is made in float64: the one that a side makes leaves nothing but rounding.
+The intermediates of both are compared in the order of computation, each with the error that rounding explains (NUM-8).
+Then every mistake of the catalogue is run in float64. A mistake explains an operand if what remains is rounding.
 """
 
 import math
@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bloomref.conformance.cases import Case
-from bloomref.conformance.diff.operands import Side
+from bloomref.conformance.diff.operands import Operand
 from bloomref.conformance.mistakes import MISTAKES, NO_INTERMEDIATE, Mistake
-from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import GRADABLE, LIMIT, budget
 from bloomref.conformance.oracle.intermediates import observable, per_position
 from bloomref.conformance.oracle.matched_filter import Amplitude, project
@@ -24,20 +23,21 @@ from bloomref.errors import invalid
 from bloomref.shapes import Array, Bool, Float
 
 CLOSE = 5
-"""So many of the mistakes that come closest get a budget of their own: noise in a mistaken model has another size."""
+"""Number of mistakes that are tried again with a budget of their own model, since its rounding noise may be larger."""
 PARTLY = 0.9
-"""The share of a difference that a mistake must explain to be mentioned though it leaves more than rounding."""
+"""Smallest explained share at which a mistake is reported although the rest exceeds the budget."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """One intermediate of both sides.
+class Comparison:
+    """One intermediate of both operands.
 
     Args:
-        z: the worst difference of a position, in units of what rounding explains in both.
-        relative: root mean square of the difference over that of the truth.
-        where: (batch row, position) of the worst.
-        judged: whether rounding leaves anything to be said.
+        name: of the intermediate (MOD-8).
+        z: largest rms difference at a position, divided by the rounding error that both budgets explain there.
+        relative: rms difference divided by the rms of the truth, over all positions.
+        where: (batch row, position) of the largest z.
+        judged: True if at least one position can be judged.
     """
 
     name: str
@@ -48,129 +48,163 @@ class Step:
 
     @property
     def differs(self) -> bool:
+        """True if rounding does not explain the difference."""
         return self.judged and not self.z <= LIMIT
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A mistake that a side may make.
+    """A mistake that an operand may make.
 
     Args:
-        z: the worst that is left when the side is compared with a model that makes it.
-        share: how much of the difference it explains, by root mean square over all intermediates.
+        mistake: the known mistake.
+        operand: name of the operand.
+        z: largest Z of the operand against a model that makes the mistake.
+        share: share of the difference that the mistake explains, in rms over all intermediates.
     """
 
     mistake: Mistake
-    side: str
+    operand: str
     z: float
     share: float
 
     @property
     def matches(self) -> bool:
+        """True if the mistake leaves nothing but rounding."""
         return self.z <= LIMIT
 
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """What came out."""
+    """Result of `diff`.
+
+    Args:
+        case: the model and input that both operands ran.
+        operands: the two operands.
+        comparisons: one for each common intermediate, in the order of computation.
+        explanations: the known mistakes that explain the difference, best first.
+        below_noise: (operand, amplitude) of mistakes that show although every intermediate is within its budget.
+    """
 
     case: Case
-    sides: tuple[Side, Side]
-    steps: list[Step]
+    operands: tuple[Operand, Operand]
+    comparisons: list[Comparison]
     explanations: list[Explanation] = field(default_factory=list)
     below_noise: list[tuple[str, Amplitude]] = field(default_factory=list)
 
     @property
-    def first(self) -> Step | None:
-        """The first intermediate that leaves its budget."""
-        return next((step for step in self.steps if step.differs), None)
+    def first(self) -> Comparison | None:
+        """First intermediate outside its budget."""
+        return next((comparison for comparison in self.comparisons if comparison.differs), None)
 
     @property
     def differ(self) -> bool:
         return self.first is not None
 
 
-def diff(case: Case, a: Side, b: Side, mistakes: Sequence[Mistake] = MISTAKES) -> Difference:
-    """Compare both sides, and explain what is found.
+def diff(case: Case, a: Operand, b: Operand, mistakes: Sequence[Mistake] = MISTAKES) -> Difference:
+    """Compare two operands, and explain the difference by known mistakes.
 
     Raises:
         InvalidInput: they have no intermediate in common, or of different shapes.
     """
-    steps = [_step(case, name, a, b) for name in common(case, a, b)]
-    found = Difference(case, (a, b), steps)
-    if not found.differ:
-        return Difference(case, (a, b), steps, below_noise=_below_noise(case, (a, b), mistakes))
-    tried = [mistake for mistake in mistakes if _may_begin(case, mistake, found.first)]
-    explanations = [e for side in (a, b) if side.tier and _is_off(case, side) for e in explain(case, side, tried)]
-    return Difference(case, (a, b), steps, sorted(explanations, key=lambda e: (not e.matches, -e.share)))
+    comparisons = [_compare(case, name, a, b) for name in common(case, a, b)]
+    difference = Difference(case, (a, b), comparisons)
+    if not difference.differ:
+        return Difference(case, (a, b), comparisons, below_noise=_below_noise(case, (a, b), mistakes))
+    candidates = [mistake for mistake in mistakes if _can_explain(case, mistake, difference.first)]
+    explanations = [
+        explanation
+        for operand in (a, b)
+        if operand.tier and _is_off(case, operand)
+        for explanation in explain(case, operand, candidates)
+    ]
+    return Difference(case, (a, b), comparisons, sorted(explanations, key=_best_first))
 
 
-def common(case: Case, a: Side, b: Side) -> list[str]:
-    """The intermediates that both have, in the order of computation."""
+def common(case: Case, a: Operand, b: Operand) -> list[str]:
+    """Return the names of the intermediates that both operands have, in the order of computation.
+
+    Raises:
+        InvalidInput: there is none, or one has not the shape of the truth.
+    """
     names = [name for name in truth(case).values if name in a.values and name in b.values]
     if not names:
-        raise invalid("sides", "intermediates that both have", f"{sorted(a.values)[:3]} and {sorted(b.values)[:3]}")
-    shapes = {name: truth(case).values[name].shape for name in names}
-    for side in (a, b):
-        wrong = [f"{name} {side.values[name].shape}" for name in names if side.values[name].shape != shapes[name]]
-        if wrong:
-            raise invalid(side.name, f"{wrong[0].split()[0]} of shape {shapes[wrong[0].split()[0]]}", wrong[0])
+        raise invalid(
+            "operands", "an intermediate that both have", f"{sorted(a.values)[:3]} and {sorted(b.values)[:3]}"
+        )
+    for operand in (a, b):
+        for name in names:
+            shape = truth(case).values[name].shape
+            if operand.values[name].shape != shape:
+                raise invalid(operand.name, f"{name} of shape {shape}", f"shape {operand.values[name].shape}")
     return names
 
 
-# --- how far apart ----------------------------------------------------------------------------------------------------
+# --- Z of each intermediate -------------------------------------------------------------------------------------------
 
 
-def _step(case: Case, name: str, a: Side, b: Side) -> Step:
+def _compare(case: Case, name: str, a: Operand, b: Operand) -> Comparison:
     with np.errstate(all="ignore"):
         error = a.values[name].astype(np.float64) - b.values[name].astype(np.float64)
-    budgets = [budget(case, side.tier) for side in (a, b) if side.tier]
-    allowed = np.sqrt(sum((np.square(found.sigma[name]) for found in budgets), np.zeros(case.is_real.shape)))
-    return measure(
-        case, name, error, allowed, np.logical_and.reduce([case.is_real, *(f.graded[name] for f in budgets)])
-    )
+    budgets = [budget(case, operand.tier) for operand in (a, b) if operand.tier]
+    allowed = np.sqrt(sum((np.square(each.sigma[name]) for each in budgets), np.zeros(case.is_real.shape)))
+    graded = np.logical_and.reduce([case.is_real, *(each.graded[name] for each in budgets)])
+    return measure(case, name, error, allowed, graded)
 
 
-def measure(case: Case, name: str, error: Array, allowed: Float[Array, "B T"], graded: Bool[Array, "B T"]) -> Step:
-    """An error in units of what is allowed, where that means something; what is not finite is infinitely far."""
+def measure(
+    case: Case, name: str, error: Array, allowed: Float[Array, "B T"], graded: Bool[Array, "B T"]
+) -> Comparison:
+    """Compare the error of an intermediate with its budget; an error that is not finite has an infinite Z.
+
+    Args:
+        error: difference of two outputs.
+        allowed: rms error that rounding explains at each position.
+        graded: positions where `allowed` describes rounding.
+    """
     signal = per_position(name, truth(case).values[name], case.is_real)
-    far = distance(case, name, error)
+    rms = rms_error(case, name, error)
     judged = graded & (allowed <= GRADABLE * signal)
     with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(judged & (far > 0.0), far / allowed, 0.0)
+        z = np.where(judged & (rms > 0.0), rms / allowed, 0.0)
     row, column = np.unravel_index(z.argmax(), z.shape) if z.size else (0, 0)
-    whole = np.sqrt(np.square(signal).sum())
-    relative = float(np.sqrt(np.square(far).sum()) / whole) if whole else 0.0
-    return Step(name, float(z.max(initial=0.0)), relative, (int(row), int(column)), bool(judged.any()))
+    norm = np.sqrt(np.square(signal).sum())
+    relative = float(np.sqrt(np.square(rms).sum()) / norm) if norm else 0.0
+    return Comparison(name, float(z.max(initial=0.0)), relative, (int(row), int(column)), bool(judged.any()))
 
 
-def distance(case: Case, name: str, error: Array) -> Float[Array, "B T"]:
+def rms_error(case: Case, name: str, error: Array) -> Float[Array, "B T"]:
+    """Root mean square error at each position; infinite where a number that counts is not finite."""
     lost = observable(name, error, case.is_real) & ~np.isfinite(error)
+    rms = per_position(name, np.where(np.isfinite(error), error, 0.0), case.is_real)
     if not lost.any():
-        return per_position(name, np.where(np.isfinite(error), error, 0.0), case.is_real)
-    spread = per_position(name, lost.astype(np.float64), case.is_real)
-    return np.where(spread > 0.0, np.inf, per_position(name, np.where(np.isfinite(error), error, 0.0), case.is_real))
+        return rms
+    return np.where(per_position(name, lost.astype(np.float64), case.is_real) > 0.0, np.inf, rms)
 
 
-def _is_off(case: Case, side: Side) -> bool:
-    """Whether it leaves its budget around the oracle: of two sides that differ, that is at least one."""
-    oracle = Side("oracle", truth(case).values, None)
-    return any(_step(case, name, side, oracle).differs for name in common(case, side, oracle))
+def _is_off(case: Case, operand: Operand) -> bool:
+    """True if the operand is outside its budget around the oracle. Of two operands that differ, at least one is."""
+    oracle = Operand("oracle", truth(case).values, None)
+    return any(_compare(case, name, operand, oracle).differs for name in common(case, operand, oracle))
 
 
-# --- which mistake ----------------------------------------------------------------------------------------------------
+# --- explanation ------------------------------------------------------------------------------------------------------
 
 
-def explain(case: Case, side: Side, mistakes: Sequence[Mistake]) -> list[Explanation]:
-    """The mistakes that explain a side, best first: those that leave only rounding, then those that explain most of it."""
-    assert side.tier is not None
-    allowed = budget(case, side.tier).sigma
-    found = [_explanation(case, side, mistake, _outputs(case, mistake), allowed) for mistake in mistakes]
-    found.sort(key=lambda e: (not e.matches, -e.share))
-    again = [_with_own_noise(case, side, e.mistake) for e in found[:CLOSE] if not e.matches]
-    matched = [e for e in found if e.matches]
-    rest = sorted(again, key=lambda e: (not e.matches, -e.share))
-    return [*matched, *(e for e in rest if e.matches or e.share > PARTLY)]
+def _best_first(explanation: Explanation) -> tuple[bool, float]:
+    return not explanation.matches, -explanation.share
+
+
+def explain(case: Case, operand: Operand, mistakes: Sequence[Mistake]) -> list[Explanation]:
+    """Return the mistakes that explain an operand: those that match, then those that explain most of its error."""
+    assert operand.tier is not None
+    allowed = budget(case, operand.tier).sigma
+    explanations = [_explanation(case, operand, mistake, _outputs(case, mistake), allowed) for mistake in mistakes]
+    explanations.sort(key=_best_first)
+    retried = [_with_own_noise(case, operand, e.mistake) for e in explanations[:CLOSE] if not e.matches]
+    matched = [e for e in explanations if e.matches]
+    return [*matched, *(e for e in sorted(retried, key=_best_first) if e.matches or e.share > PARTLY)]
 
 
 def _outputs(case: Case, mistake: Mistake) -> dict[str, Array]:
@@ -179,81 +213,86 @@ def _outputs(case: Case, mistake: Mistake) -> dict[str, Array]:
 
 
 def _explanation(
-    case: Case, side: Side, mistake: Mistake, made: dict[str, Array], allowed: dict[str, Array]
+    case: Case, operand: Operand, mistake: Mistake, mutant: dict[str, Array], allowed: dict[str, Array]
 ) -> Explanation:
-    assert side.tier is not None
-    graded, steps, left, whole = budget(case, side.tier).graded, [], 0.0, 0.0
-    for name in (name for name in truth(case).values if name in side.values and name in made):
-        got = side.values[name].astype(np.float64)
+    """Compare an operand with the outputs of a mutant."""
+    assert operand.tier is not None
+    graded, comparisons, rest, total = budget(case, operand.tier).graded, [], 0.0, 0.0
+    for name in (name for name in truth(case).values if name in operand.values and name in mutant):
+        output = operand.values[name].astype(np.float64)
         with np.errstate(all="ignore"):
-            rest, error = _residual(got, made[name]), got - truth(case).values[name]
-        steps.append(measure(case, name, rest, allowed[name], graded[name]))
-        left += _weight(case, name, rest, allowed[name])
-        whole += _weight(case, name, error, allowed[name])
-    share = 1.0 - np.sqrt(left / whole) if 0.0 < whole < np.inf and np.isfinite(left) else float(left == 0.0)
-    z = max((step.z for step in steps if step.judged), default=np.inf)
-    return Explanation(mistake, side.name, z, float(share))
+            residual, error = _residual(output, mutant[name]), output - truth(case).values[name]
+        comparisons.append(measure(case, name, residual, allowed[name], graded[name]))
+        rest += _squared_z(case, name, residual, allowed[name])
+        total += _squared_z(case, name, error, allowed[name])
+    share = 1.0 - np.sqrt(rest / total) if 0.0 < total < np.inf and np.isfinite(rest) else float(rest == 0.0)
+    z = max((comparison.z for comparison in comparisons if comparison.judged), default=np.inf)
+    return Explanation(mistake, operand.name, z, float(share))
 
 
-def _residual(got: Array, made: Array) -> Array:
-    """The difference; where neither is a number they agree."""
-    if got.shape != made.shape:
-        return np.full(got.shape, np.inf)
-    return np.where(~np.isfinite(got) & ~np.isfinite(made), 0.0, got - made)
+def _residual(output: Array, mutant: Array) -> Array:
+    """Difference of two outputs; zero where neither is finite."""
+    if output.shape != mutant.shape:
+        return np.full(output.shape, np.inf)
+    return np.where(~np.isfinite(output) & ~np.isfinite(mutant), 0.0, output - mutant)
 
 
-def _weight(case: Case, name: str, error: Array, allowed: Float[Array, "B T"]) -> float:
-    """Mean square of the error in units of the budget, over the positions."""
-    far = distance(case, name, error)
+def _squared_z(case: Case, name: str, error: Array, allowed: Float[Array, "B T"]) -> float:
+    """Sum over the positions of the squared error in units of the budget."""
+    rms = rms_error(case, name, error)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.square(np.where(far > 0.0, far / allowed, 0.0)).sum())
+        return float(np.square(np.where(rms > 0.0, rms / allowed, 0.0)).sum())
 
 
-def _with_own_noise(case: Case, side: Side, mistake: Mistake) -> Explanation:
-    assert side.tier is not None
-    made = _outputs(case, mistake)
-    own = mistaken_sigma(case, mistake, side.tier, made)
-    allowed = {name: np.maximum(value, own.get(name, 0.0)) for name, value in budget(case, side.tier).sigma.items()}
-    return _explanation(case, side, mistake, made, allowed)
+def _with_own_noise(case: Case, operand: Operand, mistake: Mistake) -> Explanation:
+    """Compare an operand with a mutant, within the larger of the budgets of the case and of the mutant."""
+    assert operand.tier is not None
+    mutant = _outputs(case, mistake)
+    own = mutant_sigma(case, mistake, operand.tier, mutant)
+    allowed = {name: np.maximum(value, own.get(name, 0.0)) for name, value in budget(case, operand.tier).sigma.items()}
+    return _explanation(case, operand, mistake, mutant, allowed)
 
 
 class FiniteNoise(Noise):
-    """Leaves infinities alone: a mistake may have them where the reference has none."""
+    """Noise that leaves infinities unchanged: a mutant may have them where the reference has none."""
 
     def _added(self, x: Array, size: Array, u: float) -> Array:
         return np.where(np.isfinite(x), super()._added(x, size, u), x)
 
 
-def mistaken_sigma(case: Case, mistake: Mistake, tier: Tier, made: dict[str, Array]) -> dict[str, Float[Array, "B T"]]:
-    """The spread of a model that makes the mistake, by Monte-Carlo arithmetic as for the right one; one rounding at least."""
-    lab: InstrumentedModel = mistake.model.of(case)
-    lab.arithmetic = FiniteNoise(tier, np.random.Generator(np.random.SFC64(case.seed)))
-    squares = {name: np.zeros(case.is_real.shape) for name in made}
+def mutant_sigma(case: Case, mistake: Mistake, tier: Tier, mutant: dict[str, Array]) -> dict[str, Float[Array, "B T"]]:
+    """Rounding error of a model that makes the mistake, by Monte-Carlo arithmetic; at least one rounding of the output."""
+    model = mistake.model.of(case)
+    model.arithmetic = FiniteNoise(tier, np.random.Generator(np.random.SFC64(case.seed)))
+    squares = {name: np.zeros(case.is_real.shape) for name in mutant}
     with np.errstate(all="ignore"):
         for _ in range(SAMPLES):
-            seen = lab.run(case.token_ids, case.is_real, case.cuts)
+            sample = model.run(case.token_ids, case.is_real, case.cuts)
             for name in squares:
-                squares[name] += np.square(distance(case, name, _residual(seen[name], made[name])))
-        rounding = {name: distance(case, name, value) * tier.storage / math.sqrt(3.0) for name, value in made.items()}
+                squares[name] += np.square(rms_error(case, name, _residual(sample[name], mutant[name])))
+        rounding = {
+            name: rms_error(case, name, value) * tier.storage / math.sqrt(3.0) for name, value in mutant.items()
+        }
     return {name: np.maximum(np.sqrt(total / SAMPLES), rounding[name]) for name, total in squares.items()}
 
 
-def _may_begin(case: Case, mistake: Mistake, first: Step | None) -> bool:
-    """A mistake changes nothing before the intermediate where it first shows."""
+def _can_explain(case: Case, mistake: Mistake, first: Comparison | None) -> bool:
+    """True if the mistake can change the first intermediate that differs: it changes none before its own first."""
     order = list(truth(case).values)
     if mistake.first == NO_INTERMEDIATE or first is None or (mistake.is_of_adapters and case.lora is None):
         return False
     return mistake.first in order and order.index(mistake.first) <= order.index(first.name)
 
 
-def _below_noise(case: Case, sides: tuple[Side, Side], mistakes: Sequence[Mistake]) -> list[tuple[str, Amplitude]]:
-    """Mistakes that a side makes although each number alone is within its budget."""
-    found = []
-    for side in sides:
-        if side.tier is not None and not case.cuts and "logits" in side.values:
-            error = side.values["logits"].astype(np.float64) - truth(case).values["logits"]
-            known = [mistake for mistake in mistakes if mistake.first != NO_INTERMEDIATE]
-            found += [
-                (side.name, amplitude) for amplitude in project([case], side.tier, [error], known) if amplitude.found
-            ]
-    return found
+def _below_noise(
+    case: Case, operands: tuple[Operand, Operand], mistakes: Sequence[Mistake]
+) -> list[tuple[str, Amplitude]]:
+    """Return the mistakes that an operand makes although every logit is within its budget."""
+    amplitudes: list[tuple[str, Amplitude]] = []
+    for operand in operands:
+        if operand.tier is not None and not case.cuts and "logits" in operand.values:
+            error = operand.values["logits"].astype(np.float64) - truth(case).values["logits"]
+            visible = [mistake for mistake in mistakes if mistake.first != NO_INTERMEDIATE]
+            projected = project([case], operand.tier, [error], visible)
+            amplitudes += [(operand.name, amplitude) for amplitude in projected if amplitude.found]
+    return amplitudes

@@ -1,9 +1,8 @@
-"""The two sides of a comparison: what a word of the command line stands for, and what it says of a case."""
+"""Operands of `bloomref diff`: resolve a name of the command line, and run the implementation on a case."""
 
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Case
-from bloomref.conformance.implementation import Implementation
+from bloomref.conformance.implementation import Implementation, offers
 from bloomref.conformance.mistakes import get_mistake
 from bloomref.conformance.oracle.precision import Tier, tier_of
 from bloomref.conformance.oracle.truth import truth
@@ -28,16 +27,17 @@ PEERS = {
     "llama_cpp": "llama_cpp:LlamaCpp",
     "ctranslate2": "ctranslate2:CTranslate2",
 }
-"""Names of implementations that the kit brings an adapter for."""
+"""Short names of the implementations in `conformance.adapters`."""
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """What one side says of a case.
+class Operand:
+    """The outputs of one implementation for a case.
 
     Args:
-        values: named intermediates (clause MOD-8), as many as it has.
-        tier: the precision in which it computed; None for the oracle, which is exact here.
+        name: as on the command line.
+        values: named intermediates (MOD-8), as many as the implementation shows.
+        tier: the precision in which it computed; None for the oracle, whose error is negligible.
     """
 
     name: str
@@ -45,100 +45,98 @@ class Side:
     tier: Tier | None
 
 
-def side(name: str, dtype: str, case: Case) -> Side:
-    """Run what `name` stands for: "oracle", a trace file, or an implementation, perhaps with "@dtype" behind it.
+def operand(name: str, dtype: str, case: Case) -> Operand:
+    """Run the implementation that `name` stands for.
+
+    Args:
+        name: "oracle", a trace file, or an implementation, optionally followed by "@dtype".
+        dtype: the dtype of an implementation without "@dtype".
 
     Raises:
-        Unsupported: it is not available here, or cannot do what the case asks; InvalidInput: there is none of that name.
+        Unsupported: the implementation is not available, or lacks what the case needs.
+        InvalidInput: no implementation has this name.
     """
     if name == ORACLE:
-        return Side(name, truth(case).values, None)
+        return Operand(name, truth(case).values, None)
     if is_trace(name):
-        return _side_of_file(Path(name), dtype)
+        return Operand(Path(name).name, _arrays(Path(name)), tier_of(dtype))
     bare, dtype = split_dtype(name, dtype)
-    subject = Subject(adapter(bare), dtype)
+    subject = Subject(implementation(bare), dtype)
     reason = subject.missing(case)
     if dtype not in subject.implementation.capabilities.dtypes:
         reason = f"{bare}: it computes in {', '.join(subject.implementation.capabilities.dtypes)}, not in {dtype}"
     if reason:
         raise Unsupported(reason)
-    return Side(name, _outputs(subject, case), subject.tier)
+    return Operand(name, _outputs(subject, case), subject.tier)
 
 
 def split_dtype(name: str, dtype: str) -> tuple[str, str]:
-    """`numba@bfloat16` is numba in bfloat16; without a dtype of its own a side has the one of the comparison."""
+    """Split `numba@bfloat16` into name and dtype; a name without "@" gets `dtype`."""
     bare, _, own = name.partition("@")
     return bare, own or dtype
 
 
 def is_trace(name: str) -> bool:
+    """True for the name of a trace file."""
     return name.endswith(".safetensors")
 
 
-def adapter(name: str) -> Implementation:
-    """The adapter that `name` stands for: a peer, `program:COMMAND`, `module:Adapter`, `mistake:NAME`, or a backend."""
-    if name in PEERS:
-        module, _, attribute = PEERS[name].partition(":")
-        found: Implementation = getattr(import_module(f"bloomref.conformance.adapters.{module}"), attribute)()
-        return found
+def implementation(name: str) -> Implementation:
+    """Resolve a name: a peer, `program:COMMAND`, `module:Name`, `mistake:NAME`, or a backend."""
     kind, _, rest = name.partition(":")
     if kind == "mistake":
         return InstrumentedImplementation(get_mistake(rest).model)
     if kind == "program":
         return resolve.implementation_of(None, None, rest)
-    return resolve.implementation_of(name, None, None) if rest else resolve.implementation_of(None, name, None)
+    if name in PEERS:
+        name = f"bloomref.conformance.adapters.{PEERS[name]}"
+    return resolve.implementation_of(name, None, None) if ":" in name else resolve.implementation_of(None, name, None)
 
 
 def _outputs(subject: Subject, case: Case) -> dict[str, Array]:
-    """As much as the implementation shows; in pieces over a cache the logits alone."""
+    """Run the model, and return every intermediate it shows; of calls over a cache only the logits."""
     model: Any = subject.model(case)
     if case.cuts:
-        if not hasattr(model, "in_pieces"):
+        if not offers(model, "in_pieces"):
             raise Unsupported(f"{subject.implementation.name}: it has no method in_pieces; leave out --cuts")
         return {"logits": np.asarray(model.in_pieces(case.token_ids, case.is_real, case.cuts, case.time))}
-    if hasattr(model, "trace"):
-        seen = {name: np.asarray(value) for name, value in model.trace(case.token_ids, case.is_real).items()}
-        return seen if "logits" in seen else seen | {"logits": _logits(model, case)}
-    hidden = {"final_norm": np.asarray(model.hidden(case.token_ids, case.is_real))} if hasattr(model, "hidden") else {}
-    return hidden | {"logits": _logits(model, case)}
+    outputs: dict[str, Array] = {}
+    if offers(model, "trace"):
+        outputs = {name: np.asarray(value) for name, value in model.trace(case.token_ids, case.is_real).items()}
+    elif offers(model, "hidden"):
+        outputs["final_norm"] = np.asarray(model.hidden(case.token_ids, case.is_real))
+    if "logits" not in outputs:
+        outputs["logits"] = np.asarray(model.logits(case.token_ids, case.is_real))
+    return outputs
 
 
-def _logits(model: Any, case: Case) -> Array:
-    return np.asarray(model.logits(case.token_ids, case.is_real))
-
-
-# --- trace files, and cases that stand for a real model ---------------------------------------------------------------
+# --- trace files, and presets as cases --------------------------------------------------------------------------------
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What `bloomref trace` noted: the model and the token ids.
+    """Read the metadata of a trace file; "model" and "token_ids" are always there.
 
     Raises:
-        BadWeights: the file is damaged, or no trace.
+        BadWeights: the file is damaged, or not a trace.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
-            found: dict[str, str] = file.metadata() or {}
+            fields: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise BadWeights(f"{path.name}: expected a file that `bloomref trace` wrote; {error}") from error
-    if not {"model", "token_ids"} <= found.keys():
+    if not {"model", "token_ids"} <= fields.keys():
         raise BadWeights(
             f"{path.name}: expected a file that `bloomref trace` wrote, got one without model and token_ids"
         )
-    return found
+    return fields
 
 
 def traced_dtype(path: Path) -> str:
-    """The compute dtype, seen on an intermediate that is rounded to it; float32 where none was kept."""
-    values = _arrays(path)
-    rounded = [x.dtype.name for name, x in values.items() if name.endswith(("_block", "embedding_norm", "final_norm"))]
-    return rounded[0] if rounded else "float32"
-
-
-def _side_of_file(path: Path, dtype: str) -> Side:
-    return Side(path.name, _arrays(path), tier_of(dtype))
+    """Compute dtype of a trace: that of an intermediate which is rounded to it; float32 if the file has none."""
+    rounded = ("_block", "embedding_norm", "final_norm")
+    return next((array.dtype.name for name, array in _arrays(path).items() if name.endswith(rounded)), "float32")
 
 
 def _arrays(path: Path) -> dict[str, Array]:
@@ -149,10 +147,13 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 
 def case_of_model(model: str, token_ids: list[int], dtypes: tuple[str, ...], revision: str | None = None) -> Case:
-    """A real model as a case: its weights, rounded to every dtype that is compared, so that all sides have the same.
+    """Return a case with the weights of a preset or model folder, and the token ids as its only row.
+
+    Args:
+        dtypes: of all operands; the weights are rounded to each, so that every operand computes with the same ones.
 
     Raises:
-        InvalidInput: ids outside the vocabulary, or none; and what loading a model raises.
+        InvalidInput: there are no token ids, or one is outside the vocabulary; and what loading the model raises.
     """
     from bloomref.backbone import BloomBackbone
     from bloomref.runtime.inputs import token_batch
@@ -164,7 +165,7 @@ def case_of_model(model: str, token_ids: list[int], dtypes: tuple[str, ...], rev
     batch = token_batch({"token_ids": [token_ids]}, backbone.config.vocabulary_size)
     if not token_ids:
         raise InvalidInput("tokens: expected at least one token id, got none")
-    stamp = zlib.crc32(" ".join([model, *dtypes, *map(str, token_ids)]).encode())
-    case = Case(backbone.config, seed=stamp, batch=1, time=len(token_ids), name=model)
+    seed = zlib.crc32(" ".join([model, *dtypes, *map(str, token_ids)]).encode())
+    case = Case(backbone.config, seed=seed, batch=1, time=len(token_ids), name=model)
     vars(case).update(params=params.astype(floating_dtype("float64")), token_ids=batch.token_ids, is_real=batch.is_real)
     return case

@@ -1,4 +1,4 @@
-"""A difference on the terminal, and as JSON."""
+"""Report of a difference: sentences, a table on the terminal, and JSON."""
 
 import math
 from typing import Any
@@ -7,110 +7,109 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bloomref.conformance.diff.compare import Difference, Explanation, Step
+from bloomref.conformance.diff.compare import Comparison, Difference, Explanation
 from bloomref.conformance.oracle.budgets import LIMIT
 from bloomref.conformance.oracle.matched_filter import Amplitude
 
 BAR = 24
+"""Width of a bar, in characters."""
 BLOCKS = (".attention_block", ".mlp_block")
 MANY = 40
-"""Beyond so many intermediates only the results of blocks are shown, and what surrounds the first difference."""
+"""With more intermediates, the table shows only the outputs of blocks and the surroundings of the first difference."""
 AROUND = 4
+"""Intermediates shown on either side of the first difference."""
 
 
-def sentences(found: Difference) -> list[str]:
-    """What was found, in words; the first one is the verdict."""
-    a, b = (side.name for side in found.sides)
-    first = found.first
+def sentences(difference: Difference) -> list[str]:
+    """Return the result in sentences; the first one is the verdict."""
+    a, b = (operand.name for operand in difference.operands)
+    first = difference.first
     if first is None:
-        worst = max(found.steps, key=lambda step: step.z)
-        text = [
-            f"{a} and {b} agree: the worst intermediate, {worst.name}, is {worst.z:.2g} times what rounding explains (limit {LIMIT:g})."
-        ]
-        return text + [_noise(name, amplitude) for name, amplitude in found.below_noise]
-    text = [
-        f"{a} and {b} part at {first.name}: {_times(first.z)} what rounding explains (limit {LIMIT:g}), "
-        f"{first.relative:.2g} of its size, worst in row {first.where[0]} at position {first.where[1]}."
-    ]
-    matches = [e for e in found.explanations if e.matches]
-    if not found.explanations:
-        text.append("No known mistake explains it.")
-    text += [_matches(e) for e in matches[:1]]
-    text += [
-        f"  here the same as: {e.mistake.sentence} ({e.mistake.name})"
-        for e in matches[1:4]
-        if e.side == matches[0].side
-    ]
-    text += [_partly(e) for e in found.explanations[:2] if not matches]
-    return text
+        worst = max(difference.comparisons, key=lambda comparison: comparison.z)
+        verdict = f"{a} and {b} agree: the largest error is at {worst.name}, {_times(worst.z)} (limit {LIMIT:g})."
+        return [verdict, *(_noise(name, amplitude) for name, amplitude in difference.below_noise)]
+    verdict = (
+        f"{a} and {b} differ first at {first.name}: {_times(first.z)} (limit {LIMIT:g}), relative error "
+        f"{first.relative:.2g}, largest in row {first.where[0]} at position {first.where[1]}."
+    )
+    if not difference.explanations:
+        return [verdict, "No known mistake explains it."]
+    matches = [explanation for explanation in difference.explanations if explanation.matches]
+    if not matches:
+        return [verdict, *map(_partly, difference.explanations[:2])]
+    same = [explanation for explanation in matches[1:4] if explanation.operand == matches[0].operand]
+    return [verdict, _matches(matches[0]), *map(_same, same)]
 
 
-def _matches(found: Explanation) -> str:
-    clauses = ", ".join(found.mistake.clauses)
+def _matches(explanation: Explanation) -> str:
+    mistake = explanation.mistake
     return (
-        f"{found.side} matches: {found.mistake.sentence} ({found.mistake.name}; {clauses}). "
-        f"Against a model that does that it is {_times(found.z)} what rounding explains."
+        f"{explanation.operand} matches {mistake.name} ({', '.join(mistake.clauses)}): it {mistake.sentence}. "
+        f"Compared with a model that does the same, its largest error is {_times(explanation.z)}."
     )
 
 
-def _partly(found: Explanation) -> str:
+def _same(explanation: Explanation) -> str:
+    return f"  On this input, {explanation.mistake.name} has the same effect: it {explanation.mistake.sentence}."
+
+
+def _partly(explanation: Explanation) -> str:
     return (
-        f"{found.side} comes close to: {found.mistake.sentence} ({found.mistake.name}). "
-        f"It explains {found.share:.1%} of the difference; what is left is {_times(found.z)} what rounding explains."
+        f"{explanation.operand} is close to {explanation.mistake.name}: it {explanation.mistake.sentence}. "
+        f"That explains {explanation.share:.1%} of the difference; the rest is {_times(explanation.z)}."
     )
 
 
-def _noise(name: str, found: Amplitude) -> str:
-    return f"Below the noise of single numbers, {name} looks like {found.name}: amplitude {found.value:.3f} +- {found.standard_error:.2g}."
+def _noise(name: str, amplitude: Amplitude) -> str:
+    return (
+        f"Every number of {name} is within its budget, but together they point to {amplitude.name}: "
+        f"amplitude {amplitude.value:.3f} +- {amplitude.standard_error:.2g}."
+    )
 
 
 def _times(z: float) -> str:
-    return "not finite against" if not math.isfinite(z) else f"{z:.3g} times"
+    return f"{z:.3g} times the rounding error" if math.isfinite(z) else "a number that is not finite"
 
 
 # --- terminal --------------------------------------------------------------------------------------------------------
 
 
-def show(found: Difference, console: Console) -> None:
-    verdict, *rest = sentences(found)
-    style = "bold red" if found.differ else "bold green"
-    console.print(Text(verdict, style))
+def show(difference: Difference, console: Console) -> None:
+    """Print the sentences and the table."""
+    verdict, *rest = sentences(difference)
+    console.print(Text(verdict, "bold red" if difference.differ else "bold green"))
     for line in rest:
-        console.print(Text(line, "yellow" if "matches" in line else ""))
-    console.print(Group(Text(), _table(found)))
+        console.print(Text(line, "yellow" if " matches " in line else ""))
+    console.print(Group(Text(), _table(difference)))
 
 
-def _table(found: Difference) -> RenderableType:
-    table = Table(
-        "intermediate",
-        "Z",
-        "relative",
-        f"error in budgets, each mark a factor (| is {LIMIT:g})",
-        box=None,
-        pad_edge=False,
-    )
+def _table(difference: Difference) -> RenderableType:
+    table = Table("intermediate", "Z", "relative", f"Z, logarithmic (| is {LIMIT:g})", box=None, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
-    top = max((step.z for step in found.steps if math.isfinite(step.z)), default=1.0)
-    for step in shown(found):
-        mark = " <- first" if step is found.first else ""
-        table.add_row(step.name, _z(step), f"{step.relative:.1e}", Text(bar(step.z, top) + mark, _colour(step)))
+    top = max((row.z for row in difference.comparisons if math.isfinite(row.z)), default=1.0)
+    for row in shown(difference):
+        mark = " <- first" if row is difference.first else ""
+        table.add_row(row.name, _z(row), f"{row.relative:.1e}", Text(bar(row.z, top) + mark, _colour(row)))
     return table
 
 
-def shown(found: Difference) -> list[Step]:
-    """All of them, or of many the results of blocks and those around the first difference."""
-    if len(found.steps) <= MANY:
-        return found.steps
-    at = found.steps.index(found.first) if found.first else 0
+def shown(difference: Difference) -> list[Comparison]:
+    """Return the rows of the table: all, or if there are many, the blocks and the surroundings of the first difference."""
+    rows = difference.comparisons
+    if len(rows) <= MANY:
+        return rows
+    first = rows.index(difference.first) if difference.first else None
     return [
-        step
-        for i, step in enumerate(found.steps)
-        if not step.name.startswith("layers.") or step.name.endswith(BLOCKS) or (found.first and abs(i - at) <= AROUND)
+        row
+        for i, row in enumerate(rows)
+        if not row.name.startswith("layers.")
+        or row.name.endswith(BLOCKS)
+        or (first is not None and abs(i - first) <= AROUND)
     ]
 
 
 def bar(z: float, top: float) -> str:
-    """Logarithmic, from a tenth of the budget to the largest error; the limit is marked."""
+    """Draw a logarithmic bar from Z = 0.1 to `top`, with the limit marked."""
     scale = BAR / math.log10(max(top, 10.0 * LIMIT) / 0.1)
     length = BAR if not math.isfinite(z) else round(scale * math.log10(max(z, 0.1) / 0.1))
     limit = round(scale * math.log10(LIMIT / 0.1))
@@ -119,53 +118,53 @@ def bar(z: float, top: float) -> str:
     return "".join(marks)
 
 
-def _z(step: Step) -> str:
-    return f"{step.z:.3g}" if step.judged else "(lost in rounding)"
+def _z(row: Comparison) -> str:
+    return f"{row.z:.3g}" if row.judged else "(lost in rounding)"
 
 
-def _colour(step: Step) -> str:
-    return "red" if step.differs else "green"
+def _colour(row: Comparison) -> str:
+    return "red" if row.differs else "green"
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def to_dict(found: Difference) -> dict[str, Any]:
-    """Plain values; an infinite Z is null."""
-    first = found.first
+def to_dict(difference: Difference) -> dict[str, Any]:
+    """Return the difference as plain values; a Z that is not finite is None."""
+    first = difference.first
     return {
-        "sides": [side.name for side in found.sides],
-        "differ": found.differ,
+        "sides": [operand.name for operand in difference.operands],
+        "differ": difference.differ,
         "first": first and first.name,
-        "sentences": sentences(found),
-        "intermediates": [_step(step) for step in found.steps],
+        "sentences": sentences(difference),
+        "intermediates": [_row(comparison) for comparison in difference.comparisons],
         "explanations": [
             {
-                "side": e.side,
-                "mistake": e.mistake.name,
-                "sentence": e.mistake.sentence,
-                "clauses": list(e.mistake.clauses),
-                "matches": e.matches,
-                "z": _number(e.z),
-                "share": e.share,
+                "side": explanation.operand,
+                "mistake": explanation.mistake.name,
+                "sentence": explanation.mistake.sentence,
+                "clauses": list(explanation.mistake.clauses),
+                "matches": explanation.matches,
+                "z": _number(explanation.z),
+                "share": explanation.share,
             }
-            for e in found.explanations
+            for explanation in difference.explanations
         ],
         "below_noise": [
             {"side": name, "mistake": a.name, "amplitude": a.value, "standard_error": a.standard_error}
-            for name, a in found.below_noise
+            for name, a in difference.below_noise
         ],
     }
 
 
-def _step(step: Step) -> dict[str, Any]:
-    where = {"row": step.where[0], "position": step.where[1]}
+def _row(comparison: Comparison) -> dict[str, Any]:
+    row, position = comparison.where
     return {
-        "name": step.name,
-        "z": _number(step.z),
-        "relative": _number(step.relative),
-        "judged": step.judged,
-        "worst": where,
+        "name": comparison.name,
+        "z": _number(comparison.z),
+        "relative": _number(comparison.relative),
+        "judged": comparison.judged,
+        "worst": {"row": row, "position": position},
     }
 
 

@@ -9,27 +9,27 @@ from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.shapes import Array
 
 
-@mistake("no-embedding-norm", "no layer norm after the embedding, as in GPT-2", "EMB-5", first="embedding_norm")
+@mistake("no-embedding-norm", "applies no layer norm after the embedding, like GPT-2", "EMB-5", first="embedding_norm")
 class NoEmbeddingNorm(InstrumentedModel):
     def embedding_norm(self, x: Array) -> Array:
         return self.arithmetic.stored(x)
 
 
-@mistake("embedding-norm-twice", "the layer norm of the embedding applied twice", "EMB-5", first="embedding_norm")
+@mistake("embedding-norm-twice", "applies the layer norm of the embedding twice", "EMB-5", first="embedding_norm")
 class EmbeddingNormTwice(InstrumentedModel):
     def embedding_norm(self, x: Array) -> Array:
         return super().embedding_norm(super().embedding_norm(x))
 
 
 @mistake(
-    "scaled-embedding", "the embedding multiplied by sqrt(D)", "EMB-5", first="word_embedding", needs="eps-sensitive"
+    "scaled-embedding", "multiplies the embedding by sqrt(D)", "EMB-5", first="word_embedding", needs="eps-sensitive"
 )
 class ScaledEmbedding(InstrumentedModel):
     def embedding_lookup(self, token_ids: Array) -> Array:
         return super().embedding_lookup(token_ids) * math.sqrt(self.config.hidden_dim)
 
 
-@mistake("position-vectors", "sinusoidal position vectors added to the embedding", "EMB-5", first="embedding_norm")
+@mistake("position-vectors", "adds sinusoidal position vectors to the embedding", "EMB-5", first="embedding_norm")
 class PositionVectors(InstrumentedModel):
     def embedding_norm(self, x: Array) -> Array:
         time, width = x.shape[1:]
@@ -39,7 +39,7 @@ class PositionVectors(InstrumentedModel):
 
 
 @mistake(
-    "pad-row-zeroed", "the embedding row of the pad token set to zero", "CFG-11", first="word_embedding", needs="pad-id"
+    "pad-row-zeroed", "sets the embedding of the pad token to zero", "CFG-11", first="word_embedding", needs="pad-id"
 )
 class PadRowZeroed(InstrumentedModel):
     def embedding_lookup(self, token_ids: Array) -> Array:
@@ -48,7 +48,7 @@ class PadRowZeroed(InstrumentedModel):
 
 @mistake(
     "last-id-clipped",
-    "the highest token id read as the one before it",
+    "reads the highest token id as the one before it",
     "EMB-2",
     first="word_embedding",
     needs="last-id",
@@ -58,7 +58,7 @@ class LastIdClipped(InstrumentedModel):
         return super().embedding_lookup(np.minimum(token_ids, max(0, self.config.vocabulary_size - 2)))
 
 
-@mistake("ids-off-by-one", "token ids counted from one", "EMB-1", first="word_embedding")
+@mistake("ids-off-by-one", "counts token ids from one", "EMB-1", first="word_embedding")
 class IdsOffByOne(InstrumentedModel):
     def embedding_lookup(self, token_ids: Array) -> Array:
         return super().embedding_lookup((token_ids - 1) % self.config.vocabulary_size)

@@ -10,13 +10,24 @@ from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.shapes import Array
 
 
-@mistake("head-tied-though-untied", "the embedding used as head although the model has one of its own", "MOD-6", first="logits", needs="untied")  # fmt: skip
+@mistake(
+    "head-tied-though-untied",
+    "uses the embedding as LM head although the model has an untied one",
+    "MOD-6",
+    first="logits",
+    needs="untied",
+)
 class HeadTied(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         return self.arithmetic.matmul(hidden, self.params.word_embedding.T)
 
 
-@mistake("head-fresh-though-tied", "a fresh head used although the embedding is the head", "MOD-6", first="logits")
+@mistake(
+    "head-fresh-though-tied",
+    "uses a freshly initialised LM head although the embedding is the LM head",
+    "MOD-6",
+    first="logits",
+)
 class HeadFresh(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         if self.params.lm_head is not None:
@@ -25,13 +36,13 @@ class HeadFresh(InstrumentedModel):
         return self.arithmetic.matmul(hidden, fresh.astype(self.dtype).T)
 
 
-@mistake("scaled-logits", "logits multiplied by 1/sqrt(D)", "MOD-5", first="logits")
+@mistake("scaled-logits", "multiplies the logits by 1/sqrt(D)", "MOD-5", first="logits")
 class ScaledLogits(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         return super().head(hidden) / math.sqrt(self.config.hidden_dim)
 
 
-@mistake("log-softmax", "log-probabilities returned as logits", "MOD-5", first="logits")
+@mistake("log-softmax", "returns log-probabilities as logits", "MOD-5", first="logits")
 class LogSoftmax(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         logits = super().head(hidden)
@@ -39,25 +50,25 @@ class LogSoftmax(InstrumentedModel):
         return centred - np.log(np.exp(centred).sum(axis=-1, keepdims=True))
 
 
-@mistake("capped-logits", "logits capped as 30 tanh(x / 30)", "MOD-5", first="logits")
+@mistake("capped-logits", "caps the logits as 30 tanh(x / 30)", "MOD-5", first="logits")
 class CappedLogits(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         return 30.0 * np.tanh(super().head(hidden) / 30.0)
 
 
-@mistake("logits-shifted", "the logits of a position are those of the one before it", "MOD-5", first="logits")
+@mistake("logits-shifted", "returns at each position the logits of the position before it", "MOD-5", first="logits")
 class LogitsShifted(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         return super().head(np.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1))
 
 
-@mistake("logits-in-bfloat16", "logits of a float32 model rounded to bfloat16", "MOD-5", first="logits")
+@mistake("logits-in-bfloat16", "rounds the logits of a float32 model to bfloat16", "MOD-5", first="logits")
 class LogitsInBfloat16(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         return rounded(super().head(hidden), "bfloat16")
 
 
-@mistake("head-rows-missing", "the last logit missing its row of the head: zero", "MOD-5", first="logits")
+@mistake("head-rows-missing", "omits the last row of the LM head, so the last logit is zero", "MOD-5", first="logits")
 class HeadRowsMissing(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         logits = super().head(hidden)

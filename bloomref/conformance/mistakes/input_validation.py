@@ -9,20 +9,32 @@ from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.shapes import Array
 
 
-@mistake("negative-id-wraps", "a negative token id counted from the end of the vocabulary", "EMB-2", first=NO_INTERMEDIATE, needs="invalid-input")  # fmt: skip
+@mistake(
+    "negative-id-wraps",
+    "counts a negative token id from the end of the vocabulary",
+    "EMB-2",
+    first=NO_INTERMEDIATE,
+    needs="invalid-input",
+)
 class NegativeIdWraps(InstrumentedModel):
     def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
         ids = np.asarray(token_ids)
         return super().accept(np.where(ids < 0, ids + self.config.vocabulary_size, ids), padding_mask)
 
 
-@mistake("large-id-clipped", "a token id beyond the vocabulary read as the last", "EMB-2", first=NO_INTERMEDIATE, needs="invalid-input")  # fmt: skip
+@mistake(
+    "large-id-clipped",
+    "reads a token id beyond the vocabulary as the last one",
+    "EMB-2",
+    first=NO_INTERMEDIATE,
+    needs="invalid-input",
+)
 class LargeIdClipped(InstrumentedModel):
     def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
         return super().accept(np.minimum(np.asarray(token_ids), self.config.vocabulary_size - 1), padding_mask)
 
 
-@mistake("id-in-32-bits", "token ids cut to 32 bits", "EMB-2", first=NO_INTERMEDIATE, needs="invalid-input")
+@mistake("id-in-32-bits", "truncates token ids to 32 bits", "EMB-2", first=NO_INTERMEDIATE, needs="invalid-input")
 class IdIn32Bits(InstrumentedModel):
     def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
         ids = np.asarray(token_ids)
@@ -31,7 +43,7 @@ class IdIn32Bits(InstrumentedModel):
 
 @mistake(
     "float-ids-truncated",
-    "token ids that are no integers cut off",
+    "truncates token ids that are not integers",
     "EMB-2",
     first=NO_INTERMEDIATE,
     needs="invalid-input",
@@ -43,7 +55,7 @@ class FloatIdsTruncated(InstrumentedModel):
 
 @mistake(
     "mask-above-one",
-    "mask values other than 0 and 1 taken as real",
+    "accepts mask values other than 0 and 1 as real",
     "ATT-11",
     first=NO_INTERMEDIATE,
     needs="invalid-input",
@@ -53,7 +65,13 @@ class MaskAboveOne(InstrumentedModel):
         return super().accept(token_ids, None if padding_mask is None else np.asarray(padding_mask) != 0)
 
 
-@mistake("mask-broadcast", "a mask of another shape stretched to that of the ids", "ATT-11", first=NO_INTERMEDIATE, needs="invalid-input")  # fmt: skip
+@mistake(
+    "mask-broadcast",
+    "broadcasts a mask of another shape to that of the token ids",
+    "ATT-11",
+    first=NO_INTERMEDIATE,
+    needs="invalid-input",
+)
 class MaskBroadcast(InstrumentedModel):
     def accept(self, token_ids: Any, padding_mask: Any = None) -> tuple[Array, Array]:
         if padding_mask is None:

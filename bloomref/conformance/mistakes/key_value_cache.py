@@ -10,7 +10,7 @@ from bloomref.shapes import Array
 
 
 @mistake(
-    "cache-slot-late", "keys and values written one slot too late", "KVC-1", first="attention.context", needs="pieces"
+    "cache-slot-late", "writes keys and values one slot too late", "KVC-1", first="attention.context", needs="pieces"
 )
 class CacheSlotLate(InstrumentedModel):
     def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
@@ -22,7 +22,13 @@ class CacheSlotLate(InstrumentedModel):
         return super().update_cache(cache, start, key, value)
 
 
-@mistake("value-slot-early", "values, not keys, written one slot too early", "KVC-1", first="attention.context", needs="pieces")  # fmt: skip
+@mistake(
+    "value-slot-early",
+    "writes values, but not keys, one slot too early",
+    "KVC-1",
+    first="attention.context",
+    needs="pieces",
+)
 class ValueSlotEarly(InstrumentedModel):
     def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
         keys, values = super().update_cache(cache, start, key, value)
@@ -33,7 +39,13 @@ class ValueSlotEarly(InstrumentedModel):
         return keys, values
 
 
-@mistake("cache-overwritten", "each call writes its keys and values at the front of the cache", "KVC-1", first="attention.context", needs="pieces")  # fmt: skip
+@mistake(
+    "cache-overwritten",
+    "writes the keys and values of every call at the front of the cache",
+    "KVC-1",
+    first="attention.context",
+    needs="pieces",
+)
 class CacheOverwritten(InstrumentedModel):
     def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
         keys, values = super().update_cache(cache, start, key, value)
@@ -43,50 +55,98 @@ class CacheOverwritten(InstrumentedModel):
         return keys, values
 
 
-@mistake("earlier-keys-unseen", "a call sees its own keys only", "KVC-2", first="attention.context", needs="pieces")
+@mistake(
+    "earlier-keys-unseen", "sees only the keys of the current call", "KVC-2", first="attention.context", needs="pieces"
+)
 class EarlierKeysUnseen(InstrumentedModel):
     def visible(self, is_real: Array, start: int) -> Array:
         return super().visible(is_real, start) & (np.arange(is_real.shape[1]) >= start)
 
 
-@mistake("first-column-forgotten", "the first column falls out of the cache at the next call", "KVC-2", first="attention.context", needs="pieces")  # fmt: skip
+@mistake(
+    "first-column-forgotten",
+    "drops the first column of the cache after the first call",
+    "KVC-2",
+    first="attention.context",
+    needs="pieces",
+)
 class FirstColumnForgotten(InstrumentedModel):
     def visible(self, is_real: Array, start: int) -> Array:
         return super().visible(is_real, start) & (np.arange(is_real.shape[1]) >= (start > 0))
 
 
-@mistake("prefix-mask-forgotten", "the mask of the columns before a call forgotten: their padding is seen", "KVC-3", first="attention.context", needs="pieces padding")  # fmt: skip
+@mistake(
+    "prefix-mask-forgotten",
+    "forgets the mask of earlier calls, so their padding is visible",
+    "KVC-3",
+    first="attention.context",
+    needs="pieces padding",
+)
 class PrefixMaskForgotten(InstrumentedModel):
     def key_is_real(self, is_real: Array, start: int) -> Array:
         return is_real | (np.arange(is_real.shape[1]) < start)
 
 
-@mistake("causal-offset-forgotten", "the causal mask of a later call built as if it began at column 0", "KVC-2", "ATT-5", first="attention.context", needs="pieces")  # fmt: skip
+@mistake(
+    "causal-offset-forgotten",
+    "builds the causal mask of a later call as if it began at column 0",
+    "KVC-2",
+    "ATT-5",
+    first="attention.context",
+    needs="pieces",
+)
 class CausalOffsetForgotten(InstrumentedModel):
     def causal(self, key: Array, query: Array) -> Array:
         return key <= query - self.start
 
 
-@mistake("causal-forgotten-later", "no causal mask in calls after the first", "KVC-7", "ATT-5", first="attention.context", needs="pieces")  # fmt: skip
+@mistake(
+    "causal-forgotten-later",
+    "applies no causal mask in calls after the first",
+    "KVC-7",
+    "ATT-5",
+    first="attention.context",
+    needs="pieces",
+)
 class CausalForgottenLater(InstrumentedModel):
     def causal(self, key: Array, query: Array) -> Array:
         return super().causal(key, query) | (self.start > 0)
 
 
-@mistake("alibi-restarted", "ALiBi counts the columns of each call from 0 again", "ALI-4", "KVC-7", first="attention.context", needs="pieces")  # fmt: skip
+@mistake(
+    "alibi-restarted",
+    "counts the columns of ALiBi from 0 again in each call",
+    "ALI-4",
+    "KVC-7",
+    first="attention.context",
+    needs="pieces",
+)
 class AlibiRestarted(InstrumentedModel):
     def positions(self, is_real: Array) -> Array:
         column = np.arange(is_real.shape[1])
         return np.where(column < self.start, column, column - self.start)[None]
 
 
-@mistake("alibi-lost-later", "no ALiBi bias in calls after the first", "ALI-4", "KVC-7", first="attention.context", needs="pieces")  # fmt: skip
+@mistake(
+    "alibi-lost-later",
+    "adds no ALiBi bias in calls after the first",
+    "ALI-4",
+    "KVC-7",
+    first="attention.context",
+    needs="pieces",
+)
 class AlibiLostLater(InstrumentedModel):
     def bias(self, is_real: Array, start: int) -> Array:
         return super().bias(is_real, start) * (start == 0)
 
 
-@mistake("alibi-table-short", "the ALiBi table made for the first call, and its last entry used beyond", "ALI-4", first="attention.context", needs="pieces")  # fmt: skip
+@mistake(
+    "alibi-table-short",
+    "builds the ALiBi table for the first call, and uses its last entry beyond",
+    "ALI-4",
+    first="attention.context",
+    needs="pieces",
+)
 class AlibiTableShort(InstrumentedModel):
     length: int | None = None
 
@@ -96,13 +156,27 @@ class AlibiTableShort(InstrumentedModel):
         return np.minimum(super().positions(is_real), self.length - 1)
 
 
-@mistake("embedding-norm-lost-later", "no layer norm after the embedding in calls after the first", "EMB-5", "KVC-7", first="embedding_norm", needs="pieces")  # fmt: skip
+@mistake(
+    "embedding-norm-lost-later",
+    "applies no layer norm after the embedding in calls after the first",
+    "EMB-5",
+    "KVC-7",
+    first="embedding_norm",
+    needs="pieces",
+)
 class EmbeddingNormLostLater(InstrumentedModel):
     def embedding_norm(self, x: Array) -> Array:
         return x if self.start else super().embedding_norm(x)
 
 
-@mistake("cache-rows-exchanged", "the rows of the cache in another order than those of the batch", "MOD-9", "KVC-7", first="attention.context", needs="pieces rows")  # fmt: skip
+@mistake(
+    "cache-rows-exchanged",
+    "has the rows of the cache in another order than those of the batch",
+    "MOD-9",
+    "KVC-7",
+    first="attention.context",
+    needs="pieces rows",
+)
 class CacheRowsExchanged(InstrumentedModel):
     def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
         if start:
@@ -111,20 +185,40 @@ class CacheRowsExchanged(InstrumentedModel):
         return super().update_cache(cache, start, key, value)
 
 
-@mistake("one-cache-for-all-layers", "every layer uses the cache of the first", "KVC-8", first="layers.0.attention.context", needs="pieces deep")  # fmt: skip
+@mistake(
+    "one-cache-for-all-layers",
+    "uses the cache of the first layer in every layer",
+    "KVC-8",
+    first="layers.0.attention.context",
+    needs="pieces deep",
+)
 class OneCacheForAllLayers(InstrumentedModel):
     def chunk(self, caches: list[InstrumentedCache], *arguments: object) -> dict[str, Array]:
         return super().chunk(caches[:1] * len(caches), *arguments)  # type: ignore[arg-type]
 
 
-@mistake("keys-unbiased-later", "the QKV bias missing in calls after the first", "ATT-2", "KVC-7", first="attention.context", needs="pieces")  # fmt: skip
+@mistake(
+    "keys-unbiased-later",
+    "omits the QKV bias in calls after the first",
+    "ATT-2",
+    "KVC-7",
+    first="attention.context",
+    needs="pieces",
+)
 class KeysUnbiasedLater(InstrumentedModel):
     def qkv(self, layer: LayerParams, x: Array) -> Array:
         bias = layer.qkv_bias.reshape(-1) * (self.start == 0)
         return self.linear(x, layer.qkv_weight.reshape(-1, self.config.hidden_dim), bias)
 
 
-@mistake("unwritten-seen", "a slot behind the last column is seen, though nothing was written there", "KVC-2", "KVC-6", first="attention.context", needs="pieces")  # fmt: skip
+@mistake(
+    "unwritten-seen",
+    "sees one slot after the last column, which was never written",
+    "KVC-2",
+    "KVC-6",
+    first="attention.context",
+    needs="pieces",
+)
 class UnwrittenSeen(InstrumentedModel):
     def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
         keys, values = super().update_cache(cache, start, key, value)
@@ -140,7 +234,9 @@ class UnwrittenSeen(InstrumentedModel):
         return np.concatenate([bias, np.zeros_like(bias[..., :1])], axis=-1) if start else bias
 
 
-@mistake("cache-in-bfloat16", "keys and values of a float32 model kept in bfloat16", "NUM-2", first="attention.scores")
+@mistake(
+    "cache-in-bfloat16", "stores keys and values of a float32 model in bfloat16", "NUM-2", first="attention.scores"
+)
 class CacheInBfloat16(InstrumentedModel):
     def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
         return super().update_cache(cache, start, rounded(key, "bfloat16"), rounded(value, "bfloat16"))

@@ -35,50 +35,86 @@ def alpha(settings: LoraConfig, key: str) -> float:
     return settings.scale(key) * (math.sqrt(own) if settings.use_rslora else own)
 
 
-@mistake("lora-alpha-not-divided", "an adapter scaled by alpha, not by alpha / r", "LRA-12", first="attention.query", needs="lora")  # fmt: skip
+@mistake(
+    "lora-alpha-not-divided",
+    "scales the adapter by alpha instead of alpha / r",
+    "LRA-12",
+    first="attention.query",
+    needs="lora",
+)
 class LoraAlphaNotDivided(Rescaled):
     def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
         return alpha(settings, key)
 
 
-@mistake("lora-scale-by-root", "an adapter scaled by alpha / sqrt(r) without use_rslora", "LRA-12", first="attention.query", needs="lora")  # fmt: skip
+@mistake(
+    "lora-scale-by-root",
+    "scales the adapter by alpha / sqrt(r) without use_rslora",
+    "LRA-12",
+    first="attention.query",
+    needs="lora",
+)
 class LoraScaleByRoot(Rescaled):
     def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:
         return alpha(settings, key) / math.sqrt(rank(part))
 
 
-@mistake("lora-rslora-ignored", "an adapter scaled by alpha / r in spite of use_rslora", "LRA-12", first="attention.query", needs="lora rslora")  # fmt: skip
+@mistake(
+    "lora-rslora-ignored",
+    "scales the adapter by alpha / r in spite of use_rslora",
+    "LRA-12",
+    first="attention.query",
+    needs="lora rslora",
+)
 class LoraRsloraIgnored(Rescaled):
     def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:
         return alpha(settings, key) / rank(part)
 
 
-@mistake("lora-scale-forgotten", "an adapter not scaled", "LRA-1", first="attention.query", needs="lora")
+@mistake("lora-scale-forgotten", "does not scale the adapter", "LRA-1", first="attention.query", needs="lora")
 class LoraScaleForgotten(Rescaled):
     def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
         return 1.0
 
 
-@mistake("lora-scaled-twice", "an adapter scaled in its factors and again in its result", "LRA-1", first="attention.query", needs="lora")  # fmt: skip
+@mistake(
+    "lora-scaled-twice",
+    "scales the factors of the adapter, and its output again",
+    "LRA-1",
+    first="attention.query",
+    needs="lora",
+)
 class LoraScaledTwice(Rescaled):
     def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
         return part.scale**2
 
 
-@mistake("lora-alpha-pattern-ignored", "alpha_pattern not looked at", "LRA-12", first="mlp.up", needs="lora")
+@mistake("lora-alpha-pattern-ignored", "ignores alpha_pattern", "LRA-12", first="mlp.up", needs="lora")
 class LoraAlphaPatternIgnored(Rescaled):
     def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
         return replace(settings, alpha_pattern={}).scale(key)
 
 
-@mistake("lora-alpha-of-another", "the first alpha of alpha_pattern for every module", "LRA-12", first="attention.query", needs="lora")  # fmt: skip
+@mistake(
+    "lora-alpha-of-another",
+    "uses the first alpha of alpha_pattern for every module",
+    "LRA-12",
+    first="attention.query",
+    needs="lora",
+)
 class LoraAlphaOfAnother(Rescaled):
     def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
         first = next(iter(settings.alpha_pattern.values()), settings.lora_alpha)
         return replace(settings, lora_alpha=first, alpha_pattern={}).scale(key)
 
 
-@mistake("lora-rank-pattern-ignored", "alpha divided by r where rank_pattern names another rank", "LRA-12", first="attention.output", needs="lora")  # fmt: skip
+@mistake(
+    "lora-rank-pattern-ignored",
+    "divides alpha by r where rank_pattern gives another rank",
+    "LRA-12",
+    first="attention.output",
+    needs="lora",
+)
 class LoraRankPatternIgnored(Rescaled):
     def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
         return replace(settings, rank_pattern={}).scale(key)
@@ -87,14 +123,26 @@ class LoraRankPatternIgnored(Rescaled):
 # --- factors ---------------------------------------------------------------------------------------------------------
 
 
-@mistake("lora-a-transposed", "the numbers of A read as (N, R) instead of (R, N)", "LRA-1", first="attention.query", needs="lora")  # fmt: skip
+@mistake(
+    "lora-a-transposed",
+    "reads the numbers of A as (N, R) instead of (R, N)",
+    "LRA-1",
+    first="attention.query",
+    needs="lora",
+)
 class LoraATransposed(InstrumentedModel):
     def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
         part = super().part(key, part)
         return part if isinstance(part, lora.HeadAdapter) else replace(part, a=part.a.reshape(part.a.T.shape).T)
 
 
-@mistake("lora-b-transposed", "the numbers of B read as (R, M) instead of (M, R)", "LRA-1", first="attention.query", needs="lora")  # fmt: skip
+@mistake(
+    "lora-b-transposed",
+    "reads the numbers of B as (R, M) instead of (M, R)",
+    "LRA-1",
+    first="attention.query",
+    needs="lora",
+)
 class LoraBTransposed(InstrumentedModel):
     def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
         part = super().part(key, part)
@@ -114,13 +162,25 @@ class RowsOfB(InstrumentedModel):
         raise NotImplementedError
 
 
-@mistake("lora-b-in-blocks", "the rows of B of the fused projection in three blocks instead of per head", "LRA-3", first="attention.query", needs="lora heads")  # fmt: skip
+@mistake(
+    "lora-b-in-blocks",
+    "reads the rows of B of the fused projection in three blocks instead of per head",
+    "LRA-3",
+    first="attention.query",
+    needs="lora heads",
+)
 class LoraBInBlocks(RowsOfB):
     def rows(self, b: Array) -> Array:
         return b.reshape(3, self.config.num_heads, self.config.head_dim, -1).swapaxes(0, 1)
 
 
-@mistake("lora-not-on-key", "an adapter of the fused projection added to query and value alone", "LRA-1", first="attention.key", needs="lora")  # fmt: skip
+@mistake(
+    "lora-not-on-key",
+    "adds the adapter of the fused projection to query and value only",
+    "LRA-1",
+    first="attention.key",
+    needs="lora",
+)
 class LoraNotOnKey(RowsOfB):
     def rows(self, b: Array) -> Array:
         kept = b.reshape(self.config.num_heads, 3, self.config.head_dim, -1).copy()
@@ -139,19 +199,37 @@ class Heads(InstrumentedModel):
         raise NotImplementedError
 
 
-@mistake("lora-value-at-key", "KerasHub's factors of the value added to the key", "LRA-11", first="attention.key", needs="lora lora-heads")  # fmt: skip
+@mistake(
+    "lora-value-at-key",
+    "adds KerasHub's factors of the value to the key",
+    "LRA-11",
+    first="attention.key",
+    needs="lora lora-heads",
+)
 class LoraValueAtKey(Heads):
     def of_heads(self, part: lora.HeadAdapter) -> lora.HeadAdapter:
         return replace(part, projection=1) if part.projection == 2 else part
 
 
-@mistake("lora-one-head", "KerasHub's A of the first head for every head", "LRA-1", first="attention.query", needs="lora lora-heads heads")  # fmt: skip
+@mistake(
+    "lora-one-head",
+    "uses KerasHub's A of the first head for every head",
+    "LRA-1",
+    first="attention.query",
+    needs="lora lora-heads heads",
+)
 class LoraOneHead(Heads):
     def of_heads(self, part: lora.HeadAdapter) -> lora.HeadAdapter:
         return replace(part, a=np.broadcast_to(part.a[:, :1], part.a.shape))
 
 
-@mistake("lora-heads-behind-rank", "KerasHub's A read as (D, R, H) instead of (D, H, R)", "LRA-1", first="attention.query", needs="lora lora-heads heads")  # fmt: skip
+@mistake(
+    "lora-heads-behind-rank",
+    "reads KerasHub's A as (D, R, H) instead of (D, H, R)",
+    "LRA-1",
+    first="attention.query",
+    needs="lora lora-heads heads",
+)
 class LoraHeadsBehindRank(Heads):
     def of_heads(self, part: lora.HeadAdapter) -> lora.HeadAdapter:
         width, heads, r = part.a.shape
@@ -161,7 +239,13 @@ class LoraHeadsBehindRank(Heads):
 # --- where it acts ---------------------------------------------------------------------------------------------------
 
 
-@mistake("lora-before-norm", "an adapter of QKV that reads the hidden state before the layer norm", "LRA-1", first="attention.query", needs="lora")  # fmt: skip
+@mistake(
+    "lora-before-norm",
+    "feeds the QKV adapter with the hidden state before the layer norm",
+    "LRA-1",
+    first="attention.query",
+    needs="lora",
+)
 class LoraBeforeNorm(InstrumentedModel):
     def attention_norm(self, layer: LayerParams, x: Array) -> Array:
         self.before = x
@@ -171,7 +255,13 @@ class LoraBeforeNorm(InstrumentedModel):
         return super().adapt(owner, attribute, self.before if attribute == "qkv_weight" else x, y)
 
 
-@mistake("lora-before-gelu", "an adapter of dense_4h_to_h that reads what enters GELU", "LRA-1", first="mlp.output", needs="lora")  # fmt: skip
+@mistake(
+    "lora-before-gelu",
+    "feeds the adapter of dense_4h_to_h with the input of GELU instead of its output",
+    "LRA-1",
+    first="mlp.output",
+    needs="lora",
+)
 class LoraBeforeGelu(InstrumentedModel):
     def gelu(self, x: Array) -> Array:
         self.before = x
@@ -181,7 +271,7 @@ class LoraBeforeGelu(InstrumentedModel):
         return super().adapt(owner, attribute, self.before if attribute == "mlp_down_weight" else x, y)
 
 
-@mistake("lora-bias-dropped", "an adapted layer without its bias", "LRA-1", first="attention.query", needs="lora")
+@mistake("lora-bias-dropped", "omits the bias of adapted layers", "LRA-1", first="attention.query", needs="lora")
 class LoraBiasDropped(InstrumentedModel):
     def adapt(self, owner: LayerParams | Params, attribute: str, x: Array, y: Array) -> Array:
         if attribute in owner.adapters and isinstance(owner, LayerParams):
@@ -189,26 +279,50 @@ class LoraBiasDropped(InstrumentedModel):
         return super().adapt(owner, attribute, x, y)
 
 
-@mistake("lora-first-layer-only", "an adapter of the first layer alone", "LRA-12", first="layers.1.attention.query", needs="lora deep")  # fmt: skip
+@mistake(
+    "lora-first-layer-only",
+    "applies the adapter in the first layer only",
+    "LRA-12",
+    first="layers.1.attention.query",
+    needs="lora deep",
+)
 class LoraFirstLayerOnly(InstrumentedModel):
     def parts(self, adapter: Adapter) -> Parts:
         return {key: found for key, found in super().parts(adapter).items() if key.startswith(("h.0.", "word"))}
 
 
-@mistake("lora-embedding-ignored", "an adapter of the embedding not looked at", "LRA-4", first="word_embedding", needs="lora lora-embedding")  # fmt: skip
+@mistake(
+    "lora-embedding-ignored",
+    "ignores the adapter of the embedding",
+    "LRA-4",
+    first="word_embedding",
+    needs="lora lora-embedding",
+)
 class LoraEmbeddingIgnored(InstrumentedModel):
     def parts(self, adapter: Adapter) -> Parts:
         return {key: found for key, found in super().parts(adapter).items() if not key.startswith("word")}
 
 
-@mistake("lora-embedding-behind-norm", "an adapter of the embedding added behind the embedding's norm", "LRA-1", first="word_embedding", needs="lora lora-embedding")  # fmt: skip
+@mistake(
+    "lora-embedding-behind-norm",
+    "adds the adapter of the embedding after the embedding's layer norm",
+    "LRA-1",
+    first="word_embedding",
+    needs="lora lora-embedding",
+)
 class LoraEmbeddingBehindNorm(InstrumentedModel):
     def embed(self, token_ids: Array) -> Array:
         x = self.embedding_norm(self.record("word_embedding", self.embedding_lookup(token_ids)))
         return self.record("embedding_norm", self.adapt(self.params, "word_embedding", token_ids, x))
 
 
-@mistake("lora-embedding-in-head", "an adapter of the embedding that a tied head has, too", "LRA-4", first="logits", needs="lora lora-embedding")  # fmt: skip
+@mistake(
+    "lora-embedding-in-head",
+    "applies the adapter of the embedding to the tied LM head too",
+    "LRA-4",
+    first="logits",
+    needs="lora lora-embedding",
+)
 class LoraEmbeddingInHead(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         logits = super().head(hidden)
@@ -216,7 +330,9 @@ class LoraEmbeddingInHead(InstrumentedModel):
         return logits + sum(hidden @ part.delta_weight().T for part in tied)
 
 
-@mistake("lora-dropped-out", "dropout of an adapter outside training", "LRA-9", first="attention.query", needs="lora")
+@mistake(
+    "lora-dropped-out", "applies the adapter's dropout outside training", "LRA-9", first="attention.query", needs="lora"
+)
 class LoraDroppedOut(InstrumentedModel):
     def narrow(self, part: lora.Adapter, x: Array) -> Array:
         if part.dropout:
@@ -224,7 +340,13 @@ class LoraDroppedOut(InstrumentedModel):
         return super().narrow(part, x.astype(self.dtype) if part.dropout else x)
 
 
-@mistake("lora-forgotten-over-cache", "the adapter added in the first call over a cache alone", "LRA-16", first="attention.context", needs="lora pieces")  # fmt: skip
+@mistake(
+    "lora-forgotten-over-cache",
+    "applies the adapter only in the first call over a cache",
+    "LRA-16",
+    first="attention.context",
+    needs="lora pieces",
+)
 class LoraForgottenOverCache(InstrumentedModel):
     def adapt(self, owner: LayerParams | Params, attribute: str, x: Array, y: Array) -> Array:
         return y if self.start else super().adapt(owner, attribute, x, y)
@@ -233,19 +355,33 @@ class LoraForgottenOverCache(InstrumentedModel):
 # --- merging and rounding --------------------------------------------------------------------------------------------
 
 
-@mistake("lora-merged-in-bfloat16", "an adapter of a float32 model merged into bfloat16 weights", "LRA-6", first="attention.query", needs="lora")  # fmt: skip
+@mistake(
+    "lora-merged-in-bfloat16",
+    "merges the adapter of a float32 model into bfloat16 weights",
+    "LRA-6",
+    first="attention.query",
+    needs="lora",
+)
 class LoraMergedInBfloat16(InstrumentedModel):
     def adapted(self, params: Params) -> Params:
         return lora.merged(super().adapted(params), floating_dtype("bfloat16")).astype(self.dtype)
 
 
-@mistake("lora-merged-and-added", "an adapter merged into the weights and added as well", "LRA-6", first="attention.query", needs="lora")  # fmt: skip
+@mistake(
+    "lora-merged-and-added",
+    "merges the adapter into the weights and adds it as well",
+    "LRA-6",
+    first="attention.query",
+    needs="lora",
+)
 class LoraMergedAndAdded(InstrumentedModel):
     def delta(self, part: lora.Adapter, x: Array) -> Array:
         return 2.0 * super().delta(part, x)
 
 
-@mistake("lora-in-bfloat16", "an adapter's inner product kept in bfloat16", "LRA-2", first="attention.query", needs="lora")  # fmt: skip
+@mistake(
+    "lora-in-bfloat16", "rounds the adapter's inner product to bfloat16", "LRA-2", first="attention.query", needs="lora"
+)
 class LoraInBfloat16(InstrumentedModel):
     def narrow(self, part: lora.Adapter, x: Array) -> Array:
         return rounded(super().narrow(part, x), "bfloat16")

@@ -8,45 +8,73 @@ from bloomref.params import LayerParams
 from bloomref.shapes import Array
 
 
-@mistake("post-norm-ignored", "apply_residual_connection_post_layernorm not looked at", "MOD-3", first="attention_block", needs="post-ln")  # fmt: skip
+@mistake(
+    "post-norm-ignored",
+    "ignores apply_residual_connection_post_layernorm",
+    "MOD-3",
+    first="attention_block",
+    needs="post-ln",
+)
 class PostNormIgnored(InstrumentedModel):
     def residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return self.arithmetic.stored(x + output)
 
 
-@mistake("post-norm-in-attention-only", "apply_residual_connection_post_layernorm honoured in the attention block only", "MOD-3", first="mlp_block", needs="post-ln")  # fmt: skip
+@mistake(
+    "post-norm-in-attention-only",
+    "honours apply_residual_connection_post_layernorm in the attention block only",
+    "MOD-3",
+    first="mlp_block",
+    needs="post-ln",
+)
 class PostNormInAttentionOnly(InstrumentedModel):
     def mlp_residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return self.arithmetic.stored(x + output)
 
 
-@mistake("post-norm-in-mlp-only", "apply_residual_connection_post_layernorm honoured in the MLP block only", "MOD-3", first="attention_block", needs="post-ln")  # fmt: skip
+@mistake(
+    "post-norm-in-mlp-only",
+    "honours apply_residual_connection_post_layernorm in the MLP block only",
+    "MOD-3",
+    first="attention_block",
+    needs="post-ln",
+)
 class PostNormInMlpOnly(InstrumentedModel):
     def attention_residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return self.arithmetic.stored(x + output)
 
 
-@mistake("post-norm-always", "the normalised input added, although the config says the input", "MOD-3", first="attention_block")  # fmt: skip
+@mistake(
+    "post-norm-always",
+    "uses the post-layernorm residual although the config does not",
+    "MOD-3",
+    first="attention_block",
+)
 class PostNormAlways(InstrumentedModel):
     def residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return self.arithmetic.stored(normed + output)
 
 
 @mistake(
-    "no-attention-residual", "the attention block without its residual", "ATT-10", "MOD-3", first="attention_block"
+    "no-attention-residual", "omits the residual of the attention block", "ATT-10", "MOD-3", first="attention_block"
 )
 class NoAttentionResidual(InstrumentedModel):
     def attention_residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return output
 
 
-@mistake("no-mlp-residual", "the MLP block without its residual", "MLP-4", "MOD-3", first="mlp_block")
+@mistake("no-mlp-residual", "omits the residual of the MLP block", "MLP-4", "MOD-3", first="mlp_block")
 class NoMlpResidual(InstrumentedModel):
     def mlp_residual(self, x: Array, normed: Array, output: Array) -> Array:  # noqa: ARG002
         return output
 
 
-@mistake("parallel-blocks", "the MLP reads the input of the attention block (GPT-J's form) instead of its output", "MOD-2", first="mlp.norm")  # fmt: skip
+@mistake(
+    "parallel-blocks",
+    "feeds the MLP with the input of the attention block, like GPT-J, instead of its output",
+    "MOD-2",
+    first="mlp.norm",
+)
 class ParallelBlocks(InstrumentedModel):
     def block(
         self, layer: LayerParams, x: Array, cache: InstrumentedCache, start: int, visible: Array, bias: Array
@@ -58,7 +86,12 @@ class ParallelBlocks(InstrumentedModel):
         return self.record("mlp_block", self.mlp_residual(attended, normed, self.mlp(layer, normed)))
 
 
-@mistake("mlp-residual-from-start", "the MLP's result added to the input of the attention block", "MOD-3", first="mlp_block")  # fmt: skip
+@mistake(
+    "mlp-residual-from-start",
+    "adds the output of the MLP to the input of the attention block",
+    "MOD-3",
+    first="mlp_block",
+)
 class MlpResidualFromStart(InstrumentedModel):
     def attention_residual(self, x: Array, normed: Array, output: Array) -> Array:
         self.before = normed if self.config.apply_residual_connection_post_layernorm else x
@@ -68,13 +101,18 @@ class MlpResidualFromStart(InstrumentedModel):
         return self.arithmetic.stored(self.before + output)
 
 
-@mistake("dropout-scale", "results scaled by 0.9 as if one in ten were dropped, outside training", "MOD-10", first="attention_block")  # fmt: skip
+@mistake(
+    "dropout-scale",
+    "scales the outputs of blocks by 0.9 outside training, as if one in ten were dropped",
+    "MOD-10",
+    first="attention_block",
+)
 class DropoutScale(InstrumentedModel):
     def residual(self, x: Array, normed: Array, output: Array) -> Array:
         return super().residual(x, normed, output * 0.9)
 
 
-@mistake("residual-clipped", "hidden states clipped to [-1, 1]", "MOD-3", first="attention_block")
+@mistake("residual-clipped", "clips hidden states to [-1, 1]", "MOD-3", first="attention_block")
 class ResidualClipped(InstrumentedModel):
     def residual(self, x: Array, normed: Array, output: Array) -> Array:
         return np.clip(super().residual(x, normed, output), -1.0, 1.0)

@@ -17,32 +17,63 @@ class TwoRanks(InstrumentedModel):
         return 2 - self.config.num_heads % 2
 
 
-@mistake("bias-on-every-rank", "the bias of the attention output added on each of two ranks, and summed", "ATT-9", first="attention.output", needs="even-heads")  # fmt: skip
+@mistake(
+    "bias-on-every-rank",
+    "adds the bias of the attention output on each of two ranks before the sum",
+    "ATT-9",
+    first="attention.output",
+    needs="even-heads",
+)
 class BiasOnEveryRank(TwoRanks):
     def attention_output(self, layer: LayerParams, context: Array) -> Array:
         weight = layer.attn_out_weight.reshape(self.config.hidden_dim, -1)
         return self.linear(context, weight, layer.attn_out_bias * self.ranks)
 
 
-@mistake("mlp-bias-on-every-rank", "the bias of the MLP's output added on each of two ranks, and summed", "MLP-3", first="mlp.output", needs="even-heads")  # fmt: skip
+@mistake(
+    "mlp-bias-on-every-rank",
+    "adds the bias of the MLP output on each of two ranks before the sum",
+    "MLP-3",
+    first="mlp.output",
+    needs="even-heads",
+)
 class MlpBiasOnEveryRank(TwoRanks):
     def mlp_down(self, layer: LayerParams, x: Array) -> Array:
         return self.linear(x, layer.mlp_down_weight, layer.mlp_down_bias * self.ranks)
 
 
-@mistake("slopes-of-rank", "each of two ranks computes slopes for its own number of heads", "ALI-1", first="attention.scores", needs="even-heads")  # fmt: skip
+@mistake(
+    "slopes-of-rank",
+    "computes slopes on each of two ranks for the rank's number of heads",
+    "ALI-1",
+    first="attention.scores",
+    needs="even-heads",
+)
 class SlopesOfRank(TwoRanks):
     def slopes(self) -> Array:
         return np.tile(alibi.slopes(self.config.num_heads // self.ranks, self.dtype), self.ranks)
 
 
-@mistake("first-slopes-on-every-rank", "each of two ranks takes the slopes of the first heads", "ALI-1", first="attention.scores", needs="even-heads")  # fmt: skip
+@mistake(
+    "first-slopes-on-every-rank",
+    "uses the slopes of the first heads on each of two ranks",
+    "ALI-1",
+    first="attention.scores",
+    needs="even-heads",
+)
 class FirstSlopesOnEveryRank(TwoRanks):
     def slopes(self) -> Array:
         return np.tile(super().slopes()[: self.config.num_heads // self.ranks], self.ranks)
 
 
-@mistake("qkv-blocks-in-rank", "on each of two ranks QKV split in three blocks instead of per head", "ATT-2", "WGT-3", first="attention.query", needs="even-heads")  # fmt: skip
+@mistake(
+    "qkv-blocks-in-rank",
+    "splits QKV on each of two ranks in three blocks instead of per head",
+    "ATT-2",
+    "WGT-3",
+    first="attention.query",
+    needs="even-heads",
+)
 class QkvBlocksInRank(TwoRanks):
     def split(self, fused: Array) -> tuple[Array, Array, Array]:
         if self.ranks == 1:
@@ -53,7 +84,13 @@ class QkvBlocksInRank(TwoRanks):
         return heads[0], heads[1], heads[2]
 
 
-@mistake("sum-over-ranks-forgotten", "the partial sums of the attention output not added over two ranks", "ATT-9", first="attention.output", needs="even-heads")  # fmt: skip
+@mistake(
+    "sum-over-ranks-forgotten",
+    "does not sum the attention output over two ranks",
+    "ATT-9",
+    first="attention.output",
+    needs="even-heads",
+)
 class SumOverRanksForgotten(TwoRanks):
     def attention_output(self, layer: LayerParams, context: Array) -> Array:
         half = self.config.hidden_dim // self.ranks
@@ -62,7 +99,7 @@ class SumOverRanksForgotten(TwoRanks):
 
 
 @mistake(
-    "head-of-one-rank", "the logits of the second half of the vocabulary those of the first", "MOD-5", first="logits"
+    "head-of-one-rank", "repeats the logits of the first half of the vocabulary in the second", "MOD-5", first="logits"
 )
 class HeadOfOneRank(InstrumentedModel):
     def head(self, hidden: Array) -> Array:

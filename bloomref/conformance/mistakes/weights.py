@@ -15,7 +15,9 @@ def in_every_layer(params: Params, change: Callable[[LayerParams], LayerParams])
     return replace(params, layers=tuple(change(layer) for layer in params.layers))
 
 
-@mistake("attention-output-transposed", "the output projection of attention read transposed", "WGT-9", first="attention.output")  # fmt: skip
+@mistake(
+    "attention-output-transposed", "reads the attention output projection transposed", "WGT-9", first="attention.output"
+)
 class AttentionOutputTransposed(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
@@ -26,7 +28,12 @@ class AttentionOutputTransposed(InstrumentedModel):
         return in_every_layer(params, change)
 
 
-@mistake("qkv-transposed", "the matrices of query, key and value each read transposed, as if D by H K", "WGT-9", first="attention.query")  # fmt: skip
+@mistake(
+    "qkv-transposed",
+    "reads the matrices of query, key and value transposed, each as D by H K",
+    "WGT-9",
+    first="attention.query",
+)
 class QkvTransposed(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
@@ -37,7 +44,13 @@ class QkvTransposed(InstrumentedModel):
         return in_every_layer(params, change)
 
 
-@mistake("qkv-heads-reversed", "the heads of QKV in another order than those of the output projection", "WGT-3", first="attention.query", needs="heads")  # fmt: skip
+@mistake(
+    "qkv-heads-reversed",
+    "has the heads of QKV in another order than those of the output projection",
+    "WGT-3",
+    first="attention.query",
+    needs="heads",
+)
 class QkvHeadsReversed(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
@@ -46,7 +59,12 @@ class QkvHeadsReversed(InstrumentedModel):
         return in_every_layer(params, change)
 
 
-@mistake("qkv-scaled-whole", "a rescaling of the values, undone in the output projection, applied to query and key as well", "ATT-2", first="attention.query")  # fmt: skip
+@mistake(
+    "qkv-scaled-whole",
+    "rescales query and key together with the values, and undoes that only in the output projection",
+    "ATT-2",
+    first="attention.query",
+)
 class QkvScaledWhole(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
@@ -60,7 +78,7 @@ class QkvScaledWhole(InstrumentedModel):
         return in_every_layer(params, change)
 
 
-@mistake("norms-exchanged", "the layer norms of attention and MLP exchanged", "WGT-1", first="attention.norm")
+@mistake("norms-exchanged", "swaps the layer norms of attention and MLP", "WGT-1", first="attention.norm")
 class NormsExchanged(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
@@ -75,7 +93,7 @@ class NormsExchanged(InstrumentedModel):
         return in_every_layer(params, change)
 
 
-@mistake("output-biases-exchanged", "the biases of the output projection and of the MLP exchanged", "WGT-1", first="attention.output")  # fmt: skip
+@mistake("output-biases-exchanged", "swaps the output biases of attention and MLP", "WGT-1", first="attention.output")
 class OutputBiasesExchanged(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def change(layer: LayerParams) -> LayerParams:
@@ -85,26 +103,35 @@ class OutputBiasesExchanged(InstrumentedModel):
 
 
 @mistake(
-    "final-norm-of-embedding", "the final layer norm with the weights of the embedding's", "MOD-4", first="final_norm"
+    "final-norm-of-embedding",
+    "uses the layer norm weights of the embedding in the final layer norm",
+    "MOD-4",
+    first="final_norm",
 )
 class FinalNormOfEmbedding(InstrumentedModel):
     def load(self, params: Params) -> Params:
         return replace(params, ln_final_weight=params.ln_embedding_weight, ln_final_bias=params.ln_embedding_bias)
 
 
-@mistake("first-layer-repeated", "the weights of the first layer in every layer", "MOD-2", first="layers.1.attention.norm", needs="deep")  # fmt: skip
+@mistake(
+    "first-layer-repeated",
+    "uses the weights of the first layer in every layer",
+    "MOD-2",
+    first="layers.1.attention.norm",
+    needs="deep",
+)
 class FirstLayerRepeated(InstrumentedModel):
     def load(self, params: Params) -> Params:
         return replace(params, layers=params.layers[:1] * len(params.layers))
 
 
-@mistake("layers-reversed", "the layers in another order", "MOD-2", first="attention.norm", needs="deep")
+@mistake("layers-reversed", "runs the layers in reverse order", "MOD-2", first="attention.norm", needs="deep")
 class LayersReversed(InstrumentedModel):
     def load(self, params: Params) -> Params:
         return replace(params, layers=params.layers[::-1])
 
 
-@mistake("last-layer-skipped", "the last layer left out", "MOD-2", first="final_norm")
+@mistake("last-layer-skipped", "skips the last layer", "MOD-2", first="final_norm")
 class LastLayerSkipped(InstrumentedModel):
     def block(
         self, layer: LayerParams, x: Array, cache: InstrumentedCache, start: int, visible: Array, bias: Array
@@ -113,7 +140,7 @@ class LastLayerSkipped(InstrumentedModel):
         return x if self.index == len(self.params.layers) - 1 else y
 
 
-@mistake("weights-in-int8", "weights quantised to 8 bits", "WGT-6", "NUM-1", first="word_embedding")
+@mistake("weights-in-int8", "quantises weights to 8 bits", "WGT-6", "NUM-1", first="word_embedding")
 class WeightsInInt8(InstrumentedModel):
     def load(self, params: Params) -> Params:
         def quantised(x: Array) -> Array:
