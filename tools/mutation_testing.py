@@ -98,7 +98,7 @@ class Recorder(runner.Runner):
         super().__init__(examples)
         self.asked: list[Case] = []
 
-    def ask(self, found: Property, subject: Subject, case: Case, counts: object) -> None:  # noqa: ARG002
+    def ask(self, prop: Property, subject: Subject, case: Case, counts: object) -> None:  # noqa: ARG002
         self.asked.append(case)
 
     def cases(self, tested: Property, subject: Subject) -> list[Case]:
