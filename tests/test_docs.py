@@ -1,4 +1,4 @@
-"""The documents are true: Python blocks run, shell blocks parse, generated tables are current, and no block goes unchecked.
+"""The documents are true: Python blocks run, shell blocks parse, paths exist, generated tables are current, no block goes unchecked.
 
 A block that cannot be checked says why on the line before its fence: `<!-- skip: reason -->`.
 """
@@ -6,6 +6,7 @@ A block that cannot be checked says why on the line before its fence: `<!-- skip
 import doctest
 import importlib.util
 import json
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -126,6 +127,46 @@ def check(text: str, name: str) -> None:
             CHECKS[block.language](block, namespace, name)
 
 
+# --- names in the text -------------------------------------------------------------------------------------------
+
+SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+FOLDERS = ("accel", "benchmarks", "bloomref", "docs", "specs", "tests", "tools")
+FILE = re.compile(rf"(?:{'|'.join(FOLDERS)})(?:/[\w.*-]+)+/?")
+MODULE = re.compile(r"(?:bloomref|tools)(?:\.\w+)+")
+ENTRY_POINTS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["entry-points"]
+
+
+def spans(text: str) -> list[str]:
+    """The code spans of a text, without its blocks."""
+    return SPAN.findall(FENCE.sub("", text))
+
+
+def missing_paths(text: str) -> list[str]:
+    """Code spans that look like a path of the repository, where no file matches."""
+    return [span for span in spans(text) if FILE.fullmatch(span) and not any(ROOT.glob(span.rstrip("/")))]
+
+
+def missing_modules(text: str) -> list[str]:
+    """Code spans that look like a module, or a name in one, and cannot be imported."""
+    names = [span for span in spans(text) if MODULE.fullmatch(span) and span not in ENTRY_POINTS]
+    return [name for name in names if not is_importable(name)]
+
+
+def is_importable(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_paths_and_modules_exist(path):
+    text = path.read_text("utf-8")
+    assert missing_paths(text) == []
+    assert missing_modules(text) == []
+
+
 # --- the documents -----------------------------------------------------------------------------------------------
 
 
@@ -180,6 +221,19 @@ def fenced(language: str, code: str, before: str = "") -> str:
 def test_a_false_block_is_found(text, error):
     with pytest.raises(error):
         check(text, "planted")
+
+
+def test_a_missing_path_or_module_is_found():
+    text = (
+        "`tests/numba`, `docs/no_such.md`, `docs/*.nothing`, `tests/test_docs.py`, `docs/`, `docs/*.md`, `logits/hole`"
+    )
+    assert missing_paths(text + "\n" + fenced("text", "`tests/block`")) == [
+        "tests/numba",
+        "docs/no_such.md",
+        "docs/*.nothing",
+    ]
+    text = "`bloomref.no_such_module`, `bloomref.alibi.slopes`, `bloomref.alibi.slope`, `tools.spec_tables`, `bloomref.x()`"
+    assert missing_modules(text) == ["bloomref.no_such_module", "bloomref.alibi.slope"]
 
 
 def test_true_and_skipped_blocks_pass():
