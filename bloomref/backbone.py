@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, overload
@@ -11,7 +10,7 @@ import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy, dtype_policy
-from bloomref.errors import InvalidInput, invalid
+from bloomref.errors import invalid
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
 from bloomref.params import Params, count_params, init_params
@@ -20,6 +19,7 @@ from bloomref.runtime.backend import Backend
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import check_token_ids, to_array, token_batch
 from bloomref.shapes import Array, Float
+from bloomref.validation import check_known
 
 T = TypeVar("T")
 _EXTRA_ARGUMENTS = (
@@ -59,7 +59,7 @@ class _RunArguments:
             InvalidInput: for a name that is neither one of these nor among `others`.
         """
         own = cls.__dataclass_fields__
-        _check_names(arguments, (*others, *own))
+        check_known(arguments, (*others, *own), "an argument of BloomBackbone")
         given = {name: value for name, value in arguments.items() if name in own}
         return cls(**given), {name: value for name, value in arguments.items() if name not in own}
 
@@ -350,11 +350,3 @@ def _override(config: BloomConfig, changes: dict[str, Any]) -> BloomConfig:
         rate = changes.pop("dropout")
         changes |= {"attention_dropout": rate, "hidden_dropout": rate}
     return config.replace(**changes)
-
-
-def _check_names(kwargs: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for name in kwargs:
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-            raise InvalidInput(f"{name}: expected an argument of BloomBackbone, got an unknown name; {hint}")

@@ -23,6 +23,7 @@ from bloomref.params import Params
 from bloomref.runtime.inputs import labelled_batch, token_batch
 from bloomref.shapes import Array, Bool, Float
 from bloomref.tokenizer import BloomTokenizer
+from bloomref.validation import check_bool
 
 if TYPE_CHECKING:
     from bloomref.training.fit import Data, Texts
@@ -281,8 +282,7 @@ class BloomCausalLM(LoraMethods):
             InvalidInput: naming the argument, what was expected and what came; BadWeights: when logits are not finite.
         """
         chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **options)
-        if not isinstance(strip_prompt, bool):
-            raise invalid("strip_prompt", "True or False", strip_prompt)
+        check_bool("strip_prompt", strip_prompt)
         if isinstance(inputs, Mapping):
             prompts = [prompt or self._start() for prompt in trim(token_batch(inputs, self._vocabulary_size))]
             return self._as_dictionary(prompts, search.generate(self._task(prompts, chosen)), strip_prompt)

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from numbers import Integral, Real
 from typing import Any
 
 from bloomref.errors import BadWeights, invalid
+from bloomref.validation import check_bool, check_integer, check_real
 
 # canonical field <- the keys under which Hugging Face checkpoints store it; the first one present wins
 _HF_KEYS: dict[str, tuple[str, ...]] = {
@@ -55,19 +55,18 @@ class BloomConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim"):
-            _check_integer(name, getattr(self, name), minimum=0 if name == "num_layers" else 1)
+            check_integer(name, getattr(self, name), minimum=0 if name == "num_layers" else 1)
         if self.hidden_dim % self.num_heads:
             raise invalid("hidden_dim", f"a multiple of num_heads={self.num_heads}", self.hidden_dim)
         for name in ("attention_dropout", "hidden_dropout"):
-            _check_real(name, getattr(self, name), "a probability in [0, 1)", 0.0, 1.0)
-        _check_real("layer_norm_epsilon", self.layer_norm_epsilon, "a number in [0, 1)", 0.0, 1.0)
-        _check_real("initializer_range", self.initializer_range, "a finite number >= 0", 0.0, float("inf"))
+            check_real(name, getattr(self, name), "a probability in [0, 1)", lambda p: 0 <= p < 1)
+        check_real("layer_norm_epsilon", self.layer_norm_epsilon, "a number in [0, 1)", lambda x: 0 <= x < 1)
+        check_real("initializer_range", self.initializer_range, "a finite number >= 0", lambda x: x >= 0)
         for name in ("apply_residual_connection_post_layernorm", "tie_word_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise invalid(name, "True or False", repr(getattr(self, name)))
+            check_bool(name, getattr(self, name))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), minimum=0)
+                check_integer(name, getattr(self, name), minimum=0)
 
     @property
     def head_dim(self) -> int:
@@ -104,7 +103,7 @@ class BloomConfig:
         missing = [" or ".join(_HF_KEYS[name]) for name in _REQUIRED if name not in found]
         if missing:
             raise BadWeights(f"config.json: expected the keys {', '.join(missing)}, got {sorted(data)}")
-        _check_integer("hidden_dim", found["hidden_dim"], minimum=1)
+        check_integer("hidden_dim", found["hidden_dim"], minimum=1)
         found.setdefault("intermediate_dim", 4 * found["hidden_dim"])
         found["extra"] = {key: value for key, value in data.items() if key not in _KNOWN_HF}
         return cls(**found)
@@ -155,15 +154,3 @@ class BloomConfig:
 
 
 _KNOWN_HF = {key for keys in _HF_KEYS.values() for key in keys} | {"architectures", "model_type"}
-
-
-def _check_integer(name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise invalid(name, "an integer", repr(value))
-    if value < minimum:
-        raise invalid(name, f"an integer >= {minimum}", value)
-
-
-def _check_real(name: str, value: object, expected: str, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
-        raise invalid(name, expected, repr(value))

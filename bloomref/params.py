@@ -16,6 +16,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import FLOAT32, DType, cast
 from bloomref.errors import BadWeights
 from bloomref.shapes import Array, Float
+from bloomref.validation import mismatch
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class Params:
             BadWeights: naming the first key that is missing, unknown, or of a wrong shape.
         """
         expected = dict(keys(config))
-        _check_names(expected, arrays)
+        if difference := mismatch(expected, arrays):
+            raise BadWeights(f"weights: expected the {len(expected)} names of this config; {difference}")
 
         def get(weight: Weight, key: str) -> Array:
             array = arrays[key]
@@ -197,16 +199,3 @@ def init_params(config: BloomConfig, seed: int, dtype: DType = FLOAT32) -> Param
         return cast(values, dtype)
 
     return Params.build(config.num_layers, config.tie_word_embeddings, draw)
-
-
-def _check_names(expected: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    missing = [key for key in expected if key not in arrays]
-    unknown = [key for key in arrays if key not in expected]
-    if missing or unknown:
-        parts = [f"missing {_some(missing)}"] * bool(missing) + [f"unknown {_some(unknown)}"] * bool(unknown)
-        raise BadWeights(f"weights: expected the {len(expected)} names of this config; {'; '.join(parts)}")
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -3,13 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from bloomref.errors import BadWeights, InvalidInput, Unsupported, invalid
 from bloomref.formats.files import read_json, write_json
 from bloomref.formats.tokenizer_files import bloom_tokenizer_json, has_keras_tokenizer, vocabulary_and_merges
+from bloomref.validation import is_integer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -209,7 +209,7 @@ class BloomTokenizer:
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
     def _check_id(self, token_id: Any) -> int:
-        if not _is_integer(token_id):
+        if not is_integer(token_id):
             raise invalid("ids", "integers", token_id)
         if not self.has_token(int(token_id)):
             raise invalid("ids", f"ids in [0, {self.vocabulary_size()}) that have a token", token_id)
@@ -293,7 +293,7 @@ def _read_vocabulary(vocabulary: object) -> dict[str, int]:
     if not isinstance(vocabulary, Mapping):
         raise invalid("vocabulary", "a dictionary {token: id} or the path of one", type(vocabulary).__name__)
     for token, token_id in vocabulary.items():
-        if not isinstance(token, str) or not _is_integer(token_id) or not 0 <= token_id < 2**32:
+        if not isinstance(token, str) or not is_integer(token_id) or not 0 <= token_id < 2**32:
             raise invalid("vocabulary", "strings with ids in [0, 2**32)", {token: token_id})
     if len(set(vocabulary.values())) != len(vocabulary):
         raise invalid("vocabulary", "an id of its own for every token", "repeated ids")
@@ -317,10 +317,6 @@ def _pair(merge: Any) -> str:
     if not isinstance(halves, (list, tuple)) or len(halves) != 2 or not all(isinstance(h, str) and h for h in halves):
         raise invalid("merges", "pairs: 'left right' or (left, right)", merge)
     return " ".join(halves)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _rows(ids: Any) -> list[Any] | None:

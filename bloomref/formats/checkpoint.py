@@ -109,7 +109,7 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         if keras.describes(data):
             return Checkpoint(folder, "keras", keras.read_config(folder, data), keras.declared_dtype(data))
         return Checkpoint(folder, "hf", _hf_config(data), _hf_dtype(data))
-    except (InvalidInput, OverflowError) as error:  # an integer that no float can hold
+    except InvalidInput as error:
         raise BadWeights(f"{hf.CONFIG}: {error}") from error
 
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
+
 from bloomref.errors import BadWeights, InvalidInput, describe
 
 MAX_JSON_BYTES = 100_000_000  # a tokenizer.json of BLOOM has 15 MB, the index of its largest checkpoint 70 kB
@@ -66,7 +68,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write an object, indented. Numbers of NumPy are written as Python's."""
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=_python_number) + "\n", encoding="utf-8")
+
+
+def _python_number(value: object) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"expected a value that JSON has, got {type(value).__name__}")
 
 
 def weight_map(path: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from bloomref.formats.tokenizer_files import write_hf_tokenizer
 from bloomref.formats.validation_cache import is_noted, note
 from bloomref.params import LM_HEAD, MODEL_WEIGHTS, Params, Source, Weight, keys
 from bloomref.shapes import Array
+from bloomref.validation import mismatch
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -113,20 +113,12 @@ class HfWeights:
 _TIED = (MODEL_WEIGHTS[0].hf_key, LM_HEAD.hf_key)
 
 
-def _check_names(expected: Mapping[str, Weight], found: Mapping[str, Any]) -> None:
-    missing = [key for key in expected if key not in found]
-    unknown = [key for key in found if key not in expected]
-    for key in unknown:
-        if key.startswith(_HEADS):
+def _check_names(expected: Mapping[str, Weight], stored: Mapping[str, Any]) -> None:
+    for key in stored:
+        if key not in expected and key.startswith(_HEADS):
             raise BadWeights(f"{key}: expected a language model, got the weight of a classification or question head")
-    if missing or unknown:
-        parts = [f"missing {_some(missing)}"] * bool(missing) + [f"unknown {_some(unknown)}"] * bool(unknown)
-        raise BadWeights(f"weights: expected the {len(expected)} tensors that config.json needs; {'; '.join(parts)}")
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(islice(names, 3))
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+    if difference := mismatch(expected, stored):
+        raise BadWeights(f"weights: expected the {len(expected)} tensors that config.json needs; {difference}")
 
 
 def open_weights(folder: Path) -> HfWeights:

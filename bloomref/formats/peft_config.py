@@ -12,6 +12,7 @@ from typing import Any
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe, invalid
 from bloomref.params import Weight, keys
+from bloomref.validation import check_bool, check_integer, check_real
 
 PREFIX = "transformer."
 LINEARS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
@@ -63,21 +64,18 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_rank("r", self.r)
-        _check_number("lora_alpha", self.lora_alpha)
-        _check_number("lora_dropout", self.lora_dropout)
-        if not 0.0 <= self.lora_dropout < 1.0:
-            raise invalid("lora_dropout", "a probability in [0, 1)", self.lora_dropout)
-        if not isinstance(self.use_rslora, bool):
-            raise invalid("use_rslora", "True or False", repr(self.use_rslora))
+        check_integer("r", self.r, 1)
+        check_real("lora_alpha", self.lora_alpha)
+        check_real("lora_dropout", self.lora_dropout, "a probability in [0, 1)", lambda p: 0 <= p < 1)
+        check_bool("use_rslora", self.use_rslora)
         for name in ("target_modules", "exclude_modules"):
             object.__setattr__(self, name, _names(name, getattr(self, name)))
         if self.layers_to_transform is not None:
             object.__setattr__(self, "layers_to_transform", _layers(self.layers_to_transform))
-        for name, check in (("rank_pattern", _check_rank), ("alpha_pattern", _check_number)):
-            for pattern, value in _pattern(name, getattr(self, name)).items():
-                _check_expression(name, pattern)
-                check(f"{name}: {pattern}", value)
+        for pattern, rank in _pattern("rank_pattern", self.rank_pattern).items():
+            check_integer(f"rank_pattern: {pattern}", rank, 1)
+        for pattern, alpha in _pattern("alpha_pattern", self.alpha_pattern).items():
+            check_real(f"alpha_pattern: {pattern}", alpha)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LoraConfig":
@@ -181,16 +179,6 @@ def _check_supported(data: Mapping[str, Any]) -> None:
             raise Unsupported(describe(f"adapter_config.json: {name}", "an adapter without it", repr(value), hint))
 
 
-def _check_rank(name: str, value: object) -> None:
-    if type(value) is not int or value < 1:
-        raise invalid(name, "an integer >= 1", repr(value))
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise invalid(name, "a finite number", repr(value))
-
-
 def _names(name: str, value: object) -> str | tuple[str, ...]:
     if isinstance(value, str):
         _check_expression(name, value)
@@ -209,6 +197,8 @@ def _layers(value: object) -> tuple[int, ...]:
 def _pattern(name: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value):
         raise invalid(name, "a dictionary from names of modules", repr(value))
+    for expression in value:
+        _check_expression(name, expression)
     return value
 
 

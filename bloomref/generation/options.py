@@ -1,13 +1,13 @@
 """How text is to be generated: one frozen, validated object, in the words of transformers and KerasHub."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
 from bloomref.errors import InvalidInput, invalid
+from bloomref.validation import check_integer, check_known, check_real
 
 DEFAULT_NEW_TOKENS = 128
 
@@ -85,12 +85,7 @@ class GenerationOptions:
     @classmethod
     def create(cls, **arguments: Any) -> "GenerationOptions":
         """The options of these keyword arguments; an unknown name is `InvalidInput`, with a suggestion."""
-        names = [f.name for f in fields(cls)]
-        for name in arguments:
-            if name not in names:
-                near = get_close_matches(name, names, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}?" if near else ""
-                raise invalid("options", f"arguments among {', '.join(names)}", name, hint)
+        check_known(arguments, [field.name for field in fields(cls)], "an option of generation")
         return cls(**arguments)
 
     @property
@@ -150,7 +145,7 @@ class GenerationOptions:
 
     def _check_lengths(self) -> None:
         for name in self._given("max_length", "max_new_tokens"):
-            _check_integer(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 1)
         if self.max_length is not None and self.max_new_tokens is not None:
             raise invalid("max_length", "either max_length or max_new_tokens", "both")
 
@@ -161,7 +156,7 @@ class GenerationOptions:
                 raise invalid("stop_token_ids", "'auto', None, an id or a list of ids", ids)
         elif _is_collection(ids):
             for token_id in ids:
-                _check_integer("stop_token_ids", token_id, 0)
+                check_integer("stop_token_ids", token_id, 0)
         strings: Any = (self.stop_strings,) if isinstance(self.stop_strings, str) else self.stop_strings
         if strings is not None and not (_is_collection(strings) and all(isinstance(s, str) and s for s in strings)):
             raise invalid("stop_strings", "a text or a list of texts, none of them empty", self.stop_strings)
@@ -169,19 +164,19 @@ class GenerationOptions:
     def _check_numbers(self) -> None:
         if self.do_sample is not None and not isinstance(self.do_sample, bool):
             raise invalid("do_sample", "True, False or None", self.do_sample)
-        _check_integer("num_beams", self.num_beams, 1)
-        _check_integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
+        check_integer("num_beams", self.num_beams, 1)
+        check_integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
         for name, minimum in (("top_k", 1), ("seed", 0)):
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), minimum)
-        _check_real("length_penalty", self.length_penalty, "a finite number", lambda _: True)
-        _check_real("repetition_penalty", self.repetition_penalty, "a finite number > 0", lambda x: x > 0)
+                check_integer(name, getattr(self, name), minimum)
+        check_real("length_penalty", self.length_penalty)
+        check_real("repetition_penalty", self.repetition_penalty, "a finite number > 0", lambda x: x > 0)
         if self.temperature is not None:
-            _check_real("temperature", self.temperature, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0)
+            check_real("temperature", self.temperature, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0)
         if self.top_p is not None:
-            _check_real("top_p", self.top_p, "a probability in (0, 1]", lambda x: 0 < x <= 1)
+            check_real("top_p", self.top_p, "a probability in (0, 1]", lambda x: 0 < x <= 1)
         for name in self._given("min_p", "penalty_alpha"):
-            _check_real(name, getattr(self, name), "a number in [0, 1]", lambda x: 0 <= x <= 1)
+            check_real(name, getattr(self, name), "a number in [0, 1]", lambda x: 0 <= x <= 1)
 
     def _check_logit_bias(self) -> None:
         bias: Any = self.logit_bias
@@ -190,7 +185,7 @@ class GenerationOptions:
         if not isinstance(bias, Mapping):
             raise invalid("logit_bias", "a dictionary {token id: number}", bias)
         for token_id, value in bias.items():
-            _check_integer("logit_bias", token_id, 0)
+            check_integer("logit_bias", token_id, 0)
             if isinstance(value, bool) or not isinstance(value, Real) or not float(value) < math.inf:
                 raise invalid("logit_bias", "finite numbers or -inf", {token_id: value})
 
@@ -221,13 +216,3 @@ def _refuse_beside(chosen: str, others: list[str]) -> None:
 
 def _is_collection(value: object) -> bool:
     return hasattr(value, "__iter__") and not isinstance(value, (str, bytes, Mapping))
-
-
-def _check_integer(name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
-        raise invalid(name, f"an integer >= {minimum}", value)
-
-
-def _check_real(name: str, value: object, expected: str, accept: Callable[[float], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not accept(float(value)):
-        raise invalid(name, expected, value)

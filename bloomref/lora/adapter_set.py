@@ -1,6 +1,5 @@
 """The adapters of a backbone: switched, mixed, merged. Clauses: LRA-4 ... LRA-17."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +10,7 @@ from bloomref.lora.adapter import Adapter, Parts
 from bloomref.params import Params
 from bloomref.reference import lora
 from bloomref.shapes import Array
+from bloomref.validation import check_real
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +58,7 @@ class AdapterSet:
         weights = {adapters: 1.0} if isinstance(adapters, str) else dict(adapters or {})
         for name, weight in weights.items():
             self.get(name)
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-                raise invalid(f"weight of {name!r}", "a finite number", repr(weight))
+            check_real(f"weight of {name!r}", weight)
         return replace(self, active=weights)
 
     def merge(self) -> "AdapterSet":

@@ -11,6 +11,7 @@ from bloomref.lora.adapter import DENSE_LAYERS, KERAS_DEFAULT, new_keras, new_pe
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.params import Params
 from bloomref.shapes import Array
+from bloomref.validation import check_integer, check_known
 
 __all__ = ["LoraConfig", "LoraMethods"]
 
@@ -54,8 +55,7 @@ class LoraMethods(ABC):
         Raises:
             InvalidInput: for a rank below 1, an unknown or repeated layer name, or a name that is taken.
         """
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise invalid("rank", "an integer >= 1", repr(rank))
+        check_integer("rank", rank, 1)
         targets = KERAS_DEFAULT if target_layer_names is None else tuple(target_layer_names)
         if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(DENSE_LAYERS):
             raise invalid("target_layer_names", f"names, each once, of {', '.join(DENSE_LAYERS)}", repr(targets))
@@ -166,8 +166,5 @@ class LoraMethods(ABC):
 
 
 def _settings(fields: Mapping[str, Any]) -> LoraConfig:
-    known = LoraConfig.__dataclass_fields__
-    for name in fields:
-        if name not in known:
-            raise invalid("config", f"fields of LoraConfig ({', '.join(known)})", repr(name))
+    check_known(fields, LoraConfig.__dataclass_fields__, "a field of LoraConfig")
     return LoraConfig(**fields)

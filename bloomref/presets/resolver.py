@@ -1,13 +1,13 @@
 """From the name of a preset, or of an adapter, to a local folder that holds it."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 
 from bloomref.errors import BloomrefError, InvalidInput, Unsupported, invalid
 from bloomref.formats.tokenizer_files import KERAS_ASSETS
 from bloomref.presets import hub
 from bloomref.presets.preset_registry import ADAPTERS, PRESETS
+from bloomref.validation import did_you_mean
 
 _KAGGLE_SMALL = ("config.json", "tokenizer.json", *(str(KERAS_ASSETS / n) for n in ("vocabulary.json", "merges.txt")))
 
@@ -85,11 +85,10 @@ def _folder(path: Path, name: str) -> Path:
 
 
 def _suggestion(name: str) -> str:
-    close = get_close_matches(name.lower(), PRESETS, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    if not close and name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "~")):
-        hint = f"for the repository on the Hugging Face hub write hf://{name}. "
-    return f"{hint}The built-in presets are {', '.join(PRESETS)}"
+    hints = [did_you_mean(name.lower(), PRESETS, 3), f"The built-in presets are {', '.join(PRESETS)}"]
+    if not hints[0] and name.count("/") == 1 and all(name.split("/")) and not name.startswith((".", "~")):
+        hints[0] = f"for the repository on the Hugging Face hub write hf://{name}."
+    return " ".join(filter(None, hints))
 
 
 def _kaggle(name: str, weights: bool) -> Path:

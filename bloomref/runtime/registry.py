@@ -1,7 +1,6 @@
 """Which backends are installed: listed without importing one, loaded on first use."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
@@ -10,6 +9,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
 from bloomref.errors import InvalidInput, Unsupported, invalid
 from bloomref.runtime.backend import API_VERSION, GROUP, Backend
+from bloomref.validation import did_you_mean
 
 REFERENCE = "numpy"
 AUTO = "auto"
@@ -69,8 +69,7 @@ def load(name: str) -> Backend:
 
 def _unknown(name: object) -> InvalidInput:
     known = [*names(), AUTO]
-    close = get_close_matches(str(name), known, 1)
-    return invalid("backend", f"one of {', '.join(known)}", repr(name), f"did you mean {close[0]}?" if close else "")
+    return invalid("backend", f"one of {', '.join(known)}", repr(name), did_you_mean(str(name), known))
 
 
 def _call(name: str, point: EntryPoint) -> Backend:

@@ -1,12 +1,9 @@
 """How a model is trained: one frozen, validated object. What is not here does not change the result."""
 
-import math
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
-from numbers import Integral, Real
 from typing import Any
 
-from bloomref.errors import InvalidInput, invalid
+from bloomref.validation import Domain, check_bool, check_integer, check_known, check_real
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +57,17 @@ class Settings:
     def __post_init__(self) -> None:
         for name, least in _INTEGERS.items():
             if (value := getattr(self, name)) is not None or name != "steps":
-                _check_integer(name, value, least)
-        for name, (low, high, expected) in _REALS.items():
+                check_integer(name, value, least)
+        for name, (expected, domain) in _REALS.items():
             if (value := getattr(self, name)) is not None or name not in _OPTIONAL:
-                _check_real(name, value, low, high, expected)
+                check_real(name, value, expected, domain)
         for name in ("decay_embedding", "keep_best", "completion_only"):
-            if not isinstance(getattr(self, name), bool):
-                raise invalid(name, "True or False", repr(getattr(self, name)))
+            check_bool(name, getattr(self, name))
 
     @classmethod
     def create(cls, **arguments: Any) -> "Settings":
         """The settings of these keyword arguments; an unknown name is `InvalidInput`, with a suggestion."""
-        names = [field.name for field in fields(cls)]
-        for name in arguments:
-            if name not in names:
-                near = get_close_matches(name, names, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
-                raise InvalidInput(f"{name}: expected a setting of training, got an unknown name; {hint}")
+        check_known(arguments, [field.name for field in fields(cls)], "a setting of training")
         return cls(**arguments)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,29 +77,20 @@ class Settings:
 
 _INTEGERS = {"steps": 1, "batch": 1, "accumulate": 1, "context": 2, "warmup": 0, "seed": 0, "eval_every": 0}
 _OPTIONAL = ("clip", "attention_dropout", "hidden_dropout")
-_POSITIVE = (math.ulp(0.0), math.inf, "a finite number above 0")
-_NATURAL = (0.0, math.inf, "a finite number >= 0")
-_BELOW_ONE = (0.0, 1.0, "a number in [0, 1)")
-_REALS = {
+_Range = tuple[str, Domain]
+_POSITIVE: _Range = ("a finite number > 0", lambda x: x > 0)
+_NOT_NEGATIVE: _Range = ("a finite number >= 0", lambda x: x >= 0)
+_BELOW_ONE: _Range = ("a number in [0, 1)", lambda x: 0 <= x < 1)
+_REALS: dict[str, _Range] = {
     "epochs": _POSITIVE,
-    "learning_rate": _NATURAL,
-    "final_rate": (0.0, math.nextafter(1.0, 2.0), "a number in [0, 1]"),
-    "weight_decay": _NATURAL,
+    "learning_rate": _NOT_NEGATIVE,
+    "final_rate": ("a number in [0, 1]", lambda x: 0 <= x <= 1),
+    "weight_decay": _NOT_NEGATIVE,
     "beta1": _BELOW_ONE,
     "beta2": _BELOW_ONE,
-    "epsilon": _NATURAL,
+    "epsilon": _NOT_NEGATIVE,
     "clip": _POSITIVE,
     "attention_dropout": _BELOW_ONE,
     "hidden_dropout": _BELOW_ONE,
     "held_out": _BELOW_ONE,
 }
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise invalid(name, f"an integer >= {least}", repr(value))
-
-
-def _check_real(name: str, value: object, low: float, high: float, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
-        raise invalid(name, expected, repr(value))

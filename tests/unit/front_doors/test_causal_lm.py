@@ -185,7 +185,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "max_new_tokens bool": ({"max_new_tokens": True}, "max_new_tokens: .*got True"),
     "temperature < 0": ({"temperature": -1.0}, "temperature: .*>= 0.*got -1.0"),
     "temperature nan": ({"temperature": float("nan")}, "temperature: .*finite.*got nan"),
-    "temperature text": ({"temperature": "hot"}, "temperature: .*got hot"),
+    "temperature text": ({"temperature": "hot"}, "temperature: .*got 'hot'"),
     "temperature 0 drawn": ({"temperature": 0, "do_sample": True}, "temperature: .*> 0 with do_sample=True"),
     "top_k 0": ({"top_k": 0}, "top_k: expected an integer >= 1, got 0"),
     "top_k real": ({"top_k": 2.5}, "top_k: .*got 2.5"),
@@ -223,8 +223,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "stop strings of ids": ({"stop_strings": [1]}, "stop_strings: expected a text"),
     "stop strings bytes": ({"stop_strings": b"a"}, "stop_strings: expected a text"),
     "stop string without tokenizer": ({"stop_strings": "a"}, "stop_strings: .*no tokenizer"),
-    "unknown": ({"max_tokens": 3}, "options: .*got max_tokens; did you mean max_new_tokens"),
-    "strip_prompt": ({"strip_prompt": "no"}, "strip_prompt: expected True or False, got no"),
+    "unknown": ({"max_tokens": 3}, "max_tokens: expected an option of generation, .*did you mean max_new_tokens"),
+    "strip_prompt": ({"strip_prompt": "no"}, "strip_prompt: expected True or False, got 'no'"),
 }
 
 
