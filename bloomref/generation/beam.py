@@ -34,9 +34,8 @@ def beam_search(task: Task) -> Iterator[tuple[int, int]]:
         offset = 0
         for beam in live:
             count = len(beam.running)
-            rows = range(offset, offset + count)
-            processed = [process(scores[i], beam.history(h)) for i, h in zip(rows, beam.running, strict=True)]
-            parents += [offset + parent for parent in beam.step(np.stack(processed))]
+            processed = process.each(scores[offset : offset + count], [beam.history(h) for h in beam.running])
+            parents += [offset + parent for parent in beam.step(processed)]
             offset += count
         live = [beam for beam in live if beam.running]
         if live:

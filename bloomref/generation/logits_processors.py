@@ -19,6 +19,12 @@ class LogitsProcessors:
         self._ngram_size = options.no_repeat_ngram_size
         self._active = bool(bias) or self._penalty != 1.0 or self._ngram_size > 0
 
+    def each(self, scores: Float[Array, "N V"], histories: Sequence[Sequence[int]]) -> Float[Array, "N V"]:
+        """Processed scores of several sequences: a copy, or `scores` itself if no processor is active."""
+        if not self._active:
+            return scores
+        return np.stack([self(row, history) for row, history in zip(scores, histories, strict=True)])
+
     def __call__(self, scores: Float[Array, " V"], history: Sequence[int]) -> Float[Array, " V"]:
         """Processed scores of one sequence: a float64 copy, or `scores` itself if no processor is active.
 

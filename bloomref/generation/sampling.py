@@ -38,7 +38,8 @@ def top_p(scores: Float[Array, " V"], p: float) -> Float[Array, " V"]:
 
     As in transformers, cumulative sums in ascending order are compared with 1 - p. Of equal scores the highest ids are removed first.
     """
-    ascending = np.lexsort((-np.arange(scores.size), scores))
+    candidates = np.flatnonzero(scores > -np.inf)
+    ascending = candidates[np.lexsort((-candidates, scores[candidates]))]
     removed = np.cumsum(softmax(scores)[ascending]) <= 1.0 - p
     removed[-1] = False
     truncated = scores.copy()

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks import generate as generate_benchmark
 from benchmarks import run
 from benchmarks.children import Child, ChildError
 from benchmarks.field import Field
@@ -20,6 +21,8 @@ from benchmarks.machine import without_folders
 from benchmarks.model import Sizes, model_config, relative_error, sizes
 from benchmarks.plan import Job, Plan
 from benchmarks.table import lines, render
+from bloomref import BloomBackbone, BloomCausalLM
+from bloomref.runtime.engine import Engine
 
 PLAN = Plan(
     preset="bloom_tiny_udhr",
@@ -193,3 +196,33 @@ def test_kernels_of_a_block_are_timed_beside_their_floor():
     shown = io.StringIO()
     Console(file=shown, width=100).print(table("a block", [fast, slow, copy]))
     assert all(word in shown.getvalue() for word in ("a block", "slow", "copy", "all"))
+
+
+def test_generate_is_timed_next_to_the_engine_alone(monkeypatch):
+    """The same passes through the model: as many, over as many positions; and a figure of each line."""
+    passes = []
+    read = Engine.read
+    monkeypatch.setattr(
+        Engine, "read", lambda self, c, at, ids, *rest: passes.append((at, ids.shape)) or read(self, c, at, ids, *rest)
+    )
+    model = BloomCausalLM(BloomBackbone(50, 1, 2, 8, 16))
+    ids = np.ones((2, 5), np.int64)
+    generate_benchmark.engine_alone(model.backbone.engine, ids, 4)
+    alone, passes[:] = list(passes), []
+    assert [len(row) for row in generate_benchmark.generate(model, ids, 4, {})] == [4, 4]
+    assert passes == alone == [(0, (2, 5)), (5, (2, 1)), (6, (2, 1)), (7, (2, 1))]
+
+    plan = generate_benchmark.Plan(
+        preset="bloom_tiny_udhr", layers=1, dtype="float32", backend="numpy", rows=[1, 2], tokens=2, rounds=1
+    )
+    report = json.loads(json.dumps(generate_benchmark.measure(plan)))
+    assert [result["rows"] for result in report["results"]] == [1] * 6 + [2] * 6
+    assert report["machine"]["load_average"]
+    assert [result["percent_above_engine"] for result in report["results"] if result["line"] == "engine alone"] == [
+        0,
+        0,
+    ]
+    assert all(len(result["seconds"]) == 1 for result in report["results"])
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(generate_benchmark.table(report))
+    assert all(name in shown.getvalue() for name in generate_benchmark.OPTIONS)
