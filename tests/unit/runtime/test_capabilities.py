@@ -63,7 +63,7 @@ def adapted(backend: Any) -> BloomBackbone:
     return model
 
 
-@pytest.mark.clause("BKD-6")
+@pytest.mark.clause("BKD-20")
 def test_a_backend_of_any_name_has_the_capabilities_that_it_implements() -> None:
     engine, reference = (Engine(PARAMS, CONFIG, POLICY, backend) for backend in (Elsewhere(), NumpyBackend()))
     assert engine.backend == "elsewhere"
