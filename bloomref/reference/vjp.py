@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bloomref.config import BloomConfig
-from bloomref.dtypes import accumulation_dtype
+from bloomref.dtypes import DType, accumulation_dtype
 from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, LayerParams, Params, layer_key
 from bloomref.reference import loss, model
 from bloomref.reference.cache import LayerCache
@@ -197,6 +197,7 @@ def loss_and_gradients(
     rng: Rng = None,
     document: Int[Array, "B T"] | None = None,
     checkpoint: bool = True,
+    view: Callable[[BloomConfig, Bool[Array, "B S"], int, DType], View] = model.view,
 ) -> LossGradients:
     """The mean cross-entropy of the next tokens, and its gradient by every weight. Clauses: GRD-1 ... GRD-12.
 
@@ -207,11 +208,12 @@ def loss_and_gradients(
         rng: turns dropout on, with the draws of `model.forward`.
         document: positions attend within equal numbers only: several short texts in one row.
         checkpoint: keep the blocks' inputs only and run each block twice; False keeps what the backward pass reads.
+        view: computes mask and bias. Any function that differs from `model.view` by a constant in each row of the bias is right (ALI-4).
     """
     into = Collector(trainable or (lambda _: True), _MODEL_KEYS, {})
     embedded = adapt(widen(params.word_embedding[token_ids]), params, "word_embedding", token_ids)
     x = layer_norm(embedded, params.ln_embedding_weight, params.ln_embedding_bias, config.layer_norm_epsilon)
-    seen = _view(config, is_real, document, x)
+    seen = _within(document, view(config, is_real, 0, x.dtype))
     tape: list[Kept] = []
     for layer in params.layers:
         for run in _blocks(layer, config, seen):
@@ -248,9 +250,8 @@ def _blocks(layer: LayerParams, config: BloomConfig, seen: View) -> tuple[Block,
     return attention_block, lambda x, rng: model.mlp_block(layer, config, x, rng)
 
 
-def _view(config: BloomConfig, is_real: Bool[Array, "B T"], document: Int[Array, "B T"] | None, x: Array) -> View:
-    """`model.view`, within documents; ALiBi needs no change, for its distances are relative."""
-    seen = model.view(config, is_real, 0, x.dtype)
+def _within(document: Int[Array, "B T"] | None, seen: View) -> View:
+    """The view restricted to documents. ALiBi needs no change, since its distances are relative."""
     if document is None:
         return seen
     same = document[:, :, None] == document[:, None, :]

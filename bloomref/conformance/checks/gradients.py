@@ -1,15 +1,14 @@
-"""Gradients within the error that rounding explains: of the loss by every weight, in float32 and float64.
+"""The loss and the gradient of every weight, within the rounding budget; in float32 and float64 only.
 
-The budget is Monte-Carlo arithmetic again, here on the reference's own reverse pass: it runs on arrays that put a random error
-into the result of every operation.
+The budget is Monte-Carlo arithmetic on the reference's own backward pass: its arrays get a random error in the result of every operation.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
@@ -20,46 +19,57 @@ from bloomref.conformance.oracle.budgets import GRADABLE, LIMIT, Judgement
 from bloomref.conformance.oracle.truth import REMEMBERED
 from bloomref.conformance.subject import Subject, full_key
 from bloomref.dtypes import DType
-from bloomref.params import keys
+from bloomref.params import Params, keys
 from bloomref.reference import loss, model, vjp
 from bloomref.shapes import Array, Bool, Float, Int
 
 UNITS = {"float32": 2.0**-24, "float64": 2.0**-53 * np.sqrt(2.0)}
-"""The truth is float64 itself, and has as large an error as what it judges there."""
+"""Unit roundoff by dtype. In float64 the oracle's own error is as large as that of the implementation, hence sqrt(2)."""
 ONLY = f"gradients are asked in {' and '.join(UNITS)} only"
 SIMULATED = 2.0**-24
-"""Errors are proportional to the unit: they are sampled at that of float32, where float64 can show them."""
+"""Unit roundoff of the simulation: that of float32, whose errors float64 can represent. Errors are proportional to the unit."""
 EXACT = (np.maximum, np.minimum, np.negative, np.absolute)
 """Operations that never round."""
 SAMPLES = 16
-"""For each anchoring; more than for intermediates, since a gradient may be a single number."""
+"""Samples for each anchor. More than for intermediates, since a gradient may be a single number."""
+View = Callable[[BloomConfig, Bool[Array, "B S"], int, DType], model.View]
+_generator: ContextVar[np.random.Generator] = ContextVar("generator of the rounding errors")
+
+
+@contextmanager
+def errors_from(generator: np.random.Generator) -> Iterator[None]:
+    """Inside, `Noisy` arrays draw their rounding errors from this generator."""
+    token = _generator.set(generator)
+    try:
+        yield
+    finally:
+        _generator.reset(token)
 
 
 class Noisy(np.ndarray):
-    """float64 numbers that lose the digits beyond float32's in every operation, at random."""
-
-    rng = np.random.Generator(np.random.SFC64(0))
+    """float64 array with a random rounding error of `SIMULATED` in the result of every operation; used inside `errors_from`."""
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
-        """The operation on plain arrays, then the error: that of a product is of adding its terms in turn, as in `montecarlo`."""
+        """Run the operation on plain arrays and add the error; a matrix product gets that of adding its terms in turn, as in
+        `montecarlo`."""
         plain = [np.asarray(x) for x in inputs]
         if out is not None:
             options["out"] = tuple(np.asarray(x) for x in out)
-        size = _spread(ufunc, method, plain)  # before the result may overwrite its inputs
+        size = _deviation(ufunc, method, plain)  # before the result may overwrite its inputs
         result = getattr(ufunc, method)(*plain, **options)
         if ufunc in EXACT or not isinstance(result, np.ndarray | np.floating) or result.dtype.kind != "f":
             return result
         size = np.abs(result) / np.sqrt(3.0) if size is None else size
         size = np.where(np.isfinite(result), size, 0.0)
-        noise = (Noisy.rng.random(result.shape) - 0.5) * (2.0 * np.sqrt(3.0) * SIMULATED) * size
+        noise = (_generator.get().random(result.shape) - 0.5) * (2.0 * np.sqrt(3.0) * SIMULATED) * size
         if out is None:
             return (result + noise).view(Noisy) if isinstance(result, np.ndarray) else result + noise
         result += noise
         return out[0]
 
 
-def _spread(ufunc: np.ufunc, method: str, inputs: list[Array]) -> Array | None:
-    """The standard deviation of the error of a matrix product, in units of roundoff; None for anything else."""
+def _deviation(ufunc: np.ufunc, method: str, inputs: list[Array]) -> Array | None:
+    """Standard deviation of the error of a matrix product, in units of roundoff; None for other operations."""
     if ufunc is not np.matmul or method != "__call__":
         return None
     a, b = inputs
@@ -68,29 +78,29 @@ def _spread(ufunc: np.ufunc, method: str, inputs: list[Array]) -> Array | None:
 
 
 def gradients(subject: Subject, case: Case) -> Iterable[Judgement]:
-    """The loss and every gradient; of labels that are other tokens than the input's."""
+    """Judge the loss and every gradient, for labels that differ from the input tokens."""
     if subject.dtype not in UNITS or not counted(case).any():
         return
-    got_loss, got = subject.ask(case, "loss_and_gradients", case.token_ids, case.is_real, labels(case))
-    wanted_by_name, allowed = exact(case), spread(case)
-    missing = sorted(set(wanted_by_name) - set(got) - {"loss"})
+    value, by_name = subject.ask(case, "loss_and_gradients", case.token_ids, case.is_real, labels(case))
+    expected_by_name, allowed = exact(case), spread(case)
+    missing = sorted(set(expected_by_name) - set(by_name) - {"loss"})
     yield Judgement(
         "gradients", "fail" if missing else "pass", np.inf if missing else 0.0, (0, 0), f"no gradient of {missing[:3]}"
     )
-    for name, wanted in wanted_by_name.items():
-        found = np.asarray(got_loss if name == "loss" else got.get(name, wanted), np.float64)
-        yield _judge(name, found, wanted, allowed[name] * UNITS[subject.dtype] / SIMULATED)
+    for name, expected in expected_by_name.items():
+        result = np.asarray(value if name == "loss" else by_name.get(name, expected), np.float64)
+        yield _judge(name, result, expected, allowed[name] * UNITS[subject.dtype] / SIMULATED)
 
 
-def _judge(name: str, found: Array, wanted: Array, allowed: float) -> Judgement:
-    """By the root mean square over the whole tensor."""
-    if found.shape != wanted.shape:
-        return Judgement(name, "fail", np.inf, (0, 0), f"{name}: expected shape {wanted.shape}, got {found.shape}")
-    error, signal = _rms(found - wanted), _rms(wanted)
+def _judge(name: str, result: Array, expected: Array, allowed: float) -> Judgement:
+    """Judge the root mean square error of a whole tensor."""
+    if result.shape != expected.shape:
+        explanation = f"{name}: expected shape {expected.shape}, got {result.shape}"
+        return Judgement(name, "fail", np.inf, (0, 0), explanation)
+    error, signal = _rms(result - expected), _rms(expected)
     if np.isfinite(error) and allowed > GRADABLE * signal:
-        return Judgement(
-            name, "inconclusive", 0.0, (0, 0), f"{name}: rounding alone may change it by {allowed:.2g} of {signal:.2g}"
-        )
+        explanation = f"{name}: rounding alone may change it by {allowed:.2g} of {signal:.2g}"
+        return Judgement(name, "inconclusive", 0.0, (0, 0), explanation)
     z = error / allowed if error else 0.0
     what = name if name == "loss" else f"gradient of {name}"
     text = f"{what}: rms error {error:.2g}, {z:.2g} times the {allowed:.2g} that rounding explains"
@@ -98,25 +108,25 @@ def _judge(name: str, found: Array, wanted: Array, allowed: float) -> Judgement:
 
 
 def counted(case: Case) -> Bool[Array, "B T"]:
-    """The columns whose token is predicted: real ones behind a real one (GRD-1)."""
+    """True for positions whose token is predicted: real positions after a real one (GRD-1)."""
     real = np.zeros_like(case.is_real)
     real[:, 1:] = case.is_real[:, 1:] & case.is_real[:, :-1]
     return real
 
 
 def labels(case: Case) -> Int[Array, "B T"]:
-    """Those that a case was given, or other tokens than the input's."""
+    """The labels stored in the case, or random tokens."""
     if "labels" in vars(case):
         return vars(case)["labels"]
     ids = np.random.default_rng(case.seed + 3).integers(0, case.config.vocabulary_size, case.token_ids.shape)
     return np.where(counted(case), ids, loss.IGNORED)
 
 
-def _run(case: Case, params: Any) -> dict[str, Array]:
-    result = vjp.loss_and_gradients(params, case.config, case.token_ids, case.is_real, labels(case))
+def _run(case: Case, params: Params, view: View = model.view) -> dict[str, Array]:
+    result = vjp.loss_and_gradients(params, case.config, case.token_ids, case.is_real, labels(case), view=view)
     shapes = {key: weight.hf_shape(case.config) for key, weight in keys(case.config)}
-    found = {full_key(key): np.asarray(array).reshape(shapes[key]) for key, array in result.gradients.items()}
-    return {"loss": np.asarray(result.loss)} | found
+    by_name = {full_key(key): np.asarray(array).reshape(shapes[key]) for key, array in result.gradients.items()}
+    return {"loss": np.asarray(result.loss)} | by_name
 
 
 @lru_cache(REMEMBERED)
@@ -127,32 +137,29 @@ def exact(case: Case) -> dict[str, Array]:
 
 @lru_cache(REMEMBERED)
 def spread(case: Case) -> dict[str, float]:
-    """At the unit of float32: root mean square over samples and elements; the larger of both anchorings of ALiBi."""
+    """Root mean square error by name, at the unit `SIMULATED`: over samples and elements, the larger of both anchors of ALiBi."""
     largest = dict.fromkeys(exact(case), 0.0)
+    noisy = case.params.map(lambda x: x.view(Noisy))
     for anchor in (0, case.time - 1):
-        Noisy.rng = np.random.Generator(np.random.SFC64(case.seed))
-        with anchored(anchor):
-            runs = [_run(case, case.params.map(lambda x: x.view(Noisy))) for _ in range(SAMPLES)]
-        for name, wanted in exact(case).items():
-            found = np.sqrt(np.mean([np.square(_rms(run[name] - wanted)) for run in runs]))
-            rounded = _rms(wanted) * SIMULATED / np.sqrt(3.0)
-            largest[name] = float(max(largest[name], found, rounded))
+        with errors_from(np.random.Generator(np.random.SFC64(case.seed))):
+            runs = [_run(case, noisy, anchored(anchor)) for _ in range(SAMPLES)]
+        for name, expected in exact(case).items():
+            sampled = np.sqrt(np.mean([np.square(_rms(run[name] - expected)) for run in runs]))
+            rounded = _rms(expected) * SIMULATED / np.sqrt(3.0)
+            largest[name] = float(max(largest[name], sampled, rounded))
     return largest
 
 
-@contextmanager
-def anchored(column: int) -> Iterator[None]:
-    """Inside, the reference counts ALiBi from this column: the same function, with other roundings (ALI-4)."""
-    usual = model.view
+def anchored(column: int) -> View:
+    """A `model.view` that counts ALiBi from this column: the same function with other rounding errors (ALI-4)."""
 
     def view(config: BloomConfig, is_real: Bool[Array, "B S"], start: int, dtype: DType) -> model.View:
         distance = np.arange(is_real.shape[1])[None, :] - column
         bias = alibi.slopes(config.num_heads, dtype)[:, None, None] * distance.astype(dtype)
         shape = (config.num_heads, is_real.shape[1] - start, is_real.shape[1])
-        return replace(usual(config, is_real, start, dtype), bias=np.broadcast_to(bias, shape).view(Noisy))
+        return replace(model.view(config, is_real, start, dtype), bias=np.broadcast_to(bias, shape).view(Noisy))
 
-    with mock.patch.object(model, "view", view):
-        yield
+    return view
 
 
 def _rms(x: Float[Array, "*N"]) -> float:
