@@ -1,7 +1,7 @@
-"""The interface between bloomref and whatever runs its blocks. Types and prose, no logic: specs/95-backend.md is the contract.
+"""The interface between bloomref and a backend, which computes its blocks. specs/95-backend.md has the rules.
 
-Weights are prepared once, into the backend's own layout on its own device; blocks run on opaque values; the wiring between
-the blocks exists once, in `runtime.engine`. Position is an argument: nothing remembers where it is (BKD-2).
+A backend prepares the weights once, in its own layout on its own device. Hidden states are opaque to bloomref.
+`runtime.engine` connects the blocks. Position is an argument: a backend stores none (BKD-2).
 """
 
 import warnings
@@ -17,26 +17,26 @@ from bloomref.params import Params
 from bloomref.shapes import Array, Bool, Float, Int
 
 API_VERSION = 1
-"""Grows when a backend of before would no longer be right. What a backend may leave out, such as `SupportsMemoryEstimate`, does not count."""
+"""Incremented on incompatible changes. Optional capabilities do not count."""
 READ_ROWS = 4096
-"""A prompt is read about so many positions at a time, over all rows, where nobody asks for its hidden states."""
+"""Positions of a prompt that are computed at a time, over all rows, when only the scores after its end are needed."""
 GROUP = "bloomref.backends"
-"""The entry-point group in which a package names its backends: `name = "package.module:factory"`."""
+"""The entry-point group of backends: `name = "package.module:factory"`."""
 
 T = TypeVar("T")
 Hidden = Any
-"""A backend's own hidden states (B, T, D), on its device; only the backend that made one can read it."""
+"""Hidden states (B, T, D) in a backend's own form, on its device. Only that backend reads them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Host-side facts of one call, the same for every layer.
+    """Position and mask of one call, on the host. All layers of a call share one Step.
 
     Args:
-        start: first cache position that the call writes; ALiBi positions are column indices.
-        key_is_real: which of the S = start + T visible columns hold a token.
-        is_dense: all of them do: a backend may skip the mask.
-        derived: filled by `derive`; nobody else reads it.
+        start: first cache position that the call writes. ALiBi positions are column indices.
+        key_is_real: (B, S) of bool, S = start + T: True for a token, False for padding.
+        is_dense: True if every element of `key_is_real` is: the mask can be skipped.
+        derived: storage of `derive`.
     """
 
     start: int
@@ -46,14 +46,14 @@ class Step:
 
     @classmethod
     def at(cls, start: int, key_is_real: Bool[Array, "B S"]) -> "Step":
-        """The facts of a call that writes from cache position `start` on."""
+        """The Step of a call that writes from cache position `start` on."""
         return cls(start, key_is_real, bool(np.all(key_is_real)))
 
     def derive(self, key: Hashable, make: Callable[[], T]) -> T:
-        """`make()`, computed at the first layer that asks and returned again to the others.
+        """Return `make()`, computed once for all layers.
 
         Args:
-            key: names the value, and everything but this Step that the value depends on, such as a cache's capacity or a device.
+            key: identifies the value and everything it depends on besides this Step, such as a cache's capacity or a device.
         """
         if key not in self.derived:
             self.derived[key] = make()
@@ -63,58 +63,60 @@ class Step:
 
 @runtime_checkable
 class Cache(Protocol):
-    """Keys and values of `capacity` positions for every layer and row, on the device."""
+    """Keys and values of every layer and row, for `capacity` positions, on the device."""
 
     def select(self, rows: Int[Array, " N"]) -> "Cache":
-        """A copy that holds these rows in this order; one may repeat."""
+        """A copy with these rows in this order. A row may be repeated."""
         ...
 
 
 @runtime_checkable
 class Prepared(Protocol):
-    """One model's weights in a backend's layout. Immutable; two caches of one Prepared are independent (BKD-1)."""
+    """The weights of one model in a backend's layout. Immutable. Two caches of one Prepared are independent (BKD-1)."""
 
     def new_cache(self, batch: int, capacity: int) -> Cache: ...
 
     def embed(self, token_ids: Int[Array, "B T"]) -> Hidden:
-        """Look-up and embedding norm."""
+        """Embedding lookup and embedding LayerNorm."""
         ...
 
     def attention_block(self, layer: int, x: Hidden, cache: Any, step: Step) -> Hidden:
-        """Layer norm ... residual; `cache` is one that this Prepared made; writes positions [start, start + T) of the layer's cache."""
+        """LayerNorm, attention, residual sum. Writes positions [start, start + T) of the layer's cache, which this Prepared created."""
         ...
 
     def mlp_block(self, layer: int, x: Hidden) -> Hidden:
-        """Layer norm ... residual."""
+        """LayerNorm, MLP, residual sum."""
         ...
 
     def final_norm(self, x: Hidden) -> Hidden: ...
 
     def logits(self, x: Hidden, last_only: bool) -> Float[Array, "B _ V"]:
-        """Scores from the final hidden states, on the host, in the accumulation dtype; of the last position, or of all.
+        """Logits from final hidden states, on the host, in the accumulation dtype: of the last position, or of all.
 
         A new array, as that of `SupportsWholeStep.step`: the caller may write to it.
         """
         ...
 
     def to_host(self, x: Hidden) -> Float[Array, "B T D"]:
-        """In the compute dtype."""
+        """The hidden states as a NumPy array in the compute dtype."""
         ...
 
-    def from_host(self, x: Float[Array, "B T D"]) -> Hidden: ...
+    def from_host(self, x: Float[Array, "B T D"]) -> Hidden:
+        """The inverse of `to_host`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """How one token of each row is chosen from its scores without the host.
+    """How a backend chooses one token of each row from its scores.
 
     Args:
-        temperature: divides the scores before a draw; None: the best token, and no draw.
-        top_k: draw among the k best, of equal ones those of the lowest ids; None: among all.
-        top_p: of these, draw among the fewest best ones whose probabilities reach it.
-        forbidden: ids that are never chosen; at least one is not.
-        seeds: one for each row (B,); what a row draws depends on its seed and on how many tokens it has drawn.
-        drawn: that number.
+        temperature: divides the scores before a draw. None: the token with the highest score, without a draw.
+        top_k: draw among the k highest scores; ties go to the lowest ids. None: among all.
+        top_p: draw among the fewest highest scores whose probabilities add up to this value, in (0, 1].
+        forbidden: (V,) of bool, True for ids that are never chosen. At least one is False.
+        seeds: (B,) of integers. The draw of a row depends on its seed and on `drawn`.
+        drawn: number of tokens that each row has drawn before.
     """
 
     temperature: float | None = None
@@ -127,19 +129,19 @@ class Choice:
 
 @runtime_checkable
 class SupportsWholeStep(Protocol):
-    """What a prepared model may have beside the methods of `Prepared`: decoding steps as a whole (BKD-17, BKD-18)."""
+    """Optional capability of a prepared model: whole decoding steps (BKD-17, BKD-18)."""
 
     def step(self, token_ids: Int[Array, " B"], cache: Any, step: Step) -> Float[Array, "B V"]:
-        """What `embed`, the blocks, `final_norm` and `logits` give for one position of each row."""
+        """Logits (B, V) after one position of each row: `embed`, the blocks, `final_norm` and `logits` at once."""
         ...
 
     def tokens(
         self, token_ids: Int[Array, " B"], cache: Any, step: Step, choice: Choice, count: int
     ) -> Int[Array, "B N"]:
-        """`count` steps, each with the tokens that the one before chose; the columns behind `step.start` are real.
+        """Run `count` steps, each on the tokens chosen by the step before. Positions after `step.start` are real.
 
         Raises:
-            Unsupported: a choice that it does not have; BadWeights: a score is NaN or infinite.
+            Unsupported: for a choice that it does not implement; BadWeights: for a score that is NaN or infinite.
         """
         ...
 
@@ -178,17 +180,17 @@ class SupportsHostWeights(Protocol):
 
 @runtime_checkable
 class Backend(Protocol):
-    """Cheap to make; holds no weights and no device memory."""
+    """A way to run models. Cheap to create: it holds neither weights nor device memory."""
 
     name: str
     api_version: int
 
     def unsupported(self, config: BloomConfig, policy: DTypePolicy) -> str | None:
-        """Why this model cannot run here, in one sentence that says what to do; None when it can."""
+        """None if the model can run on this machine; else one sentence with the reason and the remedy."""
         ...
 
     def prepare(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:
-        """Bring the weights, rounded to the compute dtype, into the backend's layout. The caller may drop `params` after."""
+        """Copy the weights, rounded to the compute dtype, into the backend's layout. The caller may then release `params`."""
         ...
 
 
@@ -209,9 +211,9 @@ class Memory:
     """Bytes on a backend's device.
 
     Args:
-        weights: what a prepared model holds.
+        weights: of a prepared model.
         cache: keys and values of one cache.
-        working: the largest temporaries of one decoding step, logits included.
+        working: largest temporaries of one decoding step, logits included.
     """
 
     weights: int
@@ -225,16 +227,16 @@ class Memory:
 
 @runtime_checkable
 class SupportsMemoryEstimate(Protocol):
-    """What a backend may have beside the methods of `Backend`."""
+    """Optional capability of a backend: an estimate of memory (BKD-15)."""
 
     def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
-        """What it takes to generate `length` positions for `batch` rows, before any of it is allocated (BKD-15)."""
+        """Bytes needed to generate `length` positions for `batch` rows. Nothing is allocated."""
         ...
 
 
 @runtime_checkable
 class SupportsGradients(Protocol):
-    """What a backend may have beside the methods of `Backend`: the reverse mode of the whole model (BKD-19)."""
+    """Optional capability of a backend: the backward pass of the whole model (BKD-19)."""
 
     def loss_and_gradients(
         self,
@@ -246,31 +248,31 @@ class SupportsGradients(Protocol):
         trainable: Callable[[str], bool],
         rng: np.random.Generator | None,
     ) -> tuple[float, dict[str, Array]]:
-        """What `reference.vjp` gives: the mean cross-entropy, and its gradients, adapters' factors included.
+        """The mean cross-entropy in nats and its gradients by key, those of LoRA factors included.
 
         Args:
-            params: in any dtype; read where they lie, for they change from step to step.
-            targets: the id that each position is to predict, or -100.
-            document: positions of one number see each other; negative: padding.
-            trainable: the keys whose gradients are wanted.
-            rng: for dropout, in the order of the reference's draws; None: nothing is dropped.
+            params: weights in any dtype, with LoRA factors or without. They change between calls: nothing of them is cached.
+            targets: (B, T) id that each position predicts, or -100 to ignore the position.
+            document: (B, T) positions attend to positions of the same number; negative: padding.
+            trainable: accepts the keys whose gradients are computed.
+            rng: of dropout, drawn in the order of the reference; None: no dropout.
 
         Raises:
-            Unsupported: a dtype that it does not train in.
+            Unsupported: for a dtype that it does not train in.
         """
         ...
 
 
 @runtime_checkable
 class SupportsCompilation(Protocol):
-    """What a backend may have whose kernels are compiled on the machine where they run, so that a person can be told."""
+    """Optional capability of a backend whose kernels are compiled on the user's machine: the command line reports it."""
 
     def is_compiled(self, policy: DTypePolicy) -> bool:
-        """Whether `compile` was done before and its result is kept."""
+        """True if the kernels of this policy are compiled and cached."""
         ...
 
     def compile(self, policy: DTypePolicy) -> None:
-        """Compile now what a model of this policy needs, rather than at its first token."""
+        """Compile the kernels of this policy now, rather than at the first token."""
         ...
 
 
@@ -281,7 +283,7 @@ _RENAMED: dict[str, Any] = {
     "Compiles": SupportsCompilation,
     "TellsMemory": SupportsMemoryEstimate,
 }
-"""Names of version 0.1.0 -> what stands for them."""
+"""Name of version 0.1.0 -> its replacement."""
 
 
 def __getattr__(name: str) -> Any:

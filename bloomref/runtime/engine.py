@@ -1,4 +1,4 @@
-"""Runs a prepared model on checked input: the wiring of the blocks, once, over whichever backend."""
+"""Runs a model on a backend: connects the blocks and records the mask of the cache. Inputs are checked before."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from bloomref.shapes import Array, Bool, Float, Int
 
 @dataclass(frozen=True, eq=False)
 class EngineCache:
-    """A backend's cache, and which of its positions hold a real token: the mask of the prefix is remembered (KVC-3)."""
+    """A backend's cache, and the mask of its positions: True for a real token (KVC-3)."""
 
     blocks: Cache
     is_real: Bool[Array, "B P"]
@@ -44,7 +44,7 @@ class EngineCache:
         return self.is_real.shape[1]
 
     def select(self, rows: Int[Array, " N"]) -> "EngineCache":
-        """A copy that holds the given batch rows, in that order; a row may repeat (beam search)."""
+        """A copy with the given rows in that order. A row may be repeated (beam search)."""
         return EngineCache(self.blocks.select(rows), self.is_real[rows])
 
 
@@ -52,8 +52,8 @@ class Engine:
     """One model on one backend.
 
     Args:
-        params: the weights, in any dtype. They are kept for `params` and `word_embedding`, as they are: a map of a file takes
-            no memory. The reference in an unmixed policy keeps the arrays that it runs on instead.
+        params: the weights, in any dtype. The engine holds a reference to them for `params` and `word_embedding`; memory-mapped
+            weights take no memory. With SupportsHostWeights and an unmixed policy, it refers to the arrays that the model runs on.
         backend: "numpy" (the reference), the name of an installed backend, "auto", or a backend itself.
 
     Raises:
@@ -82,12 +82,12 @@ class Engine:
 
     @property
     def params(self) -> Params:
-        """The weights in the variable dtype: rounded anew at each call where they are kept in another one."""
+        """The weights in the variable dtype. Weights that are stored in another dtype are rounded at each call."""
         return self._params.astype(self.policy.variable_dtype)
 
     @property
     def stored_params(self) -> Params:
-        """The weights as they are stored, in any dtype, not copied: those given, or the host arrays that the model runs on."""
+        """The stored weights, in any dtype, not copied: those given, or the host arrays that the model runs on."""
         return self._params
 
     # --- whole sequences -------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Engine:
         return self.prepared.to_host(self.prepared.hidden_with_dropout(batch.token_ids, batch.is_real, rng))
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-        """Scores of every vocabulary entry from final hidden states, in float32 (float64 for a float64 model)."""
+        """Logits of final hidden states, in float32 (float64 for a float64 model)."""
         return self.prepared.logits(self.prepared.from_host(hidden), False)
 
     def loss_and_gradients(
@@ -141,15 +141,20 @@ class Engine:
     def extend(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T D"]:
-        """Final hidden states, on the host, of the T positions from `start` on; what `run` returns, brought over."""
+        """As `run`, with the final hidden states copied to the host in the compute dtype."""
         return self.prepared.to_host(self.run(cache, start, token_ids, is_real))
 
     def run(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
     ) -> Hidden:
-        """Final hidden states of the T positions from `start` on, written to the cache. Repeating it changes nothing.
+        """Run the T positions from `start` on, write their keys and values to the cache, and return final hidden states.
 
-        They stay on the backend's device; `next_logits` and `prepared.to_host` read them.
+        The hidden states stay on the backend's device; `next_logits` and `prepared.to_host` read them. Repeating a call changes
+        nothing.
+
+        Args:
+            start: first cache position that is written.
+            is_real: True for tokens, False for padding; None: all are tokens.
 
         Raises:
             InvalidInput: when rows or positions do not fit into the cache. Clauses: KVC-1 ... KVC-6.
@@ -180,10 +185,13 @@ class Engine:
     def read(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B V"]:
-        """Scores of the token that follows the T > 0 positions from `start` on, which are written to the cache.
+        """Run the T > 0 positions from `start` on, as `run`, and return the logits of the token that follows them.
 
-        One position is a `step` where the backend has it (BKD-17); many are run in pieces of about READ_ROWS, so that there are
-        never hidden states of more. Raises what `run` raises.
+        One position is a whole step on a backend that has it (BKD-17). Longer prompts run in chunks of about READ_ROWS
+        positions over all rows, which bounds the memory of hidden states.
+
+        Raises:
+            InvalidInput: as `run`.
         """
         batch, time = token_ids.shape
         if time == 1 and isinstance(self.prepared, SupportsWholeStep):
@@ -218,7 +226,7 @@ class Engine:
         return chosen
 
     def next_logits(self, hidden: Hidden) -> Float[Array, "B V"]:
-        """Scores of the token that follows the last position of what `run` returned."""
+        """Logits of the token that follows the last position of hidden states from `run`."""
         return self.prepared.logits(hidden, True)[:, 0]
 
     # --- the embedding matrix --------------------------------------------------------------------

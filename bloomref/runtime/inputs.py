@@ -1,4 +1,4 @@
-"""What callers hand in, checked once and brought into one form."""
+"""Checks of model inputs. Everything behind them receives valid arrays of one form."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """Checked token ids, and which of them are real."""
+    """Checked token ids (B, T) of int64, and their mask (B, T) of bool: True for a real token."""
 
     token_ids: Int[Array, "B T"]
     is_real: Bool[Array, "B T"]
@@ -45,7 +45,7 @@ def token_batch(inputs: object, vocabulary_size: int) -> TokenBatch:
 
 
 def labelled_batch(inputs: object, vocabulary_size: int) -> tuple[TokenBatch, Int[Array, "B T"] | None]:
-    """As `token_batch`, and the value of a third key, `labels`, or None without it.
+    """As `token_batch`, with the value of an optional third key, `labels` (B, T), or None.
 
     Raises:
         InvalidInput: naming the key, what was expected and what came. Clause: GRD-10.
@@ -57,7 +57,7 @@ def labelled_batch(inputs: object, vocabulary_size: int) -> tuple[TokenBatch, In
 
 
 def check_labels(labels: object, shape: tuple[int, ...], vocabulary_size: int) -> Int[Array, "B T"]:
-    """Integers of any dtype in the shape of the ids, each in [0, vocabulary_size) or -100; as int64."""
+    """Check labels: integers in the shape of the ids, each in [0, vocabulary_size) or -100. Returns int64."""
     array = to_array("labels", labels)
     if array.shape != shape:
         raise invalid("labels", f"the shape of token_ids, {shape}", f"shape {array.shape}")
@@ -70,7 +70,7 @@ def check_labels(labels: object, shape: tuple[int, ...], vocabulary_size: int) -
 
 
 def check_token_ids(token_ids: object, vocabulary_size: int) -> Int[Array, "B T"]:
-    """Integers of any dtype, of shape (B, T), each in [0, vocabulary_size); as int64."""
+    """Check token ids: integers of shape (B, T), each in [0, vocabulary_size). Returns int64."""
     array = to_array("token_ids", token_ids)
     if array.size == 0 and array.ndim == 2:
         return np.zeros(array.shape, np.int64)
@@ -87,7 +87,7 @@ def check_token_ids(token_ids: object, vocabulary_size: int) -> Int[Array, "B T"
 
 
 def check_padding_mask(mask: object, shape: tuple[int, ...]) -> Bool[Array, "B T"]:
-    """0 and 1 of any number type or bool, in the shape of the ids; all ones when None."""
+    """Check a padding mask: 0 and 1 of any number type or bool, in the shape of the ids. None gives all ones."""
     if mask is None:
         return np.ones(shape, bool)
     array = to_array("padding_mask", mask)
@@ -103,7 +103,7 @@ def check_padding_mask(mask: object, shape: tuple[int, ...]) -> Bool[Array, "B T
 
 
 def to_array(name: str, value: object) -> np.ndarray[Any, np.dtype[Any]]:
-    """`value` as an array; ragged nestings are refused by name."""
+    """Convert to an array. A ragged nesting raises InvalidInput with the argument's name."""
     try:
         return np.asarray(value)
     except (ValueError, TypeError) as error:

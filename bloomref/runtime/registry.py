@@ -1,4 +1,4 @@
-"""Which backends are installed: listed without importing one, loaded on first use."""
+"""The installed backends. Listing imports none of them; a backend is loaded on first use."""
 
 from collections.abc import Callable
 from functools import cache
@@ -14,15 +14,15 @@ from bloomref.validation import did_you_mean
 REFERENCE = "numpy"
 AUTO = "auto"
 PREFERENCE = ("cupy", "numba", REFERENCE)
-"""The order in which `auto` asks; other backends are taken by name only."""
+"""The order in which `auto` tries backends. Others are selected by name only."""
 INSTALL = {"cupy": "pip install 'bloomref[cuda13]'", "numba": "pip install 'bloomref[numba]'"}
-"""What brings our own accelerators everything that they need."""
+"""The command that installs a backend of this project with its dependencies."""
 SEPARATOR = ":"
-"""Between the name of a backend and an argument for it: `cupy:1` is the backend cupy on device 1 (BKD-16)."""
+"""Separates the name of a backend and its argument: `cupy:1` is the backend cupy on device 1 (BKD-16)."""
 
 
 def available() -> dict[str, EntryPoint]:
-    """Name -> entry point of every installed backend but the reference. Imports none of them.
+    """Name -> entry point of every installed backend except the reference. Imports none of them.
 
     Raises:
         Unsupported: when two packages claim one name.
@@ -45,11 +45,11 @@ def names() -> list[str]:
 
 @cache
 def load(name: str) -> Backend:
-    """The backend of that name, which may carry an argument: `cupy:1`.
+    """The backend of that name, with or without an argument: `cupy`, `cupy:1`.
 
     Raises:
-        InvalidInput: no such backend, or an argument that it does not take; Unsupported: it is not installed, cannot be
-        imported, or speaks another version of the interface.
+        InvalidInput: for an unknown name or argument; Unsupported: for a backend that is not installed, cannot be imported, or
+        has another version of the interface.
     """
     if name == REFERENCE:
         from bloomref.runtime.numpy_backend import backend
@@ -108,7 +108,7 @@ def choose(name: object, config: BloomConfig, policy: DTypePolicy) -> Backend:
 
 
 def why_unsupported(name: str, config: BloomConfig, policy: DTypePolicy) -> str | None:
-    """None when the backend can run the model here, else the reason."""
+    """The reason why the backend cannot run the model on this machine, or None if it can."""
     try:
         return load(name).unsupported(config, policy)
     except Unsupported as error:
