@@ -1,4 +1,4 @@
-"""`bloomref vectors`: the language-neutral test cases: write them, check them, ask them."""
+"""`bloomref vectors`: write or check the test vectors, or ask an implementation all of them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,41 +18,45 @@ if TYPE_CHECKING:
 def command(
     folder: Annotated[
         Path | None,
-        typer.Option("--folder", "--output", "-o", metavar="DIR", help="Of the vectors.  [default: specs/vectors]"),
+        typer.Option(
+            "--folder", "--output", "-o", metavar="DIR", help="Folder of the vectors.  [default: specs/vectors]"
+        ),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Write nothing: say what is not as it should be.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare the folder with a fresh one; write nothing.")] = False,
     implementation: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="Ask this implementation in Python (docs/conformance.md).")
+        str | None, typer.Option(metavar="MODULE:NAME", help="Ask an implementation in Python (docs/conformance.md).")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Ask a backend of bloomref: numpy, numba.")
+        str | None, typer.Option(metavar="NAME", help="Ask a backend of bloomref: numpy, numba, ...")
     ] = None,
     program: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Ask a program in any language that speaks the protocol.")
+        str | None, typer.Option(metavar="COMMAND", help="Ask a program in any language (docs/adapters.md).")
     ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: all that it declares]")] = None,
-    waivers: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Known failures, with reasons.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Dtype to ask; repeatable.  [default: all supported]")] = None,
+    waivers: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Known failures (docs/conformance.md); repeatable.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write the test vectors of specs/vectors; or check them; or ask an implementation all that it can be asked.
+    """Write the test vectors, check them with --check, or ask them of an implementation.
 
-    They are for implementers without Python: JSON and safetensors files, explained in specs/98-vectors.md.
+    Vectors are JSON and safetensors files for implementers in any language; specs/98-vectors.md explains them.
 
-    Exit code 1: --check found something, or the implementation fails a vector.
+    Exit code 1 if --check finds a problem, or the implementation fails a vector.
 
     Example: bloomref vectors --backend numba --dtype float32
     """
-    asked = [name for name in (implementation, backend, program) if name is not None]
-    if check and asked:
-        raise InvalidInput("--check: expected no implementation beside it")
-    if asked:
+    is_asked = any(name is not None for name in (implementation, backend, program))
+    if check and is_asked:
+        raise InvalidInput("--check: expected no implementation, backend or program")
+    if is_asked:
         from bloomref.conformance.run import resolve
 
         raise typer.Exit(
             _ask(resolve.implementation_of(implementation, backend, program), dtype, waivers or [], folder, json)
         )
     if dtype or waivers:
-        raise InvalidInput("--dtype, --waivers: expected one of --implementation, --backend and --program beside them")
+        raise InvalidInput("--dtype, --waivers: expected one of --implementation, --backend and --program as well")
     raise typer.Exit(_check(folder, json) if check else _write(folder, json))
 
 
@@ -60,8 +64,8 @@ def _write(folder: Path | None, json: bool) -> int:
     from bloomref.conformance.vectors.author import write
 
     target = folder or _repository()
-    with _progress(len(write.AUTHORS)) as tell:
-        count = write.write(target, tell)
+    with _progress(len(write.AUTHORS)) as progress:
+        count = write.write(target, progress)
     if json:
         print_json({"folder": str(target), "files": sorted(write.listing(target)), "bytes": count})
     else:
@@ -83,14 +87,14 @@ def _check(folder: Path | None, json: bool) -> int:
     from bloomref.conformance.vectors import read
     from bloomref.conformance.vectors.author import check, write
 
-    found = read.locate(folder)
-    with _progress(len(write.AUTHORS)) as tell:
-        wrong = check.check(found, tell)
+    located = read.locate(folder)
+    with _progress(len(write.AUTHORS)) as progress:
+        problems = check.check(located, progress)
     if json:
-        print_json({"folder": str(found), "problems": wrong})
-    for sentence in [] if json else wrong or [f"{len(read.read(found))} vectors: all as they should be"]:
+        print_json({"folder": str(located), "problems": problems})
+    for sentence in [] if json else problems or [f"{len(read.read(located))} vectors are correct"]:
         typer.echo(sentence)
-    return int(bool(wrong))
+    return int(bool(problems))
 
 
 def _ask(
@@ -104,8 +108,8 @@ def _ask(
     locate(folder)
     names = tuple(dtypes or implementation.capabilities.dtypes)
     report = Report(implementation.name, dict(implementation.versions()), names, TOPICS, heading="topic")
-    with _progress(len(TOPICS) * len(names)) as tell:
-        failures = _answers(report, implementation, Waivers(read_waivers(waivers)), folder, tell)
+    with _progress(len(TOPICS) * len(names)) as progress:
+        failures = _answers(report, implementation, Waivers(read_waivers(waivers)), folder, progress)
     if json:
         results = report.to_dict()
         topics = {"topics": results.pop("properties"), "failures": failures}
@@ -117,9 +121,13 @@ def _ask(
 
 
 def _answers(
-    report: "Report", implementation: "Implementation", waivers: Any, folder: Path | None, tell: Callable[[str], None]
+    report: "Report",
+    implementation: "Implementation",
+    waivers: Any,
+    folder: Path | None,
+    progress: Callable[[str], None],
 ) -> list[str]:
-    """What fails, in words; fills the report."""
+    """Ask every topic in every dtype, fill the report, and return the failures as text."""
     from bloomref.conformance.run.results import Counts
     from bloomref.conformance.subject import Subject
     from bloomref.conformance.vectors.ask import VectorFailure, ask_all
@@ -131,7 +139,7 @@ def _answers(
             report.absent.append(reason)
             continue
         for topic in report.properties:
-            tell(f"{topic}, {subject.dtype}")
+            progress(f"{topic}, {subject.dtype}")
             counts = Counts(topic, subject.dtype)
             try:
                 ask_all(subject, topic, waivers, counts, folder)
@@ -143,16 +151,16 @@ def _answers(
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr, if a person is looking."""
+    """Show a progress bar on stderr if it is a terminal; yield a function that advances it with a label."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
 
-        def tell(what: str) -> None:
-            progress.update(task, description=what, advance=1)
+        def advance(label: str) -> None:
+            bar.update(task, description=label, advance=1)
 
-        yield tell
+        yield advance

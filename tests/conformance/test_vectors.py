@@ -145,8 +145,8 @@ def changed(folder: Path, topic: str, change) -> Path:
         (lambda data: data["tests"][0].update(model="models/none"), "no folder models/none"),
         (lambda data: data["tests"][0]["answers"][0]["tensors"].update(logits="x"), "no tensor x"),
         (lambda data: data["tests"].pop(), "no test names it"),
-        (lambda data: data["tests"][0].update(expect="invalid"), "what is invalid cannot have answers"),
-        (lambda data: data["tests"][0].update(expect="unspecified"), "has several answers"),
+        (lambda data: data["tests"][0].update(expect="invalid"), "that is invalid cannot have answers"),
+        (lambda data: data["tests"][0].update(expect="unspecified"), "needs several answers"),
         (lambda data: data["tests"][0].update(expect="acceptable"), "expected one of"),
         (lambda data: data["tests"][0].update(more=1), "more is not known"),
         (lambda data: data["tests"][0].pop("comment"), "comment is missing"),
@@ -192,7 +192,7 @@ def test_the_command_writes_and_checks(tmp_path, capsys):
     assert (target / "README.md").exists()
     assert not (target / "old.json").exists()
     assert cli(["vectors", "--check", "--folder", str(target)]) == 0
-    assert "all as they should be" in capsys.readouterr().out
+    assert "vectors are correct" in capsys.readouterr().out
     spoil(target / "expected/mlp.safetensors")
     (target / "models/plain/config.json").unlink()
     (target / "extra.txt").write_text("")
@@ -294,11 +294,11 @@ def test_a_refusal_of_bloomref_has_the_class_that_is_named(monkeypatch):
 
 
 def test_an_adapter_is_asked_of_any_implementation_that_takes_one():
-    """The bench has no front door for files, but `adapted`."""
+    """An instrumented model reads no files, but has `adapted`."""
     counts = Counts(NAME, "float32")
     ask_all(Subject(InstrumentedImplementation(), "float32"), "lora", Waivers(), counts, FOLDER)
     assert counts.passed == len(weight_files.ADAPTERS) + 1
-    assert counts.reasons == ["what 'adapter' asks of files and choices, the kit asks of bloomref alone"]
+    assert counts.reasons == ["vectors that ask 'adapter' are for bloomref only"]
 
 
 def test_what_an_implementation_raises_is_its_failure():
@@ -456,12 +456,12 @@ def example():
     return module
 
 
-def my_bloom(lab):
-    """A function of the form that the example wants."""
+def my_bloom(model_class):
+    """A function in the form of the example."""
 
     def run(config, weights, token_ids, mask):
         config = BloomConfig.from_hf(config)
-        return lab(config, params_of(config, weights), dtype=np.float32).run(token_ids, mask)["logits"]
+        return model_class(config, params_of(config, weights), dtype=np.float32).run(token_ids, mask)["logits"]
 
     return run
 

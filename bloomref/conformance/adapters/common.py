@@ -6,10 +6,9 @@ from importlib.util import find_spec
 
 from bloomref.config import BloomConfig
 from bloomref.errors import BloomrefError, Unsupported
+from bloomref.formats import hf
 from bloomref.params import Params
 from bloomref.shapes import Array
-
-PREFIX = "transformer."
 
 
 class Failed(BloomrefError, RuntimeError):
@@ -22,7 +21,7 @@ def params_of(config: BloomConfig, weights: Mapping[str, Array]) -> Params:
     Raises:
         BadWeights: naming the first key that is missing, unknown, or of a wrong shape.
     """
-    return Params.from_named(config, {key.removeprefix(PREFIX): array for key, array in weights.items()})
+    return Params.from_named(config, {key.removeprefix(hf.PREFIX): array for key, array in weights.items()})
 
 
 def need(name: str, *packages: str, command: str) -> None:

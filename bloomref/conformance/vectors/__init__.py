@@ -1,1 +1,4 @@
-"""The test vectors: cases of the specification as files, for those who have no Python. `bloomref vectors` writes them to specs/vectors."""
+"""Test vectors: cases of the specification as JSON and safetensors files, for implementations in any language.
+
+`bloomref vectors` writes them to specs/vectors. Topics, reading, asking and judging are here; `author` writes them.
+"""

@@ -1,5 +1,8 @@
-"""Asks an implementation the vectors. Any adapter is asked what `implementation.Model` can answer; files, configs and choices of tokens
-are asked of bloomref alone, since the kit's adapters have no such question."""
+"""Ask an implementation the test vectors.
+
+Any implementation is asked what the methods of `implementation.Model` can answer. Vectors about files, configs and the choice
+of tokens are asked of bloomref only: the kit has no method for them.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,16 +28,17 @@ from bloomref.errors import Unsupported
 from bloomref.shapes import Array
 
 NAME = "vectors"
-"""In the place of a property, in reports and waivers."""
+"""Name of the vectors in reports and waivers, in place of the name of a property."""
 Outputs = Mapping[str, Array]
+"""Output tensors by name."""
 
 
 @dataclass(eq=False)
 class VectorFailure(Failure):
-    """A vector that does not hold.
+    """A vector that an implementation fails.
 
     Args:
-        others: the ids of those of the topic that do not hold either.
+        others: ids of the other vectors of the topic that it fails.
     """
 
     others: tuple[str, ...] = ()
@@ -66,10 +70,10 @@ def ask(subject: Subject, vector: Vector, waivers: Waivers, counts: Counts) -> F
 
 
 def ask_all(subject: Subject, topic: str, waivers: Waivers, counts: Counts, folder: Path | None = None) -> None:
-    """Every vector of a topic. Where there are none, the counts says so.
+    """Ask every vector of a topic and count the outcomes; if the installation has no vectors, record that reason.
 
     Raises:
-        VectorFailure: the first one; it names the others.
+        VectorFailure: for the first vector that fails; it names the others.
     """
     try:
         vectors = [vector for vector in read(locate(folder)) if vector.topic == topic]
@@ -83,32 +87,32 @@ def ask_all(subject: Subject, topic: str, waivers: Waivers, counts: Counts, fold
 
 
 def _covering(subject: Subject, vector: Vector, waivers: Waivers) -> list[str]:
-    """The waivers for `vectors`, and for the property that asks the same of drawn cases."""
+    """Waivers that match the vector, or the property that asks the same of random cases."""
     if vector.entry["ask"] not in PROPERTY:
         return []
     names = (NAME, PROPERTY[vector.entry["ask"]](vector))
-    found = [each for name in names for each in waivers.covering(name, subject.dtype, vector.case)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(each for name in names for each in waivers.covering(name, subject.dtype, vector.case)))
 
 
-def _of_call(vector: Vector) -> str:
+def _property_of_call(vector: Vector) -> str:
     if vector.entry["expect"] == "invalid":
         return "refusals"
     if "output" in vector.entry:
         return "empty"
-    return "masks" if vector.given["token_dtype"] == "int64" else "id-dtypes"
+    return "masks" if vector.arguments["token_dtype"] == "int64" else "id-dtypes"
 
 
 PROPERTY: dict[str, Callable[[Vector], str]] = {
     "logits": lambda _: "logits",
     "in_pieces": lambda vector: "lora" if "adapter" in vector.entry else "pieces",
     "adapter": lambda _: "lora",
-    "call": _of_call,
+    "call": _property_of_call,
     "loss_and_gradients": lambda _: "gradients",
 }
+"""Question that any implementation may be asked -> the property that asks the same of random cases."""
 
 
-# --- what any implementation is asked --------------------------------------------------------------------------------
+# --- questions to any implementation ----------------------------------------------------------------------------------
 
 
 def _answer(subject: Subject, vector: Vector) -> Iterator[Judgement]:
@@ -123,48 +127,44 @@ def _answer(subject: Subject, vector: Vector) -> Iterator[Judgement]:
         raise Unsupported(reason)
     if question == "call" and "output" in vector.entry:
         shape = _call(subject, vector)["logits"].shape
-        wanted = tuple(vector.entry["output"]["shape"])
-        yield verdict(shape == wanted, f"expected logits of shape {wanted}, got {shape}")
+        expected = tuple(vector.entry["output"]["shape"])
+        yield verdict(shape == expected, f"expected logits of shape {expected}, got {shape}")
         return
     yield from _best(subject, vector, OUTPUTS[question](subject, vector))
 
 
-def _best(subject: Subject, vector: Vector, got: Outputs) -> list[Judgement]:
-    """The judgements by the first answer that fits, or by the specification's."""
-    tier, all_found = vector.tiers.index(subject.tier.name), []
-    for _, tensors in vector.answers():
-        all_found.append(judge(got, tensors, tier, vector.inputs[1]))
-        if not any(found.verdict == "fail" for found in all_found[-1]):
-            return all_found[-1]
-    return all_found[0]
+def _best(subject: Subject, vector: Vector, outputs: Outputs) -> list[Judgement]:
+    """Judge by the first answer that the outputs pass, or else by the specification's, which is the first."""
+    tier = vector.tiers.index(subject.tier.name)
+    by_answer = [judge(outputs, tensors, tier, vector.inputs[1]) for _, tensors in vector.answers()]
+    return next((each for each in by_answer if all(judgement.verdict != "fail" for judgement in each)), by_answer[0])
 
 
 def _logits(subject: Subject, vector: Vector) -> Outputs:
-    """As much as the implementation shows of what is expected."""
+    """Ask for the logits, and for the other expected tensors if the implementation shows them."""
     case, [(_, expected), *_] = vector.case, vector.answers()
-    found: dict[str, Array] = {"logits": np.asarray(subject.ask(case, "logits", case.token_ids, case.is_real))}
+    outputs: dict[str, Array] = {"logits": np.asarray(subject.ask(case, "logits", case.token_ids, case.is_real))}
     if "final_norm" in expected and subject.offers(case, "hidden"):
-        found["final_norm"] = np.asarray(subject.ask(case, "hidden", case.token_ids, case.is_real))
-    if expected.keys() - found.keys() and subject.offers(case, "trace"):
-        seen = subject.ask(case, "trace", case.token_ids, case.is_real)
-        found = {name: np.asarray(value) for name, value in seen.items()} | found
-    return found
+        outputs["final_norm"] = np.asarray(subject.ask(case, "hidden", case.token_ids, case.is_real))
+    if expected.keys() - outputs.keys() and subject.offers(case, "trace"):
+        trace = subject.ask(case, "trace", case.token_ids, case.is_real)
+        outputs = {name: np.asarray(value) for name, value in trace.items()} | outputs
+    return outputs
 
 
 def _in_pieces(subject: Subject, vector: Vector) -> Outputs:
     _need(subject, vector, "in_pieces")
-    case, capacity = vector.case, vector.given["capacity"]
+    case, capacity = vector.case, vector.arguments["capacity"]
     return {"logits": np.asarray(subject.ask(case, "in_pieces", case.token_ids, case.is_real, case.cuts, capacity))}
 
 
 def _call(subject: Subject, vector: Vector) -> Outputs:
-    """Through the front door, in the dtypes that the vector tells."""
+    """Call the public API with arrays of the dtypes that the vector names."""
     _need(subject, vector, "call")
-    given = vector.given
-    ids = np.array(given["token_ids"], given["token_dtype"]).reshape(
-        given.get("token_shape", np.shape(given["token_ids"]))
-    )
-    mask = np.array(given["padding_mask"], given["mask_dtype"]) if "padding_mask" in given else None
+    arguments = vector.arguments
+    shape = arguments.get("token_shape", np.shape(arguments["token_ids"]))
+    ids = np.array(arguments["token_ids"], arguments["token_dtype"]).reshape(shape)
+    mask = np.array(arguments["padding_mask"], arguments["mask_dtype"]) if "padding_mask" in arguments else None
     return {"logits": np.asarray(subject.ask(vector.case, "call", ids, mask))}
 
 
@@ -172,15 +172,14 @@ def _loss(subject: Subject, vector: Vector) -> Outputs:
     _need(subject, vector, "loss_and_gradients")
     if subject.dtype not in UNITS:
         raise Unsupported(ONLY)
-    given = {name: np.array(vector.given[name]) for name in ("token_ids", "padding_mask", "labels")}
-    arguments = given["token_ids"], given["padding_mask"].astype(bool), given["labels"]
-    loss, gradients = subject.ask(vector.case, "loss_and_gradients", *arguments)
-    found = {"loss": np.asarray(loss)} | {name: np.asarray(value) for name, value in gradients.items()}
+    token_ids, mask, labels = (np.array(vector.arguments[name]) for name in ("token_ids", "padding_mask", "labels"))
+    loss, gradients = subject.ask(vector.case, "loss_and_gradients", token_ids, mask.astype(bool), labels)
+    outputs = {"loss": np.asarray(loss)} | {name: np.asarray(value) for name, value in gradients.items()}
     [(_, expected)] = vector.answers()
-    absent = [name for name in expected if name not in found]
+    absent = [name for name in expected if name not in outputs]
     if absent:
         raise Raised(f"no gradient of {', '.join(absent[:3])}")
-    return found
+    return outputs
 
 
 def _need(subject: Subject, vector: Vector, method: str) -> None:
@@ -198,45 +197,45 @@ OUTPUTS: dict[str, Callable[[Subject, Vector], Outputs]] = {
 
 
 def _refusal(subject: Subject, vector: Vector) -> Iterator[Judgement]:
-    """bloomref refuses with the class that is named; of another implementation any exception will do."""
-    question, wanted = vector.entry["ask"], vector.entry["error"]
+    """Ask what must be refused. bloomref must raise the class that the vector names; any exception will do elsewhere."""
+    question, expected = vector.entry["ask"], vector.entry["error"]
     try:
         if question == "call":
             _call(subject, vector)
         else:
             _own_output(subject, vector)
     except Raised as error:
-        got = type(error.__cause__).__name__
-        right = got == wanted or not isinstance(subject.implementation, Backend)
-        yield verdict(right, f"expected {wanted}, got {got}")
+        raised = type(error.__cause__).__name__
+        right = raised == expected or not isinstance(subject.implementation, Backend)
+        yield verdict(right, f"expected {expected}, got {raised}")
     else:
-        yield verdict(False, f"expected {wanted}, got a result")
+        yield verdict(False, f"expected {expected}, got a result")
 
 
-# --- what bloomref alone is asked ------------------------------------------------------------------------------------
+# --- questions to bloomref only ---------------------------------------------------------------------------------------
 
 
 def _own(subject: Subject, vector: Vector) -> Iterator[Judgement]:
-    got = _own_output(subject, vector)
+    output = _own_output(subject, vector)
     if "output" not in vector.entry:
-        yield from _best(subject, vector, got)
+        yield from _best(subject, vector, output)
         return
     expected = dict(vector.entry["output"])
     certain = expected.pop("certain_in", [subject.tier.name])
     if subject.tier.name not in certain:
         yield Judgement(vector.id, "inconclusive", 0.0, (0, 0), "rounding may change the choice")
     else:
-        yield verdict(dict(got) == expected, f"expected {expected}, got {got}")
+        yield verdict(dict(output) == expected, f"expected {expected}, got {output}")
 
 
 def _own_output(subject: Subject, vector: Vector) -> Any:
     if not isinstance(subject.implementation, Backend):
-        raise Unsupported(f"what {vector.entry['ask']!r} asks of files and choices, the kit asks of bloomref alone")
+        raise Unsupported(f"vectors that ask {vector.entry['ask']!r} are for bloomref only")
     try:
         question = vector.entry["ask"]
         return (OWN if question in OWN else REFUSING)[question](subject, vector)
     except Exception as error:
-        raise Raised(f"it raised {type(error).__name__}: {error}") from error
+        raise Raised(f"bloomref raised {type(error).__name__}: {error}") from error
 
 
 def _backbone(subject: Subject, vector: Vector) -> BloomBackbone:
@@ -245,30 +244,35 @@ def _backbone(subject: Subject, vector: Vector) -> BloomBackbone:
 
 
 def _own_logits(backbone: BloomBackbone, vector: Vector) -> Outputs:
-    batch = {name: np.array(vector.given[name]) for name in ("token_ids", "padding_mask") if name in vector.given}
+    batch = {
+        name: np.array(vector.arguments[name]) for name in ("token_ids", "padding_mask") if name in vector.arguments
+    }
     hidden = backbone(batch)
     return {"final_norm": hidden, "logits": backbone.engine.logits(hidden)}
 
 
-def _wrong_adapter(subject: Subject, vector: Vector) -> None:
+def _load_adapter(subject: Subject, vector: Vector) -> None:
     _backbone(subject, vector).load_adapter(vector.path("adapter"))
 
 
-def _wrong_labels(subject: Subject, vector: Vector) -> None:
-    BloomCausalLM(_backbone(subject, vector)).loss_and_gradients(vector.given)
+def _loss_of_labels(subject: Subject, vector: Vector) -> None:
+    BloomCausalLM(_backbone(subject, vector)).loss_and_gradients(vector.arguments)
 
 
 OWN: dict[str, Callable[[Subject, Vector], Any]] = {
-    "config": lambda _, vector: exact_answers.read_config(vector.given),
-    "slopes": lambda _, vector: exact_answers.read_slopes(vector.given),
-    "choose": lambda _, vector: exact_answers.choose(vector.given),
-    "round": lambda _, vector: exact_answers.round_to(vector.given),
-    "policy": lambda _, vector: exact_answers.policy(vector.given),
-    "generate": lambda subject, vector: exact_answers.generate(BloomCausalLM(_backbone(subject, vector)), vector.given),
+    "config": lambda _, vector: exact_answers.read_config(vector.arguments),
+    "slopes": lambda _, vector: exact_answers.read_slopes(vector.arguments),
+    "choose": lambda _, vector: exact_answers.choose(vector.arguments),
+    "round": lambda _, vector: exact_answers.round_to(vector.arguments),
+    "policy": lambda _, vector: exact_answers.policy(vector.arguments),
+    "generate": lambda subject, vector: exact_answers.generate(
+        BloomCausalLM(_backbone(subject, vector)), vector.arguments
+    ),
     "load": lambda subject, vector: _own_logits(_backbone(subject, vector), vector),
 }
+"""Questions that only bloomref is asked -> its answer."""
 REFUSING: dict[str, Callable[[Subject, Vector], None]] = {
-    "adapter": _wrong_adapter,
-    "loss_and_gradients": _wrong_labels,
+    "adapter": _load_adapter,
+    "loss_and_gradients": _loss_of_labels,
 }
-"""What bloomref's front door must refuse, where the kit hands an adapter right input only."""
+"""Questions that bloomref's public API must refuse; the kit's methods take valid input only."""

@@ -1,4 +1,7 @@
-"""bloomref's answers to the vectors that are exact: configs, slopes, the choice of a token, greedy continuations, roundings, dtype policies."""
+"""bloomref's exact answers: configs, slopes, the choice of a token, greedy search, rounding, dtype policies.
+
+Every function takes the object `input` of a vector and returns its `output` (specs/98-vectors.md).
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,45 +17,47 @@ from bloomref.generation.sampling import argmax, top_p
 from bloomref.shapes import Array
 
 
-def read_config(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json, by their names in specs/10-config.md."""
-    fields = BloomConfig.from_hf(given["config"]).to_dict()
+def read_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a config.json, by their names in specs/10-config.md."""
+    fields = BloomConfig.from_hf(arguments["config"]).to_dict()
     del fields["extra"]
     return fields
 
 
-def read_slopes(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The slopes of both accumulation dtypes."""
+def read_slopes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """ALiBi slopes in both accumulation dtypes."""
     types = ("float64", "float32")
-    return {dtype: alibi.slopes(given["num_heads"], np.dtype(dtype)).astype(np.float64).tolist() for dtype in types}
+    return {dtype: alibi.slopes(arguments["num_heads"], np.dtype(dtype)).astype(np.float64).tolist() for dtype in types}
 
 
-def choose(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The token, the allowed tokens or the new scores by one rule of specs/75-generation.md."""
-    scores = np.array(given["scores"], np.float64)
-    if "top_p" in given:
-        return {"kept": np.flatnonzero(top_p(scores, given["top_p"]) > -np.inf).tolist()}
-    if "repetition_penalty" in given:
-        penalize_repetition(scores, given["history"], given["repetition_penalty"])
+def choose(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Token, retained tokens or penalised scores by one rule of specs/75-generation.md."""
+    scores = np.array(arguments["scores"], np.float64)
+    if "top_p" in arguments:
+        return {"kept": np.flatnonzero(top_p(scores, arguments["top_p"]) > -np.inf).tolist()}
+    if "repetition_penalty" in arguments:
+        penalize_repetition(scores, arguments["history"], arguments["repetition_penalty"])
         return {"scores": scores.tolist()}
     return {"token": argmax(scores)}
 
 
-def generate(model: BloomCausalLM, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Greedy continuations; the model has no tokenizer."""
-    rows = model.generate([list(row) for row in given["prompts"]], given["max_length"], given["stop_token_ids"])
+def generate(model: BloomCausalLM, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Token ids of greedy search."""
+    rows = model.generate(
+        [list(row) for row in arguments["prompts"]], arguments["max_length"], arguments["stop_token_ids"]
+    )
     return {"rows": rows}
 
 
-def round_to(given: Mapping[str, Any]) -> dict[str, Any]:
+def round_to(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Numbers rounded once to a dtype, as float64."""
-    values: Array = np.array(given["values"], np.float64)
-    return {"values": cast(values, floating_dtype(given["dtype"])).astype(np.float64).tolist()}
+    values: Array = np.array(arguments["values"], np.float64)
+    return {"values": cast(values, floating_dtype(arguments["dtype"])).astype(np.float64).tolist()}
 
 
-def policy(given: Mapping[str, Any]) -> dict[str, Any]:
+def policy(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The three dtypes of a policy."""
-    names = dtype_policy(given["policy"])
+    names = dtype_policy(arguments["policy"])
     dtypes = {
         "variable": names.variable_dtype,
         "compute": names.compute_dtype,

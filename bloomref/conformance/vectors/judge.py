@@ -1,4 +1,4 @@
-"""The rule of the vectors: nothing but the expected numbers, sigma, and the mask. Clauses: VEC-6 ... VEC-9."""
+"""Judge the answer to a vector from the expected numbers, sigma and the mask alone. Clauses: VEC-6 ... VEC-9."""
 
 from collections.abc import Mapping
 
@@ -10,25 +10,30 @@ from bloomref.shapes import Array, Bool, Float
 
 
 def judge(
-    got: Mapping[str, Array], answer: Mapping[str, tuple[Array, Array]], tier: int, is_real: Bool[Array, "B T"]
+    outputs: Mapping[str, Array], answer: Mapping[str, tuple[Array, Array]], tier: int, is_real: Bool[Array, "B T"]
 ) -> list[Judgement]:
-    """One judgement of each tensor that is in both.
+    """Return a judgement of each tensor that is in both `outputs` and `answer`.
 
     Args:
-        answer: name -> (expected, sigma), sigma of all tiers.
-        tier: which of them.
+        outputs: tensors of an implementation.
+        answer: name -> (expected, sigma), with the tiers as the first axis of sigma.
+        tier: index of the tier of the implementation.
+        is_real: the mask; padding is not judged.
     """
-    shared = [name for name in answer if name in got]
-    return [_judge(name, np.asarray(got[name]), answer[name][0], answer[name][1][tier], is_real) for name in shared]
+    return [
+        _judge(name, np.asarray(outputs[name]), expected, sigma[tier], is_real)
+        for name, (expected, sigma) in answer.items()
+        if name in outputs
+    ]
 
 
-def _judge(name: str, got: Array, expected: Array, sigma: Array, is_real: Array) -> Judgement:
+def _judge(name: str, output: Array, expected: Array, sigma: Array, is_real: Array) -> Judgement:
     if np.isnan(sigma).any():
-        return Judgement(name, "inconclusive", 0.0, (0, 0), f"{name}: the dtype cannot hold this case")
-    if got.shape != expected.shape:
-        return Judgement(name, "fail", np.inf, (0, 0), f"{name}: expected shape {expected.shape}, got {got.shape}")
+        return Judgement(name, "inconclusive", 0.0, (0, 0), f"{name}: the dtype cannot represent this case")
+    if output.shape != expected.shape:
+        return Judgement(name, "fail", np.inf, (0, 0), f"{name}: expected shape {expected.shape}, got {output.shape}")
     with np.errstate(all="ignore"):
-        error = got.astype(np.float64) - expected
+        error = output.astype(np.float64) - expected
     if sigma.ndim == 0:
         return _whole(name, error, float(sigma))
     if not np.isfinite(error[observable(name, error, is_real)]).all():
@@ -54,13 +59,13 @@ def _by_position(
 
 
 def _whole(name: str, error: Array, sigma: float) -> Judgement:
-    """One number for the whole tensor: the loss, a gradient."""
-    far = float(np.sqrt(np.mean(np.square(error)))) if error.size else 0.0
-    if not np.isfinite(far):
+    """Judge a tensor with a single sigma: the loss, or a gradient."""
+    rms = float(np.sqrt(np.mean(np.square(error)))) if error.size else 0.0
+    if not np.isfinite(rms):
         return Judgement(name, "fail", np.inf, (0, 0), f"{name}: not finite")
     if not np.isfinite(sigma):
-        return Judgement(name, "inconclusive", 0.0, (0, 0), f"{name}: rounding alone may change it")
-    z = far / sigma if far else 0.0
+        return Judgement(name, "inconclusive", 0.0, (0, 0), f"{name}: rounding alone may change it completely")
+    z = rms / sigma if rms else 0.0
     return Judgement(
-        name, "pass" if z <= LIMIT else "fail", z, (0, 0), f"{name}: rms error {far:.2g}, {z:.2g} times sigma"
+        name, "pass" if z <= LIMIT else "fail", z, (0, 0), f"{name}: rms error {rms:.2g}, {z:.2g} times sigma"
     )

@@ -1,4 +1,4 @@
-"""Reads the vectors: from the repository, from an installed package, or from a folder that is named."""
+"""Read the test vectors of a folder, of the repository, or of the installed package."""
 
 import json
 import shutil
@@ -20,13 +20,14 @@ from bloomref.formats.safetensors_io import SafetensorsFile
 from bloomref.shapes import Array, Bool, Int
 
 PACKAGED = Path(__file__).parent / "data"
-"""Where a wheel has them."""
+"""The folder of vectors in a wheel."""
 REPOSITORY = Path(__file__).parents[3] / "specs" / "vectors"
+"""The folder of vectors in a checkout."""
 
 
 @dataclass(frozen=True)
 class Stored(Lora):
-    """An adapter that is there already."""
+    """An adapter that is stored in the folder of vectors."""
 
     path: Path = Path()
 
@@ -36,11 +37,14 @@ class Stored(Lora):
 
 @dataclass(frozen=True, eq=False)
 class Vector:
-    """One test of a JSON file.
+    """One vector: a question and its answers.
 
     Args:
-        entry: its object.
-        tensors: those of the topic.
+        folder: the folder of all vectors.
+        topic: its JSON file, without the suffix.
+        tiers: names of the tiers, in the order of the first axis of every sigma.
+        entry: its object in the JSON file; specs/98-vectors.md lists the keys.
+        tensors: the expected tensors of the topic; None if it has none.
     """
 
     folder: Path
@@ -54,52 +58,52 @@ class Vector:
         return str(self.entry["id"])
 
     @property
-    def given(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
+        """The object `input` of the entry."""
         return dict(self.entry.get("input", {}))
 
     def path(self, kind: str) -> Path:
-        """The folder of its model or of its adapter."""
+        """Folder of the model or adapter: `kind` is "model" or "adapter"."""
         return self.folder / str(self.entry[kind])
 
     def answers(self) -> Iterator[tuple[str, dict[str, tuple[Array, Array]]]]:
-        """(note, name -> (expected, sigma)) of each right answer; sigma has the tiers as its first axis."""
+        """Yield (note, name -> (expected, sigma)) of each right answer; the first axis of sigma is the tiers."""
         assert self.tensors is not None or "answers" not in self.entry
         for answer in self.entry.get("answers", []):
             file: Any = self.tensors
-            found = {name: (file.view(key), file.view(f"{key}/sigma")) for name, key in answer["tensors"].items()}
-            yield answer["note"], found
+            tensors = {name: (file.view(key), file.view(f"{key}/sigma")) for name, key in answer["tensors"].items()}
+            yield answer["note"], tensors
 
     @cached_property
     def case(self) -> Case:
-        """The model and the input, as the kit asks of an implementation."""
-        case = _model(self.path("model"))
+        """The model and the input as a case of the kit."""
+        model = _model(self.path("model"))
         ids, real = self.inputs
-        given: dict[str, Any] = {"params": case.params, "token_ids": ids, "is_real": real}
-        made = Case(
-            case.config,
-            seed=case.seed,
+        case = Case(
+            model.config,
+            seed=model.seed,
             batch=ids.shape[0],
             time=ids.shape[1],
             kind=kind(real),
-            cuts=tuple(self.given.get("cuts", ())),
+            cuts=tuple(self.arguments.get("cuts", ())),
             flags=frozenset(self.entry["flags"]) & TAGS.keys(),
             name=self.id,
             lora=Stored(path=self.path("adapter")) if "adapter" in self.entry else None,
         )
-        vars(made).update(given)
-        return made
+        vars(case).update(params=model.params, token_ids=ids, is_real=real)
+        return case
 
     @cached_property
     def inputs(self) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
-        """Token ids and mask: what is legal of the input; in place of anything else one token, since it only serves to load a model."""
-        ids = np.array(self.given.get("token_ids", [[0]]))
+        """Token ids and mask, as int64 and bool. A single token where the input must be refused."""
+        ids = np.array(self.arguments.get("token_ids", [[0]]))
         if ids.ndim != 2 or ids.dtype.kind != "i" or self.entry["expect"] == "invalid":
             return np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
-        return ids, np.array(self.given.get("padding_mask", np.ones(ids.shape)), bool)
+        return ids, np.array(self.arguments.get("padding_mask", np.ones(ids.shape)), bool)
 
 
 def kind(is_real: Bool[Array, "B T"]) -> str:
-    """What is the matter with a mask, in the words of `cases.MASKS`: the hardest of its rows."""
+    """Kind of a mask, from `cases.MASKS`; with several kinds of rows, the most difficult one."""
     if is_real.all():
         return "real"
     if not is_real.any(axis=1).all():
@@ -112,38 +116,39 @@ def kind(is_real: Bool[Array, "B T"]) -> str:
 
 @lru_cache(64)
 def _model(folder: Path) -> Case:
-    """Every folder gets a number of its own: by it a `Subject` knows which model it has loaded."""
+    """Read the model of a folder. Each folder has its own seed, by which a `Subject` recognises a loaded model."""
     config = BloomConfig.from_hf(json.loads((folder / "config.json").read_text("utf-8")))
     file = SafetensorsFile(folder / "model.safetensors")
-    stored = {name: file.view(name).astype(np.float64) for name in file.entries}
+    weights = {name: file.view(name).astype(np.float64) for name in file.entries}
     case = Case(config, seed=_model.cache_info().misses)
-    vars(case)["params"] = params_of(config, stored)
+    vars(case)["params"] = params_of(config, weights)
     return case
 
 
 def locate(folder: Path | None = None) -> Path:
-    """The folder of the vectors.
+    """Return the folder of the vectors: `folder`, or else that of the installation.
 
     Raises:
-        Unsupported: this installation has none; InvalidInput: the folder that was named has none.
+        Unsupported: the installation has no vectors.
+        InvalidInput: `folder` has no vectors.
     """
     if folder is not None:
         if not any(folder.glob("*.json")):
             raise invalid("folder", "a folder that `bloomref vectors` wrote", str(folder))
         return folder
-    for found in (PACKAGED, REPOSITORY):
-        if any(found.glob("*.json")):
-            return found
+    for candidate in (PACKAGED, REPOSITORY):
+        if any(candidate.glob("*.json")):
+            return candidate
     raise Unsupported("vectors: this installation has none; `bloomref vectors --folder DIR` writes them")
 
 
 @lru_cache(4)
 def read(folder: Path) -> tuple[Vector, ...]:
-    """Every vector of a folder, in the order of the topics' names."""
-    found: list[Vector] = []
+    """Read every vector of a folder, sorted by topic."""
+    vectors: list[Vector] = []
     for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text("utf-8"))
         if "tests" in data:
             tensors = SafetensorsFile(folder / data["expected"]) if "expected" in data else None
-            found += [Vector(folder, data["topic"], tuple(data["tiers"]), test, tensors) for test in data["tests"]]
-    return tuple(found)
+            vectors += [Vector(folder, data["topic"], tuple(data["tiers"]), test, tensors) for test in data["tests"]]
+    return tuple(vectors)

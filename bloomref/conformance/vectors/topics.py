@@ -1,4 +1,4 @@
-"""The topics of the vectors: each is one JSON file of specs/vectors."""
+"""Topics of the test vectors: one JSON file of specs/vectors each."""
 
 TOPICS = (
     "config",

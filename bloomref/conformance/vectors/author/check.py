@@ -1,4 +1,4 @@
-"""Whether a folder of vectors is as `bloomref vectors` would write it: its form, what it names, its files, its numbers."""
+"""Check that a folder of vectors equals what `bloomref vectors` writes: form, references, files and numbers."""
 
 import json
 import re
@@ -19,23 +19,26 @@ from bloomref.formats.safetensors_io import SafetensorsFile
 from bloomref.shapes import Array
 
 EXPECTED = 1e-12
-"""Between processors and versions of NumPy, the last bits of a float64 result differ: largest difference, relative to the largest number."""
+"""Largest difference of an expected tensor, relative to its largest number: last bits depend on processor and NumPy."""
 SIGMA = 1e-6
-"""sigma is the size of differences near 1e-8 between such numbers: fewer of its digits are the same."""
+"""Largest relative difference of a sigma: it is an rms of differences near 1e-8, so fewer digits agree."""
 
 
-def check(folder: Path, tell: Callable[[str], None] = lambda _: None) -> list[str]:
-    """A sentence on everything that is wrong."""
-    found = list(lint(folder))
-    with write.built(tell) as fresh:
-        return found + list(_compare(folder, fresh))
+def check(folder: Path, report: Callable[[str], None] = lambda _: None) -> list[str]:
+    """Return a sentence on each problem.
+
+    Args:
+        report: called with the name of each topic while its vectors are computed.
+    """
+    with write.built(report) as fresh:
+        return [*lint(folder), *_compare(folder, fresh)]
 
 
 # --- form ------------------------------------------------------------------------------------------------------------
 
 
 def lint(folder: Path) -> Iterator[str]:
-    """What is wrong with the JSON files, whatever the numbers."""
+    """Yield a sentence on each problem of the JSON files, without computing numbers."""
     topics, ids = {}, Counter[str]()
     for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text("utf-8"))
@@ -73,16 +76,15 @@ def _of_test(folder: Path, test: Mapping[str, Any], tensors: frozenset[str]) -> 
         f"there is no folder {test[key]}" for key in ("model", "adapter") if not (folder / test.get(key, ".")).is_dir()
     )
     for answer in test.get("answers", []):
-        wanted = {name for key in answer["tensors"].values() for name in (key, f"{key}/sigma")}
-        yield from (f"there is no tensor {name}" for name in sorted(wanted - tensors))
-    has = {key for key in ("error", "output", "answers") if key in test}
-    fitting = {"valid": ({"output"}, {"answers"}), "invalid": ({"error"},), "unspecified": ({"answers"},)}[
-        test["expect"]
-    ]
-    if has not in fitting:
-        yield f"what is {test['expect']} cannot have {', '.join(sorted(has)) or 'nothing to expect'}"
+        named = {name for key in answer["tensors"].values() for name in (key, f"{key}/sigma")}
+        yield from (f"there is no tensor {name}" for name in sorted(named - tensors))
+    expectations = {key for key in ("error", "output", "answers") if key in test}
+    allowed = {"valid": ({"output"}, {"answers"}), "invalid": ({"error"},), "unspecified": ({"answers"},)}
+    if expectations not in allowed[test["expect"]]:
+        names = ", ".join(sorted(expectations)) or "nothing to expect"
+        yield f"a question that is {test['expect']} cannot have {names}"
     if test["expect"] == "unspecified" and len(test["answers"]) < 2:
-        yield "what is unspecified has several answers"
+        yield "a question that is unspecified needs several answers"
 
 
 def _tensor_names(folder: Path, data: Mapping[str, Any]) -> frozenset[str]:
@@ -91,7 +93,7 @@ def _tensor_names(folder: Path, data: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _clauses() -> frozenset[str]:
-    """Those of the specification; an installed package does not have it."""
+    """Clauses of the specification; an installed package has none."""
     return frozenset(specified(REPOSITORY.parents[1])) if REPOSITORY.is_dir() else frozenset()
 
 
@@ -102,17 +104,17 @@ CLAUSES = _clauses()
 
 
 def _compare(folder: Path, fresh: Path) -> Iterator[str]:
-    """What differs from the folder as it should be."""
+    """Yield a sentence on each file that differs from a fresh folder."""
     have, want = write.listing(folder), write.listing(fresh)
     yield from (f"{name}: missing" for name in sorted(want - have))
-    yield from (f"{name}: no vector has it" for name in sorted(have - want))
+    yield from (f"{name}: not a file of the vectors" for name in sorted(have - want))
     for name in sorted(have & want):
         if (folder / name).read_bytes() != (fresh / name).read_bytes():
             yield from _differences(name, folder / name, fresh / name)
 
 
 def _differences(name: str, path: Path, fresh: Path) -> Iterator[str]:
-    """Files of results may differ by the last bits; all others are to be equal."""
+    """Compare a file that differs: expected tensors may differ by their last bits, any other file may not."""
     if not re.fullmatch(r"expected/\w+\.safetensors", name):
         yield f"{name}: not what `bloomref vectors` writes"
         return
@@ -122,7 +124,7 @@ def _differences(name: str, path: Path, fresh: Path) -> Iterator[str]:
         yield str(error)
         return
     if old.entries.keys() != new.entries.keys():
-        yield f"{name}: other tensors"
+        yield f"{name}: other names of tensors than expected"
         return
     for key in new.entries:
         allowed = SIGMA if key.endswith("/sigma") else EXPECTED
@@ -131,7 +133,7 @@ def _differences(name: str, path: Path, fresh: Path) -> Iterator[str]:
 
 
 def close(a: Array, b: Array, allowed: float) -> bool:
-    """Equal but for the last bits: of the same shape, not finite at the same places and in the same way."""
+    """True if two arrays are equal but for the last bits, with the same infinities and NaN."""
     if a.shape != b.shape:
         return False
     finite = np.isfinite(b)

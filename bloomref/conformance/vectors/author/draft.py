@@ -1,4 +1,4 @@
-"""A vector before its numbers are computed, and how they are computed: by the reference, with sigma by the kit's budgets."""
+"""Drafts of vectors: the question, and functions that compute its answers from the truth and the budgets of the kit."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,25 +16,28 @@ from bloomref.conformance.oracle.truth import truth
 from bloomref.shapes import Array, Float
 
 TIER_NAMES = tuple(TIERS)
-"""The first axis of every sigma."""
+"""Names along the first axis of every sigma."""
 RESULTS = ("final_norm", "logits")
 Answer = dict[str, tuple[Array, Array]]
-"""Name of a tensor -> its value, float64, and sigma: (tiers, B, T), or (tiers,) for one number or a gradient."""
+"""Name of a tensor -> its float64 value, and sigma: (tiers, B, T), or (tiers,) for the loss and gradients."""
 
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """One vector.
+    """A vector whose numbers are not yet computed.
 
     Args:
-        id: never changed once published.
+        id: never changes once published.
+        clauses: the clauses that it checks.
+        comment: what it checks, in words.
         ask: the question, one of `schema.ASKS`.
+        flags: why the vector exists, names of `notes.NOTES`.
         expect: "valid", "invalid" or "unspecified".
-        error: of what is invalid, the class.
-        model, adapter: folders beside the JSON files, or "".
-        given: the input, as JSON.
-        output: what comes out, as JSON, where that is exact.
-        answers: a note on each right answer, and what computes its tensors.
+        error: the class of the refusal, if `expect` is "invalid".
+        model, adapter: folders next to the JSON files, or "".
+        arguments: the input, as JSON.
+        output: the output as JSON, if it is exact.
+        answers: a note on each right answer, and a function that computes its tensors.
     """
 
     id: str
@@ -46,7 +49,7 @@ class Draft:
     error: str = ""
     model: str = ""
     adapter: str = ""
-    given: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     output: Mapping[str, Any] = field(default_factory=dict)
     answers: tuple[tuple[str, Callable[[], Answer]], ...] = ()
 
@@ -61,15 +64,15 @@ def case_of(
     token_ids: Sequence[Sequence[int]] | None = None,
     is_real: Sequence[Sequence[int]] | None = None,
 ) -> Case:
-    """A question about a model: its weights, with tokens and a mask that follow from the name where they are not given."""
+    """Return a case with the weights of a model. Its name seeds token ids and mask that are None."""
     case = replace(model, batch=batch, time=time, kind=kind, cuts=cuts, name=name, seed=zlib.crc32(name.encode()))
-    found: dict[str, Any] = {"params": model.params}
+    arrays: dict[str, Any] = {"params": model.params}
     if token_ids is not None:
-        found["token_ids"] = np.array(token_ids)
-        found["is_real"] = np.ones(found["token_ids"].shape, bool)
+        arrays["token_ids"] = np.array(token_ids)
+        arrays["is_real"] = np.ones(arrays["token_ids"].shape, bool)
     if is_real is not None:
-        found["is_real"] = np.array(is_real, bool)
-    vars(case).update(found)
+        arrays["is_real"] = np.array(is_real, bool)
+    vars(case).update(arrays)
     ids, real = case.token_ids, case.is_real
     return replaced(
         replace(case, batch=ids.shape[0], time=ids.shape[1]), params=model.params, token_ids=ids, is_real=real
@@ -77,18 +80,18 @@ def case_of(
 
 
 def replaced(case: Case, **arrays: Any) -> Case:
-    """The case with arrays of its own in place of those that follow from its numbers; its name must be its own, too."""
+    """Replace drawn arrays of a case, in place. The name of the case must be unique: cases compare by their fields."""
     vars(case).update(arrays)
     return case
 
 
 def with_adapter(case: Case, adapter: Lora) -> Case:
-    """The same question about the model with an adapter."""
+    """Return the case with an adapter on its model."""
     return replaced(replace(case, lora=adapter), params=case.params, token_ids=case.token_ids, is_real=case.is_real)
 
 
 def answer(case: Case, names: Sequence[str] = RESULTS) -> Answer:
-    """The intermediates of the case whose names match a pattern."""
+    """Compute the intermediates whose names match one of the patterns."""
     exact = truth(case).values
     chosen = [name for name in exact if any(fnmatchcase(name, pattern) for pattern in names)]
     able = {name: _holds(case, TIERS[name]) for name in TIER_NAMES}
@@ -96,21 +99,21 @@ def answer(case: Case, names: Sequence[str] = RESULTS) -> Answer:
 
 
 def _holds(case: Case, tier: Tier) -> bool:
-    """Whether a model of that tier can be asked at all."""
+    """True if a model of the tier can represent the weights and all intermediates of the case."""
     narrow = tier.storage > TIERS["float32"].storage
     return not (narrow and case.weights == "float32") and truth(case).largest <= tier.largest
 
 
 def _sigma(case: Case, tier: str, name: str, able: bool) -> Float[Array, "B T"]:
-    """NaN: not to be asked; infinity: nothing but finite numbers can be asked for."""
+    """Sigma in a tier: NaN if the tier cannot represent the case, infinite at positions that are not judged."""
     if not able:
         return np.full(case.is_real.shape, np.nan)
-    found = budget(case, TIERS[tier])
-    return np.where(found.graded[name] & case.is_real, found.sigma[name], np.inf)
+    rounding = budget(case, TIERS[tier])
+    return np.where(rounding.graded[name] & case.is_real, rounding.sigma[name], np.inf)
 
 
 def without_padding(case: Case) -> Answer:
-    """The logits of each row's real tokens alone, put back into their columns: what comes out where a hole is a deleted token."""
+    """Compute logits with every padded position deleted: the other reading of a hole in the mask."""
     logits = np.zeros_like(truth(case).values["logits"])
     sigma = np.full((len(TIER_NAMES), *case.is_real.shape), np.inf)
     for i, real in enumerate(case.is_real):
@@ -129,9 +132,9 @@ def ask(
     flags: str = "",
     names: Sequence[str] = RESULTS,
     question: str = "logits",
-    **given: Any,
+    **arguments: Any,
 ) -> Draft:
-    """A vector whose answer is the reference's, of ids and mask that are handed in as they are."""
+    """Draft a vector with the token ids and mask of a case, whose answer the reference computes."""
     inputs = {"token_ids": case.token_ids.tolist(), "padding_mask": case.is_real.astype(int).tolist()}
     return Draft(
         case.name,
@@ -140,6 +143,6 @@ def ask(
         question,
         tuple(flags.split()),
         model=f"models/{model}",
-        given=inputs | given,
+        arguments=inputs | arguments,
         answers=(("the specification's", lambda: answer(case, names)),),
     )

@@ -1,4 +1,4 @@
-"""Vectors whose answer is exact and stands in the JSON: configs, slopes, choices of a token, roundings."""
+"""Vectors with an exact output, stored in the JSON: configs, slopes, the choice of a token, rounding, dtype policies."""
 
 from typing import Any
 
@@ -17,23 +17,23 @@ from bloomref.conformance.vectors.exact_answers import choose, generate, policy,
 OLD = {"vocab_size": 250880, "n_embed": 1024, "n_layer": 24, "num_attention_heads": 16}
 NEW = {"vocab_size": 23, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
 SURE = 20.0
-"""How many times the larger sigma of its logits the best token must be ahead, for the choice to be certain in a tier."""
+"""Lead of the best token over the second, in units of sigma, from which no rounding of a tier changes the choice."""
 
 
 # --- configs ---------------------------------------------------------------------------------------------------------
 
 
 def config() -> list[Draft]:
-    def right(name: str, clauses: str, comment: str, given: dict[str, Any]) -> Draft:
-        inputs = {"config": given}
+    def right(name: str, clauses: str, comment: str, arguments: dict[str, Any]) -> Draft:
+        inputs = {"config": arguments}
         return Draft(
-            name, tuple(clauses.split()), comment, "config", ("config",), given=inputs, output=read_config(inputs)
+            name, tuple(clauses.split()), comment, "config", ("config",), arguments=inputs, output=read_config(inputs)
         )
 
     def wrong(name: str, clause: str, comment: str, error: str = "InvalidInput", **changes: Any) -> Draft:
         changed = {key: value for key, value in (NEW | changes).items() if value is not ...}
         inputs = {"config": changed}
-        return Draft(name, (clause,), comment, "config", ("config",), "invalid", error, given=inputs)
+        return Draft(name, (clause,), comment, "config", ("config",), "invalid", error, arguments=inputs)
 
     return [
         right("cfg-old-spelling", "CFG-3 CFG-7", "n_embed and n_layer; F is 4 D where it is not told", OLD),
@@ -64,7 +64,7 @@ def slopes() -> list[Draft]:
     comment = "the slopes, each the decimal form of the exact binary number, as float64 and rounded once to float32"
     clauses = {False: ("ALI-1", "ALI-3"), True: ("ALI-1", "ALI-2", "ALI-3")}
     return [
-        Draft(f"ali-slopes-{n}", clauses[bool(n & (n - 1))], comment, "slopes", ("odd-heads" if n & (n - 1) else "slopes",), given={"num_heads": n}, output=read_slopes({"num_heads": n}))
+        Draft(f"ali-slopes-{n}", clauses[bool(n & (n - 1))], comment, "slopes", ("odd-heads" if n & (n - 1) else "slopes",), arguments={"num_heads": n}, output=read_slopes({"num_heads": n}))
         for n in (1, 2, 3, 7, 16, 20, 32, 112)
     ]  # fmt: skip
 
@@ -73,8 +73,8 @@ def slopes() -> list[Draft]:
 
 
 def generation() -> list[Draft]:
-    def one(name: str, clause: str, comment: str, flag: str, **given: Any) -> Draft:
-        return Draft(name, (clause,), comment, "choose", (flag,), given=given, output=choose(given))
+    def one(name: str, clause: str, comment: str, flag: str, **arguments: Any) -> Draft:
+        return Draft(name, (clause,), comment, "choose", (flag,), arguments=arguments, output=choose(arguments))
 
     halves = [0.5, 0.25, 0.125, 0.125]
     logs = [float(x) for x in np.log(halves)]
@@ -106,24 +106,29 @@ def _greedy(
     length: int,
     stop: int | str | None = None,
 ) -> Draft:
-    """`stop`: the third token that comes without it; or the second one of the prompt."""
+    """Draft a vector of greedy search.
+
+    Args:
+        length: the longest row, prompt included.
+        stop: if a number, the third generated token is the stop token; if "prompt", the second token of the prompt is.
+    """
     case, flags = MODELS[model], ("greedy",)
-    given: dict[str, Any] = {"prompts": prompts, "max_length": length, "stop_token_ids": None}
-    free = generate(language_model(case), given)["rows"]
+    arguments: dict[str, Any] = {"prompts": prompts, "max_length": length, "stop_token_ids": None}
+    free = generate(language_model(case), arguments)["rows"]
     if stop is not None:
-        given["stop_token_ids"] = [prompts[0][1] if stop == "prompt" else free[0][len(prompts[0]) + 2]]
-    rows = generate(language_model(case), given)["rows"]
+        arguments["stop_token_ids"] = [prompts[0][1] if stop == "prompt" else free[0][len(prompts[0]) + 2]]
+    rows = generate(language_model(case), arguments)["rows"]
     tiers = [tier for tier in TIERS if all(_is_certain(case, tier, *pair) for pair in zip(prompts, rows, strict=True))]
-    return Draft(name, tuple(clauses.split()), comment, "generate", flags, model=f"models/{model}", given=given, output={"rows": rows, "certain_in": tiers})  # fmt: skip
+    return Draft(name, tuple(clauses.split()), comment, "generate", flags, model=f"models/{model}", arguments=arguments, output={"rows": rows, "certain_in": tiers})  # fmt: skip
 
 
 def _is_certain(model: Case, tier: str, prompt: list[int], row: list[int]) -> bool:
-    """Whether no rounding of the tier changes a choice."""
+    """True if no rounding of the tier changes a token."""
     case = case_of(model, f"greedy {row}", token_ids=[row])
     deciding = range(len(prompt) - 1, len(row) - 1)
     logits, allowed = truth(case).values["logits"][0], sigma(case, TIERS[tier], ["logits"])["logits"][0]
-    ahead = np.diff(np.partition(logits, -2)[:, -2:])[:, 0] if logits.shape[1] > 1 else np.full(len(logits), np.inf)
-    return all(ahead[t] > SURE * allowed[t] for t in deciding)
+    lead = np.diff(np.partition(logits, -2)[:, -2:])[:, 0] if logits.shape[1] > 1 else np.full(len(logits), np.inf)
+    return all(lead[t] > SURE * allowed[t] for t in deciding)
 
 
 # --- dtypes ----------------------------------------------------------------------------------------------------------
@@ -131,15 +136,15 @@ def _is_certain(model: Case, tier: str, prompt: list[int], row: list[int]) -> bo
 
 def numerics() -> list[Draft]:
     def rounding(name: str, comment: str, dtype: str, values: list[float]) -> Draft:
-        given = {"dtype": dtype, "values": values}
-        return Draft(name, ("NUM-1",), comment, "round", ("rounding",), given=given, output=round_to(given))
+        arguments = {"dtype": dtype, "values": values}
+        return Draft(name, ("NUM-1",), comment, "round", ("rounding",), arguments=arguments, output=round_to(arguments))
 
     def of(name: str) -> Draft:
-        given = {"policy": name}
-        return Draft(f"num-policy-{name.replace('_', '-')}", ("NUM-1", "NUM-3"), "which dtype is kept, which is computed in", "policy", ("policy",), given=given, output=policy(given))  # fmt: skip
+        arguments = {"policy": name}
+        return Draft(f"num-policy-{name.replace('_', '-')}", ("NUM-1", "NUM-3"), "which dtype is kept, which is computed in", "policy", ("policy",), arguments=arguments, output=policy(arguments))  # fmt: skip
 
     def no(name: str, wrong: str) -> Draft:
-        return Draft(name, ("NUM-4",), "no policy", "policy", ("policy",), "invalid", "InvalidInput", given={"policy": wrong})  # fmt: skip
+        return Draft(name, ("NUM-4",), "no policy", "policy", ("policy",), "invalid", "InvalidInput", arguments={"policy": wrong})  # fmt: skip
 
     ties = [1.00390625, 1.01171875, -1.00390625, 257.0, 259.0]
     return [

@@ -28,28 +28,28 @@ def _pieces(
     spare: int = 0,
     **case: Any,
 ) -> Draft:
-    made = case_of(MODELS[model], name, cuts=cuts, **case)
-    more = {"cuts": list(cuts), "capacity": made.time + spare}
-    return ask(made, model, clauses, comment, f"pieces {flags}", ["logits"], "in_pieces", **more)
+    chunked = case_of(MODELS[model], name, cuts=cuts, **case)
+    more = {"cuts": list(cuts), "capacity": chunked.time + spare}
+    return ask(chunked, model, clauses, comment, f"pieces {flags}", ["logits"], "in_pieces", **more)
 
 
-def _call(name: str, clauses: str, comment: str, flags: str = "", model: str = "heads3", **given: Any) -> Draft:
-    """The front door: what a user hands in, of any type. Right ones have an answer, the others are refused."""
-    given = {"token_ids": TEXT, "token_dtype": "int64"} | given
+def _call(name: str, clauses: str, comment: str, flags: str = "", model: str = "heads3", **arguments: Any) -> Draft:
+    """Draft a call of the public API, with arguments of any type; those with the flag "front-door" must be refused."""
+    arguments = {"token_ids": TEXT, "token_dtype": "int64"} | arguments
     common = {"clauses": tuple(clauses.split()), "comment": comment, "flags": tuple(flags.split())}
-    where = {"ask": "call", "model": f"models/{model}", "given": given}
+    where = {"ask": "call", "model": f"models/{model}", "arguments": arguments}
     if "front-door" in flags:
         return Draft(name, **common, **where, expect="invalid", error="InvalidInput")  # type: ignore[arg-type]
-    if "token_shape" in given:
-        shape = [*given["token_shape"], MODELS[model].config.vocabulary_size]
+    if "token_shape" in arguments:
+        shape = [*arguments["token_shape"], MODELS[model].config.vocabulary_size]
         return Draft(name, **common, **where, output={"shape": shape})  # type: ignore[arg-type]
-    case = _case_of_call(name, MODELS[model], given)
+    case = _case_of_call(name, MODELS[model], arguments)
     return Draft(name, **common, **where, answers=(("the specification's", lambda: answer(case, ["logits"])),))  # type: ignore[arg-type]
 
 
-def _case_of_call(name: str, model: Case, given: dict[str, Any]) -> Case:
-    ids = np.array(given["token_ids"], np.int64)
-    mask = np.array(given["padding_mask"], bool) if "padding_mask" in given else np.ones(ids.shape, bool)
+def _case_of_call(name: str, model: Case, arguments: dict[str, Any]) -> Case:
+    ids = np.array(arguments["token_ids"], np.int64)
+    mask = np.array(arguments["padding_mask"], bool) if "padding_mask" in arguments else np.ones(ids.shape, bool)
     return case_of(model, name, token_ids=ids, is_real=mask)  # type: ignore[arg-type]
 
 
@@ -108,7 +108,7 @@ def _hole(case: Case, model: str, clauses: str) -> Draft:
         ("mask-hole",),
         "unspecified",
         model=f"models/{model}",
-        given=inputs,
+        arguments=inputs,
         answers=(
             ("the specification's: the hole keeps its column", lambda: answer(case, ["logits"])),
             ("positions count real tokens only: the hole is a deleted token", lambda: without_padding(case)),

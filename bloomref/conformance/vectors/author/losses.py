@@ -36,23 +36,23 @@ def _loss(name: str, model: str, clauses: str, comment: str, ignored: tuple[int,
     vars(case)["labels"] = labels
     inputs = {"token_ids": case.token_ids.tolist(), "padding_mask": case.is_real.astype(int).tolist(), "labels": labels.tolist()}  # fmt: skip
     answers = (("the specification's", lambda: _answer(case)),)
-    return Draft(name, tuple(clauses.split()), comment, "loss_and_gradients", ("gradients",), model=f"models/{model}", given=inputs, answers=answers)  # fmt: skip
+    return Draft(name, tuple(clauses.split()), comment, "loss_and_gradients", ("gradients",), model=f"models/{model}", arguments=inputs, answers=answers)  # fmt: skip
 
 
 def _answer(case: Case) -> Answer:
-    """sigma is a number for each tensor."""
+    """Compute loss and gradients, each with one sigma a tier."""
     exact, spread = gradients.exact(case), gradients.spread(case)
-    found: Answer = {}
+    tensors: Answer = {}
     for name, value in exact.items():
         signal = float(np.sqrt(np.mean(np.square(value))))
         sigma = np.full(len(TIER_NAMES), np.nan)
         for dtype, unit in gradients.UNITS.items():
             allowed = spread[name] * unit / gradients.SIMULATED
             sigma[TIER_NAMES.index(dtype)] = allowed if allowed <= GRADABLE * signal else np.inf
-        found[name] = (value.astype(np.float64), sigma)
-    return found
+        tensors[name] = (value.astype(np.float64), sigma)
+    return tensors
 
 
 def _refused(name: str, comment: str, labels: list[list[int]]) -> Draft:
     inputs = {"token_ids": [[0, 4, 2]], "padding_mask": [[1, 1, 1]], "labels": labels}
-    return Draft(name, ("GRD-10",), comment, "loss_and_gradients", ("gradients",), "invalid", "InvalidInput", "models/small", given=inputs)  # fmt: skip
+    return Draft(name, ("GRD-10",), comment, "loss_and_gradients", ("gradients",), "invalid", "InvalidInput", "models/small", arguments=inputs)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The models of the vectors: small ones, each for what it shows. Weights are exact in float32, float16 and bfloat16."""
+"""Models of the vectors, each small and with one special feature. All but "float24" are exact in 16-bit types."""
 
 from typing import Any
 
@@ -45,4 +45,4 @@ MODELS: dict[str, Case] = {
     ),
     "tiny": _model(1, 2, seed=26, config={"vocabulary_size": 5, "intermediate_dim": 3}),
 }  # fmt: skip
-"""By the name of the folder."""
+"""Name of the folder -> model."""

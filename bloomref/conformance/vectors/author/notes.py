@@ -1,4 +1,4 @@
-"""What each flag of a vector is about: the mistake that it was written for, and what that does to a result."""
+"""Notes on the flags of vectors: the bug behind each, and its effect on results."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ class Note:
     """Why vectors carry a flag.
 
     Args:
-        bug: what implementations of BLOOM have done.
-        effect: what comes of it.
-        mistakes: names in the catalogue of known mistakes (docs/proof.md); a vector with the flag finds each of them.
+        bug: what implementations of BLOOM have done wrong.
+        effect: the effect on results.
+        mistakes: names in the catalogue of known mistakes (docs/proof.md); the vectors with the flag detect each.
     """
 
     bug: str
@@ -79,4 +79,4 @@ NOTES: dict[str, Note] = {
     "weights": _note("arrays of equal shapes are exchanged, or read transposed", "nothing complains, and nothing is right", "norms-exchanged output-biases-exchanged attention-output-transposed norm-bias-dropped norm-gain-dropped unbiased-variance mean-not-subtracted attention-bias-dropped"),
     "weights-file": _note("damaged or foreign files are read as far as they go", "a model of random numbers, or worse"),
 }  # fmt: skip
-"""A closed list, in the order of the alphabet."""
+"""All flags, in alphabetical order."""

@@ -1,4 +1,4 @@
-"""The form of the JSON files, as a JSON Schema (draft 2020-12), and a check of what it says by the few words that it uses."""
+"""JSON Schema (draft 2020-12) of the files, a validator for the keywords that it uses, and the writer of JSON."""
 
 import json
 import re
@@ -11,7 +11,7 @@ ASKS = (
     "logits", "in_pieces", "call", "loss_and_gradients",
     "config", "slopes", "load", "adapter", "generate", "choose", "round", "policy",
 )  # fmt: skip
-"""The questions; the first four are those of specs/97-program-protocol.md."""
+"""Kinds of questions; the first four are requests of specs/97-program-protocol.md."""
 FOLDER = {"type": "string", "pattern": r"^[a-z]+/[\w-]+$"}
 ANSWER: dict[str, Any] = {
     "type": "object",
@@ -70,7 +70,7 @@ _TYPES = {"object": dict, "array": list, "string": str}
 
 
 def problems(value: Any, schema: dict[str, Any], where: str = "file") -> Iterator[str]:
-    """A sentence on each place where `value` is not as the schema has it."""
+    """Yield a sentence on each violation of the schema."""
     if "type" in schema and not isinstance(value, _TYPES[schema["type"]]):
         yield f"{where}: expected {schema['type']}, got {type(value).__name__}"
         return
@@ -97,7 +97,7 @@ def _of_object(value: dict[str, Any], schema: dict[str, Any], where: str) -> Ite
 
 
 def dumps(value: Any, indent: int = 0) -> str:
-    """JSON for people and for `diff`: an object's keys and a list's objects on lines of their own, lists of anything else on one."""
+    """Return JSON with one line for each key of an object and each object of a list; other lists are on one line."""
     inner = " " * (indent + 1)
     if isinstance(value, dict) and value:
         rows = [f"{inner}{json.dumps(key)}: {dumps(item, indent + 1)}" for key, item in value.items()]

@@ -1,4 +1,4 @@
-"""Vectors of files: folders of weights, right and wrong, and LoRA adapters. The folders are written here."""
+"""Vectors about files: model folders, valid and damaged, and LoRA adapters. This module also writes the folders."""
 
 import json
 from collections.abc import Callable
@@ -23,15 +23,15 @@ from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.params import LM_HEAD, MODEL_WEIGHTS
 from bloomref.shapes import Array
 
-EMBEDDING = f"transformer.{MODEL_WEIGHTS[0].hf_key}"
-QKV = "transformer.h.0.self_attention.query_key_value.weight"
+EMBEDDING = hf.PREFIX + MODEL_WEIGHTS[0].hf_key
+QKV = f"{hf.PREFIX}h.0.self_attention.query_key_value.weight"
 ADAPTED = "heads3"
 Weights = dict[str, Array]
 IDS = [[0, 4, 2, 1], [3, 3, 0, 4]]
 
 
 def write_model(folder: Path, case: Case) -> None:
-    """A folder in Hugging Face's layout."""
+    """Write a model folder in Hugging Face's layout."""
     hf.save(folder, case.config, case.params.astype(np.dtype(np.float32)))
 
 
@@ -43,7 +43,7 @@ def _cast(dtype: Any) -> Callable[[Weights], Weights]:
 
 
 def _without_prefix(weights: Weights) -> Weights:
-    return {key.removeprefix("transformer."): array for key, array in weights.items()}
+    return {key.removeprefix(hf.PREFIX): array for key, array in weights.items()}
 
 
 def _with(key: str, change: Callable[[Weights], Array]) -> Callable[[Weights], Weights]:
@@ -68,10 +68,10 @@ RIGHT: dict[str, tuple[str, str, Callable[[Weights], Weights]]] = {
     "wgt-float64": ("WGT-6", "stored as float64", _cast(np.float64)),
     "wgt-tied-copy": ("WGT-4", "the embedding stored once more, as the head that it is", _with(LM_HEAD.hf_key, lambda w: w[EMBEDDING].copy())),
 }  # fmt: skip
-"""Name of a folder -> clauses, comment, and how the weights of the model "tiny" are changed."""
+"""Valid folders: name -> clauses, comment, and a change of the weights of the model "tiny"."""
 WRONG: dict[str, tuple[str, str, Callable[[Weights], Weights]]] = {
-    "wgt-missing": ("WGT-5", "a bias is missing", _without("transformer.h.0.mlp.dense_h_to_4h.bias")),
-    "wgt-unknown": ("WGT-5", "a weight that no BLOOM has", _with("transformer.h.0.mlp.gate.weight", lambda w: w[EMBEDDING])),
+    "wgt-missing": ("WGT-5", "a bias is missing", _without(f"{hf.PREFIX}h.0.mlp.dense_h_to_4h.bias")),
+    "wgt-unknown": ("WGT-5", "a weight that no BLOOM has", _with(f"{hf.PREFIX}h.0.mlp.gate.weight", lambda w: w[EMBEDDING])),
     "wgt-shape": ("WGT-5", "a matrix stored transposed", _with(QKV, lambda w: np.ascontiguousarray(w[QKV].T))),
     "wgt-head-differs": ("WGT-4", "a head other than the embedding, though the config ties them", _with(LM_HEAD.hf_key, lambda w: w[EMBEDDING] * 2.0)),
     "wgt-nan": ("WGT-7", "a NaN among the weights", _with(QKV, _nan)),
@@ -79,6 +79,7 @@ WRONG: dict[str, tuple[str, str, Callable[[Weights], Weights]]] = {
     "wgt-int8": ("WGT-6", "weights of a dtype that no clause allows", _cast(np.int8)),
     "wgt-mixed-prefix": ("WGT-2", "some names with the prefix, some without", lambda w: _without_prefix({EMBEDDING: w[EMBEDDING]}) | _without(EMBEDDING)(w)),
 }  # fmt: skip
+"""Folders that must be refused, like `RIGHT`."""
 
 
 def _header_too_long(data: bytes) -> bytes:
@@ -86,7 +87,7 @@ def _header_too_long(data: bytes) -> bytes:
 
 
 def _gap(data: bytes) -> bytes:
-    """Eight bytes more behind the tensors, and all offsets but those of the first tensor moved by them."""
+    """Append eight bytes, and move the offsets of all tensors but the first by eight."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     for name, entry in header.items():
@@ -102,10 +103,11 @@ DAMAGED: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "wgt-gap": ("the offsets leave a gap", _gap),
     "wgt-empty-file": ("a file of no bytes", lambda _: b""),
 }
+"""Damaged files: name of the folder -> comment, and a change of the bytes."""
 
 
 def write_folders(root: Path) -> None:
-    """All folders that `weights` and `lora` name, but for the models."""
+    """Write the checkpoints and adapters that the vectors of `weights` and `lora` name."""
     case = MODELS["tiny"]
     weights = named_weights(case.config, case.params)
     for name, (_, _, change) in {**RIGHT, **WRONG}.items():
@@ -133,11 +135,11 @@ def _write_shards(root: Path, case: Case, weights: Weights) -> None:
     index = {"metadata": {"total_size": sum(array.nbytes for array in weights.values())}, "weight_map": placed}
     outside = index | {"weight_map": placed | {EMBEDDING: "../wgt-float32/model.safetensors"}}
     lost = index | {"weight_map": {key: name for key, name in placed.items() if key != EMBEDDING}}
-    for name, told in {"wgt-shards": index, "wgt-shard-outside": outside, "wgt-shard-unlisted": lost}.items():
+    for name, content in {"wgt-shards": index, "wgt-shard-outside": outside, "wgt-shard-unlisted": lost}.items():
         folder = _folder(root, name, case)
         for file, half in halves.items():
             write_safetensors(folder / file, {key: weights[key] for key in half})
-        write_json(folder / hf.INDEX, told)
+        write_json(folder / hf.INDEX, content)
 
 
 def weights() -> list[Draft]:
@@ -145,12 +147,12 @@ def weights() -> list[Draft]:
     inputs = {"token_ids": IDS, "padding_mask": [[1] * 4] * 2}
 
     def right(name: str, clauses: str, comment: str) -> Draft:
-        made = case_of(case, name, token_ids=IDS)
-        answers = (("the specification's", lambda: answer(made)),)
-        return Draft(name, tuple(clauses.split()), comment, "load", ("weights-file",), model=f"checkpoints/{name}", given=inputs, answers=answers)  # fmt: skip
+        input_case = case_of(case, name, token_ids=IDS)
+        answers = (("the specification's", lambda: answer(input_case)),)
+        return Draft(name, tuple(clauses.split()), comment, "load", ("weights-file",), model=f"checkpoints/{name}", arguments=inputs, answers=answers)  # fmt: skip
 
     def wrong(name: str, clauses: str, comment: str) -> Draft:
-        return Draft(name, tuple(clauses.split()), comment, "load", ("weights-file",), "invalid", "BadWeights", f"checkpoints/{name}", given=inputs)  # fmt: skip
+        return Draft(name, tuple(clauses.split()), comment, "load", ("weights-file",), "invalid", "BadWeights", f"checkpoints/{name}", arguments=inputs)  # fmt: skip
 
     return [
         *(right(name, clauses, comment) for name, (clauses, comment, _) in RIGHT.items()),
@@ -172,7 +174,7 @@ ADAPTERS: dict[str, Lora] = {
     "lra-embedding": Lora((EMBEDDING_MODULE,), rank=2),
     "lra-dropout": Lora(("query_key_value", "dense_4h_to_h"), rank=2, dropout=0.5),
 }
-"""Of the model "heads3"."""
+"""Adapters of the model "heads3": name of the folder -> adapter."""
 COMMENTS = {
     "lra-qkv": ("LRA-1 LRA-3 LRA-12", "the fused projection: rows of B head by head"),
     "lra-all-linear": ("LRA-1 LRA-10 LRA-12", "all four linear layers, by the word `all-linear`"),
@@ -181,10 +183,11 @@ COMMENTS = {
     "lra-embedding": ("LRA-4", "the look-up alone: the tied head keeps the embedding without it"),
     "lra-dropout": ("LRA-9", "dropout acts in training only"),
 }
+"""Name of an adapter -> clauses and comment of its vector."""
 
 
 def write_adapter(folder: Path, adapter: Lora, **changes: Any) -> None:
-    """A folder of PEFT, with some keys of its config changed."""
+    """Write a PEFT folder; `changes` replace keys of its config."""
     folder.parent.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as scratch:
         adapter.write(Path(scratch), MODELS[ADAPTED].config).rename(folder)
@@ -201,8 +204,8 @@ def _write_adapters(root: Path) -> None:
     write_adapter(root / "lra-rank-wrong", usual, r=3)
     write_adapter(root / "lra-factor-missing", usual)
     stored = SafetensorsFile(root / "lra-factor-missing" / peft.WEIGHTS)
-    kept = {name: stored.view(name).copy() for name in stored.entries if "h.1" in name or "lora_A" in name}
-    write_safetensors(root / "lra-factor-missing" / peft.WEIGHTS, kept)
+    remaining = {name: stored.view(name).copy() for name in stored.entries if "h.1" in name or "lora_A" in name}
+    write_safetensors(root / "lra-factor-missing" / peft.WEIGHTS, remaining)
 
 
 def lora() -> list[Draft]:

@@ -1,4 +1,4 @@
-"""Writes the folder of vectors."""
+"""Write the folder of vectors."""
 
 import os
 import secrets
@@ -19,7 +19,7 @@ from bloomref.shapes import Array
 
 SCHEMA_FILE = "vectors.schema.json"
 README = "README.md"
-"""The only file of the folder that is written by hand."""
+"""The only file of the folder that is not generated."""
 AUTHORS: dict[str, Callable[[], list[Draft]]] = {
     "config": exact.config,
     "embedding": forward.embedding,
@@ -34,26 +34,27 @@ AUTHORS: dict[str, Callable[[], list[Draft]]] = {
     "weights": weight_files.weights,
     "numerics": exact.numerics,
 }
-"""Topic -> the function that writes its vectors."""
+"""Topic -> the function that drafts its vectors."""
 
 
-def build(folder: Path, tell: Callable[[str], None] = lambda _: None) -> None:
-    """Write everything but the README into a folder that is empty; `tell` hears the name of each topic.
+def build(folder: Path, report: Callable[[str], None] = lambda _: None) -> None:
+    """Write everything but the README into an empty folder. The bytes depend on NumPy's version and the processor only.
 
-    Given the same NumPy and processor, the same bytes.
+    Args:
+        report: called with the name of each topic.
     """
     (folder / "expected").mkdir(parents=True)
     for name, case in MODELS.items():
         weight_files.write_model(folder / "models" / name, case)
     weight_files.write_folders(folder)
     (folder / SCHEMA_FILE).write_text(dumps(SCHEMA) + "\n", "utf-8")
-    for topic, make in AUTHORS.items():
-        tell(topic)
-        write_topic(folder, topic, make())
+    for topic, draft in AUTHORS.items():
+        report(topic)
+        write_topic(folder, topic, draft())
 
 
 def write_topic(folder: Path, topic: str, drafts: Sequence[Draft]) -> None:
-    """One JSON file, and the tensors that it names."""
+    """Write the JSON file of a topic, and its expected tensors."""
     tensors: dict[str, Array] = {}
     tests = [_entry(draft, tensors) for draft in drafts]
     used = sorted({flag for draft in drafts for flag in draft.flags})
@@ -79,7 +80,7 @@ def _entry(draft: Draft, tensors: dict[str, Array]) -> dict[str, Any]:
         "error": draft.error,
         "model": draft.model,
         "adapter": draft.adapter,
-        "input": dict(draft.given),
+        "input": dict(draft.arguments),
         "output": dict(draft.output),
         "answers": [_answer(draft, i, tensors) for i in range(len(draft.answers))],
     }
@@ -88,46 +89,45 @@ def _entry(draft: Draft, tensors: dict[str, Array]) -> dict[str, Any]:
 
 
 def _answer(draft: Draft, number: int, tensors: dict[str, Array]) -> dict[str, Any]:
-    """`tensors` gets each value as `<prefix>/<name>` and its sigma as `<prefix>/<name>/sigma`."""
+    """Compute an answer; add each value to `tensors` as `<prefix>/<name>`, and its sigma as `<prefix>/<name>/sigma`."""
     note, compute = draft.answers[number]
     prefix = draft.id if len(draft.answers) == 1 else f"{draft.id}/{number}"
-    placed = {}
+    keys = {}
     for name, (value, sigma) in compute().items():
-        placed[name] = f"{prefix}/{name}"
-        tensors[placed[name]], tensors[f"{placed[name]}/sigma"] = value, sigma
-    return {"note": note, "tensors": placed}
+        keys[name] = f"{prefix}/{name}"
+        tensors[keys[name]], tensors[f"{keys[name]}/sigma"] = value, sigma
+    return {"note": note, "tensors": keys}
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def built(tell: Callable[[str], None] = lambda _: None) -> Iterator[Path]:
-    """The folder as it should be, for a while."""
+def built(report: Callable[[str], None] = lambda _: None) -> Iterator[Path]:
+    """Context manager: a fresh temporary folder of vectors."""
     with tempfile.TemporaryDirectory(prefix="bloomref_vectors_") as scratch:
         folder = Path(scratch) / "vectors"
-        build(folder, tell)
+        build(folder, report)
         yield folder
 
 
-def write(target: Path, tell: Callable[[str], None] = lambda _: None) -> int:
-    """Bring a folder up to date: each file appears by a rename, and those that no vector has go. How many bytes it has then."""
-    with built(tell) as fresh:
-        wanted = listing(fresh)
-        for name in wanted:
+def write(target: Path, report: Callable[[str], None] = lambda _: None) -> int:
+    """Bring a folder up to date: replace files atomically, remove obsolete ones. Return its size in bytes."""
+    with built(report) as fresh:
+        current = listing(fresh)
+        for name in current:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             temporary = (target / name).with_name(f".{secrets.token_hex(6)}.tmp")
             shutil.copyfile(fresh / name, temporary)
             os.replace(temporary, target / name)
-        for name in listing(target) - wanted:
+        for name in listing(target) - current:
             (target / name).unlink()
     for folder in sorted((path for path in target.rglob("*") if path.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
-    return sum((target / name).stat().st_size for name in wanted)
+    return sum((target / name).stat().st_size for name in current)
 
 
 def listing(folder: Path) -> set[str]:
-    """Every file below, but for the README."""
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return found - {README}
+    """Return the relative path of every file in the folder, without the README."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {README}
