@@ -1,8 +1,8 @@
-"""`BloomCausalLM.generate` next to the engine alone: what checking logits, logits processors and choosing tokens add to a step.
+"""Speed of `BloomCausalLM.generate` and of the engine alone: the difference is the cost of choosing tokens.
 
-The model has a preset's dimensions and random weights. In each round, every line runs in turn: the engine alone (prefill, then one
-step for each new token, each with a fixed token), and `generate` with several options. Both do the same passes through the model,
-so that the difference is the time of generation itself. Figures are medians of the rounds.
+The model has a preset's dimensions and random weights. In each round, every line runs in turn: the engine alone
+(prefill, then one step for each new token), and `generate` with several options. All do the same passes through the
+model, except beam search, which has twice the rows. Figures are medians of the rounds.
 
 Example:
 
@@ -86,7 +86,8 @@ def measure(plan: Plan) -> dict[str, Any]:
     depth = f" reduced to {plan.layers} layers" if plan.layers else ""
     return {
         "command": command_line(),
-        "what": f"{plan.tokens} new tokens, {plan.preset} dimensions{depth}, random weights, {plan.dtype}, {plan.backend}",
+        "what": f"{plan.tokens} new tokens, {plan.preset} dimensions{depth}, random weights, {plan.dtype}, "
+        f"{plan.backend}",
         "machine": machine,
         "results": [result for rows in plan.rows for result in _results(model, plan, rows)],
     }

@@ -3,7 +3,7 @@
 1. `options`: what a caller may set; `prompts`: from texts and token ids to one padded batch.
 2. `task`: the arguments of one generation; `decoder`: the sequences of a batch and their KV cache.
 3. `logits_processors`: bias, repetition penalty and n-gram blocking; `sampling`: top-k, top-p, min-p and the draw.
-4. `search`: greedy search and sampling, and the choice of the decoding strategy; `beam`, `contrastive`: the other two strategies.
+4. `search`: dispatch to a decoding strategy, greedy search, sampling; `beam` and `contrastive`: the other strategies.
 5. `stopping`: stop tokens and stop strings; `streaming`: text from tokens, as they arrive.
 6. `scoring`: log-likelihoods of given tokens.
 """

@@ -25,7 +25,7 @@ class Hypothesis:
 
 
 def beam_search(task: Task) -> Iterator[tuple[int, int]]:
-    """(row, new token id) of the best hypothesis of every prompt. The running hypotheses of all prompts share one KV cache."""
+    """(row, new token id) of the best hypothesis of every prompt. All running hypotheses share one KV cache."""
     beams, decoder, process = [Beam(row, task) for row in task.rows()], task.decoder(), task.processors()
     live = beams
     while live:
@@ -100,7 +100,7 @@ class Beam:
         return hypothesis.score(self._options.length_penalty)
 
     def _can_improve(self) -> bool:
-        """True if the best running hypothesis, at its current length, scores above the worst of `num_beams` finished ones."""
+        """True if the best running hypothesis now scores above the worst of `num_beams` finished ones."""
         if not self.running or len(self._finished) < self._options.num_beams:
             return bool(self.running)
         return self._score(self.running[0]) > self._score(self._finished[-1])

@@ -1,4 +1,4 @@
-"""Contrastive search (Su et al. 2022, arXiv:2202.06417): prefers likely tokens whose hidden state differs from all earlier ones."""
+"""Contrastive search (arXiv:2202.06417): prefers likely tokens whose hidden state is unlike all earlier ones."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The sequences of a batch over one KV cache: prefill, then one step for each new token. Every decoding strategy uses it."""
+"""The sequences of a batch over one KV cache: prefill, then one step a token. Every decoding strategy uses it."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -63,7 +63,7 @@ class Decoder:
         return hidden
 
     def logits(self) -> Float[Array, "B V"]:
-        """Logits of the next token in the accumulation dtype, -inf where forbidden. Not a copy: do not write to them."""
+        """Logits of the next token in the accumulation dtype, -inf where forbidden. Not a copy: read only."""
         return self._logits
 
     def advance(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
@@ -75,8 +75,8 @@ class Decoder:
         """Append its token to each sequence, then `count` tokens that the backend chooses.
 
         Returns:
-            The chosen tokens; the last of each row is not in the cache yet. None if the backend cannot make this choice: then
-            nothing has changed.
+            The chosen tokens; the last of each row is not in the cache yet. None, without any change, if the backend
+            cannot make this choice.
         """
         chosen = self._engine.choose(self._cache, self._position, np.asarray(token_ids, np.int64), choice, count)
         if chosen is not None:
@@ -84,7 +84,7 @@ class Decoder:
         return chosen
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these sequences, in this order. Sequences that are left out are dropped; one that occurs twice is copied."""
+        """Keep these sequences, in this order. Those left out are dropped; one that occurs twice is copied."""
         if list(rows) != list(range(len(self._logits))):
             index = np.asarray(rows, np.int64)
             self._cache = self._cache.select(index)

@@ -1,4 +1,4 @@
-"""Logits processors, applied in transformers' order before a token is chosen: bias, repetition penalty, n-gram blocking."""
+"""Logits processors, in transformers' order: bias, repetition penalty, n-gram blocking."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,10 @@ class LogitsProcessors:
 
 
 def penalize_repetition(scores: Float[Array, " V"], history: Sequence[int], penalty: float) -> None:
-    """In place: divide positive scores of tokens in `history` by `penalty`, multiply negative ones by it (CTRL, arXiv:1909.05858)."""
+    """In place: divide positive scores of tokens in `history` by `penalty`, multiply negative ones by it (GEN-8).
+
+    Source: CTRL (arXiv:1909.05858).
+    """
     if penalty != 1.0 and history:
         token_ids = np.unique(np.asarray(history, np.int64))
         values = scores[token_ids]

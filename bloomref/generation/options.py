@@ -1,4 +1,4 @@
-"""How text is to be generated: one frozen, validated object, in the words of transformers and KerasHub."""
+"""Options of text generation, as one frozen, validated object. Names are those of transformers and KerasHub."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ DEFAULT_NEW_TOKENS = 128
 
 
 class GenerationArguments(TypedDict, total=False):
-    """The keyword arguments of `generate` and `stream`, beyond KerasHub's three; the fields of `GenerationOptions`."""
+    """Keyword-only arguments of `generate` and `stream`: fields of `GenerationOptions` that KerasHub does not have."""
 
     max_new_tokens: int | None
     do_sample: bool | None
@@ -33,47 +33,47 @@ class GenerationArguments(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """Which tokens are chosen, and when a text ends. Every name and meaning is that of transformers, save where noted.
+    """Decoding strategy, logits processors and stops. Names and meanings are those of transformers, unless noted.
 
-    Exactly one strategy is in force: greedy (the default), sampling, beam search (`num_beams` > 1) or contrastive
-    search (`penalty_alpha` with `top_k`). Arguments of two strategies contradict each other and are refused.
+    There are four decoding strategies: greedy search (the default), sampling, beam search (`num_beams` > 1) and
+    contrastive search (`penalty_alpha` with `top_k`). Arguments of two strategies are refused.
 
     Raises:
-        InvalidInput: naming the argument, what was expected and what came.
+        InvalidInput: naming the argument, the expected value and the value that was passed.
     """
 
     max_length: int | None = None
-    """Most tokens of prompt and continuation together."""
+    """Largest number of tokens of prompt and continuation together (GEN-3)."""
     max_new_tokens: int | None = None
-    """Most tokens of the continuation; 128 when neither length is given."""
+    """Largest number of new tokens; 128 if `max_length` is None too."""
     stop_token_ids: Literal["auto"] | int | Sequence[int] | None = "auto"
-    """KerasHub's: ids that end a text (kept as its last id); "auto" is the end token; None is never."""
+    """Ids that end a row, which keeps the id (KerasHub's argument, GEN-4). "auto": the end token; None: no id."""
     stop_strings: str | Sequence[str] | None = None
-    """Texts that end the continuation as soon as it ends with one, which may begin in the prompt. Needs a tokenizer."""
+    """Stop strings: a row ends as soon as its text contains one, which may begin in the prompt. Needs a tokenizer."""
     do_sample: bool | None = None
-    """Draw at random? None: as soon as one of temperature, top_k, top_p and min_p asks for it."""
+    """True: sample; False: do not; None: sample if `temperature`, `top_k`, `top_p` or `min_p` is set."""
     temperature: float | None = None
-    """Divides the scores before sampling; 1 when None. 0 is the limit: greedy."""
+    """Divides the logits before sampling; None is 1. The limit 0 is greedy search."""
     top_k: int | None = None
-    """Sample among the k most likely (ties with the k-th are kept), or k candidates of contrastive search."""
+    """Sample among the k likeliest tokens, and those equal to the k-th; contrastive search: number of candidates."""
     top_p: float | None = None
-    """Sample among the fewest tokens whose probabilities add up to `top_p`."""
+    """Sample among the fewest tokens whose probabilities sum to `top_p` (GEN-7)."""
     min_p: float | None = None
-    """Sample among the tokens at least `min_p` times as likely as the likeliest."""
+    """Sample among the tokens at least `min_p` times as likely as the likeliest one."""
     seed: int | None = None
-    """Row i of a batch draws as a single prompt with `seed + i` would; None is fresh entropy."""
+    """Row i of a batch draws as a single prompt with `seed + i` would; None: fresh entropy."""
     num_beams: int = 1
-    """Hypotheses that beam search keeps."""
+    """Number of hypotheses of beam search; 1 is no beam search."""
     length_penalty: float = 1.0
-    """Exponent of the length (new tokens) that divides a finished hypothesis' sum of log-probabilities."""
+    """Beam search scores a hypothesis by its log-probability / (number of new tokens) ** length_penalty."""
     penalty_alpha: float | None = None
     """Contrastive search: weight of the degeneration penalty, in [0, 1]."""
     repetition_penalty: float = 1.0
-    """Divides the positive, multiplies the negative scores of tokens that occur in prompt or continuation."""
+    """Divides positive and multiplies negative logits of tokens in prompt or continuation (GEN-8); 1 is off."""
     no_repeat_ngram_size: int = 0
     """No n-gram of this length occurs twice in prompt and continuation; 0 is off."""
     logit_bias: Mapping[int, float] | None = None
-    """Added to the scores of these ids; -inf forbids one. It is transformers' `sequence_bias` for single tokens."""
+    """Added to the logits of these ids; -inf forbids an id. transformers' `sequence_bias` for single tokens."""
 
     def __post_init__(self) -> None:
         self._check_lengths()
@@ -90,6 +90,7 @@ class GenerationOptions:
 
     @property
     def strategy(self) -> Literal["greedy", "sample", "beam", "contrastive"]:
+        """The decoding strategy."""
         if self.num_beams > 1:
             return "beam"
         if self.penalty_alpha is not None:
@@ -106,16 +107,17 @@ class GenerationOptions:
     def _samples(self) -> bool:
         if self.do_sample is not None:
             return self.do_sample
-        return self.temperature != 0 and self._given("temperature", "top_k", "top_p", "min_p") != []
+        return self.temperature != 0 and self._set("temperature", "top_k", "top_p", "min_p") != []
 
-    def _given(self, *names: str) -> list[str]:
+    def _set(self, *names: str) -> list[str]:
+        """Those of the names whose value is not None."""
         return [name for name in names if getattr(self, name) is not None]
 
     def budget(self, prompt_length: int) -> int:
-        """How many tokens may follow a prompt of this length.
+        """Largest number of new tokens after a prompt of this length.
 
         Raises:
-            InvalidInput: when `max_length` leaves no room for one.
+            InvalidInput: when `max_length` is not above the prompt's length.
         """
         if self.max_length is None:
             return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
@@ -125,7 +127,7 @@ class GenerationOptions:
         return self.max_length - prompt_length
 
     def check_ids(self, vocabulary_size: int) -> None:
-        """Refuse ids in `stop_token_ids` and `logit_bias` that the model does not have."""
+        """Refuse ids in `stop_token_ids` and `logit_bias` that are not in the vocabulary."""
         for name, ids in (("stop_token_ids", self.stop_ids or ()), ("logit_bias", self.logit_bias or ())):
             for token_id in ids:
                 if not 0 <= token_id < vocabulary_size:
@@ -133,7 +135,7 @@ class GenerationOptions:
 
     @property
     def stop_ids(self) -> tuple[int, ...] | None:
-        """The ids given, or None when they are to be found ("auto")."""
+        """The ids of `stop_token_ids`; None for "auto"."""
         if isinstance(self.stop_token_ids, str):
             return None
         if self.stop_token_ids is None:
@@ -144,7 +146,7 @@ class GenerationOptions:
     # --- validation ------------------------------------------------------------------------------
 
     def _check_lengths(self) -> None:
-        for name in self._given("max_length", "max_new_tokens"):
+        for name in self._set("max_length", "max_new_tokens"):
             check_integer(name, getattr(self, name), 1)
         if self.max_length is not None and self.max_new_tokens is not None:
             raise invalid("max_length", "either max_length or max_new_tokens", "both")
@@ -175,7 +177,7 @@ class GenerationOptions:
             check_real("temperature", self.temperature, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0)
         if self.top_p is not None:
             check_real("top_p", self.top_p, "a probability in (0, 1]", lambda x: 0 < x <= 1)
-        for name in self._given("min_p", "penalty_alpha"):
+        for name in self._set("min_p", "penalty_alpha"):
             check_real(name, getattr(self, name), "a number in [0, 1]", lambda x: 0 <= x <= 1)
 
     def _check_logit_bias(self) -> None:
@@ -190,27 +192,28 @@ class GenerationOptions:
                 raise invalid("logit_bias", "finite numbers or -inf", {token_id: value})
 
     def _check_strategy(self) -> None:
-        sampling = self._given("temperature", "top_p", "min_p")
+        sampling = self._set("temperature", "top_p", "min_p")
         if self.do_sample:
             sampling.insert(0, "do_sample=True")
         if self.num_beams > 1:
-            _refuse_beside(f"num_beams={self.num_beams}", sampling + self._given("top_k", "penalty_alpha"))
+            _refuse(sampling + self._set("top_k", "penalty_alpha"), f"num_beams={self.num_beams}")
         elif self.length_penalty != 1.0:
             raise invalid("length_penalty", "1.0 without beam search", self.length_penalty, "set num_beams > 1")
         if self.penalty_alpha is not None:
-            _refuse_beside("penalty_alpha", sampling)
+            _refuse(sampling, "penalty_alpha")
             if self.top_k is None:
-                raise invalid("penalty_alpha", "top_k beside it, the number of candidates", "no top_k", "e.g. top_k=4")
+                raise invalid("penalty_alpha", "top_k as well, the number of candidates", "no top_k", "e.g. top_k=4")
         elif self.do_sample is False:
-            _refuse_beside("do_sample=False", sampling + self._given("top_k"))
+            _refuse(sampling + self._set("top_k"), "do_sample=False")
         if self.do_sample and self.temperature == 0:
             raise invalid("temperature", "a number > 0 with do_sample=True", self.temperature)
 
 
-def _refuse_beside(chosen: str, others: list[str]) -> None:
+def _refuse(others: list[str], chosen: str) -> None:
+    """Refuse arguments of another decoding strategy than the one that `chosen` selects."""
     if others:
         raise InvalidInput(
-            f"{others[0]}: expected none beside {chosen}, which is another strategy; drop one of the two"
+            f"{others[0]}: expected none with {chosen}, which selects another decoding strategy; remove one of the two"
         )
 
 

@@ -112,7 +112,7 @@ class Prompt:
 
 
 def trim(batch: TokenBatch) -> list[Prompt]:
-    """The rows of a padded batch, each from its first to its last real token; a row of padding becomes an empty prompt."""
+    """Rows of a padded batch, each from its first to its last real token; a row of padding becomes an empty prompt."""
     prompts = []
     for ids, real in zip(batch.token_ids, batch.is_real, strict=True):
         positions = np.flatnonzero(real)

@@ -34,9 +34,10 @@ def top_k(scores: Float[Array, " V"], k: int) -> Float[Array, " V"]:
 
 
 def top_p(scores: Float[Array, " V"], p: float) -> Float[Array, " V"]:
-    """-inf except for the smallest set of likeliest tokens whose probabilities sum to p (nucleus sampling, arXiv:1904.09751; GEN-7).
+    """-inf except for the fewest tokens whose probabilities sum to p (nucleus sampling, arXiv:1904.09751; GEN-7).
 
-    As in transformers, cumulative sums in ascending order are compared with 1 - p. Of equal scores the highest ids are removed first.
+    As in transformers, cumulative sums in ascending order are compared with 1 - p. Of equal scores the highest ids are
+    removed first.
     """
     candidates = np.flatnonzero(scores > -np.inf)
     ascending = candidates[np.lexsort((-candidates, scores[candidates]))]
@@ -81,7 +82,7 @@ def generators(seed: int | None, rows: int) -> Sequence[np.random.Generator]:
 
 
 def row_seeds(seed: int | None, rows: int) -> Int[Array, " B"]:
-    """One 64-bit seed a row, for a backend that draws; row i of a batch has the seed of a single prompt with `seed + i`."""
+    """One 64-bit seed a row, for draws by a backend; row i has the seed of a single prompt with `seed + i`."""
     return np.concatenate(
         [np.random.SeedSequence(None if seed is None else seed + i).generate_state(1, np.uint64) for i in range(rows)]
     )

@@ -21,7 +21,7 @@ _LOGITS_AT_ONCE = 2**24
 
 @dataclass(frozen=True)
 class Score:
-    """Likelihood of a sequence of tokens under a model. Logarithms are natural, in float64, over the whole vocabulary."""
+    """Likelihood of tokens under a model. Logarithms are natural, in float64, over the whole vocabulary."""
 
     token_ids: tuple[int, ...]
     """The scored tokens."""

@@ -1,4 +1,4 @@
-"""Text generation: dispatch to a decoding strategy, and the two strategies that take one token at a time (greedy, sampling)."""
+"""Dispatch to a decoding strategy, and the two strategies that choose token by token: greedy search and sampling."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -26,7 +26,7 @@ def generate(task: Task) -> list[list[int]]:
 
 
 def tokens(task: Task) -> Iterator[tuple[int, int]]:
-    """(row, new token id), each as soon as it is final; the tokens of a row are in order. Those of beam search come at the end."""
+    """(row, new token id), each as soon as it is final and in the order of its row; beam search yields at its end."""
     strategies = {
         "greedy": next_token_search,
         "sample": next_token_search,

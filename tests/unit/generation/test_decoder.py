@@ -1,4 +1,4 @@
-"""Logits on the way from the backend to the decoding strategies: checked once, copied only where it is needed, float64 where summed."""
+"""Logits between backend and decoding strategy: checked once, copied only where needed, float64 only where summed."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def read_only(logits: Any) -> Any:
 @settings(max_examples=60)
 @given(st.data(), models())
 def test_the_dtype_of_the_logits_changes_nothing(data: st.DataObject, drawn: Any) -> None:
-    """Every strategy gives the same from float32 logits as from the same numbers in float64, and from a read-only array."""
+    """Every strategy gives the same tokens from float32 logits, the same numbers in float64, and a read-only array."""
     size = drawn.config.vocabulary_size
     prompts = data.draw(id_prompts(size, min_length=1))
     sampling = st.sampled_from(SAMPLING).map(lambda options: options | {"seed": 3, "max_new_tokens": 4})

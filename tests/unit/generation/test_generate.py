@@ -1,4 +1,4 @@
-"""generate: every strategy against plain recomputation and against transformers, batch against single prompt, and its ends."""
+"""generate: every strategy against recomputation without a cache and against transformers; batches; stops."""
 
 import json
 from typing import Any
@@ -84,7 +84,7 @@ def test_limits_of_the_strategies_are_greedy(drawn: Drawn, length: int, k: int) 
 
 @pytest.mark.parametrize("seed", range(24))
 def test_beams_end_at_likely_stop_tokens(seed: int) -> None:
-    """So likely that they fill the best places: enough others must be kept, and the search ends early."""
+    """Likely stop tokens take the best places: the search must keep enough other hypotheses, and ends early."""
     options: dict[str, Any] = {"num_beams": 2 + seed % 3, "length_penalty": (-1.0, 0.0, 1.0, 3.0)[seed % 4]}
     options |= {"stop_token_ids": [4, 5, 6], "max_new_tokens": 8}
     options["logit_bias"] = dict.fromkeys((4, 5, 6), (1.0, 3.0, 9.0)[seed // 8])
@@ -143,7 +143,7 @@ def test_a_row_that_may_choose_nothing_ends() -> None:
 
 @pytest.mark.parametrize("seed", range(25))
 def test_transformers_generates_the_same(seed: int) -> None:
-    """One model of each seed, alternately greedy and beam search; float64, where transformers scores beams in float32."""
+    """One model a seed, alternately greedy and beam search; in float64, while transformers scores beams in float32."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     rng = np.random.default_rng(seed)
@@ -175,7 +175,7 @@ def test_transformers_generates_the_same(seed: int) -> None:
 def transformers_generate(
     lm: BloomCausalLM, prompts: list[list[int]], stops: list[int], bias: dict[int, float], options: dict[str, Any]
 ) -> list[list[int]]:
-    """One prompt at a time: its n-grams would count padding. Rows are cut behind their stop token."""
+    """One prompt at a time: n-grams of transformers would count padding. Rows are cut after their stop token."""
     import torch
     from parity.hugging_face import build, in_float64
 

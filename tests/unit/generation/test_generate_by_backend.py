@@ -1,4 +1,4 @@
-"""Tokens that a backend chooses by itself (BKD-18) are those that the host would choose; what it cannot choose, the host does."""
+"""Tokens that a backend chooses (BKD-18) are those that the host would choose; the host makes all other choices."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from bloomref.runtime.engine import Engine
 
 
 class Deciding:
-    """The reference, as a backend that chooses; a row's draws follow from its seed and their number."""
+    """The reference as a backend that chooses tokens; the draws of a row follow from its seed and their number."""
 
     def __init__(self, engine: Engine, most: int = 99) -> None:
         self._prepared, self._engine, self._most, self.asked = engine.prepared, engine, most, []
@@ -63,7 +63,7 @@ def deciding(lm: BloomCausalLM, most: int = 99) -> tuple[BloomCausalLM, Deciding
 @settings(max_examples=80)
 @given(st.data(), models(), st.sampled_from([0, 1, 2, 99]))
 def test_the_same_tokens_as_without(data: st.DataObject, drawn: Any, most: int) -> None:
-    """Whatever the options, and also when it may choose only once some rows have ended."""
+    """Whatever the options, and also when the backend accepts the choice only after some rows have ended."""
     lm, vocabulary = drawn.lm, drawn.config.vocabulary_size
     prompts = data.draw(id_prompts(vocabulary, min_length=1))
     options = data.draw(deterministic_options(vocabulary))
@@ -71,7 +71,7 @@ def test_the_same_tokens_as_without(data: st.DataObject, drawn: Any, most: int) 
 
 
 @pytest.mark.clause("BKD-18")
-def test_it_is_asked_for_pieces_and_for_fewer_rows_as_rows_end() -> None:
+def test_a_call_asks_for_eight_tokens_of_the_rows_that_still_run() -> None:
     lm, backend = deciding(BloomCausalLM(BloomBackbone(500, 1, 2, 8, 16, seed=1)))
     options = {"temperature": 9.0, "seed": 1, "max_new_tokens": 20}
     first, second = lm.generate([[1, 2], [3]], stop_token_ids=None, **options)

@@ -1,4 +1,4 @@
-"""The processors and the draw: each by its definition, the frequencies by a chi-square test, all against transformers."""
+"""Logits processors, truncations and draws: by definition, by a chi-square test, and against transformers."""
 
 from typing import Any
 
@@ -111,7 +111,7 @@ def test_generated_tokens_follow_the_model() -> None:
 
 
 def chi_square(drawn: list[int], scores: Array) -> float:
-    """Sum of (observed - expected)^2 / expected; at most six or so degrees of freedom: 25 is beyond one in a thousand."""
+    """Sum of (observed - expected)^2 / expected. With at most six degrees of freedom, P(> 25) < 0.001."""
     expected = len(drawn) * softmax(scores)
     observed = np.bincount(drawn, minlength=len(scores))
     possible = expected > 0
