@@ -49,9 +49,9 @@ def bloomref_step(folder: Path) -> Callable[[], float]:
     )
 
     def step() -> float:
-        found = trained.step(batch, None)
-        optimizer.update(trained.variables, found.of, RATE)
-        return found.loss
+        gradients = trained.gradients(batch, None)
+        optimizer.update(trained.variables, gradients.of, RATE)
+        return gradients.loss
 
     return step
 

@@ -98,7 +98,7 @@ def _trainer(
     betas = (settings.beta1, settings.beta2, settings.epsilon)
     optimizer = AdamW.create(part.variables, part.decays, *betas, settings.weight_decay)
     steps = steps_of(settings, source)
-    return Trainer(part.variables, part.step, source, settings, steps, optimizer, part.drops, measure, facts)
+    return Trainer(part.variables, part.gradients, source, settings, steps, optimizer, part.drops, measure, facts)
 
 
 def _resume(trainer: Trainer, run: Run) -> None:

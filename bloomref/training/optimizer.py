@@ -1,4 +1,7 @@
-"""AdamW (arXiv:1711.05101), step for step that of torch, in place and in pieces that stay in the processor's cache."""
+"""AdamW (arXiv:1711.05101), step for step as in torch, gradient clipping, and the learning rate.
+
+Updates are made in place, in chunks that stay in the processor's cache.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -8,13 +11,14 @@ import numpy as np
 
 from bloomref.errors import BadWeights
 from bloomref.shapes import Array
+from bloomref.training.settings import Settings
 
-_PIECE = 1 << 15  # elements: five arrays of them fit into a second-level cache
+_CHUNK = 1 << 15  # elements: five arrays of them fit into a second-level cache
 
 
 @dataclass
 class AdamW:
-    """Moments of every variable, and how many updates they have seen.
+    """State of the optimiser: two moments of every variable, and the number of updates.
 
     Args:
         decays: the names of the variables that weight decay acts on.
@@ -39,7 +43,7 @@ class AdamW:
         epsilon: float,
         weight_decay: float,
     ) -> "AdamW":
-        """An optimiser that has seen no update."""
+        """An optimiser before its first update, with moments of zero."""
         moments = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in variables.items()}
         return cls(beta1, beta2, epsilon, weight_decay, decays, moments)
 
@@ -55,10 +59,10 @@ class AdamW:
         root = math.sqrt(1.0 - self.beta2**self.updates)
         for name, variable in variables.items():
             keep = 1.0 - learning_rate * self.weight_decay if name in self.decays else 1.0
-            for weight, gradient, first, second in _pieces(variable, gradients[name], *self.moments[name]):
-                self._update_piece(weight, gradient, first, second, keep, step_size, root)
+            for weight, gradient, first, second in _chunks(variable, gradients[name], *self.moments[name]):
+                self._update_chunk(weight, gradient, first, second, keep, step_size, root)
 
-    def _update_piece(
+    def _update_chunk(
         self, weight: Array, gradient: Array, first: Array, second: Array, keep: float, step_size: float, root: float
     ) -> None:
         weight *= keep
@@ -71,11 +75,20 @@ class AdamW:
         weight -= step_size * (first / denominator)
 
 
-def _pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+def _chunks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
     """Flat views of a few thousand elements of each array; they write through."""
     flat = [array.reshape(-1) for array in arrays]
-    for start in range(0, flat[0].size, _PIECE):
-        yield tuple(array[start : start + _PIECE] for array in flat)
+    for start in range(0, flat[0].size, _CHUNK):
+        yield tuple(array[start : start + _CHUNK] for array in flat)
+
+
+def learning_rate(step: int, steps: int, settings: Settings) -> float:
+    """Learning rate of a step (counted from 0): linear warm-up, then a cosine to `final_rate` of the peak. Clause: TRN-10."""
+    peak, warmup, floor = settings.learning_rate, settings.warmup, settings.final_rate
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 def clip_by_norm(gradients: Mapping[str, Array], limit: float | None) -> float:
@@ -96,5 +109,5 @@ def clip_by_norm(gradients: Mapping[str, Array], limit: float | None) -> float:
 
 
 def _square(array: Array) -> float:
-    """The sum of squares; of each piece in its dtype, over the pieces in float64."""
-    return sum(float(np.dot(piece, piece)) for (piece,) in _pieces(array))
+    """Sum of squares: within a chunk in the dtype of the array, over the chunks in float64."""
+    return sum(float(np.dot(chunk, chunk)) for (chunk,) in _chunks(array))

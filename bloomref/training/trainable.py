@@ -18,12 +18,24 @@ from bloomref.shapes import Array
 from bloomref.training.batches import fingerprint
 from bloomref.training.packing import Batch
 from bloomref.training.settings import Settings
-from bloomref.training.step import Gradients, Step
 
 if TYPE_CHECKING:
     from bloomref.backbone import BloomBackbone
 
 Rng = np.random.Generator | None
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """The mean loss over `counted` tokens in nats, and its gradient by every variable."""
+
+    loss: float
+    counted: int
+    of: Mapping[str, Array]
+
+
+GradientFunction = Callable[[Batch, Rng], Gradients]
+"""One forward and backward pass over a batch, with the variables as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +45,7 @@ class Trainable:
     Args:
         variables: name -> the array that training changes in place.
         decays: the names that weight decay acts on.
-        step: the gradients of the variables as they are.
+        gradients: of a batch, by the variables as they are.
         commit: makes the model run with the variables as they are.
         drops: whether anything is dropped, so that steps need generators.
         identity: of everything that stays as it is.
@@ -41,7 +53,7 @@ class Trainable:
 
     variables: dict[str, Array]
     decays: frozenset[str]
-    step: Step
+    gradients: GradientFunction
     commit: Callable[[], None]
     drops: bool
     identity: str
@@ -74,11 +86,11 @@ def full(backbone: "BloomBackbone", settings: Settings) -> Trainable:
     params = backbone.params.map(_own)
     config = with_dropout(backbone.config, settings)
     variables = {key: array for key, _, array in params.named()}
-    step = model_step(backbone, lambda: params.astype(policy.compute_dtype), config, variables)
+    gradients = gradient_function(backbone, lambda: params.astype(policy.compute_dtype), config, variables)
     return Trainable(
         variables,
         frozenset(key for key, weight, _ in params.named() if _decays(weight, settings)),
-        step,
+        gradients,
         lambda: backbone.replace_params(params),
         config.attention_dropout > 0 or config.hidden_dropout > 0,
         _identity(backbone, variables, []),
@@ -97,7 +109,7 @@ def adapters(backbone: "BloomBackbone", settings: Settings) -> Trainable:
     return Trainable(
         variables,
         frozenset(variables),
-        model_step(backbone, lambda: params, config, variables),
+        gradient_function(backbone, lambda: params, config, variables),
         lambda: backbone.assign_variables(variables),
         any(rate > 0 for rate in rates),
         _identity(
@@ -131,16 +143,16 @@ def with_dropout(config: BloomConfig, settings: Settings) -> BloomConfig:
     return config.replace(**{name: rate for name, rate in given.items() if rate is not None})
 
 
-def model_step(
+def gradient_function(
     backbone: "BloomBackbone", params: Callable[[], Params], config: BloomConfig, variables: Mapping[str, Array]
-) -> Step:
+) -> GradientFunction:
     """A function that computes gradients of the variables on the model's backend, each in the dtype of its variable.
 
     Args:
         params: the weights to compute with, in the compute dtype, made of the variables as they are.
     """
 
-    def step(batch: Batch, rng: Rng) -> Gradients:
+    def gradients(batch: Batch, rng: Rng) -> Gradients:
         tokens = TokenBatch(batch.token_ids, batch.is_real)
         loss, counted, of = engine.gradients(
             backbone.engine.runs_on,
@@ -154,4 +166,4 @@ def model_step(
         )
         return Gradients(loss, counted, {name: cast(of[name], array.dtype) for name, array in variables.items()})
 
-    return step
+    return gradients

@@ -1,7 +1,7 @@
-"""One run of training: its state, one step of it, and what a checkpoint keeps."""
+"""One training run: its state, its steps, and how its state is saved and restored."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,27 +11,27 @@ from bloomref.errors import BadWeights, InvalidInput, describe
 from bloomref.shapes import Array
 from bloomref.training.batches import BatchSource
 from bloomref.training.history import Evaluation, History, StepRecord
-from bloomref.training.optimizer import AdamW, clip_by_norm
-from bloomref.training.schedule import learning_rate
+from bloomref.training.optimizer import AdamW, clip_by_norm, learning_rate
+from bloomref.training.packing import Batch
 from bloomref.training.settings import Settings
-from bloomref.training.step import Gradients, Step, accumulated
-from bloomref.training.training_state import Checkpoint
+from bloomref.training.trainable import GradientFunction, Gradients, Rng
+from bloomref.training.training_state import TrainingState
 
 
 @dataclass(eq=False)
 class Trainer:
-    """Everything that a step reads and changes.
+    """State of a training run: everything that a step reads and changes.
 
     Args:
         variables: name -> a writable, contiguous array, changed in place.
-        step: gives the gradients of the variables as they are.
-        drops: whether the model drops anything, so that steps need generators.
+        gradients: of a batch, by the variables as they are.
+        drops: True if the model has dropout, so that steps need random generators.
         evaluate: the held-out loss of the variables as they are, or None.
-        facts: name -> value of what must be the same for a run to be continued, beside the settings.
+        facts: name -> value of what must be equal for a run to be resumed, in addition to the settings.
     """
 
     variables: dict[str, Array]
-    step: Step
+    gradients: GradientFunction
     source: BatchSource
     settings: Settings
     steps: int
@@ -44,11 +44,11 @@ class Trainer:
 
     @property
     def done(self) -> int:
-        """Updates so far."""
+        """Number of updates so far."""
         return len(self.history.steps)
 
     def advance(self) -> StepRecord:
-        """One update, and the evaluation if one is due."""
+        """Make one update, and the evaluation if one is due."""
         index = self.done
         rate = learning_rate(index, self.steps, self.settings)
         gradients = self._gradients(index)
@@ -61,10 +61,10 @@ class Trainer:
         return record
 
     def _gradients(self, index: int) -> Gradients:
-        """Clause: TRN-13: batch and dropout of a step depend on its number only."""
+        """Gradients of a step. Its batches and dropout depend on its number only (TRN-13)."""
         accumulate = self.settings.accumulate
         parts = ((self.source(index * accumulate + part), self._rng(index, part)) for part in range(accumulate))
-        return self.step(*next(parts)) if accumulate == 1 else accumulated(self.step, parts)
+        return self.gradients(*next(parts)) if accumulate == 1 else accumulated(self.gradients, parts)
 
     def _rng(self, index: int, part: int) -> np.random.Generator | None:
         return np.random.default_rng([self.settings.seed, 1, index, part]) if self.drops else None
@@ -80,14 +80,14 @@ class Trainer:
         self.history.evaluations.append(Evaluation(self.done, loss))
 
     def finish(self) -> None:
-        """Put the best weights back, if they were asked for."""
+        """Restore the best weights, if the settings ask for them."""
         for name, array in self.best.items():
             self.variables[name][...] = array
 
-    # --- checkpoints -----------------------------------------------------------------------------
+    # --- saved state -----------------------------------------------------------------------------
 
-    def checkpoint(self) -> Checkpoint:
-        """The whole state."""
+    def state(self) -> TrainingState:
+        """The whole state, to be saved."""
         moments = self.optimizer.moments
         arrays = {
             "variables": self.variables,
@@ -95,37 +95,52 @@ class Trainer:
             "second": {name: pair[1] for name, pair in moments.items()},
         }
         groups = arrays | ({"best": self.best} if self.best else {})
-        return Checkpoint(self._identity() | {"history": self.history.to_dict()}, groups)
+        return TrainingState(self._identity() | {"history": self.history.to_dict()}, groups)
 
     def _identity(self) -> dict[str, Any]:
         return {"settings": self.settings.to_dict() | {"steps": self.steps}, "facts": dict(self.facts)}
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue where a checkpoint stands. Clauses: TRN-13, TRN-15.
+    def restore(self, state: TrainingState) -> None:
+        """Continue from a saved state. Clauses: TRN-13, TRN-15.
 
         Raises:
             InvalidInput: naming a setting or fact that differs; BadWeights: when arrays are missing or have other shapes.
         """
         for kind, expected in self._identity().items():
-            _check_same(checkpoint.state.get(kind), expected)
-        self.history = History.from_dict(checkpoint.state.get("history"))
-        groups = self.checkpoint().arrays
-        if "best" in checkpoint.arrays:
+            _check_same(state.values.get(kind), expected)
+        self.history = History.from_dict(state.values.get("history"))
+        groups = self.state().arrays
+        if "best" in state.arrays:
             self.best = {name: np.empty_like(array) for name, array in self.variables.items()}
             groups = {**groups, "best": self.best}
         for group, arrays in groups.items():
-            _copy(group, arrays, checkpoint.arrays.get(group, {}))
+            _copy(group, arrays, state.arrays.get(group, {}))
         self.optimizer.updates = self.done
 
 
-def _check_same(stored: object, wanted: Mapping[str, Any]) -> None:
-    found = stored if isinstance(stored, Mapping) else {}
-    for name, value in wanted.items():
-        if name not in found or found[name] != value:
-            expected = f"{found.get(name)!r}, as in the checkpoint"
-            raise InvalidInput(
-                describe(name, expected, value, "a run is resumed with the settings and data that it began with")
-            )
+def accumulated(gradients: GradientFunction, batches: Iterable[tuple[Batch, Rng]]) -> Gradients:
+    """Gradients of several batches as one: each counts by the number of its tokens to predict. Clause: TRN-12.
+
+    Batches are taken one at a time, so that the gradients of at most two exist at once.
+    """
+    loss, counted, total = 0.0, 0, dict[str, Array]()
+    for batch, rng in batches:
+        part = gradients(batch, rng)
+        loss, counted = loss + part.loss * part.counted, counted + part.counted
+        for name, gradient in part.of.items():
+            gradient *= part.counted
+            total[name] = np.add(total[name], gradient, out=total[name]) if name in total else gradient
+    for gradient in total.values():
+        gradient /= max(1, counted)
+    return Gradients(loss / max(1, counted), counted, total)
+
+
+def _check_same(stored: object, current: Mapping[str, Any]) -> None:
+    values = stored if isinstance(stored, Mapping) else {}
+    for name, value in current.items():
+        if name not in values or values[name] != value:
+            hint = "a run is resumed with the settings and data that it began with"
+            raise InvalidInput(describe(name, f"{values.get(name)!r}, as in the checkpoint", value, hint))
 
 
 def _copy(group: str, targets: Mapping[str, Array], sources: Mapping[str, Array]) -> None:

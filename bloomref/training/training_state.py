@@ -24,10 +24,10 @@ _STATE = "state.json"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """Plain values, and named groups of arrays."""
+class TrainingState:
+    """State of a training run: plain values, and named groups of arrays."""
 
-    state: Mapping[str, Any]
+    values: Mapping[str, Any]
     arrays: Mapping[str, Mapping[str, Array]]
 
 
@@ -37,7 +37,7 @@ def latest(folder: Path) -> Path | None:
     return max(found, key=lambda path: path.name, default=None)
 
 
-def save(folder: Path, step: int, checkpoint: Checkpoint) -> None:
+def save(folder: Path, step: int, state: TrainingState) -> None:
     """Write the checkpoint of a step, then remove the older ones and what an interrupted writer left. Clause: TRN-14."""
     target = folder / f"checkpoint-{step:08d}"
     if target.exists():  # a run that was continued, and has not moved since
@@ -45,9 +45,9 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stage = folder / f".new-{secrets.token_hex(6)}"
     stage.mkdir()
-    for group, arrays in checkpoint.arrays.items():
+    for group, arrays in state.arrays.items():
         write_safetensors(stage / f"{group}.safetensors", arrays)
-    write_json(stage / _STATE, {**checkpoint.state, "groups": sorted(checkpoint.arrays)})
+    write_json(stage / _STATE, {**state.values, "groups": sorted(state.arrays)})
     for path in [*stage.iterdir(), stage]:
         _flush(path)
     os.replace(stage, target)
@@ -57,17 +57,17 @@ def save(folder: Path, step: int, checkpoint: Checkpoint) -> None:
             _retire(path)
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path) -> TrainingState:
     """Read a checkpoint; its arrays are read-only maps of the files, which must stay until they are copied.
 
     Raises:
         BadWeights: when it is damaged.
     """
-    state = read_json(path / _STATE)
-    groups = state.pop("groups", None)
+    values = read_json(path / _STATE)
+    groups = values.pop("groups", None)
     if not isinstance(groups, list) or not all(isinstance(group, str) and group.isidentifier() for group in groups):
         raise BadWeights(describe(f"{path.name}: groups", "a list of names", groups))
-    return Checkpoint(state, {group: _read(path / f"{group}.safetensors") for group in groups})
+    return TrainingState(values, {group: _read(path / f"{group}.safetensors") for group in groups})
 
 
 def _read(path: Path) -> dict[str, Array]:

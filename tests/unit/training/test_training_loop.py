@@ -321,7 +321,7 @@ def spoil(folder: Path, damage: str) -> None:
 @pytest.mark.clause("TRN-14")
 def test_a_checkpoint_that_was_not_finished_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rename is the last thing; what an interrupted writer leaves is removed by the next."""
-    small = training_state.Checkpoint({"a": 1}, {"variables": {"x": np.ones(3)}})
+    small = training_state.TrainingState({"a": 1}, {"variables": {"x": np.ones(3)}})
     training_state.save(tmp_path, 1, small)
     with monkeypatch.context() as patch:
         patch.setattr(training_state, "_flush", full_disk)
@@ -350,7 +350,7 @@ def test_at_every_call_of_the_system_there_is_a_whole_checkpoint(
 
         return run
 
-    states = [training_state.Checkpoint({}, {"variables": {"x": np.full(3, float(step))}}) for step in range(4)]
+    states = [training_state.TrainingState({}, {"variables": {"x": np.full(3, float(step))}}) for step in range(4)]
     training_state.save(tmp_path, 1, states[1])
     with monkeypatch.context() as patch:
         for owner, name in ((os, "replace"), (os, "fsync"), (shutil, "rmtree"), (Path, "mkdir")):

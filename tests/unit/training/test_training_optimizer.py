@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bloomref.errors import BadWeights, InvalidInput
-from bloomref.training.optimizer import AdamW, clip_by_norm
-from bloomref.training.schedule import learning_rate
+from bloomref.training.optimizer import AdamW, clip_by_norm, learning_rate
 from bloomref.training.settings import Settings
 
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="needs torch: pip install 'bloomref[peers]'")
@@ -81,7 +80,7 @@ def test_arrays_keep_their_place_and_their_dtype(dtype: str) -> None:
 def test_pieces_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for piece in (7, 1 << 20):
-        monkeypatch.setattr("bloomref.training.optimizer._PIECE", piece)
+        monkeypatch.setattr("bloomref.training.optimizer._CHUNK", piece)
         variables, rng = drawn(np.random.default_rng(3)), np.random.default_rng(4)
         optimizer = make(variables)
         for _ in range(3):
