@@ -8,7 +8,7 @@ query-key-value weight shows in its axes: (H C K) rows, not three blocks (WGT-3)
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -69,7 +69,51 @@ LAYER_WEIGHTS: tuple[Weight, ...] = (
 )
 # fmt: on
 LM_HEAD = Weight("lm_head", "V D", "V, D", "lm_head.weight", "", "")
-Adapters = Mapping[str, tuple[Any, ...]]  # attribute of a weight -> what `reference.lora` adds to its products
+PROJECTIONS = ("query", "key", "value")  # the axis C of the fused weight
+
+
+@dataclass(frozen=True, eq=False)
+class LoraFactors:
+    """The two narrow matrices that LoRA (arXiv:2106.09685) adds to one weight: numbers, no code. Clauses: LRA-1 ... LRA-4.
+
+    | kind        | weight                         | a         | b      | added to the product of x                       |
+    |-------------|--------------------------------|-----------|--------|-------------------------------------------------|
+    | "matrix"    | stored matrix (M, N)           | (R, N)    | (M, R) | scale x a^T b^T                                 |
+    | "heads"     | `qkv_weight[:, projection]`    | (D, H, R) | (R, K) | scale x a[:, h] b, for each head h              |
+    | "embedding" | `word_embedding` (V, D)        | (R, V)    | (D, R) | scale a[:, token_ids]^T b^T                     |
+
+    Args:
+        name: of the adapter that the factors belong to.
+        scale: alpha / r, times the weight of the adapter in a mix.
+        dropout: rate in [0, 1) at which entries of x are dropped in training; the embedding has none (LRA-9).
+        projection: index into `PROJECTIONS`, for "heads".
+    """
+
+    kind: Literal["matrix", "heads", "embedding"]
+    name: str
+    scale: float
+    dropout: float
+    a: Float[Array, "*N"]
+    b: Float[Array, "M N"]
+    projection: int = 0
+
+    @property
+    def rank(self) -> int:
+        """R, the narrow axis of both factors."""
+        return self.b.shape[0] if self.kind == "heads" else self.b.shape[1]
+
+    def key(self, weight_key: str, factor: str) -> str:
+        """Name of factor "a" or "b": `h.0.mlp.dense_h_to_4h.lora_A.default.weight`; `weight_key` is Hugging Face's key."""
+        module = weight_key.removesuffix(".weight")
+        if self.kind == "heads":
+            return f"{module}.{PROJECTIONS[self.projection]}.lora_kernel_{factor}.{self.name}"
+        if self.kind == "embedding":
+            return f"{module}.lora_embedding_{factor.upper()}.{self.name}"
+        return f"{module}.lora_{factor.upper()}.{self.name}.weight"
+
+
+Adapters = Mapping[str, tuple[LoraFactors, ...]]
+"""Attribute of a weight -> the factors added to its products."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,8 +66,8 @@ class Lora:
     def adapter(self, config: BloomConfig) -> Adapter:
         """On a model of this config, with factors in float64."""
         if self.form == "keras":
-            return from_keras(NAME, config, self._kernels(config), np.dtype(np.float64))
-        return from_peft(NAME, config, self.settings(), self._pairs(config), np.dtype(np.float64))
+            return from_keras(NAME, self._kernels(config), np.dtype(np.float64))
+        return from_peft(NAME, self.settings(), self._pairs(config), np.dtype(np.float64))
 
     def write(self, folder: Path, config: BloomConfig) -> Path:
         """In `folder`, as a folder of PEFT or a `.lora.h5` file of KerasHub, in float32.

@@ -14,7 +14,7 @@ from bloomref.formats.arrays import check_finite, common_dtype, into_shards, is_
 from bloomref.formats.files import read_json, staged, write_json
 from bloomref.formats.keras_h5 import Variable, read_sharded, read_single, write_h5
 from bloomref.formats.tokenizer_files import keras_dtype, write_keras_tokenizer
-from bloomref.params import Params, Weight, count_params, keys
+from bloomref.params import PROJECTIONS, Params, Weight, count_params, keys
 from bloomref.shapes import Array
 
 CONFIG = "config.json"
@@ -24,7 +24,6 @@ INDEX = "model.weights.json"
 TASK_WEIGHTS = "task.weights.h5"
 TASK_PREFIX = "layers/bloom_backbone/"
 _STALE = (WEIGHTS, INDEX, TASK_WEIGHTS, "task.json", "model_*.weights.h5", "model.safetensors", "model*.safetensors*")
-_PROJECTIONS = ("query", "key", "value")  # the axis C of the fused weight
 
 
 def exists(folder: Path) -> bool:
@@ -136,7 +135,7 @@ def places(weight: Weight, key: str) -> list[Place]:
         group += f"bloom_decoder{'' if number == '0' else f'_{number}'}/"
     if "{C}" not in weight.keras_path:
         return [Place(group + weight.keras_path, None)]
-    return [Place(group + weight.keras_path.format(C=name), part) for part, name in enumerate(_PROJECTIONS)]
+    return [Place(group + weight.keras_path.format(C=name), part) for part, name in enumerate(PROJECTIONS)]
 
 
 # --- reading -----------------------------------------------------------------------------------

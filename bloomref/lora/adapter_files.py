@@ -1,16 +1,17 @@
 """Adapters from and to the files of PEFT and of KerasHub, and the exact conversions between their two forms.
 
-PEFT has one A for all rows of a matrix; KerasHub has one A for each head, and one B for all of them. Neither form holds the
-other's adapters of the same rank, but both hold every matrix at a high enough one (LRA-14):
+PEFT has one A for all rows of a matrix; KerasHub has one A for each head and one B for all heads. Neither form represents
+the other's adapters at the same rank, but both represent every matrix at a high enough rank (LRA-14):
 
-    KerasHub's query, key or value at rank R is PEFT's at rank H R: the A of each head in its own R rows of A, and B
-    repeated as a block for each head; several projections of one weight stand beside each other.
+    KerasHub's query, key or value of rank R is a matrix of rank H R in PEFT's form. The A of each head occupies R rows of A;
+    B is repeated as a block for each head. Several projections of one weight are concatenated along the rank.
 
-    PEFT's fused matrix is KerasHub's three at rank K, the width of a head: with the identity as the shared B, the A of each
-    head is its own part of scale B A.
+    PEFT's fused matrix is three projections of rank K, the head width, in KerasHub's form. B is the identity, and the A of
+    each head is that head's part of scale B A.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +25,8 @@ from bloomref.errors import InvalidInput, describe
 from bloomref.formats import keras_lora, peft
 from bloomref.formats.peft_config import LoraConfig
 from bloomref.formats.safetensors_io import SafetensorsFile
-from bloomref.lora.adapter import DENSE_LAYERS, ROWS, Adapter, Parts, from_keras, from_peft, rank
-from bloomref.params import layer_key
+from bloomref.lora.adapter import DENSE_LAYERS, ROWS, Adapter, Parts, from_keras, from_peft
+from bloomref.params import PROJECTIONS, LoraFactors, layer_key
 from bloomref.reference import lora
 from bloomref.shapes import Array
 
@@ -33,43 +34,46 @@ _DENSE = {attribute: dense for dense, attribute in DENSE_LAYERS.items() if attri
 
 
 def load(path: Path, name: str, config: BloomConfig, dtype: DType) -> Adapter:
-    """The adapter in a folder of PEFT or a file of KerasHub.
+    """Read the adapter in a folder of PEFT or a file of KerasHub.
 
     Raises:
-        BadWeights, Unsupported: as the readers of `formats.peft` and `formats.keras_lora`.
+        BadWeights, Unsupported: see the readers in `formats.peft` and `formats.keras_lora`.
     """
     if path.is_dir():
         settings, pairs = peft.read(path, config)
-        return from_peft(name, config, settings, pairs, dtype)
+        return from_peft(name, settings, pairs, dtype)
     _, kernels = keras_lora.read(path, config)
-    return from_keras(name, config, kernels, dtype)
+    return from_keras(name, kernels, dtype)
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a path leads to an adapter, of either kind."""
+    """True if the path is an adapter of PEFT or of KerasHub."""
     return peft.exists(path) or path.name.endswith(keras_lora.SUFFIX)
 
 
 def describe_files(path: Path) -> dict[str, Any]:
-    """What an adapter's files say without its model: format, modules or the number of adapted layers, parameters.
+    """Facts of an adapter's files, read without a model: format, modules or number of adapted layers, parameters.
 
     Raises:
-        BadWeights, Unsupported: when they are damaged, or no plain LoRA.
+        BadWeights, Unsupported: the files are damaged, or not plain LoRA.
     """
     if not path.is_dir():
         shapes = {name: variable.shape for name, variable in keras_lora.variables(path).items()}
         kernels = [shape for name, shape in shapes.items() if name.endswith(("lora_kernel_a", "lora_kernel_b"))]
         return {"format": "KerasHub", "layers": len(kernels) // 2, "parameters": sum(map(math.prod, kernels))}
     settings, entries = peft.read_config(path), SafetensorsFile(path / peft.WEIGHTS).entries
-    said = {"modules": settings.target_modules, "rank": settings.r, "alpha": settings.lora_alpha}
-    return {"format": "PEFT", **said, "parameters": sum(math.prod(entry.shape) for entry in entries.values())}
+    facts = {"modules": settings.target_modules, "rank": settings.r, "alpha": settings.lora_alpha}
+    return {"format": "PEFT", **facts, "parameters": sum(math.prod(entry.shape) for entry in entries.values())}
 
 
 def save(path: Path, adapter: Adapter, config: BloomConfig, expand: bool) -> None:
-    """Write an adapter in the format that the path's name tells.
+    """Write an adapter: KerasHub's format for a name that ends in `.h5`, else PEFT's folder.
+
+    Args:
+        expand: write exact factors of a higher rank where the format has none of this rank.
 
     Raises:
-        InvalidInput: when the format has no such adapter, or only one of a higher rank and `expand` is False.
+        InvalidInput: the format cannot represent the adapter, or only with `expand`.
     """
     if path.name.endswith(".h5"):
         r, kernels = _kernels(adapter, config, expand)
@@ -84,18 +88,22 @@ def save(path: Path, adapter: Adapter, config: BloomConfig, expand: bool) -> Non
 def _pairs(adapter: Adapter, expand: bool) -> tuple[LoraConfig, peft.Pairs]:
     if adapter.config is not None:
         return adapter.config, {key: (part.a, part.b) for key, (part,) in adapter.parts.items()}
-    if not expand and any(isinstance(part, lora.HeadAdapter) for found in adapter.parts.values() for part in found):
+    if not expand and _has_kind(adapter, "heads"):
         hint = "expand=True writes the exact equal, of rank H R for each of query, key and value; or save as .lora.h5"
         raise InvalidInput(
             describe("adapter", "one A for a whole matrix, PEFT's form", "one for each head, of rank R", hint)
         )
-    pairs = {key: _joined([_linear(part) for part in found]) for key, found in adapter.parts.items()}
+    pairs = {key: _joined([_matrix(part) for part in parts]) for key, parts in adapter.parts.items()}
     return _settings({key: len(a) for key, (a, _) in pairs.items()}), pairs
 
 
-def _linear(part: lora.Adapter) -> tuple[Array, Array]:
+def _has_kind(adapter: Adapter, kind: str) -> bool:
+    return any(part.kind == kind for parts in adapter.parts.values() for part in parts)
+
+
+def _matrix(part: LoraFactors) -> tuple[Array, Array]:
     """A and B of the whole matrix, of scale 1."""
-    if not isinstance(part, lora.HeadAdapter):
+    if part.kind != "heads":
         return part.a, part.b
     width, heads, r = part.a.shape
     b = np.zeros((heads, 3, part.b.shape[1], heads, r), part.b.dtype)
@@ -109,10 +117,10 @@ def _joined(pairs: list[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 
 def _settings(ranks: Mapping[str, int]) -> LoraConfig:
-    """The config of factors of these ranks and of scale 1."""
+    """Settings for factors of these ranks (Hugging Face key -> R) and of scale 1."""
     common = Counter(ranks.values()).most_common(1)[0][0]
     names = {key: key.removesuffix(".weight") for key in ranks}
-    others = {rf"{names[key]}".replace(".", r"\."): r for key, r in ranks.items() if r != common}
+    others = {re.escape(names[key]): r for key, r in ranks.items() if r != common}
     alphas: dict[str, float] = dict(others)
     targets = tuple(names.values())
     return LoraConfig(r=common, lora_alpha=common, target_modules=targets, rank_pattern=others, alpha_pattern=alphas)
@@ -122,17 +130,17 @@ def _settings(ranks: Mapping[str, int]) -> LoraConfig:
 
 
 def _kernels(adapter: Adapter, config: BloomConfig, expand: bool) -> tuple[int, keras_lora.Kernels]:
-    if any(isinstance(part, lora.EmbeddingAdapter) for found in adapter.parts.values() for part in found):
+    if _has_kind(adapter, "embedding"):
         raise InvalidInput(
-            "adapter: expected one of dense layers, got one of the embedding, which KerasHub cannot save"
+            "adapter: expected factors of dense layers, got some of the embedding; KerasHub cannot save them"
         )
     kernels = _all_kernels(adapter.parts, config, expand)
     r = max(b.shape[0] for _, b in kernels.values())
     if not expand and any(b.shape[0] != r for _, b in kernels.values()):
-        ranks = sorted({rank(part) for found in adapter.parts.values() for part in found})
-        hint = "expand=True fills up with zeros"
-        raise InvalidInput(describe("adapter", "one rank, which is all that a .lora.h5 file can say", str(ranks), hint))
-    return r, {place: (_filled(a, a.ndim - 1, r), _filled(b, 0, r)) for place, (a, b) in kernels.items()}
+        ranks = sorted({part.rank for parts in adapter.parts.values() for part in parts})
+        hint = "expand=True pads with zeros"
+        raise InvalidInput(describe("adapter", "a single rank, as a .lora.h5 file has", str(ranks), hint))
+    return r, {place: (_padded(a, a.ndim - 1, r), _padded(b, 0, r)) for place, (a, b) in kernels.items()}
 
 
 def _all_kernels(parts: Parts, config: BloomConfig, expand: bool) -> keras_lora.Kernels:
@@ -146,21 +154,21 @@ def _all_kernels(parts: Parts, config: BloomConfig, expand: bool) -> keras_lora.
 
 
 def _dense_kernels(
-    part: lora.Adapter, attribute: str, config: BloomConfig, expand: bool
+    part: LoraFactors, attribute: str, config: BloomConfig, expand: bool
 ) -> dict[str, tuple[Array, Array]]:
-    if isinstance(part, lora.HeadAdapter):
-        return {f"{lora.PROJECTIONS[part.projection]}_dense": (part.a, part.b)}
+    if part.kind == "heads":
+        return {f"{PROJECTIONS[part.projection]}_dense": (part.a, part.b)}
     if attribute != "qkv_weight":
         return {_DENSE[attribute]: (part.a.T, part.scale * part.b.T)}
     if not expand:
         hint = f"expand=True writes the exact equal, of rank K = {config.head_dim}; or save as a folder of PEFT"
         raise InvalidInput(describe("adapter", "one A for each head, KerasHub's form", "one for a whole matrix", hint))
-    delta = part.delta_weight()  # (H, C, K, D)
+    delta = lora.delta_weight(part).reshape(ROWS[attribute].shape(config))  # (H, C, K, D)
     identity = np.eye(config.head_dim, dtype=delta.dtype)
-    return {f"{name}_dense": (delta[:, c].transpose(2, 0, 1), identity) for c, name in enumerate(lora.PROJECTIONS)}
+    return {f"{name}_dense": (delta[:, c].transpose(2, 0, 1), identity) for c, name in enumerate(PROJECTIONS)}
 
 
-def _filled(array: Array, axis: int, size: int) -> Array:
-    """Zeros behind the end of an axis, up to `size`."""
+def _padded(array: Array, axis: int, size: int) -> Array:
+    """Pad the end of an axis with zeros, up to `size`."""
     widths = [(0, size - n if i == axis else 0) for i, n in enumerate(array.shape)]
     return np.pad(array, widths)

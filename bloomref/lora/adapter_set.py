@@ -7,7 +7,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DType, DTypePolicy, accumulation_dtype, cast
 from bloomref.errors import InvalidInput, invalid
 from bloomref.lora.adapter import Adapter, Parts
-from bloomref.params import Params
+from bloomref.params import LoraFactors, Params
 from bloomref.reference import lora
 from bloomref.shapes import Array
 from bloomref.validation import check_real
@@ -142,8 +142,8 @@ class AdapterSet:
 
 
 def _with_factors(adapter: Adapter, arrays: Mapping[str, Array], dtype: DType) -> Adapter:
-    def changed(key: str, part: lora.Adapter) -> lora.Adapter:
-        a, b = (arrays.get(lora.factor_key(key, part, n), getattr(part, n)) for n in ("a", "b"))
+    def changed(key: str, part: LoraFactors) -> LoraFactors:
+        a, b = (arrays.get(part.key(key, n), getattr(part, n)) for n in ("a", "b"))
         return replace(part, a=cast(a, dtype).copy(), b=cast(b, dtype).copy())  # the caller may go on changing its own
 
     return replace(adapter, parts={k: tuple(changed(k, part) for part in found) for k, found in adapter.parts.items()})

@@ -14,7 +14,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DType, accumulation_dtype
 from bloomref.params import LayerParams, Params
 from bloomref.reference.cache import Cache, LayerCache
-from bloomref.reference.lora import adapt
+from bloomref.reference.lora_ops import low_rank
 from bloomref.reference.ops import dropout, gelu, layer_norm, linear, softmax
 from bloomref.reference.trace import in_layer, tap
 from bloomref.shapes import Array, Bool, Float, Int
@@ -140,6 +140,13 @@ def forward(
             x = tap("attention_block", attention_block(layer, config, x, layer_cache, seen, rng))
             x = tap("mlp_block", mlp_block(layer, config, x, rng))
     return final_norm(params, config, x)
+
+
+def adapt(y: Array, owner: LayerParams | Params, attribute: str, x: Array, rng: Rng = None) -> Array:
+    """y plus the term of every adapter of the weight; y itself without any (LRA-2)."""
+    for factors in owner.adapters.get(attribute, ()):
+        y = y + low_rank(factors, x, rng)
+    return y
 
 
 def widen(x: Float[Array, "*N"]) -> Float[Array, "*N"]:

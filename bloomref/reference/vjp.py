@@ -13,11 +13,11 @@ import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType, accumulation_dtype
-from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, LayerParams, Params, layer_key
+from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, LayerParams, LoraFactors, Params, layer_key
 from bloomref.reference import loss, model
 from bloomref.reference.cache import LayerCache
-from bloomref.reference.lora import Adapter, adapt, factor_key
-from bloomref.reference.model import Rng, View, widen
+from bloomref.reference.lora_vjp import LowRankGradients, low_rank_vjp
+from bloomref.reference.model import Rng, View, adapt, widen
 from bloomref.reference.ops import dropout, layer_norm
 from bloomref.reference.ops_vjp import (
     add_rows,
@@ -65,9 +65,9 @@ class Collector:
         if self.wanted(key := self.keys[attribute]):
             self.found[key] = compute()
 
-    def add_factors(self, attribute: str, adapter: Adapter, factors: Mapping[str, Array]) -> None:
-        for factor, gradient in factors.items():
-            if self.wanted(key := factor_key(self.keys[attribute], adapter, factor)):
+    def add_factors(self, attribute: str, factors: LoraFactors, gradients: LowRankGradients) -> None:
+        for name, gradient in (("a", gradients.da), ("b", gradients.db)):
+            if self.wanted(key := factors.key(self.keys[attribute], name)):
                 self.found[key] = gradient
 
     def total(self, attribute: str, weight: Array) -> Array | None:
@@ -137,18 +137,18 @@ def _linear_vjp(
     into.add(f"{name}_weight", lambda: linear_weight_vjp(x, dy).reshape(weight.shape))
     into.add(f"{name}_bias", lambda: bias_vjp(dy).reshape(bias.shape))
     dx = linear_vjp(weight.reshape(dy.shape[-1], x.shape[-1]), dy)
-    for adapter in layer.adapters.get(f"{name}_weight", ()):
-        more, factors = adapter.vjp(x, dy, rng)
-        dx += more
-        into.add_factors(f"{name}_weight", adapter, factors)
+    for factors in layer.adapters.get(f"{name}_weight", ()):
+        gradients = low_rank_vjp(factors, x, dy, rng)
+        dx += gradients.dx
+        into.add_factors(f"{name}_weight", factors, gradients)
     return dx
 
 
 def _past_adapters(layer: LayerParams, name: str, x: Float[Array, "B T N"], rng: Rng) -> Rng:
     """The generator as the adapters of a weight find it; `rng` moves on to where they leave it."""
     found = deepcopy(rng)
-    for adapter in layer.adapters.get(name, ()):
-        dropout(x, adapter.dropout, rng)
+    for factors in layer.adapters.get(name, ()):
+        dropout(x, factors.dropout, rng)
     return found
 
 
@@ -235,8 +235,8 @@ def _look_up_vjp(params: Params, token_ids: Int[Array, "B T"], dx: Float[Array, 
     """x = E[token_ids] + the adapters of token_ids. A tied head has added to dE before (GRD-4)."""
     if (total := into.total("word_embedding", params.word_embedding)) is not None:
         add_rows(total, token_ids, dx)
-    for adapter in params.adapters.get("word_embedding", ()):
-        into.add_factors("word_embedding", adapter, adapter.vjp(token_ids, dx)[1])
+    for factors in params.adapters.get("word_embedding", ()):
+        into.add_factors("word_embedding", factors, low_rank_vjp(factors, token_ids, dx))
 
 
 def _blocks(layer: LayerParams, config: BloomConfig, seen: View) -> tuple[Block, Block]:

@@ -24,8 +24,7 @@ from bloomref.conformance.run.runner import Runner, Shrinking, applies, lacking
 from bloomref.conformance.subject import PROBE, Subject
 from bloomref.errors import Unsupported
 from bloomref.formats.peft_config import EMBEDDING, LINEARS
-from bloomref.lora.adapter import DENSE_LAYERS, rank
-from bloomref.reference.lora import HeadAdapter
+from bloomref.lora.adapter import DENSE_LAYERS
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=48)
 CASE = Case(CONFIG, seed=3, batch=3, time=12, kind="holes", cuts=(5, 9))
@@ -153,13 +152,13 @@ class FirstCallOnly(InstrumentedModel):
 class SharesFirstHead(InstrumentedModel):
     def part(self, key, part):
         part = super().part(key, part)
-        return replace(part, a=part.a[:, [0, 0, 0]]) if isinstance(part, HeadAdapter) else part
+        return replace(part, a=part.a[:, [0, 0, 0]]) if part.kind == "heads" else part
 
 
 class ScalesByAlpha(InstrumentedModel):
     def part(self, key, part):
         part = super().part(key, part)
-        return replace(part, scale=part.scale * rank(part))
+        return replace(part, scale=part.scale * part.rank)
 
 
 class ChangesTheBase(InstrumentedModel):

@@ -26,7 +26,7 @@ from parity.cases import HEADS, PADDINGS, ParityCase, case, case_of
 from transformers.models.bloom import modeling_bloom
 
 from bloomref.config import BloomConfig
-from bloomref.params import Params, keys
+from bloomref.params import LoraFactors, Params, keys
 from bloomref.reference import lora, loss, vjp
 
 LIMIT = 1e-10
@@ -170,9 +170,9 @@ def with_peft(drawn: ParityCase, rank: int) -> tuple[Any, Params]:
             factor.data = torch.from_numpy(rng.standard_normal(factor.shape))
         arrays = a.detach().numpy(), b.detach().numpy()
         if rows[key].attribute == "word_embedding":
-            adapters[key] = (lora.EmbeddingAdapter("default", 3 / rank, 0.0, *arrays),)
+            adapters[key] = (LoraFactors("embedding", "default", 3 / rank, 0.0, *arrays),)
         else:
-            adapters[key] = (lora.LinearAdapter("default", 3 / rank, 0.0, *arrays, rows[key].shape(drawn.config)),)
+            adapters[key] = (LoraFactors("matrix", "default", 3 / rank, 0.0, *arrays),)
     assert len(adapters) == 1 + 4 * drawn.config.num_layers
     return model, lora.attach(drawn.params, adapters)
 

@@ -8,9 +8,8 @@ import numpy as np
 from bloomref.conformance.mistakes.mistake import mistake
 from bloomref.conformance.mistakes.mlp import tanh_gelu
 from bloomref.conformance.model.instrumented import GELU_CUBIC, InstrumentedCache, InstrumentedModel
-from bloomref.params import Params
+from bloomref.params import LoraFactors, Params
 from bloomref.reference import lora
-from bloomref.reference.lora import Adapter as Part
 from bloomref.shapes import Array
 
 
@@ -249,9 +248,9 @@ class LoraMerged(InstrumentedModel):
     equivalent=True,
 )
 class LoraProductFirst(InstrumentedModel):
-    def delta(self, part: Part, x: Array) -> Array:
-        weight = part.delta_weight()
-        return weight[x] if isinstance(part, lora.EmbeddingAdapter) else x @ weight.reshape(-1, x.shape[-1]).T
+    def delta(self, part: LoraFactors, x: Array) -> Array:
+        weight = lora.delta_weight(part)
+        return weight[x] if part.kind == "embedding" else x @ weight.T
 
 
 @mistake(
@@ -263,6 +262,6 @@ class LoraProductFirst(InstrumentedModel):
     equivalent=True,
 )
 class LoraScaleInB(InstrumentedModel):
-    def part(self, key: str, part: Part) -> Part:
+    def part(self, key: str, part: LoraFactors) -> LoraFactors:
         part = super().part(key, part)
         return replace(part, b=part.b * self.dtype.type(part.scale), scale=1.0)

@@ -10,8 +10,8 @@ from bloomref.conformance.mistakes.mistake import mistake
 from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.dtypes import floating_dtype
 from bloomref.formats.peft_config import LoraConfig
-from bloomref.lora.adapter import Adapter, Parts, rank
-from bloomref.params import LayerParams, Params
+from bloomref.lora.adapter import Adapter, Parts
+from bloomref.params import LayerParams, LoraFactors, Params
 from bloomref.reference import lora
 from bloomref.shapes import Array
 
@@ -21,12 +21,12 @@ from bloomref.shapes import Array
 class Rescaled(InstrumentedModel):
     """PEFT's adapters with another scale; KerasHub's have none."""
 
-    def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
+    def part(self, key: str, part: LoraFactors) -> LoraFactors:
         part = super().part(key, part)
         settings = self.adapter.config if self.adapter else None
         return part if settings is None else replace(part, scale=self.rescaled(settings, key, part))
 
-    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:
+    def rescaled(self, settings: LoraConfig, key: str, part: LoraFactors) -> float:
         raise NotImplementedError
 
 
@@ -43,7 +43,7 @@ def alpha(settings: LoraConfig, key: str) -> float:
     needs="lora",
 )
 class LoraAlphaNotDivided(Rescaled):
-    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+    def rescaled(self, settings: LoraConfig, key: str, part: LoraFactors) -> float:  # noqa: ARG002
         return alpha(settings, key)
 
 
@@ -55,8 +55,8 @@ class LoraAlphaNotDivided(Rescaled):
     needs="lora",
 )
 class LoraScaleByRoot(Rescaled):
-    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:
-        return alpha(settings, key) / math.sqrt(rank(part))
+    def rescaled(self, settings: LoraConfig, key: str, part: LoraFactors) -> float:
+        return alpha(settings, key) / math.sqrt(part.rank)
 
 
 @mistake(
@@ -67,13 +67,13 @@ class LoraScaleByRoot(Rescaled):
     needs="lora rslora",
 )
 class LoraRsloraIgnored(Rescaled):
-    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:
-        return alpha(settings, key) / rank(part)
+    def rescaled(self, settings: LoraConfig, key: str, part: LoraFactors) -> float:
+        return alpha(settings, key) / part.rank
 
 
 @mistake("lora-scale-forgotten", "does not scale the adapter", "LRA-1", first="attention.query", needs="lora")
 class LoraScaleForgotten(Rescaled):
-    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+    def rescaled(self, settings: LoraConfig, key: str, part: LoraFactors) -> float:  # noqa: ARG002
         return 1.0
 
 
@@ -85,13 +85,13 @@ class LoraScaleForgotten(Rescaled):
     needs="lora",
 )
 class LoraScaledTwice(Rescaled):
-    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+    def rescaled(self, settings: LoraConfig, key: str, part: LoraFactors) -> float:  # noqa: ARG002
         return part.scale**2
 
 
 @mistake("lora-alpha-pattern-ignored", "ignores alpha_pattern", "LRA-12", first="mlp.up", needs="lora")
 class LoraAlphaPatternIgnored(Rescaled):
-    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+    def rescaled(self, settings: LoraConfig, key: str, part: LoraFactors) -> float:  # noqa: ARG002
         return replace(settings, alpha_pattern={}).scale(key)
 
 
@@ -103,7 +103,7 @@ class LoraAlphaPatternIgnored(Rescaled):
     needs="lora",
 )
 class LoraAlphaOfAnother(Rescaled):
-    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+    def rescaled(self, settings: LoraConfig, key: str, part: LoraFactors) -> float:  # noqa: ARG002
         first = next(iter(settings.alpha_pattern.values()), settings.lora_alpha)
         return replace(settings, lora_alpha=first, alpha_pattern={}).scale(key)
 
@@ -116,7 +116,7 @@ class LoraAlphaOfAnother(Rescaled):
     needs="lora",
 )
 class LoraRankPatternIgnored(Rescaled):
-    def rescaled(self, settings: LoraConfig, key: str, part: lora.Adapter) -> float:  # noqa: ARG002
+    def rescaled(self, settings: LoraConfig, key: str, part: LoraFactors) -> float:  # noqa: ARG002
         return replace(settings, rank_pattern={}).scale(key)
 
 
@@ -131,9 +131,9 @@ class LoraRankPatternIgnored(Rescaled):
     needs="lora",
 )
 class LoraATransposed(InstrumentedModel):
-    def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
+    def part(self, key: str, part: LoraFactors) -> LoraFactors:
         part = super().part(key, part)
-        return part if isinstance(part, lora.HeadAdapter) else replace(part, a=part.a.reshape(part.a.T.shape).T)
+        return part if part.kind == "heads" else replace(part, a=part.a.reshape(part.a.T.shape).T)
 
 
 @mistake(
@@ -144,17 +144,17 @@ class LoraATransposed(InstrumentedModel):
     needs="lora",
 )
 class LoraBTransposed(InstrumentedModel):
-    def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
+    def part(self, key: str, part: LoraFactors) -> LoraFactors:
         part = super().part(key, part)
-        return part if isinstance(part, lora.HeadAdapter) else replace(part, b=part.b.reshape(part.b.T.shape).T)
+        return part if part.kind == "heads" else replace(part, b=part.b.reshape(part.b.T.shape).T)
 
 
 class RowsOfB(InstrumentedModel):
     """Other rows of the B of the fused projection."""
 
-    def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
+    def part(self, key: str, part: LoraFactors) -> LoraFactors:
         part = super().part(key, part)
-        if isinstance(part, lora.LinearAdapter) and key.endswith("query_key_value.weight"):
+        if part.kind == "matrix" and key.endswith("query_key_value.weight"):
             return replace(part, b=self.rows(part.b).reshape(part.b.shape))
         return part
 
@@ -191,11 +191,11 @@ class LoraNotOnKey(RowsOfB):
 class Heads(InstrumentedModel):
     """KerasHub's factors of each head, changed."""
 
-    def part(self, key: str, part: lora.Adapter) -> lora.Adapter:
+    def part(self, key: str, part: LoraFactors) -> LoraFactors:
         part = super().part(key, part)
-        return self.of_heads(part) if isinstance(part, lora.HeadAdapter) else part
+        return self.of_heads(part) if part.kind == "heads" else part
 
-    def of_heads(self, part: lora.HeadAdapter) -> lora.HeadAdapter:
+    def of_heads(self, part: LoraFactors) -> LoraFactors:
         raise NotImplementedError
 
 
@@ -207,7 +207,7 @@ class Heads(InstrumentedModel):
     needs="lora lora-heads",
 )
 class LoraValueAtKey(Heads):
-    def of_heads(self, part: lora.HeadAdapter) -> lora.HeadAdapter:
+    def of_heads(self, part: LoraFactors) -> LoraFactors:
         return replace(part, projection=1) if part.projection == 2 else part
 
 
@@ -219,7 +219,7 @@ class LoraValueAtKey(Heads):
     needs="lora lora-heads heads",
 )
 class LoraOneHead(Heads):
-    def of_heads(self, part: lora.HeadAdapter) -> lora.HeadAdapter:
+    def of_heads(self, part: LoraFactors) -> LoraFactors:
         return replace(part, a=np.broadcast_to(part.a[:, :1], part.a.shape))
 
 
@@ -231,7 +231,7 @@ class LoraOneHead(Heads):
     needs="lora lora-heads heads",
 )
 class LoraHeadsBehindRank(Heads):
-    def of_heads(self, part: lora.HeadAdapter) -> lora.HeadAdapter:
+    def of_heads(self, part: LoraFactors) -> LoraFactors:
         width, heads, r = part.a.shape
         return replace(part, a=part.a.reshape(width, r, heads).swapaxes(1, 2))
 
@@ -327,14 +327,14 @@ class LoraEmbeddingInHead(InstrumentedModel):
     def head(self, hidden: Array) -> Array:
         logits = super().head(hidden)
         tied = self.params.adapters.get("word_embedding", ()) if self.params.lm_head is None else ()
-        return logits + sum(hidden @ part.delta_weight().T for part in tied)
+        return logits + sum(hidden @ lora.delta_weight(part).T for part in tied)
 
 
 @mistake(
     "lora-dropped-out", "applies the adapter's dropout outside training", "LRA-9", first="attention.query", needs="lora"
 )
 class LoraDroppedOut(InstrumentedModel):
-    def narrow(self, part: lora.Adapter, x: Array) -> Array:
+    def narrow(self, part: LoraFactors, x: Array) -> Array:
         if part.dropout:
             x = x * (np.random.default_rng(0).random(x.shape) >= part.dropout) / (1.0 - part.dropout)
         return super().narrow(part, x.astype(self.dtype) if part.dropout else x)
@@ -375,7 +375,7 @@ class LoraMergedInBfloat16(InstrumentedModel):
     needs="lora",
 )
 class LoraMergedAndAdded(InstrumentedModel):
-    def delta(self, part: lora.Adapter, x: Array) -> Array:
+    def delta(self, part: LoraFactors, x: Array) -> Array:
         return 2.0 * super().delta(part, x)
 
 
@@ -383,5 +383,5 @@ class LoraMergedAndAdded(InstrumentedModel):
     "lora-in-bfloat16", "rounds the adapter's inner product to bfloat16", "LRA-2", first="attention.query", needs="lora"
 )
 class LoraInBfloat16(InstrumentedModel):
-    def narrow(self, part: lora.Adapter, x: Array) -> Array:
+    def narrow(self, part: LoraFactors, x: Array) -> Array:
         return rounded(super().narrow(part, x), "bfloat16")

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from bloomref.lora.adapter import Adapter, Parts
-from bloomref.params import LayerParams, Params
-from bloomref.reference.lora import Adapter as Part
-from bloomref.reference.lora import EmbeddingAdapter, HeadAdapter, attach
+from bloomref.params import LayerParams, LoraFactors, Params
+from bloomref.reference.lora import attach
 from bloomref.shapes import Array, Float
 
 
@@ -26,7 +25,7 @@ class LoraHooks:
     def parts(self, adapter: Adapter) -> Parts:
         return {key: tuple(self.part(key, part) for part in found) for key, found in adapter.parts.items()}
 
-    def part(self, key: str, part: Part) -> Part:
+    def part(self, key: str, part: LoraFactors) -> LoraFactors:
         """As it is used; `key` is that of its weight: `h.0.mlp.dense_h_to_4h.weight`."""
         del key
         return replace(part, a=part.a.astype(self.dtype), b=part.b.astype(self.dtype))
@@ -37,22 +36,22 @@ class LoraHooks:
             y = self.arithmetic.stored(y + self.delta(part, x))
         return y
 
-    def delta(self, part: Part, x: Array) -> Float[Array, "B T M"]:
+    def delta(self, part: LoraFactors, x: Array) -> Float[Array, "B T M"]:
         """scale B A x; x are the token ids where the embedding is adapted."""
         return self.arithmetic.wide(part.scale * self.product(part, self.narrow(part, x)))
 
-    def narrow(self, part: Part, x: Array) -> Array:
+    def narrow(self, part: LoraFactors, x: Array) -> Array:
         """A x: (B, T, R), or in KerasHub's form (B, T, H, R)."""
-        if isinstance(part, EmbeddingAdapter):
+        if part.kind == "embedding":
             return part.a.T[x]
-        if isinstance(part, HeadAdapter):
+        if part.kind == "heads":
             product: Array = self.arithmetic.matmul(x, part.a.reshape(len(part.a), -1))
             return product.reshape(*x.shape[:2], *part.a.shape[1:])
         return self.arithmetic.matmul(x, part.a.T)
 
-    def product(self, part: Part, narrow: Array) -> Float[Array, "B T M"]:
+    def product(self, part: LoraFactors, narrow: Array) -> Float[Array, "B T M"]:
         """B of that; in KerasHub's form in the rows of one projection of the fused weight."""
-        if not isinstance(part, HeadAdapter):
+        if part.kind != "heads":
             return self.arithmetic.matmul(narrow, part.b.T)
         y = np.zeros((*narrow.shape[:3], 3, part.b.shape[1]), narrow.dtype)
         y[:, :, :, part.projection] = self.arithmetic.matmul(narrow, part.b)

@@ -1,5 +1,6 @@
 """LoRA: what adapters add, that they are exact where they promise it, and what they refuse."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from strategies import Float32Case, cases
 
 from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput, Unsupported
 from bloomref.lora.adapter import DENSE_LAYERS
-from bloomref.params import Source, count_params
+from bloomref.params import PROJECTIONS, LoraFactors, Source, count_params
 from bloomref.reference import lora
+from bloomref.reference.lora_ops import low_rank
+from bloomref.reference.lora_vjp import low_rank_vjp
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)
 ALL = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "word_embeddings")
@@ -52,63 +55,63 @@ KINDS = st.sampled_from(("peft", "keras"))
 FORMS = ("qkv_weight", "attn_out_weight", "mlp_up_weight", "mlp_down_weight", "word_embedding", "query", "key", "value")
 
 
-def one(form: str, rng: np.random.Generator, dropout: float = 0.0) -> tuple[Any, np.ndarray, tuple[int, ...]]:
-    """An adapter, an input for it, and the shape of what it returns."""
+def one(form: str, rng: np.random.Generator, dropout: float = 0.0) -> tuple[LoraFactors, np.ndarray, tuple[int, ...]]:
+    """Factors of one weight, an input for them, and the shape of their product."""
     size, r = CONFIG.sizes, 4
-    if form in lora.PROJECTIONS:
+    if form in PROJECTIONS:
         a, b = rng.standard_normal((size["D"], size["H"], r)), rng.standard_normal((r, size["K"]))
-        adapter: Any = lora.HeadAdapter("x", 0.7, dropout, a, b, lora.PROJECTIONS.index(form))
-        return adapter, rng.standard_normal((BATCH, TIME, size["D"])), (BATCH, TIME, 3 * size["D"])
+        factors = LoraFactors("heads", "x", 0.7, dropout, a, b, PROJECTIONS.index(form))
+        return factors, rng.standard_normal((BATCH, TIME, size["D"])), (BATCH, TIME, 3 * size["D"])
     if form == "word_embedding":
         a, b = rng.standard_normal((r, size["V"])), rng.standard_normal((size["D"], r))
         ids = rng.integers(0, size["V"], (BATCH, TIME))
-        return lora.EmbeddingAdapter("x", 0.7, dropout, a, b), ids, (BATCH, TIME, size["D"])
+        return LoraFactors("embedding", "x", 0.7, dropout, a, b), ids, (BATCH, TIME, size["D"])
     from bloomref.lora.adapter import ROWS
 
     rows, columns = ROWS[form].hf_shape(CONFIG)
     a, b = rng.standard_normal((r, columns)), rng.standard_normal((rows, r))
-    adapter = lora.LinearAdapter("x", 0.7, dropout, a, b, ROWS[form].shape(CONFIG))
-    return adapter, rng.standard_normal((BATCH, TIME, columns)), (BATCH, TIME, rows)
+    factors = LoraFactors("matrix", "x", 0.7, dropout, a, b)
+    return factors, rng.standard_normal((BATCH, TIME, columns)), (BATCH, TIME, rows)
 
 
 @pytest.mark.clause("LRA-1", "LRA-3", "LRA-4")
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_added_is_the_product_with_what_is_merged(form: str):
-    adapter, x, shape = one(form, np.random.default_rng(1))
-    y, delta = adapter(x), adapter.delta_weight()
+    factors, x, shape = one(form, np.random.default_rng(1))
+    y, delta = low_rank(factors, x), lora.delta_weight(factors)
     assert y.shape == shape
-    stored = delta.reshape(-1, delta.shape[-1]) if form in lora.PROJECTIONS else delta.reshape(shape[-1], -1)
-    wanted = delta[x] if form == "word_embedding" else x @ stored.T
-    np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-13 * np.abs(wanted).max())
+    expected = delta[x] if form == "word_embedding" else x @ delta.T
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
 
 
 @pytest.mark.clause("LRA-3")
 def test_rows_of_b_are_interleaved_by_head():
     """Trap 78: the row of head h, projection c and component k is (3 h + c) K + k, not (c H + h) K + k."""
-    adapter, _, _ = one("qkv_weight", np.random.default_rng(2))
+    factors, _, _ = one("qkv_weight", np.random.default_rng(2))
     h, c, k = 1, 2, 3
-    np.testing.assert_allclose(adapter.delta_weight()[h, c, k], 0.7 * adapter.b[(3 * h + c) * 4 + k] @ adapter.a)
+    delta = lora.delta_weight(factors).reshape(3, 3, 4, 12)
+    np.testing.assert_allclose(delta[h, c, k], 0.7 * factors.b[(3 * h + c) * 4 + k] @ factors.a)
 
 
 @pytest.mark.clause("LRA-9")
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("form", FORMS)
 def test_vjp_is_the_derivative(form: str, dropout: float):
-    """Central differences of sum(dy * adapter(x)) along a random direction of each argument."""
+    """Central differences of sum(dy * low_rank(x)) along a random direction of each argument."""
     rng = np.random.default_rng(3)
-    adapter, x, shape = one(form, rng, dropout)
+    factors, x, shape = one(form, rng, dropout)
     dy = rng.standard_normal(shape)
-    dx, gradients = adapter.vjp(x, dy, np.random.default_rng(7))
+    dx, da, db = low_rank_vjp(factors, x, dy, np.random.default_rng(7))
 
-    def value(x: Any, **factors: Any) -> float:
-        return float((dy * lora.replace(adapter, **factors)(x, np.random.default_rng(7))).sum())
+    def value(x: Any, **changes: Any) -> float:
+        return float((dy * low_rank(replace(factors, **changes), x, np.random.default_rng(7))).sum())
 
-    for name in ("a", "b"):
-        factor = getattr(adapter, name)
+    for name, gradient in (("a", da), ("b", db)):
+        factor = getattr(factors, name)
         step = rng.standard_normal(factor.shape)
         slope = (value(x, **{name: factor + 1e-4 * step}) - value(x, **{name: factor - 1e-4 * step})) / 2e-4
-        assert gradients[name].shape == factor.shape
-        np.testing.assert_allclose((gradients[name] * step).sum(), slope, rtol=1e-8)
+        assert gradient.shape == factor.shape
+        np.testing.assert_allclose((gradient * step).sum(), slope, rtol=1e-8)
     if form == "word_embedding":
         assert dx is None
         return
@@ -120,12 +123,12 @@ def test_vjp_is_the_derivative(form: str, dropout: float):
 @pytest.mark.clause("LRA-9")
 def test_dropout_draws_what_vjp_draws_again():
     """Both leave the generator where the other leaves it, and there is none without a generator."""
-    adapter, x, shape = one("mlp_up_weight", np.random.default_rng(4), dropout=0.5)
+    factors, x, shape = one("mlp_up_weight", np.random.default_rng(4), dropout=0.5)
     first, second = np.random.default_rng(9), np.random.default_rng(9)
-    y = adapter(x, first)
-    adapter.vjp(x, np.ones(shape), second)
+    y = low_rank(factors, x, first)
+    low_rank_vjp(factors, x, np.ones(shape), second)
     assert first.bit_generator.state == second.bit_generator.state
-    assert np.abs(y - adapter(x)).max() > 0.1
+    assert np.abs(y - low_rank(factors, x)).max() > 0.1
 
 
 # --- properties of a whole model ---------------------------------------------------------------------------------
@@ -205,9 +208,9 @@ def test_the_embedding_and_the_head_part_when_merged():
 
 def test_merged_weights_are_not_those_of_the_files():
     """A backend may keep what it made of files (`Params.source`): merged weights must not be taken for them."""
-    params = lora.replace(Float32Case(CONFIG).params, source=Source("folder", "state"))
-    adapter, _, _ = one("mlp_up_weight", np.random.default_rng(1))
-    adapted = lora.attach(params, {"h.0.mlp.dense_h_to_4h.weight": (adapter,)})
+    params = replace(Float32Case(CONFIG).params, source=Source("folder", "state"))
+    factors, _, _ = one("mlp_up_weight", np.random.default_rng(1))
+    adapted = lora.attach(params, {"h.0.mlp.dense_h_to_4h.weight": (factors,)})
     assert lora.merged(adapted).source is None
     assert lora.merged(adapted).layers[0].adapters == {}
 
@@ -216,11 +219,11 @@ def test_merged_weights_are_not_those_of_the_files():
 def test_merging_rounds_to_the_variable_dtype_not_to_that_of_the_file():
     """Half-precision files under a float32 policy: adapted weights become float32, the others stay shared."""
     params = Float32Case(CONFIG).params.astype(np.dtype(np.float16))
-    adapter, _, _ = one("mlp_up_weight", np.random.default_rng(1))
-    single = lora.replace(adapter, a=adapter.a.astype(np.float32), b=adapter.b.astype(np.float32))
+    factors, _, _ = one("mlp_up_weight", np.random.default_rng(1))
+    single = replace(factors, a=factors.a.astype(np.float32), b=factors.b.astype(np.float32))
     adapted = lora.attach(params, {"h.0.mlp.dense_h_to_4h.weight": (single,)})
     merged = lora.merged(adapted, np.dtype(np.float32)).layers[0]
-    wanted = params.layers[0].mlp_up_weight.astype(np.float32) + single.delta_weight()
+    wanted = params.layers[0].mlp_up_weight.astype(np.float32) + lora.delta_weight(single)
     np.testing.assert_array_equal(merged.mlp_up_weight, wanted)
     assert merged.mlp_up_weight.dtype == np.float32
     assert merged.mlp_down_weight is params.layers[0].mlp_down_weight

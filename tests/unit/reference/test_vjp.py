@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from strategies import MASKS, Float32Case, cases, draw_params
 
 from bloomref import BloomConfig
-from bloomref.params import Params, init_params, keys
+from bloomref.params import LoraFactors, Params, init_params, keys
 from bloomref.reference import lora, loss, model, ops_vjp, tape, vjp
 
 Array = np.ndarray[Any, Any]
@@ -430,12 +430,12 @@ def with_adapters(case: Float32Case, rate: float) -> Params:
         m, n = weight.hf_shape(config)
         a, b = normal(case.seed + index, 2, n), normal(case.seed + index + 1, m, 2)
         if weight.attribute == "word_embedding":
-            given[key] = (lora.EmbeddingAdapter("one", 0.5, 0.0, normal(index, 2, m), normal(index, n, 2)),)
+            given[key] = (LoraFactors("embedding", "one", 0.5, 0.0, normal(index, 2, m), normal(index, n, 2)),)
             continue
-        given[key] = (lora.LinearAdapter("one", 0.1, rate, a, b, weight.shape(config)),)
+        given[key] = (LoraFactors("matrix", "one", 0.1, rate, a, b),)
         if weight.attribute == "qkv_weight":
             a, b = normal(index, config.hidden_dim, config.num_heads, 2), normal(index + 1, 2, config.head_dim)
-            given[key] += tuple(lora.HeadAdapter("two", 0.1, rate, a, b, projection) for projection in (0, 2))
+            given[key] += tuple(LoraFactors("heads", "two", 0.1, rate, a, b, projection) for projection in (0, 2))
     return lora.attach(case.params, given)
 
 
