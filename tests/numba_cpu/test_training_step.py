@@ -78,12 +78,17 @@ def in_dtype(params: Params, dtype: Any) -> Params:
 
 
 def adapted(params: Params, seed: int, rate: float) -> Params:
-    """Factors of rank 2 on the embedding and on every matrix of every block; on the fused one also those of two projections."""
+    """Factors of rank 2 on the embedding and on every matrix of every block; on the fused one also those of two projections.
+
+    They add about as much as the weights give.
+    """
     rng = np.random.default_rng(seed)
 
     def factors(kind: Any, a: tuple[int, ...], b: tuple[int, ...], projection: int = 0) -> LoraFactors:
-        arrays = (rng.standard_normal(shape).astype(FLOAT32) for shape in (a, b))
-        return LoraFactors(kind, "default", 0.5, 0.0 if kind == "embedding" else rate, *arrays, projection)
+        inputs = {"embedding": 1, "heads": a[0], "matrix": a[1]}[kind]
+        drawn_a = (rng.standard_normal(a) / np.sqrt(inputs)).astype(FLOAT32)
+        drawn_b = rng.standard_normal(b).astype(FLOAT32)
+        return LoraFactors(kind, "default", 0.5, 0.0 if kind == "embedding" else rate, drawn_a, drawn_b, projection)
 
     adapters: dict[str, tuple[LoraFactors, ...]] = {}
     for key, weight, array in params.named():
