@@ -74,7 +74,7 @@ class Presets:
 
 
 class _FromConfig(Generic[T]):
-    """A read-only attribute whose value stands in the model's config.
+    """A read-only attribute with a value from the model's config.
 
     Args:
         field: name in BloomConfig; None: the attribute's own.
@@ -101,13 +101,13 @@ class BloomBackbone(LoraMethods):
     """A BLOOM decoder (arXiv:2211.05100): token ids in, final hidden states out.
 
     Args:
-        vocabulary_size: V, rows of the embedding.
-        num_layers: L, transformer blocks.
-        num_heads: H, attention heads of a block; divides hidden_dim.
+        vocabulary_size: V, number of rows of the embedding matrix.
+        num_layers: L, number of transformer blocks.
+        num_heads: H, number of attention heads of a block. It divides hidden_dim.
         hidden_dim: D, width of the hidden states.
-        intermediate_dim: F, width of the MLP between its two layers.
-        dropout: probability, used only in calls with `training=True`.
-        layer_norm_epsilon: added to the variance in every layer norm.
+        intermediate_dim: F, width of the MLP's inner layer.
+        dropout: probability in [0, 1), used only in calls with `training=True`.
+        layer_norm_epsilon: added to the variance in every LayerNorm.
         dtype: float64, float32 (the default), float16, bfloat16, mixed_float16 or mixed_bfloat16, by name or as a NumPy
             dtype. The rounding rule is clause NUM-2.
         **kwargs: `seed` (0) of the random initial weights; `apply_residual_connection_post_layernorm` (False);
@@ -187,7 +187,13 @@ class BloomBackbone(LoraMethods):
 
     @classmethod
     def from_params(cls, config: BloomConfig, params: Params, dtype: object = None, **kwargs: Any) -> "BloomBackbone":
-        """A model of given weights; `dtype` None keeps theirs. The arrays must stay as they are: they may be shared."""
+        """A model with the given weights.
+
+        Args:
+            params: the weights. The model may share their arrays: do not change them afterwards.
+            dtype: as for the constructor; None: the dtype of `params`.
+            **kwargs: `backend`, `name`, `trainable`, as for the constructor.
+        """
         policy = dtype_policy(params.word_embedding.dtype if dtype is None else dtype)
         model = cls.__new__(cls)
         model._assemble(config, params, policy, **kwargs)
@@ -200,13 +206,13 @@ class BloomBackbone(LoraMethods):
         Args:
             preset: a built-in name (`BloomBackbone.presets`), `hf://user/repo`, `kaggle://user/model/keras/variation`,
                 or a local folder in Hugging Face or Keras layout.
-            load_weights: False gives random weights of the preset's sizes (nothing but the config is downloaded).
+            load_weights: False: random weights of the preset's sizes; only the config and the tokenizer are downloaded.
             **kwargs: `dtype` (None is float32; "auto" is the dtype of the files); `revision` of a hub repository; `backend`;
-                and any argument of the constructor, which then replaces the preset's.
+                and any other argument of the constructor, which overrides the preset's value.
 
         Raises:
-            InvalidInput: no such preset; BadWeights: damaged or foreign files; Unsupported: an optional package or the
-            network is missing.
+            InvalidInput: for an unknown preset; BadWeights: for files that are damaged or of another model; Unsupported: when an
+            optional package or the network is missing.
         """
         return cls._load(preset, load_weights, kwargs)[0]
 
@@ -214,7 +220,7 @@ class BloomBackbone(LoraMethods):
     def _load(
         cls, preset: str | Path, load_weights: bool, arguments: Mapping[str, Any]
     ) -> tuple["BloomBackbone", Path]:
-        """The model of `from_preset`, and the local folder that the preset was resolved to."""
+        """The model of `from_preset`, and the local folder of the preset."""
         from bloomref.formats.checkpoint import open_checkpoint
         from bloomref.presets.resolver import resolve
 
@@ -236,11 +242,11 @@ class BloomBackbone(LoraMethods):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "BloomBackbone":
-        """A model with fresh weights from what `get_config` returned."""
+        """A model with random weights from the dictionary that `get_config` returns."""
         return cls(**config)
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments: `from_config` makes a model of the same sizes, dtype and names from them."""
+        """The constructor's arguments as a dictionary, for `from_config`."""
         values: dict[str, Any] = {"name": self.name, "trainable": self.trainable, "dtype": self.policy.name}
         return values | {name: getattr(self, name) for name in _ARGUMENTS}
 
@@ -254,18 +260,22 @@ class BloomBackbone(LoraMethods):
         """Final hidden states, in the compute dtype.
 
         Args:
-            inputs: `{"token_ids": (B, T) integers, "padding_mask": (B, T) of 0 and 1}`; without a mask all are real.
+            inputs: `{"token_ids": (B, T) integers, "padding_mask": (B, T) of 0 and 1}`. Without a mask all tokens are real.
             training: apply dropout.
-            seed: of dropout; None draws a fresh one.
+            seed: of dropout; None: a fresh seed.
+
+        Returns:
+            (B, T, D). Positions of padding hold finite numbers without meaning.
 
         Raises:
-            InvalidInput: naming the key, what was expected and what came. Rows of padding are finite and mean nothing.
+            InvalidInput: for wrong inputs; the message names the key, the expected and the actual value. Unsupported: for dropout
+            on a backend without it.
         """
         batch = token_batch(inputs, self.config.vocabulary_size)
         return self.engine.hidden(batch, np.random.default_rng(seed) if training else None)
 
     def trace(self, inputs: Any, names: str = "*") -> dict[str, Array]:
-        """Every named intermediate (clause MOD-8) whose name matches the pattern, in the order of computation.
+        """The named intermediates (clause MOD-8) that match the pattern, in the order of computation.
 
         Example:
             >>> model = BloomBackbone(10, 2, 2, 32, 128)
@@ -277,7 +287,7 @@ class BloomBackbone(LoraMethods):
 
     @property
     def token_embedding(self) -> "TokenEmbedding":
-        """The embedding matrix, as a function in both directions."""
+        """The embedding layer: ids to vectors and, with `reverse=True`, vectors to logits."""
         return TokenEmbedding(self.engine)
 
     @property
@@ -292,25 +302,26 @@ class BloomBackbone(LoraMethods):
 
     @property
     def params(self) -> Params:
-        """The weights, in the variable dtype; a backend that packs them leaves them in their file, or as they were given."""
+        """The weights, in the variable dtype."""
         return self.engine.params
 
     def replace_params(self, params: Params) -> None:
-        """Run on other weights of the same config from now on; without adapters. They may be shared, as in `from_params`."""
+        """Replace the weights by others of the same config, and remove all adapters. Arrays may be shared, as in `from_params`."""
         self.engine = self.engine.with_params(params)
         self._adapters = None
 
     def count_params(self) -> int:
-        """Number of scalar weights; a tied head counts once."""
+        """Number of scalar weights. A tied LM head counts once."""
         return count_params(self.config)
 
     def save_to_preset(self, path: str | Path, format: Literal["hf", "keras"] = "hf") -> None:
         """Write config and weights as a folder that transformers ("hf") or KerasHub ("keras") loads, in the variable dtype.
 
-        Active adapters are merged into the weights that are written; `save_adapter` writes them apart. The folder is complete or not there: files are written under temporary names and renamed.
+        Active adapters are merged into the written weights; `save_adapter` writes them separately. An interrupted call leaves no
+        folder: files are written under temporary names and renamed.
 
         Raises:
-            InvalidInput: an unknown format, or a model that the layout cannot express.
+            InvalidInput: for an unknown format, or a model that the layout cannot represent.
         """
         if format not in ("hf", "keras"):
             raise invalid("format", "'hf' or 'keras'", repr(format))
@@ -320,7 +331,7 @@ class BloomBackbone(LoraMethods):
 
 
 class TokenEmbedding:
-    """Rows of the embedding matrix for ids; with `reverse=True`, the product of hidden states with all its rows."""
+    """The embedding layer, with the interface of KerasHub's `ReversibleEmbedding`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -331,7 +342,10 @@ class TokenEmbedding:
         return self._engine.word_embedding
 
     def __call__(self, inputs: Any, reverse: bool = False) -> Array:
-        """ids (...) -> (..., D) in the compute dtype; reverse: (..., D) -> (..., V) in float32 (float64 for float64)."""
+        """Embedding lookup: ids (...) -> (..., D) in the compute dtype.
+
+        With `reverse`: hidden states (..., D) -> logits (..., V), in float32 (float64 for a float64 model).
+        """
         if reverse:
             return self._reverse(to_array("hidden", inputs))
         ids = to_array("token_ids", inputs)

@@ -33,14 +33,14 @@ StopTokens = Literal["auto"] | int | Sequence[int] | None
 
 
 class BloomCausalLM(LoraMethods):
-    """A BLOOM that continues and scores text.
+    """A BLOOM language model: continues text, scores it, and can be trained.
 
     Args:
         backbone: the model.
-        tokenizer: needed for text; without it prompts are token ids.
+        tokenizer: converts text to ids. None: prompts are token ids.
 
     Raises:
-        InvalidInput: when the tokenizer has ids that the backbone has no embedding for.
+        InvalidInput: when the tokenizer has more ids than the backbone's embedding.
 
     Example:
         >>> lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
@@ -98,7 +98,7 @@ class BloomCausalLM(LoraMethods):
     def save_to_preset(self, path: str | Path, format: Literal["hf", "keras"] = "hf") -> None:
         """Write backbone and tokenizer as a folder that transformers ("hf") or KerasHub ("keras") loads.
 
-        The folder is complete or not there, and adapters are merged, as with `BloomBackbone.save_to_preset`.
+        Adapters are merged. An interrupted call leaves no folder, as with `BloomBackbone.save_to_preset`.
 
         Raises:
             InvalidInput: an unknown format, or a model that the layout cannot express.
@@ -117,13 +117,13 @@ class BloomCausalLM(LoraMethods):
     # --- logits ----------------------------------------------------------------------------------
 
     def logits(self, inputs: Any) -> Float[Array, "B T V"]:
-        """Scores of every vocabulary entry at every position, in float32 (float64 for a float64 model).
+        """Logits at every position, in float32 (float64 for a float64 model).
 
         Args:
             inputs: `{"token_ids": (B, T), "padding_mask": (B, T)}`, as for the backbone.
 
         Raises:
-            InvalidInput: naming the key, what was expected and what came.
+            InvalidInput: for wrong inputs; the message names the key, the expected and the actual value.
         """
         engine = self.backbone.engine
         return engine.logits(engine.hidden(token_batch(inputs, engine.config.vocabulary_size)))
@@ -137,13 +137,15 @@ class BloomCausalLM(LoraMethods):
 
         Args:
             inputs: `{"token_ids": (B, T), "padding_mask": (B, T)}`, as for the backbone, and `"labels": (B, T)`: the token
-                at each column, not shifted, or -100 where it does not count. Without labels, every real token counts.
+                at each position, not shifted, or -100 to ignore it. Without labels, every real token counts.
 
-        A gradient has the shape of its variable, and is float32 (float64 for a float64 model). There is no dropout.
-        Clauses: GRD-1 ... GRD-13.
+        Returns:
+            The loss, and the gradients by variable name. A gradient has the shape of its variable, in float32 (float64 for a
+            float64 model). There is no dropout. Clauses: GRD-1 ... GRD-13.
 
         Raises:
-            InvalidInput: naming the key, what was expected and what came; Unsupported: by a backend without gradients.
+            InvalidInput: for wrong inputs; the message names the key, the expected and the actual value. Unsupported: on a
+            backend without gradients.
         """
         batch, labels = labelled_batch(inputs, self._vocabulary_size)
         wanted = self.trainable_variables().__contains__
@@ -165,23 +167,23 @@ class BloomCausalLM(LoraMethods):
         progress: bool = False,
         **settings: Any,
     ) -> "History":
-        """Train all weights or, when adapters are enabled, those alone; in place.
+        """Train in place: all weights or, with active adapters, only their factors.
 
         Args:
             data: the path of a text file or of a `.jsonl` file of {"text"} or {"prompt", "completion"}; a list of `Path`s, of
                 texts or of such objects; or batches: a function of their number, or an iterable
                 (`bloomref.training.packing.Batch`).
-            held_out: what is not learned from and evaluated: a share of the documents, or documents of its own, as `data`.
-            separator: what stands between two documents of a text file; None: a file is one document.
-            evaluate: a function of this model in place of the held-out loss; the lower its result the better.
-            checkpoints: a folder in which the state of the run is kept.
+            held_out: evaluation data: a share in [0, 1) of the documents, or separate documents in a form of `data`.
+            separator: text between two documents of a text file; None: a file is one document.
+            evaluate: a function of this model that replaces the held-out loss. Lower is better.
+            checkpoints: a folder for the state of the run.
             save_every: steps between two checkpoints; 0: only at the end.
             resume: continue from the newest checkpoint, if there is one.
-            progress: show loss, tokens a second and time left on stderr.
+            progress: show loss, tokens per second and remaining time on stderr.
             **settings: the fields of `bloomref.training.settings.Settings`, such as `steps`, `batch`, `learning_rate`.
 
         Returns:
-            The loss of every step, and of every evaluation. Clauses: TRN-1 ... TRN-19.
+            The losses of all steps and evaluations. Clauses: TRN-1 ... TRN-19.
 
         Raises:
             InvalidInput: naming the setting, or the file and the line; Unsupported: weights that cannot be trained;
@@ -258,28 +260,29 @@ class BloomCausalLM(LoraMethods):
         strip_prompt: bool = False,
         **options: Unpack[GenerationArguments],
     ) -> Any:
-        """Continue prompts. What comes back has the form of what went in.
+        """Continue prompts. The result has the form of the input.
 
         Args:
             inputs: a text, or a list of texts; the ids of a prompt, or a list of them (of any lengths); or
                 `{"token_ids": (B, T), "padding_mask": (B, T)}`, padded in any way, for which the result is such a
                 dictionary, padded on the right. An empty prompt starts from `<s>`.
-            max_length: most tokens of prompt and continuation together.
-            stop_token_ids: "auto" (the end token), None (never), an id or ids. The id that ends a text is kept.
-            strip_prompt: return the continuation alone.
+            max_length: maximum number of tokens of prompt and continuation together.
+            stop_token_ids: "auto" (the end token), None (none), an id or ids. The result includes the id that ended it.
+            strip_prompt: return only the continuation.
             **options: the fields of `bloomref.GenerationOptions`, in transformers' names:
                 `max_new_tokens` (128 without any length); sampling by `temperature` (0 is greedy), `top_k`, `top_p`,
                 `min_p`, `seed`, `do_sample`; beam search by `num_beams`, `length_penalty`; contrastive search by
                 `penalty_alpha` with `top_k`; `repetition_penalty`, `no_repeat_ngram_size`, `logit_bias`;
                 `stop_strings`. Greedy is the default.
 
-        A text ends behind the stop string that ended it, never within a character, and shows no special tokens in the
-        continuation. Each prompt of a batch is continued as if it were alone: the deterministic strategies give the
-        same tokens, and row i with `seed` draws as a single prompt with `seed + i`. Among equally good tokens the
-        lowest id is taken. Ids to which the tokenizer gives no token are never chosen. A row that may choose none ends.
+        A text ends after the stop string that ended it, never inside a character; special tokens of the continuation are not
+        shown. The result of a prompt does not depend on the other prompts of the batch; row i with `seed` draws the tokens of
+        a single prompt with `seed + i`. Among tokens with equal logits the lowest id is chosen. Ids without a token in the
+        tokenizer are never chosen. A row ends when no id may be chosen.
 
         Raises:
-            InvalidInput: naming the argument, what was expected and what came; BadWeights: when logits are not finite.
+            InvalidInput: for a wrong argument; the message names it, the expected and the actual value. BadWeights: for logits
+            that are not finite.
         """
         chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **options)
         check_bool("strip_prompt", strip_prompt)

@@ -43,14 +43,14 @@ class LoraMethods(ABC):
         name: str = "default",
         seed: int = 0,
     ) -> None:
-        """Add a fresh adapter as KerasHub does, and freeze all weights: `trainable_variables` are its factors.
+        """Add a new adapter with KerasHub's meaning, and freeze all weights: `trainable_variables` are its factors.
 
         Args:
-            rank: R.
-            target_layer_names: of `query_dense` and `value_dense` (the default), `key_dense`, `output_dense`,
-                `mlp_intermediate_dense`, `mlp_output_dense`. Those of attention have factors (D, H, R) and (R, K).
-            name: of the adapter.
-            seed: of A; B is zero, so that nothing changes yet.
+            rank: R, the inner dimension of the factors.
+            target_layer_names: layers to adapt: `query_dense` and `value_dense` (the default), `key_dense`, `output_dense`,
+                `mlp_intermediate_dense`, `mlp_output_dense`. Query, key and value have factors (D, H, R) and (R, K).
+            name: name of the adapter.
+            seed: seed of A. B is zero, so the model's results do not change yet.
 
         Raises:
             InvalidInput: for a rank below 1, an unknown or repeated layer name, or a name that is taken.
@@ -67,13 +67,13 @@ class LoraMethods(ABC):
     def add_adapter(
         self, config: LoraConfig | Mapping[str, Any] | None = None, name: str = "default", *, seed: int = 0
     ) -> None:
-        """Add a fresh adapter as PEFT does, and freeze all weights.
+        """Add a new adapter with PEFT's meaning, and freeze all weights.
 
         Args:
             config: a LoraConfig, or a dictionary of its fields; None is PEFT's default, rank 8 on `query_key_value`.
 
         Raises:
-            InvalidInput: for a config that adapts nothing of this model, or a name that is taken; Unsupported: for the head.
+            InvalidInput: for a config that matches no weight of this model, or a name in use; Unsupported: for the LM head.
         """
         settings = config if isinstance(config, LoraConfig) else _settings(config or {})
         adapters = self.adapter_set
@@ -90,7 +90,7 @@ class LoraMethods(ABC):
 
         Raises:
             BadWeights: when files are missing, damaged or of another model; Unsupported: for anything but plain LoRA;
-            InvalidInput: for a path that does not exist, or a name that is taken.
+            InvalidInput: for a path that does not exist, or a name in use.
         """
         from bloomref.lora import adapter_files
         from bloomref.presets.resolver import resolve_adapter
@@ -101,14 +101,14 @@ class LoraMethods(ABC):
         self.use_adapters(adapters.add(name, adapter))
 
     def save_adapter(self, path: str | Path, name: str | None = None, *, expand: bool = False) -> None:
-        """Write an adapter: a `.lora.h5` file of KerasHub if the path ends so, else a folder of PEFT.
+        """Write an adapter: a file of KerasHub if the path ends in `.lora.h5`, else a folder of PEFT.
 
         Args:
-            name: of the adapter; None: the active one.
-            expand: where the format has no such factors, write exact ones of a higher rank (LRA-14).
+            name: name of the adapter; None: the active one.
+            expand: if the format has no factors of this form, write equal ones of a higher rank (LRA-14).
 
         Raises:
-            InvalidInput: when the format cannot express the adapter, with the reason.
+            InvalidInput: when the format cannot represent the adapter; the message says why.
         """
         from bloomref.lora import adapter_files
 
@@ -117,26 +117,26 @@ class LoraMethods(ABC):
         adapter_files.save(Path(path), adapter, adapters.config, expand)
 
     def set_adapter(self, adapter: str | Mapping[str, float] | None) -> None:
-        """Use one adapter, or several with weights, or none: `set_adapter({"legal": 0.7, "style": 0.3})`.
+        """Activate one adapter, several with weights, or none: `set_adapter({"legal": 0.7, "style": 0.3})`.
 
         Raises:
-            InvalidInput: for an unknown name, a weight that is no finite number, or while adapters are merged.
+            InvalidInput: for an unknown name, a weight that is not a finite number, or while adapters are merged.
         """
         self.use_adapters(self.adapter_set.activate(adapter))
 
     def delete_adapter(self, name: str) -> None:
-        """Forget an adapter."""
+        """Remove an adapter."""
         self.use_adapters(self.adapter_set.delete(name))
 
     @property
     def adapters(self) -> dict[str, dict[str, Any]]:
-        """Every adapter: its weight (0.0 if it is not active), the names of its modules, its ranks, its size."""
+        """Adapter name -> its weight (0.0 if inactive), modules, ranks and number of parameters."""
         adapters = self.adapter_set
         weights = adapters.active
         return {name: {"weight": weights.get(name, 0.0), **a.summary()} for name, a in adapters.loaded.items()}
 
     def merge_adapter(self) -> None:
-        """Put the active adapters into the weights. The base is kept: `unmerge_adapter` is exact to the last bit."""
+        """Merge the active adapters into the weights. `unmerge_adapter` restores the base weights bit for bit."""
         self.use_adapters(self.adapter_set.merge())
 
     def unmerge_adapter(self) -> None:
@@ -144,7 +144,7 @@ class LoraMethods(ABC):
         self.use_adapters(self.adapter_set.unmerge())
 
     def assign_variables(self, variables: Mapping[str, Array]) -> None:
-        """New values for factors of the active adapters, under their names in `trainable_variables`.
+        """Assign factors of the active adapters, by their names in `trainable_variables`.
 
         Raises:
             InvalidInput: for an unknown name or another shape, or while adapters are merged.
@@ -152,11 +152,11 @@ class LoraMethods(ABC):
         self.use_adapters(self.adapter_set.assign(variables))
 
     def count_trainable_params(self) -> int:
-        """Numbers that training changes: those of `trainable_variables`."""
+        """Number of scalars in `trainable_variables`."""
         return sum(array.size for array in self.trainable_variables().values())
 
     def trainable_variables(self) -> dict[str, Array]:
-        """Name -> array: the factors of the active adapters; without any, all weights, unless the model is frozen."""
+        """Variable name -> array: the factors of the active adapters or, without adapters, all weights of a trainable model."""
         adapters = self.adapter_set
         if adapters.active:
             return {} if adapters.is_merged else adapters.factors()
