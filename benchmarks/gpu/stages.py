@@ -13,7 +13,7 @@ from benchmarks.floors import cores
 from benchmarks.gpu.exercise import RACES
 
 ROOT = Path(__file__).parents[2]
-KERNELS = "tests/cupy_gpu"
+KERNELS, BENCHMARKS = "tests/cupy_gpu", "tests/benchmarks"
 COMPILED = f"{KERNELS}/test_nvrtc.py"
 STAGES = ("host", "compiled", "emulated", "device")
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
@@ -57,12 +57,12 @@ class Result:
 
 def checks(backend: str, reason: str | None) -> list[Check]:
     """In the order in which they run. `reason`: why there is no device."""
-    host = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / KERNELS).glob("test_host*.py"))
+    host, measured = files(KERNELS, "test_host*.py"), files(BENCHMARKS, "test_gpu*.py")
     others = (f"--ignore={name}" for name in (*host, COMPILED))
     required = ("--require-backend", "cupy-emulated")
     suite = beside_each_other(pytest("tests/backend", "--require-backend", backend, "-k", f"[{backend}"))
     return [
-        Check("host", "layout, memory, loading, errors", pytest(*host, *required)),
+        Check("host", "layout, memory, loading, errors", pytest(*host, *measured, *required)),
         Check("compiled", "every kernel, sm_75 to sm_120", pytest(COMPILED, *required)),
         Check("emulated", "every kernel, and planted faults", pytest(KERNELS, *others, *required)),
         Check(
@@ -85,6 +85,10 @@ def checks(backend: str, reason: str | None) -> list[Check]:
             reason or no_sanitizer(),
         ),
     ]
+
+
+def files(folder: str, pattern: str) -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob(pattern))
 
 
 def pytest(*arguments: str) -> tuple[str, ...]:

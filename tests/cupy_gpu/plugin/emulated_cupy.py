@@ -1,9 +1,4 @@
-"""The backend `cupy-emulated`: all of accel.cupy_gpu, its kernels included, but on the CPU. AttentionArgs by `pytest --emulated-cupy`."""
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1]))
+"""The backend `cupy-emulated`: accel.cupy_gpu and its kernels on the CPU. `pytest --emulated-cupy` adds it."""
 
 import toolchain
 from emulated_device import EmulatedDevice
