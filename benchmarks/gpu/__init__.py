@@ -1,1 +1,1 @@
-"""`python -m benchmarks.gpu`: the CuPy backend checked, and measured beside others, where a GPU is."""
+"""`python -m benchmarks.gpu`: checks the CuPy backend, and measures it next to other implementations on a GPU."""

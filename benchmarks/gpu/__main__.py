@@ -1,16 +1,20 @@
-"""Checks the CuPy backend as far as this machine can: host, compiler, emulator, and a GPU where there is one.
+"""Check or measure the CuPy backend.
 
-    compiled    NVRTC compiles every kernel for every architecture: no spills, the instructions that are expected
-    emulated    the same kernels run on the CPU, alone and as whole models under the parity suite
-    device      the parity suite on the GPU, the reference's greedy tokens, the same bits in repeated runs, compute-sanitizer
+`--check` runs every check that this machine supports, in four stages:
 
-Prints a table; `--output` writes the same as JSON. Exit status: 0 when everything passed, 1 when something failed, 2 when all
-that could run without a GPU passed, but there is none.
+    host        the host code with a fake of CuPy, and these benchmarks
+    compiled    NVRTC compiles every kernel for every architecture: no register spills, the expected instructions
+    emulated    the kernels run on the CPU, alone and as whole models in the parity suite
+    device      on a GPU: the parity suite, the reference's greedy tokens, identical bits in repeated runs, compute-sanitizer
 
-`--measure` times decoding and prompts beside transformers, cuBLAS alone and a copy, each checked before (see measure.py), and
-says which aims hold (aims.py). The report is written after every figure; the same command goes on where it ends. So, where a
-command may take ten minutes, the same line three times: the first one gives copies, cuBLAS and bloomref of every preset and begins
-with transformers, the second one ends that and times every kernel, the third one compiles transformers.
+It prints a table; `--output` writes it as JSON. Exit status: 0 if everything passed, 1 if a check failed, 2 if there is no GPU
+and all other checks passed.
+
+`--measure` times decoding and prompts of bloomref, transformers, cuBLAS alone and copies. It checks the logits of each
+participant first (see measure.py), and reports which aims hold (see aims.py). The report is written after every figure, and the
+same command resumes it. If a command may take only ten minutes, run it three times: the first run measures copies, cuBLAS and
+bloomref for every preset and starts with transformers, the second finishes transformers and times every kernel, the third
+compiles transformers.
 
 Examples:
   python -m benchmarks.gpu --check --output gpu-check.json
@@ -49,15 +53,15 @@ def main() -> None:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--check", action="store_true", help="run the checks")
-    what.add_argument("--measure", action="store_true", help="time it, beside the others")
+    what.add_argument("--measure", action="store_true", help="time bloomref and the other participants")
     parser.add_argument(
         "--stages",
         nargs="+",
         choices=stages.STAGES,
         default=list(stages.STAGES),
-        help="leave the other stages out",
+        help="run only these stages of --check",
     )
-    parser.add_argument("--backend", default="cupy", help="cupy, or another of several GPUs: cupy:1")
+    parser.add_argument("--backend", default="cupy", help="cupy, or cupy:1 for the second GPU (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="write the report to this JSON file")
     add_measured(parser)
     arguments = parser.parse_args()
@@ -72,43 +76,44 @@ def main() -> None:
 
 
 def add_measured(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("of --measure")
-    group.add_argument("--presets", nargs="+", default=list(MEASURED), help="whose dimensions to use")
+    group = parser.add_argument_group("options of --measure")
+    group.add_argument("--presets", nargs="+", default=list(MEASURED), help="presets whose dimensions are used")
     group.add_argument("--participants", nargs="+", choices=figures.NAMES, default=list(figures.NAMES))
     group.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    group.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="rows that are decoded together")
-    group.add_argument("--prompt", type=int, default=Job.prompt, help="positions before the steps")
-    group.add_argument("--tokens", type=int, default=Job.tokens, help="tokens of a timed run")
-    group.add_argument("--long", type=int, default=Job.long, help="positions of the prompt whose reading is timed")
-    group.add_argument("--context", type=int, default=Job.context, help="columns that the kernels of a step see")
-    group.add_argument("--runs", type=int, default=Job.runs, help="timed runs, of which the median counts")
-    group.add_argument("--torch", default=Job.torch, help="where torch computes; cpu for a dry run")
-    group.add_argument("--limit", type=float, default=240.0, help="seconds for one participant")
-    group.add_argument("--fresh", action="store_true", help="begin anew, whatever --output holds")
+    group.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="batch sizes of decoding")
+    group.add_argument("--prompt", type=int, default=Job.prompt, help="positions before the decoding steps")
+    group.add_argument("--tokens", type=int, default=Job.tokens, help="decoding steps of a timed run")
+    group.add_argument("--long", type=int, default=Job.long, help="positions of the timed prompt")
+    group.add_argument(
+        "--context", type=int, default=Job.context, help="cached positions when single kernels are timed"
+    )
+    group.add_argument("--runs", type=int, default=Job.runs, help="timed runs; the median is reported")
+    group.add_argument("--torch", default=Job.torch, help="torch device; cpu for a dry run")
+    group.add_argument("--limit", type=float, default=240.0, help="time limit of a participant in seconds")
+    group.add_argument("--fresh", action="store_true", help="ignore the existing report in --output")
 
 
 def measured(reason: str | None, arguments: argparse.Namespace) -> None:
-    """Exits with 2 where there is no device."""
+    """Measure and show the result. Exits with status 2 if there is no device."""
     if reason is not None:
         print(f"device: none ({reason})")
         sys.exit(2)
-    found = figures.measure(about(reason), arguments)
-    table.show(found, console())
+    table.show(figures.measure(about(reason), arguments), console())
 
 
 # --- checks ------------------------------------------------------------------------------------------------------
 
 
 def checked(reason: str | None, arguments: argparse.Namespace) -> list[Result]:
-    """Each in turn; the report is written after each."""
+    """Run the checks in order, and write the report after each."""
     results: list[Result] = []
     for check in stages.checks(arguments.backend, reason):
         if check.stage in arguments.stages:
             results.append(stages.run(check))
             print(f"{check.stage}, {check.name}: {results[-1].outcome}, {results[-1].detail}", file=sys.stderr)
             if arguments.output:
-                found = {**about(reason), "results": [asdict(result) for result in results]}
-                figures.write_whole(arguments.output, found)
+                report = {**about(reason), "results": [asdict(result) for result in results]}
+                figures.write_whole(arguments.output, report)
     return results
 
 
@@ -119,7 +124,7 @@ def show(results: list[Result]) -> None:
     console().print(table)
 
 
-# --- what both tell ----------------------------------------------------------------------------------------------
+# --- both reports ------------------------------------------------------------------------------------------------
 
 
 def console() -> Console:
@@ -127,7 +132,7 @@ def console() -> Console:
 
 
 def no_device(backend: str) -> str | None:
-    """Why no GPU can be used here."""
+    """Return the reason why no GPU can be used on this machine, or None."""
     config = PRESETS["bloom_tiny_udhr"].config
     try:
         registry.choose(backend, config, dtype_policy())
@@ -137,7 +142,7 @@ def no_device(backend: str) -> str | None:
 
 
 def about(reason: str | None) -> dict[str, Any]:
-    """The command, the machine, the packages and the device of a report."""
+    """Return the command, machine, packages and device of a report."""
     return {
         "command": command_line(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -147,7 +152,7 @@ def about(reason: str | None) -> dict[str, Any]:
 
 
 def device() -> dict[str, Any]:
-    """Of the GPU; the emulator plays one without CuPy."""
+    """Return the properties of the GPU. The emulated backend has none."""
     try:
         import cupy
     except ImportError:

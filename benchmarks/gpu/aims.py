@@ -1,11 +1,11 @@
-"""What the CuPy backend is to reach on an H200 in bfloat16, random weights at real dimensions; and whether a report shows it."""
+"""Performance targets of the CuPy backend on an H200 in bfloat16, with random weights at real dimensions."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 Entry = dict[str, Any]
-"""What `figures` has of one preset."""
+"""Figures of one preset, as `figures.judged` returns them."""
 DTYPE = "bfloat16"
 ROWS = 32
 LARGEST = "bloom_7b_multi"
@@ -16,40 +16,48 @@ FRACTIONS = {
     "bloom_3b_multi": 0.80,
     "bloom_7b_multi": 0.85,
 }
-"""Of the memory floor, decoding one row."""
+"""Target fraction of the memory floor, when one row is decoded."""
 
 
 @dataclass(frozen=True)
 class Aim:
-    """`value` of a preset's entry is to be at least `wanted`, or at most; it is None where something was not measured."""
+    """A target for one figure of a preset.
+
+    Args:
+        what: Name of the figure.
+        preset: The preset.
+        target: Lowest value that meets the target, or the highest if `at_most`.
+        value: Computes the figure from the preset's entry; None if something was not measured.
+    """
 
     what: str
     preset: str
-    wanted: float
+    target: float
     value: Callable[[Entry], float | None]
     at_most: bool = False
 
     def judge(self, entry: Entry | None) -> dict[str, Any]:
-        found = None if entry is None else self.value(entry)
-        holds = None if found is None else found <= self.wanted if self.at_most else found >= self.wanted
+        """Compare the measured figure with the target. The keys are those of the committed reports."""
+        measured = None if entry is None else self.value(entry)
+        holds = None if measured is None else measured <= self.target if self.at_most else measured >= self.target
         bound = "at most" if self.at_most else "at least"
         return {
             "aim": self.what,
             "preset": self.preset,
             "bound": bound,
-            "wanted": self.wanted,
-            "measured": found,
+            "wanted": self.target,
+            "measured": measured,
             "holds": holds,
         }
 
 
 def judge(entries: Iterable[Entry], dtype: str) -> list[dict[str, Any]]:
-    """Each aim, what was measured, and whether it holds: None where it was not measured. No aims in another dtype."""
+    """Return each target with its measured figure, and whether it holds (None if not measured). Other dtypes have no targets."""
     by_preset = {entry["preset"]: entry for entry in entries}
     return [aim.judge(by_preset.get(aim.preset)) for aim in AIMS] if dtype == DTYPE else []
 
 
-# --- values ------------------------------------------------------------------------------------------------------
+# --- figures -----------------------------------------------------------------------------------------------------
 
 
 def step_seconds(entry: Entry, name: str, rows: int = 1) -> float | None:
@@ -65,14 +73,14 @@ def of_the_floor(entry: Entry) -> float | None:
 
 
 def over_transformers(entry: Entry) -> float | None:
-    """Against the best of its modes that gave a figure."""
+    """Speedup over the fastest mode of transformers that was measured."""
     names = ("transformers", "transformers-compiled")
     modes = [seconds for name in names if (seconds := step_seconds(entry, name))]
     return _ratio(min(modes, default=None), step_seconds(entry, "bloomref"))
 
 
 def over_one_row(entry: Entry) -> float | None:
-    """Tokens a second of ROWS rows over those of one."""
+    """Tokens per second of ROWS rows over those of one row."""
     ratio = _ratio(step_seconds(entry, "bloomref"), step_seconds(entry, "bloomref", ROWS))
     return None if ratio is None else ROWS * ratio
 
@@ -82,14 +90,14 @@ def of_the_products(entry: Entry) -> float | None:
 
 
 def over_the_transfer(entry: Entry) -> float | None:
-    """Seconds of loading over those in which the same bytes come from pinned memory."""
+    """Loading time over the time to copy the same bytes from pinned memory."""
     start, rate = entry["participants"].get("start", {}), figure(entry, "host-copy", "bytes_per_second")
     floor = None if rate is None or "weight_bytes" not in start else start["weight_bytes"] / rate
     return _ratio(start.get("load_seconds"), floor)
 
 
 def first_token(entry: Entry) -> float | None:
-    """Seconds; None where kernels were compiled on the way, which happens once on a machine."""
+    """Seconds to the first token; None if kernels were compiled meanwhile, which happens once per machine."""
     compiled = figure(entry, "start", "first_token_compiled")
     return figure(entry, "start", "first_token_seconds") if compiled == 0 else None
 
@@ -99,7 +107,7 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 
 
 AIMS = (
-    *(Aim("1 row, fraction of the memory floor", name, wanted, of_the_floor) for name, wanted in FRACTIONS.items()),
+    *(Aim("1 row, fraction of the memory floor", name, target, of_the_floor) for name, target in FRACTIONS.items()),
     *(Aim("1 row, times transformers' best mode", name, 2.0, over_transformers) for name in FRACTIONS),
     *(Aim(f"{ROWS} rows, times the tokens/s of 1", name, 10.0, over_one_row) for name in FRACTIONS),
     *(Aim("prompt, fraction of its products' rate", name, 0.60, of_the_products) for name in FRACTIONS),

@@ -1,4 +1,4 @@
-"""Participants in processes of their own, which give all their memory back; who is too slow or fails leaves with a reason."""
+"""Runs participants in child processes, which free all their memory. A slow or failed participant is reported with a reason."""
 
 import json
 import os
@@ -17,15 +17,22 @@ from benchmarks.machine import last_words
 
 ROOT = Path(__file__).parents[2]
 Take = Callable[[str, dict[str, Any]], None]
-"""What is done with a participant's figures; the last ones have `done`."""
+"""Callback for a participant's figures. The last ones have the key `done`."""
 
 
 class Ended(Exception):
-    """Why a process gave no more figures."""
+    """A process gave no more figures; the message is the reason."""
 
 
 def ask(names: Sequence[str], command: Callable[[list[str]], list[str]], limit: float, take: Take) -> None:
-    """All in one process, which is started again for the others when one of them ends it."""
+    """Ask all participants in one process. If a participant ends it, start it again for the remaining ones.
+
+    Args:
+        names: The participants.
+        command: Returns the command line of a process for these participants.
+        limit: Seconds for one participant.
+        take: Callback for figures.
+    """
     left = list(names)
     while left:
         try:
@@ -41,10 +48,10 @@ def ask(names: Sequence[str], command: Callable[[list[str]], list[str]], limit: 
 
 
 def messages(command: list[str], limit: float) -> Iterator[dict[str, Any]]:
-    """What it prints, one JSON object a line; `limit`: seconds from one `done` to the next.
+    """Yield the JSON objects that a command prints, one per line. `limit` is the time in seconds from one `done` to the next.
 
     Raises:
-        Ended: it failed, with its last words, or took too long.
+        Ended: The command failed, with the end of its error output, or took too long.
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -55,7 +62,7 @@ def messages(command: list[str], limit: float) -> Iterator[dict[str, Any]]:
             if process.wait():
                 raise Ended(_last_words(log))
         finally:
-            with suppress(ProcessLookupError):  # torch compiles in processes of its own
+            with suppress(ProcessLookupError):  # the group includes torch's compiler processes
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 

@@ -1,8 +1,11 @@
-"""What a GPU has to show beside the parity suite, each as a function of a backend's name, so that an emulated one can try it.
+"""Checks of a backend in addition to the parity suite. The emulated backend can run them, too.
 
-python -m benchmarks.gpu.checks greedy --backend cupy      the reference's tokens, in float32, at bloom-560m's dimensions
-python -m benchmarks.gpu.checks tokens --backend cupy      tokens chosen on the device, those that the host chooses; draws, twice the same
-python -m benchmarks.gpu.checks repeat --backend cupy      the same bits, again and in another process
+    greedy    greedy tokens are those of the reference, in float32, at bloom-560m's dimensions
+    tokens    greedy tokens chosen on the device are those that the host chooses; sampled tokens repeat
+    repeat    repeated runs have the same bits, in this process and in another
+    digest    print the hashes that `repeat` compares
+
+Example: python -m benchmarks.gpu.checks greedy --backend cupy
 """
 
 import argparse
@@ -27,21 +30,21 @@ from bloomref.runtime.engine import Engine
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PRESET = "bloom_560m_multi"
 SMALL = "small"
-"""In the place of a preset: sizes for a processor that only plays a GPU."""
+"""Name of a tiny config that can be used instead of a preset, for an emulated device."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("check", choices=("greedy", "tokens", "repeat", "digest"))
     parser.add_argument("--backend", default="cupy")
-    parser.add_argument("--preset", default=PRESET, help=f"whose dimensions to use, or {SMALL}")
+    parser.add_argument("--preset", default=PRESET, help=f"preset whose dimensions are used, or {SMALL}")
     arguments = parser.parse_args()
     checks = {"greedy": greedy, "tokens": tokens, "repeat": repeat, "digest": digest}
     print(checks[arguments.check](arguments.backend, arguments.preset))
 
 
 def config_of(preset: str) -> Any:
-    """BLOOM's dimensions, or tiny ones whose heads still take the tensor-core kernel and whose blocks add as much to the residual."""
+    """Return a preset's config, or a tiny one. The tiny one still uses `attention_flash`, and its blocks contribute to the residual."""
     if preset != SMALL:
         return model_config(preset)
     return BloomConfig(
@@ -61,17 +64,17 @@ def random_engine(backend: str, config: Any, dtype: str) -> Engine:
 
 
 def greedy(backend: str, preset: str, tokens: int = 48) -> str:
-    """Three prompts of other lengths, together and alone, on random weights in float32.
+    """Compare greedy tokens with the reference: three prompts of different lengths, as a batch and alone, with random weights.
 
     Raises:
-        AssertionError: naming the first token that differs.
+        AssertionError: A token differs; the message names the first.
     """
     config = config_of(preset)
     params = random_params(config, "float32")
     rng = np.random.default_rng(0)
     prompts = [rng.integers(4, config.vocabulary_size, n).tolist() for n in (1, 20, 33)]
-    found, expected = (_continue(name, params, config, prompts, tokens) for name in (backend, "numpy"))
-    for i, (ours, reference) in enumerate(zip(found, expected, strict=True)):
+    actual, expected = (_continue(name, params, config, prompts, tokens) for name in (backend, "numpy"))
+    for i, (ours, reference) in enumerate(zip(actual, expected, strict=True)):
         wrong = [t for t, pair in enumerate(zip(ours, reference, strict=True)) if pair[0] != pair[1]]
         assert not wrong, f"prompt {i % 3}: token {wrong[0]} is {ours[wrong[0]]}, the reference's {reference[wrong[0]]}"
     return f"{tokens} tokens behind each of {len(prompts)} prompts, together and alone"
@@ -89,10 +92,10 @@ CHOICES = (Choice(), Choice(0.8, 40), Choice(0.8, 40, 0.9), Choice(0.8), Choice(
 
 
 def tokens(backend: str, preset: str, count: int = 24) -> str:
-    """Greedy ones against the arg-max of `step`, in every dtype that has them; all kinds of draws against themselves.
+    """Compare greedy tokens chosen on the device with the argmax of `step`, and sampled tokens of two runs, in every dtype.
 
     Raises:
-        AssertionError: naming the dtype and the choice.
+        AssertionError: Tokens differ; the message names the dtype and the choice.
     """
     config = config_of(preset)
     for dtype in DTYPES[:3]:
@@ -106,48 +109,48 @@ def tokens(backend: str, preset: str, count: int = 24) -> str:
 
 
 def chosen(engine: Any, choice: Choice, count: int, rows: int = 3) -> Any:
-    """(rows, count) tokens behind one of each row, in two calls.
+    """Return tokens (rows, count) that the device chooses after one token per row, in two calls.
 
     Raises:
-        Unsupported: the backend does not choose so, or not for so many rows.
+        Unsupported: The backend does not support this choice or this number of rows.
     """
-    cache, ids, found = engine.new_cache(rows, count), np.arange(rows), []
+    cache, ids, parts = engine.new_cache(rows, count), np.arange(rows), []
     for start, length in ((0, count // 2), (count // 2, count - count // 2)):
         facts = Step.at(start, np.ones((rows, start + 1), bool))
         here = replace(choice, seeds=np.arange(rows), drawn=start)
-        found.append(engine.prepared.tokens(ids, cache.blocks, facts, here, length))
-        ids = found[-1][:, -1]
-    return np.concatenate(found, axis=1)
+        parts.append(engine.prepared.tokens(ids, cache.blocks, facts, here, length))
+        ids = parts[-1][:, -1]
+    return np.concatenate(parts, axis=1)
 
 
 def by_host(engine: Any, count: int, rows: int = 3) -> Any:
-    """The greedy ones of `chosen`, step by step from the scores."""
-    cache, ids, found = engine.new_cache(rows, count), np.arange(rows), []
+    """Return the greedy tokens (rows, count) that the host chooses from the logits of each step, for comparison with `chosen`."""
+    cache, ids, tokens = engine.new_cache(rows, count), np.arange(rows), []
     for t in range(count):
         ids = engine.read(cache, t, ids[:, None]).argmax(axis=1)
-        found.append(ids)
-    return np.stack(found, axis=1)
+        tokens.append(ids)
+    return np.stack(tokens, axis=1)
 
 
-# --- the same bits -----------------------------------------------------------------------------------------------
+# --- repeated runs -----------------------------------------------------------------------------------------------
 
 
 def repeat(backend: str, preset: str) -> str:
-    """Twice in this process, once where no kernel starts beside the one before, once in another process.
+    """Compare the bits of four runs: two in this process, one without programmatic dependent launch, one in another process.
 
     Raises:
-        AssertionError: naming the dtype.
+        AssertionError: The bits differ; the message names the dtype.
     """
     command = [sys.executable, "-m", "benchmarks.gpu.checks", "digest", "--backend", backend, "--preset", preset]
     runs = [digest(backend, preset), digest(backend, preset), digest(backend, preset, early=False)]
     runs.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
-    for dtype, *seen in zip(DTYPES, *(run.split() for run in runs), strict=True):
-        assert len(set(seen)) == 1, f"{dtype}: four runs gave {len(set(seen))} results"
+    for dtype, *digests in zip(DTYPES, *(run.split() for run in runs), strict=True):
+        assert len(set(digests)) == 1, f"{dtype}: four runs gave {len(set(digests))} results"
     return f"{len(DTYPES)} dtypes, four runs, one without early starts, the same bits"
 
 
 def digest(backend: str, preset: str, early: bool = True) -> str:
-    """Of all bits of a prompt's and 8 decoding steps' logits, one word a dtype. `early`: whether kernels may start early."""
+    """Return one hash per dtype of the logits of a prompt and 8 decoding steps. `early` allows programmatic dependent launch."""
     config, words = config_of(preset), []
     for dtype in DTYPES:
         engine = random_engine(backend, config, dtype)
@@ -158,7 +161,7 @@ def digest(backend: str, preset: str, early: bool = True) -> str:
 
 @contextmanager
 def starting(device: Any, early: bool) -> Iterator[bool]:
-    """Kernels start early only if `early`, as long as this is open; it gives whether the device can do it."""
+    """Allow programmatic dependent launch inside the context only if `early`. Yields True if the device supports it."""
     can = device.starts_early
     device.starts_early = can and early
     try:
@@ -172,13 +175,13 @@ def _hash(arrays: list[Any]) -> str:
 
 
 def some_logits(engine: Engine, rows: int, prompt: int, steps: int) -> list[Any]:
-    """Of a padded batch, then of one token after the other, the ids 0, 1, 2 ..."""
+    """Return the logits of a padded batch and of single-token steps after it, for the ids 0, 1, 2 ..."""
     cache = engine.new_cache(rows, prompt + steps)
     ids = np.arange(rows * (prompt + steps)).reshape(rows, -1) % engine.config.vocabulary_size
-    is_real = np.arange(prompt) >= min(5, prompt - 1) * np.arange(rows)[:, None]  # other amounts of padding on the left
+    is_real = np.arange(prompt) >= min(5, prompt - 1) * np.arange(rows)[:, None]  # left padding of different lengths
     is_real[:, -1] = True
-    found = [engine.read(cache, 0, ids[:, :prompt], is_real)]
-    return found + [engine.read(cache, t, ids[:, t : t + 1]) for t in range(prompt, prompt + steps)]
+    first = engine.read(cache, 0, ids[:, :prompt], is_real)
+    return [first] + [engine.read(cache, t, ids[:, t : t + 1]) for t in range(prompt, prompt + steps)]
 
 
 if __name__ == "__main__":

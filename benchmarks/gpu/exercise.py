@@ -1,8 +1,8 @@
-"""Every kernel over small models, to be run under compute-sanitizer; `--warm` runs the same in several processes beside each
-other, so that all kernels are compiled, and on disk, before somebody waits for them.
+"""Run every kernel with small models, for compute-sanitizer. `--warm` does so in parallel processes, to fill CuPy's kernel cache.
 
-python -m benchmarks.gpu.exercise --backend cupy --warm
-compute-sanitizer --tool racecheck python -m benchmarks.gpu.exercise --backend cupy --widths 64 33 --dtypes float32 bfloat16
+Examples:
+  python -m benchmarks.gpu.exercise --backend cupy --warm
+  compute-sanitizer --tool racecheck python -m benchmarks.gpu.exercise --backend cupy --widths 64 33 --dtypes float32 bfloat16
 """
 
 import argparse
@@ -17,22 +17,22 @@ from bloomref.runtime.backend import Choice
 
 WIDTHS = (64, 80, 96, 128, 33)
 RACES = ("--widths", "64", "33", "--dtypes", "float32", "bfloat16")
-"""Every kernel, but not every instantiation: racecheck makes them up to a hundred times slower."""
+"""Options for racecheck: every kernel, but not every instantiation, since racecheck is up to a hundred times slower."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="cupy")
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of a head")
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="head widths")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--warm", action="store_true", help="in processes of their own, all at once")
+    parser.add_argument("--warm", action="store_true", help="run in parallel processes")
     arguments = parser.parse_args()
     run = warm if arguments.warm else exercise
     print(run(arguments.backend, arguments.widths, arguments.dtypes))
 
 
 def exercise(backend: str, widths: Sequence[int], dtypes: Sequence[str]) -> str:
-    """All paths, one row and many, in these dtypes and head widths; without CuPy's pool, whose slack hides mistakes."""
+    """Run all paths, with one row and many, in these dtypes and head widths. CuPy's memory pool is off: it hides overruns."""
     if backend.partition(":")[0] == "cupy":
         import cupy
 
@@ -46,9 +46,10 @@ def exercise(backend: str, widths: Sequence[int], dtypes: Sequence[str]) -> str:
 
 
 def warm(backend: str, widths: Sequence[int], dtypes: Sequence[str]) -> str:
-    """
+    """Run `exercise` in parallel processes.
+
     Raises:
-        RuntimeError: with the last words of a process that failed.
+        RuntimeError: A process failed; the message is the end of its error output.
     """
     command = [sys.executable, "-m", "benchmarks.gpu.exercise", "--backend", backend]
     parts = [(dtype, part) for dtype in dtypes for part in (widths[:-1], widths[-1:]) if part]
@@ -69,16 +70,16 @@ def warm(backend: str, widths: Sequence[int], dtypes: Sequence[str]) -> str:
 
 
 def gemv_configs(width: int) -> Iterator[BloomConfig]:
-    """Models that the kernels for tensor cores do not take for their widths, with both kinds of residual."""
-    for form in (False, True):
+    """Yield models whose widths the tensor-core kernels do not support, with both kinds of residual."""
+    for post_layernorm in (False, True):
         yield BloomConfig(
             vocabulary_size=301, num_layers=1, num_heads=3, hidden_dim=3 * width, intermediate_dim=150,
-            apply_residual_connection_post_layernorm=form,
+            apply_residual_connection_post_layernorm=post_layernorm,
         )  # fmt: skip
 
 
 def tensor_core_configs(width: int, dtype: str) -> Iterator[BloomConfig]:
-    """Models that they take: one whose products give a warp one tile of outputs, one of two tiles."""
+    """Yield models that the tensor-core kernels support: one with one weight tile per warp, one with two."""
     if dtype not in ("bfloat16", "float16") or width % 8:
         return
     yield BloomConfig(
@@ -93,7 +94,7 @@ def tensor_core_configs(width: int, dtype: str) -> Iterator[BloomConfig]:
 def _run(
     backend: str, config: Any, dtype: str, shapes: Sequence[tuple[int, int]], rows: int, choices: Sequence[Choice]
 ) -> None:
-    """Prompts and steps of these (rows, positions); tokens chosen on the device, but in float64, which has no such steps."""
+    """Run prompts and steps of these (rows, positions), and choose tokens on the device, which float64 does not support."""
     engine = random_engine(backend, config, dtype)
     for batch, prompt in shapes:
         some_logits(engine, batch, prompt, 3)

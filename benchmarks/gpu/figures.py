@@ -1,7 +1,7 @@
-"""`python -m benchmarks.gpu --measure`: every participant in turn, the most important ones of all presets first, and the report.
+"""`python -m benchmarks.gpu --measure`: runs the participants, the most important ones of all presets first, and writes the report.
 
-The report is written after every figure. A run that is started again goes on where the report ends; our own participants are
-asked again where their code has changed since.
+The report is written after every figure. Starting the same command again resumes it. bloomref's own participants are measured again
+if the accelerator's code has changed.
 """
 
 import argparse
@@ -29,22 +29,24 @@ PASSES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("kernels",),),
     (("transformers-compiled",),),
 )
-"""One pass over the presets after the other; of each, groups that share a process."""
+"""Successive passes over the presets. Each has groups of participants that share a process."""
 NAMES = tuple(name for groups in PASSES for group in groups for name in group)
 OTHERS = ("copy", "transformers", "transformers-compiled")
-"""Who runs no code of ours."""
+"""Participants that run no code of bloomref."""
 FLOORS = ("copy", "host-copy")
+"""Participants that give the floors, measured in the process of each group that is compared with them."""
 SETTINGS = ("backend", "dtype", "rows", "prompt", "tokens", "long", "context", "runs", "torch")
 Group = tuple[str, tuple[str, ...]]
-"""A preset, and participants of one process."""
+"""A preset, and the participants of one process."""
 
 
 class Report:
-    """What was found so far, and where it is written.
+    """The figures so far, and the file that they are written to.
 
     Args:
-        about: the machine and the packages.
-        path: None writes nothing.
+        about: Command, machine, packages and device.
+        arguments: Arguments of the command.
+        path: The file, or None to write nothing.
     """
 
     def __init__(self, about: dict[str, Any], arguments: argparse.Namespace, path: Path | None) -> None:
@@ -53,11 +55,11 @@ class Report:
         self.code = code()
         self.participants: dict[str, dict[str, Any]] = {preset: {} for preset in arguments.presets}
 
-    def go_on(self) -> int:
-        """Take over what the file has; how many answers that is.
+    def resume(self) -> int:
+        """Read the figures of the file, and return the number of finished participants.
 
         Raises:
-            InvalidInput: the file is of other settings, packages or another device.
+            InvalidInput: The file has other settings, packages or another device.
         """
         if self.path is None or not self.path.exists():
             return 0
@@ -65,14 +67,14 @@ class Report:
         for name, value in {"settings": self.settings, **self.about}.items():
             if name != "command" and known.get(name) != json.loads(json.dumps(value)):
                 raise invalid(
-                    "--output", f"a report of the same {name}", f"one of {known.get(name)}", "--fresh begins anew"
+                    "--output", f"a report of the same {name}", f"one of {known.get(name)}", "--fresh starts a new one"
                 )
         for entry in known["measured"]:
             self.participants[entry["preset"]] = entry["participants"]
-        return sum(self.has(preset, name) for preset, found in self.participants.items() for name in found)
+        return sum(self.has(preset, name) for preset, answers in self.participants.items() for name in answers)
 
     def has(self, preset: str, name: str) -> bool:
-        """Whether a participant has come to its end there, with this code."""
+        """True if a participant has finished, with this code."""
         answer = self.participants[preset].get(name, {})
         return bool(answer.get("done")) and answer.get("code", self.code) == self.code
 
@@ -80,14 +82,14 @@ class Report:
         self.participants[preset][name] = {} if name in OTHERS else {"code": self.code}
 
     def take(self, preset: str, name: str, figures: dict[str, Any]) -> None:
-        """Add figures; tables by the number of rows grow."""
+        """Add figures. Tables by number of rows are merged."""
         answer = self.participants[preset][name]
         for what, value in figures.items():
             answer[what] = {**answer.get(what, {}), **value} if isinstance(value, dict) else value
         self.write()
 
     def entries(self) -> list[dict[str, Any]]:
-        return [judged(preset, found, self.arguments) for preset, found in self.participants.items()]
+        return [judged(preset, answers, self.arguments) for preset, answers in self.participants.items()]
 
     def as_dict(self) -> dict[str, Any]:
         measured = self.entries()
@@ -100,20 +102,20 @@ class Report:
 
 
 def write_whole(path: Path, report: dict[str, Any]) -> None:
-    """Whole, or not at all."""
+    """Write a report atomically."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     partial.replace(path)
 
 
 def measure(about: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The report, after everything that was asked for and is not in it yet, or as much as there was when it was interrupted."""
+    """Measure what is missing in the report, and return the report. An interrupt ends the measurement early."""
     report, console = Report(about, arguments, arguments.output), Console(stderr=True, markup=False, highlight=False)
-    if not arguments.fresh and (known := _known(report)):
-        console.print(f"{arguments.output.name}: {known} answers are there; it goes on behind them")
+    if not arguments.fresh and (finished := _resumed(report)):
+        console.print(f"{arguments.output.name}: resumed; {finished} participants are finished")
     left = list(open_groups(report, arguments))
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as SIGINT: participants end with this process
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as SIGINT, so that child processes end
     with Progress(*columns, console=console) as progress, suppress(KeyboardInterrupt):
         task = progress.add_task("", total=sum(len(names) for _, names in left))
         for preset, names in left:
@@ -122,15 +124,15 @@ def measure(about: dict[str, Any], arguments: argparse.Namespace) -> dict[str, A
     return report.as_dict()
 
 
-def _known(report: Report) -> int:
+def _resumed(report: Report) -> int:
     try:
-        return report.go_on()
+        return report.resume()
     except InvalidInput as error:
         sys.exit(str(error))
 
 
 def open_groups(report: Report, arguments: argparse.Namespace) -> Iterator[Group]:
-    """In their order, without those that have answered; floors are measured beside what is judged by them."""
+    """Yield the groups with unfinished participants, in order. Floors are measured again with what is compared with them."""
     for groups in PASSES:
         for preset in arguments.presets:
             for group in groups:
@@ -144,9 +146,9 @@ def _measure_group(report: Report, preset: str, names: tuple[str, ...], progress
 
     def take(name: str, figures: dict[str, Any]) -> None:
         report.take(preset, name, figures)
-        told = {what: value for what, value in figures.items() if what not in ("done", "kernels")}
-        for what, value in told.items():
-            progress.console.print(f"{preset}, {name}: {what} {value}")
+        for what, value in figures.items():
+            if what not in ("done", "kernels"):
+                progress.console.print(f"{preset}, {name}: {what} {value}")
         if figures.get("done"):
             progress.advance(task)
 
@@ -164,13 +166,16 @@ def command(names: list[str], preset: str, arguments: argparse.Namespace) -> lis
 
 
 def code() -> str:
-    """A short hash of the accelerator's text."""
+    """Return a short hash of the accelerator's source."""
     files = sorted(path for path in (ROOT / "accel/cupy_gpu").rglob("*") if path.suffix in (".py", ".cu", ".cuh"))
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def judged(preset: str, participants: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fractions of the floor: bytes that a step must read, over the bandwidth of the copy in the same process."""
+    """Return a preset's entry in the report, with fractions of the memory floor.
+
+    The floor is the bytes that a step must read over the bandwidth of the copy in the same process.
+    """
     rate, config = participants.get("copy", {}).get("bytes_per_second"), sizes(config_of(preset))
     middle = arguments.prompt + arguments.tokens // 2
     floors = (

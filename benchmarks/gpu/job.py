@@ -1,4 +1,4 @@
-"""What one process of `python -m benchmarks.gpu --measure` was asked for, and what its participants share: each is made once."""
+"""`Job`: the settings of one process of `python -m benchmarks.gpu --measure`, and the models that its participants share."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -18,22 +18,23 @@ from bloomref.runtime.engine import Engine
 
 CHECKED_LAYERS = 2
 CHECKED_PROMPT, CHECKED_STEPS = 9, 3
-"""The first step is launched kernel by kernel, the second one captured, the third one replayed alone."""
+"""Of the three steps, the first is launched kernel by kernel, the second is captured and replayed, the third is replayed."""
 TOLERANCE = 0.05
+"""Largest relative error of the logits, root mean square, of a participant that is timed."""
 SECONDS = 10.0
-"""After so long, a figure is the median of the runs that there were."""
+"""Time after which no further run is started."""
 
 Figures = Iterator[dict[str, Any]]
-"""What a participant gives, one after the other, so that the first ones are known if it does not come to its end."""
+"""Figures of a participant, yielded one by one, so that the first ones are reported even if it does not finish."""
 
 
 class Absent(Exception):
-    """Why a participant cannot take part."""
+    """A participant cannot take part; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """The arguments of `benchmarks.gpu.measure`, and models made of them."""
+    """The arguments of `benchmarks.gpu.measure`, and the models built from them."""
 
     backend: str = "cupy"
     preset: str = "bloom_560m_multi"
@@ -52,7 +53,7 @@ class Job:
 
     @cached_property
     def few(self) -> Any:
-        """The config at full width, with so few layers that the reference runs it."""
+        """The config at full width, with few layers, so that the reference can run it."""
         return replace(self.config, num_layers=min(self.config.num_layers, CHECKED_LAYERS))
 
     @cached_property
@@ -73,7 +74,7 @@ class Job:
 
     @cached_property
     def device(self) -> Any:
-        """The backend's; with a tiny model loaded, so that the driver and the libraries are there."""
+        """The backend's device, after a tiny model was prepared, so that the driver and the libraries are loaded."""
         config = config_of(SMALL)
         try:
             prepared = Engine(init_params(config, 0), config, self.policy, self.backend).prepared
@@ -98,22 +99,22 @@ class Job:
 
     @cached_property
     def checked_ids(self) -> Any:
-        """(most rows, CHECKED_PROMPT + CHECKED_STEPS)"""
+        """Token ids (largest number of rows, CHECKED_PROMPT + CHECKED_STEPS)."""
         return ids_of(self.config, max(self.rows), CHECKED_PROMPT + CHECKED_STEPS)
 
     @cached_property
     def expected(self) -> Any:
-        """(CHECKED_STEPS + 1, most rows, V) logits of the few layers in float32, behind the prompt and each step."""
+        """Logits (CHECKED_STEPS + 1, largest number of rows, V) of the reference in float32, after the prompt and each step."""
         reference = Engine(self.few_params.astype(np.dtype(np.float32)), self.few, dtype_policy("float32"))
         return logits(reference, self.checked_ids)
 
 
 def logits(engine: Any, ids: Any) -> Any:
-    """(steps + 1, rows, V) behind the first CHECKED_PROMPT of the ids, and behind each other one."""
+    """Return logits (steps + 1, rows, V) after the first CHECKED_PROMPT ids, and after each further id."""
     cache = engine.new_cache(*ids.shape)
-    found = [engine.read(cache, 0, ids[:, :CHECKED_PROMPT])]
-    found += [engine.read(cache, t, ids[:, t : t + 1]) for t in range(CHECKED_PROMPT, ids.shape[1])]
-    return np.stack(found)
+    prompt = engine.read(cache, 0, ids[:, :CHECKED_PROMPT])
+    steps = [engine.read(cache, t, ids[:, t : t + 1]) for t in range(CHECKED_PROMPT, ids.shape[1])]
+    return np.stack([prompt, *steps])
 
 
 def ids_of(config: Any, rows: int, length: int) -> Any:
@@ -121,10 +122,10 @@ def ids_of(config: Any, rows: int, length: int) -> Any:
 
 
 def close_enough(error: float) -> dict[str, Any]:
-    """The figure of an error.
+    """Return the figure of an error.
 
     Raises:
-        Absent: it is too large, or no number.
+        Absent: The error exceeds TOLERANCE or is NaN.
     """
     if not error < TOLERANCE:
         raise Absent(f"logits off by {error:.1%} (root mean square): not timed")
@@ -134,7 +135,14 @@ def close_enough(error: float) -> dict[str, Any]:
 def median_seconds(
     run: Callable[[], Any], wait: Callable[[], Any], runs: int, before: Callable[[], Any] = lambda: None
 ) -> float:
-    """Of one run, after two that do not count; `wait` returns when everything queued is done, `before` is not timed."""
+    """Return the median time of a run, after two warm-up runs.
+
+    Args:
+        run: Queues the work.
+        wait: Waits until all queued work is done.
+        runs: Number of timed runs, fewer if they take longer than SECONDS.
+        before: Called before each run, not timed.
+    """
     seconds: list[float] = []
     for _ in range(2):
         before()

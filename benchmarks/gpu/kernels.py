@@ -1,8 +1,8 @@
-"""Each kernel of a greedy step by itself, on the device: how long, how many bytes.
+"""Time and bytes of each kernel of a greedy step, on the device.
 
-One step is run and every launch noted. All launches of a kernel, which go over the weights of other layers, then make a graph
-of their own, and its time is divided by their number. So the weights of one layer are out of the caches when they come again,
-where a model is large enough: `in_cache` tells which kernels' bytes may be there.
+One step is run while its launches are recorded. Then all launches of a kernel, which use the weights of different layers, are
+captured as one graph, whose time is divided by their number. In a large model, the weights of a layer are no longer in the cache
+when they are read again; `in_cache` marks kernels whose bytes may still be there.
 """
 
 import gc
@@ -19,16 +19,16 @@ from bloomref.errors import Unsupported
 from bloomref.runtime.backend import Choice, Step
 
 LAUNCHES = 480
-"""In a graph, about: enough that its own launch and the wait for it do not count."""
+"""Approximate number of launches in a graph: enough that its own launch and the wait are negligible."""
 CACHED_BYTES = 1 << 27
-"""Fewer, over and over again, may come from the chip's caches: about twice what an H200 has."""
+"""Fewer bytes, read repeatedly, may come from the caches: about twice the L2 cache of an H200."""
 
 Launched = list[tuple[Launch, tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A kernel of a step. `times`: its launches in a step; seconds and bytes are of one launch."""
+    """A kernel of a step. `times` is its number of launches in a step; seconds and bytes are per launch."""
 
     kernel: str
     times: int
@@ -37,8 +37,8 @@ class Timed:
     in_cache: bool
 
 
-class Noting:
-    """A device that notes what is launched on it."""
+class RecordingDevice:
+    """A device that records the launches of another."""
 
     def __init__(self, device: Any) -> None:
         self._device = device
@@ -53,46 +53,46 @@ class Noting:
 
 
 def kernels(job: Job, _: str) -> Figures:
-    """For each number of rows that is chosen for on the device: every kernel, and the step as one graph."""
-    prepared, given = job.engine.prepared, job.device
+    """Participant: times of every kernel of a step, and of the whole step as one graph, for each number of rows."""
+    prepared, device = job.engine.prepared, job.device
     for rows in job.rows:
-        gc.collect()  # the cache of before, whose steps refer to each other
-        noting = Noting(given)
-        prepared.device, prepared.graphs = noting, False
+        gc.collect()  # the previous cache, whose steps form reference cycles
+        recorder = RecordingDevice(device)
+        prepared.device, prepared.graphs = recorder, False
         try:
-            found, whole = _of_a_step(job, noting, rows)
+            timed, whole = _time_step(job, recorder, rows)
         except Unsupported as error:
             raise Absent(f"{rows} rows: {error}") from error
         finally:
-            prepared.device, prepared.graphs = given, True
-        yield {"kernels": {str(rows): [asdict(timed) for timed in found]}, "kernels_together": {str(rows): whole}}
+            prepared.device, prepared.graphs = device, True
+        yield {"kernels": {str(rows): [asdict(one) for one in timed]}, "kernels_together": {str(rows): whole}}
 
 
-def _of_a_step(job: Job, noting: Noting, rows: int) -> tuple[list[Timed], float]:
-    """Over a cache that is full but for the last column, which the step writes; and the seconds of the whole."""
+def _time_step(job: Job, recorder: RecordingDevice, rows: int) -> tuple[list[Timed], float]:
+    """Time the kernels of a step, and the whole step, over a cache that is full except for the column that the step writes."""
     engine, last = job.engine, job.context - 1
     cache = engine.new_cache(rows, job.context)
     ids = engine.read(cache, 0, ids_of(job.config, rows, last)).argmax(axis=1)
-    noting.launched.clear()
+    recorder.launched.clear()
     facts = Step.at(last, np.ones((rows, job.context), bool))
     engine.prepared.tokens(ids, cache.blocks, facts, Choice(), 1)
-    launched = list(noting.launched)
+    launched = list(recorder.launched)
     (choosing,) = cache.blocks.choosing_steps.values()
 
-    def as_before() -> None:
-        """The position where it was: the choice of a token moves it on."""
+    def reset() -> None:
+        """Reset the position, which the choice of a token increments."""
         choosing.begin(np.zeros(rows, np.uint64), 0)
         choosing.place(ids, last, facts.key_is_real)
 
     def seconds(work: Launched) -> float:
-        replay = noting.capture(lambda: _launch(job.device, work))
-        return median_seconds(replay, lambda: noting.download(choosing.position), job.runs, as_before)
+        replay = recorder.capture(lambda: _launch(job.device, work))
+        return median_seconds(replay, lambda: recorder.download(choosing.position), job.runs, reset)
 
     return [_timed(group, seconds, job.context) for group in grouped(launched)], seconds(launched)
 
 
 def grouped(launched: Launched) -> list[Launched]:
-    """Those of the same launch over as many bytes together, in the order of the first ones."""
+    """Group launches of the same configuration and number of bytes, in order of first appearance."""
     groups: dict[Any, Launched] = {}
     for launch, arguments in launched:
         groups.setdefault((launch, bytes_of(launch, arguments)), []).append((launch, arguments))
@@ -100,7 +100,7 @@ def grouped(launched: Launched) -> list[Launched]:
 
 
 def _timed(group: Launched, seconds: Callable[[Launched], float], room: int) -> Timed:
-    """`room`: so often may a token be chosen before the record of them is full."""
+    """Time the launches of a group. `room` is the number of tokens that can be chosen before their record is full."""
     repeats = min(room, max(1, LAUNCHES // len(group)))
     size = bytes_of(*group[0])
     taken = seconds(group * repeats) / (repeats * len(group))

@@ -1,4 +1,4 @@
-"""Who stands beside bloomref in `python -m benchmarks.gpu --measure`: what the chip can do at best, and transformers."""
+"""Participants of `python -m benchmarks.gpu --measure` that bloomref is compared with: the hardware's limits, and transformers."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from bloomref.params import count_params
 COPIED_BYTES = 1 << 32
 PINNED_BYTES = 1 << 28
 
-# --- what the chip can do ----------------------------------------------------------------------------------------
+# --- limits of the hardware --------------------------------------------------------------------------------------
 
 
 def copy(job: Job, _: str) -> Figures:
-    """Bytes read and written in a second by a copy within the device's memory: the bandwidth of the floor."""
+    """Participant: bytes per second, read and written, of a copy within device memory, which defines the memory floor."""
     cupy = device_library(job)
     source = cupy.arange(COPIED_BYTES // 4, dtype=np.uint32)
     target = cupy.zeros_like(source)
@@ -27,22 +27,22 @@ def copy(job: Job, _: str) -> Figures:
 
 
 def host_copy(job: Job, _: str) -> Figures:
-    """Bytes in a second from pinned memory of the host: as many as the weights have, over the same buffer."""
-    device, left = job.device, count_params(job.config) * job.policy.compute_dtype.itemsize
-    source = device.pinned(min(PINNED_BYTES, left))
+    """Participant: bytes per second from pinned host memory, for as many bytes as the weights have, in chunks of one buffer."""
+    device, size = job.device, count_params(job.config) * job.policy.compute_dtype.itemsize
+    source = device.pinned(min(PINNED_BYTES, size))
     target = device.empty(source.shape, source.dtype)
-    pieces = -(-left // len(source))
+    chunks = -(-size // len(source))
 
     def run() -> None:
-        arrived = [device.send(source, target) for _ in range(pieces)]
-        for wait in arrived:
+        waits = [device.send(source, target) for _ in range(chunks)]
+        for wait in waits:
             wait()
 
-    yield {"bytes_per_second": pieces * len(source) / median_seconds(run, lambda: None, job.runs)}
+    yield {"bytes_per_second": chunks * len(source) / median_seconds(run, lambda: None, job.runs)}
 
 
 def cublas(job: Job, _: str) -> Figures:
-    """Seconds of the products of a prompt's blocks, one after the other over the same random operands, nothing between them."""
+    """Participant: time of the matrix products of a prompt, one after the other, with the same random operands in every layer."""
     device, dtype = job.device, job.policy.compute_dtype
     d, f, wide = job.config.hidden_dim, job.config.intermediate_dim, accumulation_dtype(dtype)
 
@@ -65,7 +65,11 @@ def cublas(job: Job, _: str) -> Figures:
 
 
 def device_library(job: Job) -> Any:
-    """CuPy, where the backend is CuPy's."""
+    """Return CuPy.
+
+    Raises:
+        Absent: The backend is not CuPy's, or CuPy finds no device.
+    """
     if job.backend.partition(":")[0] != "cupy":
         raise Absent(f"{job.backend} is no GPU")
     try:
@@ -81,9 +85,9 @@ def device_library(job: Job) -> Any:
 
 
 def transformers(job: Job, name: str) -> Figures:
-    """`generate` as it is, or with a static cache and its own way to torch.compile, which graphs the steps, not the prompt.
+    """Participant: `generate`, eager or compiled. Compiled, it has a static cache and CUDA graphs of the steps, not of the prompt.
 
-    Compiled, for the first number of rows alone: it compiles anew for each.
+    The compiled mode is measured for the first number of rows only, because it compiles anew for each.
     """
     torch, model = torch_model(job, job.few, job.few_params)
     yield close_enough(_error(job, torch, model))
@@ -99,7 +103,11 @@ def transformers(job: Job, name: str) -> Figures:
 
 
 def torch_model(job: Job, config: Any, params: Any) -> tuple[Any, Any]:
-    """torch, and a model of the same weights on the device."""
+    """Return torch and transformers' model with the same weights, on the device.
+
+    Raises:
+        Absent: A package or the device is missing.
+    """
     try:
         import torch
         from transformers import BloomConfig, BloomForCausalLM
@@ -125,7 +133,7 @@ def torch_model(job: Job, config: Any, params: Any) -> tuple[Any, Any]:
 
 
 def _tensor(torch: Any, array: Any, shape: tuple[int, ...]) -> Any:
-    """The same memory; by its bits where NumPy's dtype is a foreign one."""
+    """Return a tensor that shares the array's memory. bfloat16 is viewed as integers, because torch does not know NumPy's."""
     name = array.dtype.name
     bits = array.view(np.int16) if name == "bfloat16" else array
     return torch.from_numpy(bits.reshape(shape)).view(getattr(torch, name))
@@ -141,14 +149,14 @@ def _error(job: Job, torch: Any, model: Any) -> float:
 def _compile_config(job: Job) -> Any:
     from transformers import CompileConfig
 
-    found = CompileConfig(dynamic=False, mode="reduce-overhead")
+    config = CompileConfig(dynamic=False, mode="reduce-overhead")
     if job.torch != "cuda":
-        found._compile_all_devices = True
-    return found
+        config._compile_all_devices = True
+    return config
 
 
 def _step_seconds(job: Job, torch: Any, model: Any, rows: int, options: dict[str, Any]) -> float:
-    """The difference of two lengths: reading the prompt cancels."""
+    """Return the time of a step, from two runs of different lengths, so that the time of the prompt cancels."""
     ids = torch.from_numpy(ids_of(job.config, rows, job.prompt)).to(job.torch)
     wait = torch.cuda.synchronize if job.torch == "cuda" else lambda: None
 

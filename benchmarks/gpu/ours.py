@@ -1,4 +1,4 @@
-"""bloomref's own participants of `python -m benchmarks.gpu --measure`."""
+"""Participants of `python -m benchmarks.gpu --measure` that run bloomref."""
 
 import gc
 import os
@@ -17,27 +17,27 @@ from bloomref.runtime.backend import Choice, Step
 
 
 def bloomref(job: Job, name: str) -> Figures:
-    """The error of the logits, seconds of a step for each number of rows; of `bloomref`, of a long prompt, too."""
+    """Participant: error of the logits and time of a step for each number of rows. `bloomref` also times a long prompt."""
     for engine in (job.few_engine, job.engine):
         engine.prepared.graphs = name != "bloomref-eager"
     with starting(job.engine.prepared.device, early=name != "bloomref-late") as can:
         if name == "bloomref-late" and not can:
-            raise Absent("no kernel starts early here: `bloomref` is this")
+            raise Absent("the device has no programmatic dependent launch: `bloomref` runs without it")
         yield close_enough(_error(job))
-        on_the_device = name in ("bloomref", "bloomref-late")
-        if on_the_device:
+        chooses_on_device = name in ("bloomref", "bloomref-late")
+        if chooses_on_device:
             _check_tokens(job)
         for rows in job.rows:
-            yield {"step_seconds": {str(rows): _step_seconds(job, rows, on_the_device)}}
+            yield {"step_seconds": {str(rows): _step_seconds(job, rows, chooses_on_device)}}
         if name == "bloomref":
             yield {"prefill_seconds": _prompt_seconds(job)}
 
 
 def start(job: Job, _: str) -> Figures:
-    """Seconds of loading, and from there to the first token's scores.
+    """Participant: time of loading the weights, and from then to the logits of the first token.
 
-    It is in a process of its own, behind one that has read the same prompt, so kernels come from CuPy's folder on disk; the
-    driver and the libraries are loaded before, the kernels are not.
+    It runs in a separate process, after one that has read the same prompt, so kernels come from CuPy's cache on disk. The driver
+    and the libraries are already loaded, the kernels are not.
     """
     params, config, _device = job.params, job.config, job.device
     began = perf_counter()
@@ -53,7 +53,7 @@ def start(job: Job, _: str) -> Figures:
 
 
 def compiled_kernels() -> int:
-    """Files in the folder where CuPy keeps what it has compiled."""
+    """Return the number of kernels in CuPy's cache on disk."""
     folder = os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy/kernel_cache"
     return len(list(Path(folder).glob("*.cubin")))
 
@@ -62,30 +62,34 @@ def compiled_kernels() -> int:
 
 
 def _error(job: Job) -> float:
-    """The largest over the numbers of rows, each of which may take kernels of its own."""
+    """Return the largest error over the numbers of rows, which may use different kernels."""
     return max(
         relative_error(logits(job.few_engine, job.checked_ids[:rows]), job.expected[:, :rows]) for rows in job.rows
     )
 
 
 def _check_tokens(job: Job, count: int = 6) -> None:
-    """Tokens chosen on the device are those that the host chooses from the same scores."""
+    """Check that the device chooses the tokens that the host chooses from the same logits.
+
+    Raises:
+        Absent: A token differs.
+    """
     for rows in job.rows:
         try:
-            found = chosen(job.few_engine, Choice(), count, rows)
-        except Unsupported:  # so many rows are not chosen there
+            tokens = chosen(job.few_engine, Choice(), count, rows)
+        except Unsupported:  # the device does not choose tokens for this many rows
             continue
-        if not np.array_equal(found, by_host(job.few_engine, count, rows)):
+        if not np.array_equal(tokens, by_host(job.few_engine, count, rows)):
             raise Absent(f"{rows} rows: the host chooses other tokens from the same scores: not timed")
 
 
 # --- times -------------------------------------------------------------------------------------------------------
 
 
-def _step_seconds(job: Job, rows: int, on_the_device: bool) -> float:
-    """A token of each row, greedily chosen."""
+def _step_seconds(job: Job, rows: int, chooses_on_device: bool) -> float:
+    """Return the time of a greedy step."""
     engine, prompt, count = job.engine, job.prompt, job.tokens
-    gc.collect()  # a cache's steps refer to each other: it is gone only now
+    gc.collect()  # frees the previous cache, whose steps form reference cycles
     cache = engine.new_cache(rows, prompt + count)
     first = engine.read(cache, 0, ids_of(job.config, rows, prompt)).argmax(axis=1)
 
@@ -99,16 +103,16 @@ def _step_seconds(job: Job, rows: int, on_the_device: bool) -> float:
             ids = engine.read(cache, prompt + t, ids[:, None]).argmax(axis=1)
 
     try:
-        return _median(with_tokens if on_the_device else with_scores, job) / count
-    except Unsupported:  # so many rows are not chosen there
+        return _median(with_tokens if chooses_on_device else with_scores, job) / count
+    except Unsupported:  # the device does not choose tokens for this many rows
         return _median(with_scores, job) / count
 
 
 def _prompt_seconds(job: Job) -> float:
-    """One row of `long` positions, into a cache that is there."""
+    """Return the time to read one row of `long` positions into an existing cache."""
     cache, ids = job.engine.new_cache(1, job.long), ids_of(job.config, 1, job.long)
     return _median(lambda: job.engine.read(cache, 0, ids), job)
 
 
 def _median(run: Any, job: Job) -> float:
-    return median_seconds(run, lambda: None, job.runs)  # the result is on the host: the device has finished
+    return median_seconds(run, lambda: None, job.runs)  # no wait: the result is on the host

@@ -1,8 +1,8 @@
-"""The kernels of a decoding step as an H200 would meet them, without one: grid, registers, occupancy, bytes. From the compiler.
+"""Occupancy of the kernels of a decoding step on an H200, computed without one: grid, registers, waves, bytes.
 
-The step is queued over a device that has shapes and no memory, so the launches are those of a real one. NVRTC compiles each
-kernel and tells registers; the rest is arithmetic: how many blocks a multiprocessor holds, how often it has to start over
-(waves), which bytes a kernel has to move. Nothing here is a time.
+The step is queued on a device that has shapes but no memory, so the launches are those of a real device. NVRTC compiles each
+kernel and reports its registers. The rest is arithmetic: resident thread blocks per SM, waves (thread blocks over resident thread
+blocks), and bytes that a kernel must move. No figure is a time.
 
 Example: python -m benchmarks.gpu.paper --output benchmarks/results/gpu-kernels.json
 """
@@ -32,12 +32,12 @@ from bloomref.runtime.backend import Choice
 
 PRESETS = ("bloom_560m_multi", "bloom_1.1b_multi", "bloom_1.7b_multi", "bloom_3b_multi", "bloom_7b_multi")
 TOOLS = Path(__file__).parents[2] / "tests/cupy_gpu"
-"""Where the compiler is called from."""
+"""Folder of the module `nvrtc`."""
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What bounds the blocks of a multiprocessor: CUDA's table of compute capability 9.0, and an H200's sms."""
+    """Limits of an SM of compute capability 9.0, from the CUDA programming guide, and the number of SMs of an H200."""
 
     name: str = "H200"
     arch: int = 90
@@ -47,10 +47,10 @@ class Chip:
     blocks: int = 32
     shared: int = 228 * 1024
     reserved_shared: int = 1024
-    """Bytes of shared memory that each block takes for the system."""
+    """Bytes of shared memory that the system reserves per thread block."""
 
     def blocks_held(self, warps: int, registers: int, shared: int) -> int:
-        """Blocks that a multiprocessor holds at once; registers are given to warps in units of 256."""
+        """Return the resident thread blocks per SM. Registers are allocated to warps in units of 256."""
         of_warp = math.ceil(registers * 32 / 256) * 256
         by_shared = self.shared // (shared + self.reserved_shared)
         return min(self.blocks, self.warps // warps, self.registers // (of_warp * warps), by_shared)
@@ -58,7 +58,10 @@ class Chip:
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel of the step. `times`: its launches in a step; the rest is of one launch."""
+    """One kernel of the step. `times` is its number of launches in a step; the rest is per launch.
+
+    The fields are keys of the committed report; `warps_a_processor` is the number of resident warps per SM.
+    """
 
     preset: str
     kernel: str
@@ -74,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """An array that is nowhere."""
+    """An array without memory."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -88,7 +91,7 @@ class Shape:
 
 
 class Paper:
-    """A `Device` that notes what is launched."""
+    """A `Device` without memory that records launches."""
 
     def __init__(self, chip: Chip) -> None:
         self.name, self.arch, self.sms = f"{chip.name} on paper", chip.arch, chip.sms
@@ -107,7 +110,7 @@ class Paper:
 
 
 def launched(preset: str, rows: int, context: int, dtype: str, chip: Chip) -> list[tuple[Launch, int]]:
-    """Each launch of a greedy step over a cache that is full, and the bytes of what it names."""
+    """Return each launch of a greedy step over a full cache, with the bytes that it must move."""
     config, device = model_config(preset), Paper(chip)
     compute: Any = dtype_policy(dtype).compute_dtype
     workspace: Any = Workspace(device)  # type: ignore[arg-type]
@@ -127,7 +130,7 @@ def launched(preset: str, rows: int, context: int, dtype: str, chip: Chip) -> li
 
 
 def weights(config: Any, dtype: Any) -> Weights:
-    """The shapes of the weights on a device."""
+    """Return the shapes of a model's weights on a device."""
     d, f, wide = config.hidden_dim, config.intermediate_dim, np.dtype(np.float32)
 
     def linear(outputs: int, width: int) -> Linear:
@@ -140,7 +143,10 @@ def weights(config: Any, dtype: Any) -> Weights:
 
 
 def bytes_of(launch: Launch, arguments: tuple[Any, ...]) -> int:
-    """What a launch has to move, arrays of a device or shapes alone: all of them once; of keys and values the whole capacity where they are read and the new column where they are written."""
+    """Return the bytes that a launch must move: each array once, of an embedding table only the rows that are read.
+
+    Keys and values count with the whole capacity if they are read, and with one column if they are written.
+    """
     name, arrays = name_of(launch), [a for a in arguments if hasattr(a, "nbytes")]
     total = sum(a.nbytes for a in arrays)
     if name == "embed_norm":
@@ -162,19 +168,19 @@ def name_of(launch: Launch) -> str:
 def table(
     presets: tuple[str, ...], rows: int, context: int, dtype: str, compile_module: Callable[..., Any]
 ) -> list[Row]:
-    """One row for each different launch of a preset's step, in their order."""
-    chip, found, registers = Chip(), [], {}
+    """Return one row for each different launch of a preset's step, in order."""
+    chip, table_rows, registers = Chip(), [], {}
     for preset in presets:
         step = launched(preset, rows, context, dtype, chip)
         for launch in {launch.kernel: launch for launch, _ in step}.values():
             if launch.kernel not in registers:
                 report = compile_module(launch.kernel.module, (launch.kernel.expression,), chip.arch)
                 registers[launch.kernel] = report.reports[launch.kernel.expression].registers
-        found += [
+        table_rows += [
             _row(preset, launch, size, step.count((launch, size)), registers[launch.kernel], chip)
             for launch, size in dict.fromkeys(step)
         ]
-    return found
+    return table_rows
 
 
 def _row(preset: str, launch: Launch, size: int, times: int, registers: int, chip: Chip) -> Row:
@@ -188,9 +194,11 @@ def _row(preset: str, launch: Launch, size: int, times: int, registers: int, chi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", default=PRESETS, choices=PRESETS)
-    parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--context", type=int, default=2048, help="columns of the cache, all of them visible")
+    parser.add_argument(
+        "--presets", nargs="+", default=PRESETS, choices=PRESETS, help="presets whose dimensions are used"
+    )
+    parser.add_argument("--rows", type=int, default=1, help="rows of the batch")
+    parser.add_argument("--context", type=int, default=2048, help="visible positions of the cache")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--output", type=Path, help="write the rows to this JSON file")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.gpu --check` runs, stage by stage: commands that succeed or fail."""
+"""The checks of `python -m benchmarks.gpu --check`, stage by stage. Each is a command that succeeds or fails."""
 
 import shutil
 import subprocess
@@ -19,19 +19,21 @@ STAGES = ("host", "compiled", "emulated", "device")
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 WORKERS = 8
 SHOWN = 6000
-"""Letters of what a failed check said."""
+"""Characters of the output of a failed check that are reported."""
 LIMIT = 400
-"""Seconds for a check on a device, which others may be waiting for."""
+"""Time limit of a check on a device, in seconds."""
 TOOLS = ("pytest", "hypothesis", "jaxtyping", "beartype")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table: a command that succeeds or fails.
+    """A command that succeeds or fails, one line of the table.
 
     Args:
-        stage: compiled, emulated or device (see gpu.py); host for what needs none of them.
-        missing: why the command cannot run here.
+        stage: One of STAGES.
+        name: Name of the check.
+        command: The command line.
+        missing: Reason why the command cannot run on this machine, or None.
     """
 
     stage: str
@@ -42,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Result:
-    """`detail`: the last line of what it said; `output`: the end of it, where it failed."""
+    """Outcome of a check. `detail` is the last line of its output; `output` is the end of the output if it failed."""
 
     stage: str
     name: str
@@ -52,19 +54,19 @@ class Result:
     output: str = ""
 
 
-# --- what there is to check --------------------------------------------------------------------------------------
+# --- checks ------------------------------------------------------------------------------------------------------
 
 
 def checks(backend: str, reason: str | None) -> list[Check]:
-    """In the order in which they run. `reason`: why there is no device."""
+    """Return the checks in order. `reason` says why there is no device; None if there is one."""
     host, measured = files(KERNELS, "test_host*.py"), files(BENCHMARKS, "test_gpu*.py")
     others = (f"--ignore={name}" for name in (*host, COMPILED))
     required = ("--require-backend", "cupy-emulated")
-    suite = beside_each_other(pytest("tests/backend", "--require-backend", backend, "-k", f"[{backend}"))
+    suite = in_parallel(pytest("tests/backend", "--require-backend", backend, "-k", f"[{backend}"))
     return [
         Check("host", "layout, memory, loading, errors", pytest(*host, *measured, *required)),
         Check("compiled", "every kernel, sm_75 to sm_120", pytest(COMPILED, *required)),
-        Check("emulated", "every kernel, and planted faults", pytest(KERNELS, *others, *required)),
+        Check("emulated", "every kernel, and known mistakes", pytest(KERNELS, *others, *required)),
         Check(
             "emulated",
             "parity of whole models",
@@ -107,8 +109,8 @@ def sanitized(tool: str, command: tuple[str, ...]) -> tuple[str, ...]:
     return ("compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *command)
 
 
-def beside_each_other(tests: tuple[str, ...]) -> tuple[str, ...]:
-    """In several processes, where pytest-xdist is: most of their time is the reference's, with few threads each, and the compiler's."""
+def in_parallel(tests: tuple[str, ...]) -> tuple[str, ...]:
+    """Run tests in several processes if pytest-xdist is installed. Most of their time goes to the reference and the compiler."""
     if find_spec("xdist") is None:
         return tests
     return ("env", "OPENBLAS_NUM_THREADS=2", "OMP_NUM_THREADS=2", *tests, "-n", str(min(WORKERS, cores())))
@@ -127,10 +129,11 @@ def no_sanitizer() -> str | None:
     )
 
 
-# --- running them, and telling -----------------------------------------------------------------------------------
+# --- running and reporting ---------------------------------------------------------------------------------------
 
 
 def run(check: Check) -> Result:
+    """Run a check, unless something is missing."""
     if check.missing is not None:
         return Result(check.stage, check.name, NOT_RUN, check.missing, 0.0)
     start, limit = time.perf_counter(), LIMIT if check.stage == "device" else None
@@ -139,14 +142,15 @@ def run(check: Check) -> Result:
     except subprocess.TimeoutExpired:
         return Result(check.stage, check.name, FAILED, f"ran out of time: {limit} s", float(limit or 0))
     seconds = round(time.perf_counter() - start, 1)
-    said = done.stdout.strip() or done.stderr.strip()
-    last = said.splitlines()[-1].strip("= ") if said else ""
+    output = done.stdout.strip() or done.stderr.strip()
+    last = output.splitlines()[-1].strip("= ") if output else ""
     if done.returncode == 0:
         return Result(check.stage, check.name, PASSED, last, seconds)
     return Result(check.stage, check.name, FAILED, last, seconds, f"{done.stdout}\n{done.stderr}"[-SHOWN:])
 
 
 def status(results: Sequence[Result], reason: str | None) -> int:
+    """Return the exit status of the command."""
     if any(result.outcome == FAILED for result in results):
         return 1
     return 2 if reason is not None else 0

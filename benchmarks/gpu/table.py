@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.gpu --measure` found, for a reader: tables on the screen, or in Markdown for a page.
+"""Tables of a report of `python -m benchmarks.gpu --measure`, for the terminal or in Markdown.
 
 Example: python -m benchmarks.gpu.table benchmarks/results/gpu.json --rows 1
 """
@@ -13,20 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 Rows = list[list[str]]
-"""Cells, the header first."""
+"""Cells of a table, header first."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", type=Path)
-    parser.add_argument("--rows", type=int, default=1, help="of the step whose kernels are listed")
+    parser.add_argument("report", type=Path, help="JSON file that --output wrote")
+    parser.add_argument("--rows", type=int, default=1, help="batch size of the step whose kernels are listed")
     arguments = parser.parse_args()
     report = json.loads(arguments.report.read_text("utf-8"))
     print("\n\n".join(sections(report, arguments.rows)))
 
 
 def sections(report: dict[str, Any], rows: int) -> Iterator[str]:
-    """Markdown: aims, steps, and where the time of a step of so many rows goes, preset by preset."""
+    """Yield Markdown tables: aims, steps, and, for each preset, the time of each kernel of a step of `rows` rows."""
     yield markdown(aims(report["aims"]))
     yield markdown(steps(report["measured"]))
     for entry in report["measured"]:
@@ -50,7 +50,7 @@ def markdown(cells: Rows) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-# --- what is in them ---------------------------------------------------------------------------------------------
+# --- contents ----------------------------------------------------------------------------------------------------
 
 
 def steps(measured: list[dict[str, Any]]) -> Rows:
@@ -66,18 +66,18 @@ def steps(measured: list[dict[str, Any]]) -> Rows:
 
 def aims(judged: list[dict[str, Any]]) -> Rows:
     words = {True: "yes", False: "no", None: "not measured"}
-    cells = [["aim", "preset", "wanted", "measured", "holds"]]
+    cells = [["aim", "preset", "target", "measured", "holds"]]
     for aim in judged:
         measured = "" if aim["measured"] is None else f"{aim['measured']:.3g}"
-        wanted = f"{aim['bound']} {aim['wanted']:g}"
-        cells.append([aim["aim"], aim["preset"], wanted, measured, words[aim["holds"]]])
+        target = f"{aim['bound']} {aim['wanted']:g}"
+        cells.append([aim["aim"], aim["preset"], target, measured, words[aim["holds"]]])
     return cells
 
 
 def kernels(entry: dict[str, Any], rows: int) -> Rows:
-    """Nothing where they were not timed. Beside each: its bytes a second over the copy's, its share of all their time.
+    """Return the kernels of a step with their bandwidth relative to the copy and their share of the time; empty if not timed.
 
-    A star: so few bytes that they may have come from a cache.
+    A star marks kernels with so few bytes that they may have come from a cache.
     """
     timed = entry["participants"].get("kernels", {}).get("kernels", {}).get(str(rows), [])
     if not timed:

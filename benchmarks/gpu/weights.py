@@ -1,7 +1,7 @@
-"""Random weights that cost little to make: one pool of normal numbers that repeat, of which each array is a view of its own.
+"""Random weights that are cheap to generate: one periodic pool of normal numbers, of which each array is a different view.
 
-`init_params` draws each number: minutes for 7e9 of them. Zeros or constants would be cheaper still, but a chip is faster over them,
-and a check against the reference would see less. On the device, every array is a copy of its own.
+`init_params` draws every number, which takes minutes for 7e9 of them. Zeros or constants would be cheaper, but a GPU is faster with
+them, and a check against the reference would detect less. On the device, every array is a separate copy.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -15,19 +15,20 @@ from bloomref.dtypes import cast
 from bloomref.params import Params, Weight, keys
 
 PERIOD = 16_777_213
-"""Numbers drawn: a prime, so that no row of a matrix is equal to another one before so many rows."""
+"""Numbers that are drawn: a prime, so that rows of a matrix only repeat after this many rows."""
 _SPREAD = 1 << 20
-"""So many places are there for the largest array to begin at."""
+"""Number of possible offsets of the largest array in the pool."""
 _STEP = 40_503_211
+"""Distance between the offsets of successive arrays, modulo the pool."""
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 def pool_of(config: Any, dtype: Any, seed: int = 0) -> Any:
-    """Numbers of mean 0 and the config's `initializer_range`, enough for its largest array."""
+    """Return normal numbers of mean 0 and the config's `initializer_range`, enough for its largest array."""
     count = max(prod(weight.shape(config)) for _, weight in keys(config)) + _SPREAD
     values = np.random.default_rng(seed).standard_normal(min(PERIOD, count), np.float32) * config.initializer_range
     drawn = cast(values.astype(np.float32), dtype)
-    bits = drawn.view(_BITS[drawn.dtype.itemsize])  # NumPy copies a foreign dtype one by one
+    bits = drawn.view(_BITS[drawn.dtype.itemsize])  # NumPy copies foreign dtypes one by one
     filled = np.empty(count, bits.dtype)
     starts = range(0, count, len(bits))
     with ThreadPoolExecutor(cores()) as threads:
@@ -40,13 +41,14 @@ def _repeat(target: Any, bits: Any) -> None:
 
 
 def pooled_params(config: Any, pool: Any) -> Params:
-    """Weights of this config as views of a pool: matrices and biases begin at other places of it, gains are 1 and a little.
+    """Return weights of this config as views of a pool. LayerNorm weights are 1 plus a number of the pool.
 
-    The final gains are of both signs. Else the best token is always the one before, whose embedding the head finds again, and
-    greedy tokens would show nothing.
+    The final LayerNorm's weights have both signs. Otherwise the tied head would always find the previous token again, and greedy
+    tokens would test nothing.
 
     Args:
-        pool: of `pool_of` this config, or one that differs from it in the number of layers alone.
+        config: The config.
+        pool: Result of `pool_of` for this config, or for one that differs in the number of layers only.
     """
     starts = {key: number * _STEP for number, (key, _) in enumerate(keys(config))}
 
@@ -54,10 +56,11 @@ def pooled_params(config: Any, pool: Any) -> Params:
         shape = weight.shape(config)
         start = starts[key] % (len(pool) - prod(shape) + 1)
         taken = pool[start : start + prod(shape)].reshape(shape)
-        is_gain = weight.axes == "D" and not key.endswith("bias")
-        if not is_gain:
+        is_norm_weight = weight.axes == "D" and not key.endswith("bias")
+        if not is_norm_weight:
             return taken
-        gain = 1 + taken.astype(np.float32)
-        return cast(np.copysign(gain, taken) if weight.attribute == "ln_final_weight" else gain, pool.dtype)
+        norm_weight = 1 + taken.astype(np.float32)
+        is_final = weight.attribute == "ln_final_weight"
+        return cast(np.copysign(norm_weight, taken) if is_final else norm_weight, pool.dtype)
 
     return Params.build(config.num_layers, config.tie_word_embeddings, take)

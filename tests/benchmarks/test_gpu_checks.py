@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu --check`: what it runs where, what its exit status means; its own checks on the emulated backend."""
+"""`python -m benchmarks.gpu --check`: stages, exit status, and its own checks on the emulated backend."""
 
 import json
 import re
@@ -33,7 +33,9 @@ def some(outcomes: tuple[str, ...]) -> list[Result]:
         ((FAILED, NOT_RUN), "no GPU", 1),
     ],
 )
-def test_the_exit_status(outcomes: tuple[str, ...], reason: str | None, expected: int) -> None:
+def test_the_exit_status_reports_failures_and_a_missing_gpu(
+    outcomes: tuple[str, ...], reason: str | None, expected: int
+) -> None:
     assert stages.status(some(outcomes), reason) == expected
 
 
@@ -45,7 +47,9 @@ def test_the_exit_status(outcomes: tuple[str, ...], reason: str | None, expected
         (FAILS, "no GPU", NOT_RUN, "no GPU"),
     ],
 )
-def test_a_check(command: tuple[str, ...], missing: str | None, outcome: str, detail: str) -> None:
+def test_a_check_reports_its_outcome_and_last_line(
+    command: tuple[str, ...], missing: str | None, outcome: str, detail: str
+) -> None:
     result = stages.run(Check("device", "x", command, missing))
     assert (result.outcome, result.detail) == (outcome, detail)
 
@@ -73,7 +77,7 @@ def test_every_command_names_files_that_are_there() -> None:
     assert [path for path in paths if not (stages.ROOT / path).exists()] == []
 
 
-def test_a_failed_check_shows_what_it_said_and_a_slow_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_check_shows_its_output_and_a_slow_one_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = stages.run(Check("device", "x", FAILS))
     assert "1 failed" in failed.output
     monkeypatch.setattr(stages, "LIMIT", 0.2)
@@ -82,14 +86,14 @@ def test_a_failed_check_shows_what_it_said_and_a_slow_one_ends(monkeypatch: pyte
 
 
 def test_the_suite_runs_in_several_processes_where_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With few threads each; and what it needs is named where it is missing."""
+    """Each process has few threads. Missing packages are named."""
     monkeypatch.setattr(stages, "cores", lambda: 16)
     monkeypatch.setattr(stages, "find_spec", lambda _: object())
-    together = stages.beside_each_other(("pytest",))
+    together = stages.in_parallel(("pytest",))
     assert together == ("env", "OPENBLAS_NUM_THREADS=2", "OMP_NUM_THREADS=2", "pytest", "-n", "8")
     assert stages.no_tools() is None
     monkeypatch.setattr(stages, "find_spec", lambda _: None)
-    assert stages.beside_each_other(("pytest",)) == ("pytest",)
+    assert stages.in_parallel(("pytest",)) == ("pytest",)
     assert stages.no_tools() == "pytest, hypothesis, jaxtyping, beartype not installed: pip install 'bloomref[test]'"
 
 
@@ -104,10 +108,10 @@ def kernel_names() -> set[str]:
     }
 
 
-def test_compute_sanitizer_sees_every_kernel(
+def test_compute_sanitizer_runs_every_kernel(
     emulated_backend: str, emulator: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Even with the few widths and dtypes of racecheck. Nothing is computed: it is about what is launched."""
+    """This holds even for the few widths and dtypes of racecheck. The kernels are recorded, not computed."""
     launched: set[str] = set()
     device = checks.random_engine(emulated_backend, checks.config_of(checks.SMALL), "float32").prepared.device
     monkeypatch.setattr(device, "sms", 132)
@@ -122,12 +126,12 @@ def test_compute_sanitizer_sees_every_kernel(
     assert tiles == {"32, 1", "32, 2", "64, 1", "64, 2"}
 
 
-def test_who_fails_to_warm_says_why() -> None:
+def test_a_process_that_fails_to_warm_the_cache_is_reported() -> None:
     with pytest.raises(RuntimeError, match=r"backend: expected one of .*, got 'nobody'"):
         exercise.warm("nobody", (64,), ("float32",))
 
 
-# --- the checks that a GPU has to pass, on a processor that plays one --------------------------------------------
+# --- checks of the device stage, on the emulated backend ---------------------------------------------------------
 
 
 def test_greedy_tokens_are_compared(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,11 +142,11 @@ def test_greedy_tokens_are_compared(emulated_backend: str, monkeypatch: pytest.M
         checks.greedy(emulated_backend, checks.SMALL, tokens=3)
 
 
-def test_tokens_chosen_there_are_compared(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the two choices that are quick on a processor."""
+def test_tokens_chosen_on_the_device_are_compared(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the two choices that are fast in emulation."""
     monkeypatch.setattr(checks, "CHOICES", (checks.Choice(), checks.Choice(0.8, 4, 0.9)))
-    found = checks.tokens(emulated_backend, checks.SMALL, 4)
-    assert found == "4 tokens of 3 rows, 2 choices, float32, bfloat16, float16"
+    summary = checks.tokens(emulated_backend, checks.SMALL, 4)
+    assert summary == "4 tokens of 3 rows, 2 choices, float32, bfloat16, float16"
     right = CupyPrepared.step
     monkeypatch.setattr(CupyPrepared, "step", lambda *a: np.roll(right(*a), 1, axis=-1))
     with pytest.raises(AssertionError, match="float32: the host chooses others"):
@@ -160,8 +164,8 @@ def test_repeated_runs_are_compared(emulated_backend: str, monkeypatch: pytest.M
         checks.repeat(emulated_backend, checks.SMALL)
 
 
-def test_the_page_tells_of_every_kernel() -> None:
-    """And of no device, before one has been there."""
+def test_the_page_lists_every_kernel() -> None:
+    """Each step of a kernel has a date or "not yet"."""
     page = (stages.ROOT / "docs/cupy.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
     assert {row[0] for row in rows} == kernel_names()

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu.paper`: a step on paper is the step of a device, and the committed table is that of this code."""
+"""`python -m benchmarks.gpu.paper`: its step is that of a device, and the committed table is up to date."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,9 @@ def compiled(module: str, expressions: tuple[str, ...], arch: int) -> Any:
     ("warps", "registers", "shared", "expected"),
     [(8, 96, 0, 2), (8, 32, 0, 8), (8, 255, 0, 1), (4, 80, 0, 6), (1, 16, 0, 32), (4, 128, 100 * 1024, 2), (8, 33, 0, 6)],
 )  # fmt: skip
-def test_blocks_that_a_multiprocessor_holds(warps: int, registers: int, shared: int, expected: int) -> None:
+def test_resident_blocks_are_bounded_by_warps_registers_and_shared_memory(
+    warps: int, registers: int, shared: int, expected: int
+) -> None:
     assert Chip().blocks_held(warps, registers, shared) == expected
 
 
@@ -45,13 +47,13 @@ def test_a_step_reads_every_weight_and_every_key_once(preset: str) -> None:
     assert weights + cache <= total <= 1.02 * (weights + cache)
 
 
-def test_the_committed_table_is_that_of_this_code() -> None:
-    """But for registers, which depend on the compiler's version."""
+def test_the_committed_table_is_up_to_date() -> None:
+    """Registers are not compared, because they depend on the compiler's version."""
     report = json.loads(RESULT.read_text("utf-8"))
-    found = paper.table(paper.PRESETS, 1, 2048, "bfloat16", compiled)
+    current = paper.table(paper.PRESETS, 1, 2048, "bfloat16", compiled)
     known = [Row(**row) for row in report["kernels"]]
     assert [(r.preset, r.kernel, r.times, r.blocks, r.threads, r.shared_bytes, r.bytes) for r in known] == [
-        (r.preset, r.kernel, r.times, r.blocks, r.threads, r.shared_bytes, r.bytes) for r in found
+        (r.preset, r.kernel, r.times, r.blocks, r.threads, r.shared_bytes, r.bytes) for r in current
     ]
     for row in known:
         held = Chip().blocks_held(row.threads // 32, row.registers, row.shared_bytes)

@@ -1,4 +1,4 @@
-"""The report of `python -m benchmarks.gpu --measure`: who is asked when, what is lost with whom, which aims hold, the tables."""
+"""The report of `python -m benchmarks.gpu --measure`: order of participants, failures, resuming, aims, tables."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ ABOUT = {"command": "python -m benchmarks.gpu", "device": {"name": "a GPU"}}
 FIRST, SECOND = PRESETS[:2]
 
 
-def given(**changed: Any) -> argparse.Namespace:
+def arguments_of(**changed: Any) -> argparse.Namespace:
     options: dict[str, Any] = {
         "presets": [FIRST, SECOND], "participants": list(figures.NAMES), "backend": "cupy", "dtype": "bfloat16",
         "rows": [1, 32], "prompt": 32, "tokens": 64, "long": 2048, "context": 2048, "runs": 5, "torch": "cuda",
@@ -46,47 +46,47 @@ for name in sys.argv[1:]:
 """
 
 
-def asked(*names: str, limit: float = 9.0) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    ask(names, lambda left: [sys.executable, "-c", CHILD, *left], limit, lambda name, new: found[name].update(new))
-    return found
+def ask_children(*names: str, limit: float = 9.0) -> dict[str, dict[str, Any]]:
+    answers: dict[str, dict[str, Any]] = {name: {} for name in names}
+    ask(names, lambda left: [sys.executable, "-c", CHILD, *left], limit, lambda name, new: answers[name].update(new))
+    return answers
 
 
-def test_one_process_answers_for_all() -> None:
-    found = asked("a", "b")
-    assert found["a"]["process"] == found["b"]["process"]
-    assert all(answer["done"] and answer["seconds"] == 1.0 for answer in found.values())
+def test_one_process_runs_all_participants() -> None:
+    answers = ask_children("a", "b")
+    assert answers["a"]["process"] == answers["b"]["process"]
+    assert all(answer["done"] and answer["seconds"] == 1.0 for answer in answers.values())
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("fails", "ValueError: for some reason"), ("dies", "it said nothing"), ("silent", "no answer")],
 )
-def test_who_fails_leaves_alone(name: str, reason: str) -> None:
-    """With what is known of it; the others go on in another process."""
-    found = asked("a", name, "b")
-    assert found[name]["absent"] == reason
-    assert found[name]["done"]
-    assert "process" in found[name]
-    assert [found[other].get("seconds") for other in "ab"] == [1.0, 1.0]
-    assert found["a"]["process"] == found[name]["process"] != found["b"]["process"]
+def test_a_participant_that_fails_does_not_affect_the_others(name: str, reason: str) -> None:
+    """Its first figures stay in the report, and the others continue in another process."""
+    answers = ask_children("a", name, "b")
+    assert answers[name]["absent"] == reason
+    assert answers[name]["done"]
+    assert "process" in answers[name]
+    assert [answers[other].get("seconds") for other in "ab"] == [1.0, 1.0]
+    assert answers["a"]["process"] == answers[name]["process"] != answers["b"]["process"]
 
 
-def test_who_takes_too_long_is_ended() -> None:
+def test_a_participant_that_takes_too_long_is_ended() -> None:
     began = time.monotonic()
-    found = asked("a", "sleeps", "b", limit=1.5)
+    answers = ask_children("a", "sleeps", "b", limit=1.5)
     assert time.monotonic() - began < 15
-    assert found["sleeps"]["absent"] == "ran out of time: 2 s"
-    assert found["b"]["seconds"] == 1.0
+    assert answers["sleeps"]["absent"] == "ran out of time: 2 s"
+    assert answers["b"]["seconds"] == 1.0
     with pytest.raises(ProcessLookupError):
-        os.kill(found["sleeps"]["process"], 0)
+        os.kill(answers["sleeps"]["process"], 0)
 
 
-# --- order, and going on -----------------------------------------------------------------------------------------
+# --- order, and resuming -----------------------------------------------------------------------------------------
 
 
 def test_the_most_important_ones_of_all_presets_come_first() -> None:
-    arguments = given()
+    arguments = arguments_of()
     groups = list(open_groups(Report(ABOUT, arguments, None), arguments))
     both = (FIRST, SECOND)
     assert " ".join(groups[0][1]) == "copy host-copy cublas bloomref bloomref-late bloomref-steps bloomref-eager"
@@ -102,15 +102,15 @@ def complete(report: Report, preset: str, *names: str) -> None:
         report.take(preset, name, {"done": True})
 
 
-def test_a_run_goes_on_where_the_report_ends(tmp_path: Path) -> None:
-    """Behind those that have come to their end; who was cut off is asked again, and the floors beside whom they judge."""
-    path, arguments = tmp_path / "report.json", given(presets=[FIRST])
+def test_a_run_resumes_where_the_report_ends(tmp_path: Path) -> None:
+    """Finished participants are skipped, an interrupted one runs again, and so do the floors of its group."""
+    path, arguments = tmp_path / "report.json", arguments_of(presets=[FIRST])
     before = Report(ABOUT, arguments, path)
     complete(before, FIRST, "copy", "host-copy", "cublas", "bloomref", "start", "kernels")
     before.begin(FIRST, "transformers")
     before.take(FIRST, "transformers", {"step_seconds": {"1": 1.0}})
     after = Report(ABOUT, arguments, path)
-    assert after.go_on() == 6
+    assert after.resume() == 6
     assert list(open_groups(after, arguments)) == [
         (FIRST, ("copy", "host-copy", "bloomref-late", "bloomref-steps", "bloomref-eager")),
         (FIRST, ("transformers",)),
@@ -118,71 +118,75 @@ def test_a_run_goes_on_where_the_report_ends(tmp_path: Path) -> None:
     ]
 
 
-def test_what_was_measured_of_other_code_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of ours; torch and the copy do not depend on it."""
-    path, arguments = tmp_path / "report.json", given(presets=[FIRST])
+def test_figures_of_other_code_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This holds for participants that run bloomref; torch and the copy do not depend on its code."""
+    path, arguments = tmp_path / "report.json", arguments_of(presets=[FIRST])
     report = Report(ABOUT, arguments, path)
     complete(report, FIRST, *figures.NAMES)
     monkeypatch.setattr(figures, "code", lambda: "other")
     after = Report(ABOUT, arguments, path)
-    after.go_on()
+    after.resume()
     names = [names for _, names in open_groups(after, arguments)]
     assert names == [figures.PASSES[0][0], ("start",), ("kernels",)]
 
 
-def test_the_code_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hash_changes_with_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     kernel = tmp_path / "accel/cupy_gpu/kernels/a.cu"
     kernel.parent.mkdir(parents=True)
-    seen = []
+    hashes = []
     for text in ("a", "b", "a"):
         kernel.write_text(text)
-        seen.append(figures.code())
-    assert seen[0] == seen[2] != seen[1]
+        hashes.append(figures.code())
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 @pytest.mark.parametrize(
     ("about", "changed", "what"),
     [(ABOUT, {"tokens": 8}, "settings"), ({**ABOUT, "device": {"name": "another GPU"}}, {}, "device")],
 )
-def test_a_report_of_something_else_is_not_mixed(
+def test_a_report_of_other_settings_or_another_device_is_not_resumed(
     tmp_path: Path, about: dict[str, Any], changed: dict[str, Any], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "report.json"
-    complete(Report(ABOUT, given(), path), FIRST, "copy")
-    arguments = given(output=path, participants=["copy"], **changed)
-    with pytest.raises(SystemExit, match=f"--output: expected a report of the same {what}, .*; --fresh begins anew"):
+    complete(Report(ABOUT, arguments_of(), path), FIRST, "copy")
+    arguments = arguments_of(output=path, participants=["copy"], **changed)
+    with pytest.raises(
+        SystemExit, match=f"--output: expected a report of the same {what}, .*; --fresh starts a new one"
+    ):
         measure(about, arguments)
     monkeypatch.setattr(figures, "ask", lambda *_: None)
     arguments.fresh = True
     assert measure(about, arguments)["measured"][0]["participants"] == {"copy": {}}
 
 
-def test_the_command_is_no_reason_to_begin_anew(tmp_path: Path) -> None:
+def test_a_report_of_another_command_line_is_resumed(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    complete(Report(ABOUT, given(), path), FIRST, "copy")
-    assert Report({**ABOUT, "command": "python -m benchmarks.gpu --limit 9"}, given(), path).go_on() == 1
+    complete(Report(ABOUT, arguments_of(), path), FIRST, "copy")
+    assert Report({**ABOUT, "command": "python -m benchmarks.gpu --limit 9"}, arguments_of(), path).resume() == 1
 
 
-def test_nothing_is_lost_when_it_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By SIGTERM, too; the report is whole after every figure, rows are added to those before."""
-    path, seen = tmp_path / "report.json", []
+def test_an_interrupt_loses_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report is complete after every figure, also with SIGTERM, and rows are added to previous ones."""
+    path, written = tmp_path / "report.json", []
 
     def interrupted(_names: Any, _command: Any, _limit: float, take: Any) -> None:
         for rows in ("1", "32"):
             take("bloomref", {"step_seconds": {rows: 1.0}})
-            seen.append(json.loads(path.read_text("utf-8"))["measured"][0]["participants"]["bloomref"]["step_seconds"])
+            written.append(
+                json.loads(path.read_text("utf-8"))["measured"][0]["participants"]["bloomref"]["step_seconds"]
+            )
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(figures, "ask", interrupted)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        found = measure(ABOUT, given(output=path, participants=["bloomref"]))
+        result = measure(ABOUT, arguments_of(output=path, participants=["bloomref"]))
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert seen == [{"1": 1.0}, {"1": 1.0, "32": 1.0}]
-    assert found == json.loads(path.read_text("utf-8"))
-    assert found["measured"][0]["participants"]["bloomref"]["step_seconds"] == {"1": 1.0, "32": 1.0}
+    assert written == [{"1": 1.0}, {"1": 1.0, "32": 1.0}]
+    assert result == json.loads(path.read_text("utf-8"))
+    assert result["measured"][0]["participants"]["bloomref"]["step_seconds"] == {"1": 1.0, "32": 1.0}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -200,7 +204,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
 
 
 def entry(preset: str = aims.LARGEST, **changed: Any) -> dict[str, Any]:
-    return figures.judged(preset, {**ANSWERS, **changed}, given())
+    return figures.judged(preset, {**ANSWERS, **changed}, arguments_of())
 
 
 def judged(**changed: Any) -> dict[str, tuple[Any, Any]]:
@@ -208,22 +212,22 @@ def judged(**changed: Any) -> dict[str, tuple[Any, Any]]:
     return {aim["aim"]: (aim["measured"], aim["holds"]) for aim in judged if aim["preset"] == aims.LARGEST}
 
 
-def test_fractions_of_the_floor() -> None:
-    found = figures.judged(FIRST, ANSWERS, given())
-    assert found["floor_seconds"]["1"] == pytest.approx((2 * 559_214_592 + 2 * 24 * 1024 * 64 * 2) / 4e12)
-    floor = found["floor_seconds"]
-    assert found["fractions"]["bloomref"] == {"1": floor["1"] / 4e-3, "32": floor["32"] / 8e-3}
-    assert figures.judged(FIRST, {**ANSWERS, "copy": {"absent": "no"}}, given())["fractions"] == {}
+def test_fractions_are_of_the_floor_of_the_copy() -> None:
+    judged_entry = figures.judged(FIRST, ANSWERS, arguments_of())
+    assert judged_entry["floor_seconds"]["1"] == pytest.approx((2 * 559_214_592 + 2 * 24 * 1024 * 64 * 2) / 4e12)
+    floor = judged_entry["floor_seconds"]
+    assert judged_entry["fractions"]["bloomref"] == {"1": floor["1"] / 4e-3, "32": floor["32"] / 8e-3}
+    assert figures.judged(FIRST, {**ANSWERS, "copy": {"absent": "no"}}, arguments_of())["fractions"] == {}
 
 
-def test_aims_and_whether_they_hold() -> None:
-    found = judged()
-    assert found["1 row, fraction of the memory floor"] == (pytest.approx(0.8856, rel=1e-3), True)
-    assert found["1 row, times transformers' best mode"] == (pytest.approx(1.5), False)
-    assert found["32 rows, times the tokens/s of 1"] == (pytest.approx(16.0), True)
-    assert found["prompt, fraction of its products' rate"] == (pytest.approx(0.5), False)
-    assert found["loading, times the transfer's seconds"] == (pytest.approx(2.0), False)
-    assert found["first token, seconds"] == (0.09, True)
+def test_aims_hold_or_do_not() -> None:
+    outcomes = judged()
+    assert outcomes["1 row, fraction of the memory floor"] == (pytest.approx(0.8856, rel=1e-3), True)
+    assert outcomes["1 row, times transformers' best mode"] == (pytest.approx(1.5), False)
+    assert outcomes["32 rows, times the tokens/s of 1"] == (pytest.approx(16.0), True)
+    assert outcomes["prompt, fraction of its products' rate"] == (pytest.approx(0.5), False)
+    assert outcomes["loading, times the transfer's seconds"] == (pytest.approx(2.0), False)
+    assert outcomes["first token, seconds"] == (0.09, True)
 
 
 @pytest.mark.parametrize(
@@ -262,26 +266,29 @@ def report(tmp_path: Path) -> Path:
         {"kernel": "choose_best", "times": 1, "seconds": 3e-4, "bytes": 8000, "in_cache": True},
     ]
     timed = {"kernels": {"kernels": {"1": kernels}, "kernels_together": {"1": 1.2e-3}}}
-    found, path = Report(ABOUT, given(presets=[aims.LARGEST]), tmp_path / "report.json"), tmp_path / "report.json"
-    found.participants[aims.LARGEST] = {**ANSWERS, **timed}
-    found.write()
+    written, path = (
+        Report(ABOUT, arguments_of(presets=[aims.LARGEST]), tmp_path / "report.json"),
+        tmp_path / "report.json",
+    )
+    written.participants[aims.LARGEST] = {**ANSWERS, **timed}
+    written.write()
     return path
 
 
-def test_where_the_time_goes_in_markdown(
+def test_the_tables_are_markdown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["table", str(report(tmp_path))])
     table.main()
-    told = capsys.readouterr().out
-    assert "bloom_7b_multi, 1 row, context 2048:" in told
-    assert "| qkv_matvec | 30 | 40.00 | 100.00 | 62% | 80.0% |" in told
-    assert "| choose_best | 1 | 300.00 | 0.01 | 0%* | 20.0% |" in told
-    assert "| all, one by one |  | 1500 |  |  | 100.0% |" in told
-    assert "| all, as one graph |  | 1200 |  |  | 80.0% |" in told
-    assert "| first token, seconds | bloom_7b_multi | at most 0.1 | 0.09 | yes |" in told
-    assert re.search(r"\| bloom_7b_multi \| bloomref \| 1 \| 4\.000 \| 250 \| 89% \|", told)
-    lines = [line for line in told.splitlines() if line.startswith("|")]
+    output = capsys.readouterr().out
+    assert "bloom_7b_multi, 1 row, context 2048:" in output
+    assert "| qkv_matvec | 30 | 40.00 | 100.00 | 62% | 80.0% |" in output
+    assert "| choose_best | 1 | 300.00 | 0.01 | 0%* | 20.0% |" in output
+    assert "| all, one by one |  | 1500 |  |  | 100.0% |" in output
+    assert "| all, as one graph |  | 1200 |  |  | 80.0% |" in output
+    assert "| first token, seconds | bloom_7b_multi | at most 0.1 | 0.09 | yes |" in output
+    assert re.search(r"\| bloom_7b_multi \| bloomref \| 1 \| 4\.000 \| 250 \| 89% \|", output)
+    lines = [line for line in output.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {6, 7}
 
 
@@ -291,6 +298,6 @@ def test_rows_that_were_not_timed_have_no_table(tmp_path: Path) -> None:
     assert len(list(table.sections(known, 8))) == 2
 
 
-def test_who_is_absent_is_listed(tmp_path: Path) -> None:
+def test_absent_participants_are_listed(tmp_path: Path) -> None:
     measured = json.loads(report(tmp_path).read_text("utf-8"))["measured"]
     assert table.absent(measured) == [f"{aims.LARGEST}, transformers-compiled: ran out of time"]
