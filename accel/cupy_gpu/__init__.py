@@ -1,4 +1,7 @@
-"""BLOOM on NVIDIA GPUs, with CuPy and CUDA C++ kernels. `make_backend` is the entry point of bloomref's backend `cupy`."""
+"""BLOOM on NVIDIA GPUs, with CuPy and CUDA C++ kernels.
+
+`make_backend` is the entry point of bloomref's backend `cupy`.
+"""
 
 from importlib.util import find_spec
 from typing import Any

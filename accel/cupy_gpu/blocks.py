@@ -1,13 +1,17 @@
 """Kernel sequence of a transformer block, on one of three paths (see docs/cupy.md).
 
-- gemv: up to FEW_ROWS rows use matrix-vector kernels, which read each weight once and keep intermediate values in float32.
-  A decoding step of up to TENSOR_ROWS rows that the second path does not support also uses them, in groups of MATVEC_ROWS.
+- gemv: up to FEW_ROWS rows use matrix-vector kernels, which read each weight once and keep intermediate values in
+float32.
+  A decoding step of up to TENSOR_ROWS rows that the second path does not support also uses them, in groups of
+  MATVEC_ROWS.
 - tensor cores: up to TENSOR_ROWS rows in a 16-bit dtype use fused tensor-core kernels.
-- cuBLAS: more rows, float64, and prompts that the other paths do not support use GEMMs with row-wise kernels around them.
+- cuBLAS: more rows, float64, and prompts that the other paths do not support use GEMMs with row-wise kernels around
+them.
 
 The tensor-core and cuBLAS paths round the inputs of products to the compute dtype.
 
-Activations are (rows, D): row b T + t is position t of sequence b in a chunk of B sequences and T positions. Blocks are stateless.
+Activations are (rows, D): row b T + t is position t of sequence b in a chunk of B sequences and T positions. Blocks are
+stateless.
 """
 
 from collections.abc import Callable
@@ -26,7 +30,10 @@ from bloomref.dtypes import accumulation_dtype
 
 _NO_NORM = Norm(None, None)
 Allocate = Callable[[str, tuple[int, int], Any], Array]
-"""Returns memory for the temporary of this name, shape (rows, width) and dtype. The next call with the same name may reuse it."""
+"""Returns memory for the temporary of this name, shape (rows, width) and dtype.
+
+The next call with the same name may reuse it.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +114,9 @@ class Blocks:
         return out
 
     def scores(self, x: Array, head: Array, time: int) -> Array:
-        """Return logits (rows, V) in the accumulation dtype from final hidden states (rows, D), `time` positions per sequence."""
+        """Return logits (rows, V) in the accumulation dtype from final hidden states (rows, D), `time` positions per
+        sequence.
+        """
         out = self.wide_rows("scores", len(x), head.shape[0])
         if self.uses_cublas(len(x), time):
             self.device.matmul(x, head, out)
@@ -118,7 +127,10 @@ class Blocks:
         return out
 
     def normed_scores(self, x: Array, norm: Norm, head: Array, outputs: HeadOutputs) -> Array:
-        """Return logits (rows, V) of `norm(x)` without cuBLAS, and write `outputs`. The tensor-core path only writes `broken`."""
+        """Return logits (rows, V) of `norm(x)` without cuBLAS, and write `outputs`.
+
+        The tensor-core path only writes `broken`.
+        """
         out = self.wide_rows("scores", len(x), head.shape[0])
         if self.uses_tensor_cores(len(x)):
             self._head_tensor_cores(self.norm(x, norm), head, out, outputs.broken)
@@ -139,7 +151,10 @@ class Blocks:
     # --- blocks ----------------------------------------------------------------------------------
 
     def attention(self, layer: Layer, x: Array, args: AttentionArgs, out: Array) -> None:
-        """Attention sub-block, from LayerNorm to residual: x (rows, D) to `out` (rows, D). Appends keys and values to the cache."""
+        """Attention sub-block, from LayerNorm to residual: x (rows, D) to `out` (rows, D).
+
+        Appends keys and values to the cache.
+        """
         if self.uses_tensor_cores(len(x)):
             self._attention_tensor_cores(layer, x, args, out)
         elif self.uses_cublas(len(x), args.time) or args.time > 1:
@@ -157,10 +172,12 @@ class Blocks:
             self._mlp_gemv(layer, x, out)
 
     def uses_cublas(self, rows: int, time: int) -> bool:
-        """True if cuBLAS multiplies this many rows, `time` positions per sequence. CuPy cannot capture cuBLAS calls in a graph.
+        """True if cuBLAS multiplies this many rows, `time` positions per sequence.
 
-        A decoding step (`time` is 1) is one graph, so it reads the weights once per group of rows instead. A prompt is never a
-        graph, so cuBLAS, which reads the weights once, is better for it.
+        CuPy cannot capture cuBLAS calls in a graph.
+
+        A decoding step (`time` is 1) is one graph, so it reads the weights once per group of rows instead. A prompt is
+        never a graph, so cuBLAS, which reads the weights once, is better for it.
         """
         if self.name == "float64" or rows > TENSOR_ROWS:
             return True
@@ -314,7 +331,10 @@ class Blocks:
         return norm.weight, norm.bias, self.config.layer_norm_epsilon
 
     def _residual(self, norm: Norm) -> tuple[Array, Array, float]:
-        """LayerNorm of the residual (MOD-3). Weight and bias are None, null pointers, for the pre-layernorm residual."""
+        """LayerNorm of the residual (MOD-3).
+
+        Weight and bias are None, null pointers, for the pre-layernorm residual.
+        """
         return self._norm(norm if self.config.apply_residual_connection_post_layernorm else _NO_NORM)
 
     def narrow_rows(self, name: str, rows: int, width: int) -> Array:

@@ -142,7 +142,9 @@ class CudaDevice:
                 kernel(launch.grid, (launch.block, 1, 1), values, shared_mem=launch.shared)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Capture a CUDA graph, on a separate stream because the caller's may be the default stream, which cannot be captured."""
+        """Capture a CUDA graph, on a separate stream because the caller's may be the default stream, which cannot be
+        captured.
+        """
         with self._device, cupy.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
             try:
@@ -156,7 +158,10 @@ class CudaDevice:
             graph.launch()
 
     def _load(self, launch: Launch) -> Any:
-        """Load a kernel. NVRTC compiles it at its first use on a machine; later uses find it in CuPy's cache on disk."""
+        """Load a kernel.
+
+        NVRTC compiles it at its first use on a machine; later uses find it in CuPy's cache on disk.
+        """
         name = launch.kernel.expression
         module = cupy.RawModule(code=source(launch.kernel.module), options=OPTIONS, name_expressions=[name])
         try:

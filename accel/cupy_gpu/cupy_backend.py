@@ -1,4 +1,7 @@
-"""`CupyBackend`: bloomref's backend interface on one device. The device is an argument, so tests run it on an emulated one."""
+"""`CupyBackend`: bloomref's backend interface on one device.
+
+The device is an argument, so tests run it on an emulated one.
+"""
 
 from collections.abc import Callable
 

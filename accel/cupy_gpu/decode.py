@@ -1,7 +1,8 @@
 """Decoding steps over persistent buffers: the first run launches kernel by kernel, later runs replay one CUDA graph.
 
 Tokens, position, mask and sampling state are in device memory, where every kernel reads them. So one graph serves every
-position, and a chosen token feeds the next step without the host. The graph holds no references to arrays; the step object does.
+position, and a chosen token feeds the next step without the host. The graph holds no references to arrays; the step
+object does.
 """
 
 from collections.abc import Callable
@@ -75,7 +76,10 @@ class DecodeStep:
                 self._host_is_real = is_real
 
     def run(self) -> None:
-        """Queue one step. The first run loads the kernels, which a capture cannot do; the second run captures the graph."""
+        """Queue one step.
+
+        The first run loads the kernels, which a capture cannot do; the second run captures the graph.
+        """
         if self._graph and self._is_warm and self._replay is None:
             self._replay = self.device.capture(self._queue)
         if self._replay is not None:

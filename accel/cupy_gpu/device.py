@@ -1,7 +1,9 @@
-"""`Device`: the protocol of a GPU, as the host code uses it. `cuda_device` implements it with CuPy, the tests on the CPU.
+"""`Device`: the protocol of a GPU, as the host code uses it.
 
-Device arrays have the type of the implementation. The host code only uses their `shape`, `dtype`, `nbytes`, `reshape`, and slices of
-the first axis.
+`cuda_device` implements it with CuPy, the tests on the CPU.
+
+Device arrays have the type of the implementation. The host code only uses their `shape`, `dtype`, `nbytes`, `reshape`,
+and slices of the first axis.
 """
 
 from collections.abc import Callable
@@ -21,8 +23,8 @@ class Device(Protocol):
         name: Name for messages.
         arch: Compute capability without its dot: 90 for sm_90.
         sms: Number of streaming multiprocessors (SMs).
-        starts_early: True if kernels that support it (`Launch.starts_early`) use programmatic dependent launch. It may be set to
-            False. A captured graph keeps the setting of its capture.
+        starts_early: True if kernels that support it (`Launch.starts_early`) use programmatic dependent launch. It may
+            be set to False. A captured graph keeps the setting of its capture.
     """
 
     name: str
@@ -61,18 +63,23 @@ class Device(Protocol):
         ...
 
     def launch(self, launch: Launch, *arguments: Array | int | float | None) -> None:
-        """Queue a kernel. The kernel receives int as int, float as double, None as a null pointer. A grid with a zero is skipped."""
+        """Queue a kernel.
+
+        The kernel receives int as int, float as double, None as a null pointer. A grid with a zero is skipped.
+        """
         ...
 
     def matmul(self, x: Array, weight: Array, out: Array) -> None:
-        """out (M, N) = x (M, K) weight[:, :K]^T, summed in the dtype of `out`, the accumulation dtype. weight is (N, at least K)."""
+        """out (M, N) = x (M, K) weight[:, :K]^T, summed in the dtype of `out`, the accumulation dtype. weight is (N, at
+        least K).
+        """
         ...
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture the kernels that `work` launches, without running them, and return a function that replays them.
 
-        `work` may only launch kernels, and each of them must have been launched before. The replay runs on the stream that is
-        current when it is called. The caller must keep every array of the launches alive as long as it replays.
+        `work` may only launch kernels, and each of them must have been launched before. The replay runs on the stream
+        that is current when it is called. The caller must keep every array of the launches alive as long as it replays.
         """
         ...
 
@@ -85,7 +92,8 @@ class Device(Protocol):
         ...
 
     def send(self, source: Any, target: Array) -> Callable[[], None]:
-        """Start an asynchronous copy of pinned bytes into a contiguous array of the same size, and return a function that waits for it.
+        """Start an asynchronous copy of pinned bytes into a contiguous array of the same size, and return a function
+        that waits for it.
 
         The copy overlaps with work that is queued later. Neither array may be used before the wait returns.
         """

@@ -1,4 +1,6 @@
-"""cuLaunchKernelEx, a kernel launch with attributes, through ctypes: the one call of the CUDA driver API that CuPy lacks."""
+"""cuLaunchKernelEx, a kernel launch with attributes, through ctypes: the one call of the CUDA driver API that CuPy
+lacks.
+"""
 
 import ctypes
 import sys

@@ -14,8 +14,8 @@ WARP = 32
 MATVEC_ROWS = 16
 """Most rows of a row group of the gemv kernels. Each group reads the weights separately."""
 FEW_ROWS = 4
-"""More rows than this in 16 bits use tensor cores, because the arithmetic on CUDA cores would take longer than reading the weights.
-An estimate, to be tuned on a device."""
+"""More rows than this in 16 bits use tensor cores, because the arithmetic on CUDA cores would take longer than reading
+the weights. An estimate, to be tuned on a device."""
 TENSOR_ROWS = 64
 """More rows than this use cuBLAS."""
 TOP_K = 64
@@ -40,7 +40,10 @@ _MERGED_LISTS = _ROW_WARPS * WARP  # lists that choose_top merges: one per threa
 
 # Estimates that divide the work, to be tuned on a device.
 _DECODE_BLOCKS_PER_SM = 3
-"""Thread blocks of attention_decode per SM. Four would leave no registers for the next gemv kernel, which starts early."""
+"""Thread blocks of attention_decode per SM.
+
+Four would leave no registers for the next gemv kernel, which starts early.
+"""
 _KEYS_PER_SPLIT = 64
 """Fewest keys of a full cache per split, so that reading them outweighs merging one more partial state."""
 _TOKENS_PER_LIST = 256
@@ -65,8 +68,8 @@ class Launch:
         block: Threads per block.
         shared: Bytes of dynamic shared memory.
         splits: Argument `splits` of the gemv and tensor-core kernels: warps that share an output (split-K).
-        starts_early: True if the kernel supports programmatic dependent launch: it waits for the preceding kernel itself
-            (`start_early` of common.cuh).
+        starts_early: True if the kernel supports programmatic dependent launch: it waits for the preceding kernel
+            itself (`start_early` of common.cuh).
     """
 
     kernel: Kernel
@@ -78,7 +81,9 @@ class Launch:
 
 
 class DecodeBuffers(NamedTuple):
-    """Sizes of two buffers of attention_decode: floats of `partials`, ints of `arrival_counter`, which is zero at first."""
+    """Sizes of two buffers of attention_decode: floats of `partials`, ints of `arrival_counter`, which is zero at
+    first.
+    """
 
     partials: int
     arrival_counter: int
@@ -139,7 +144,10 @@ def attention_rows(dtype: str, head_width: int, batch: int, heads: int, time: in
 
 
 def has_flash(dtype: str, head_width: int, arch: int) -> bool:
-    """True if `attention_flash` supports this dtype and head width on sm_`arch`. Before sm_80, tensor cores lack bfloat16."""
+    """True if `attention_flash` supports this dtype and head width on sm_`arch`.
+
+    Before sm_80, tensor cores lack bfloat16.
+    """
     return head_width <= FLASH_WIDTH and (dtype == "float16" or (dtype == "bfloat16" and arch >= 80))
 
 
@@ -162,7 +170,9 @@ def has_tiled(dtype: str, head_width: int, time: int, arch: int) -> bool:
 
 
 def attention_tiled(head_width: int, batch: int, heads: int, time: int, arch: int) -> Launch:
-    """Tiled float32 kernel. 64 keys per iteration need fewer loads; 32 are used if two thread blocks with 64 do not fit an SM."""
+    """Tiled float32 kernel. 64 keys per iteration need fewer loads; 32 are used if two thread blocks with 64 do not fit
+    an SM.
+    """
     keys = 64 if _tiled_blocks(head_width, 64, arch) >= 2 else 32
     chosen = kernel("tiled", "attention_tiled", _tiled_width(head_width), keys)
     return Launch(chosen, (heads, -(-time // _TILE), batch), _ATTENTION_WARPS * WARP, _tiled_shared(head_width, keys))
@@ -224,7 +234,8 @@ def head_matvec(dtype: str, rows: int, width: int, outputs: int, sms: int) -> La
 
 
 def _splits(groups: int, turns: int, sms: int) -> int:
-    """Return the number of warps that share an output (split-K), chosen for the shortest time until the last block is done.
+    """Return the number of warps that share an output (split-K), chosen for the shortest time until the last block is
+    done.
 
     It is independent of the number of rows, so the bits of a row are as well.
 
@@ -245,7 +256,8 @@ def _splits(groups: int, turns: int, sms: int) -> int:
 def _blocks(groups: int, splits: int, resident: int) -> int:
     """Return the number of thread blocks, at most the `resident` ones that the device runs concurrently.
 
-    Resident blocks loop over the remaining groups and prefetch the weights of the next one, which a new block could not do.
+    Resident blocks loop over the remaining groups and prefetch the weights of the next one, which a new block could not
+    do.
     """
     return min(-(-groups * splits // _MATVEC_WARPS), max(1, resident))
 
@@ -268,7 +280,8 @@ def _matvec(name: str, dtype: str, rows: int, width: int, outputs: int, sms: int
 
 
 def supports_tensor_cores(config: BloomConfig, dtype: str, arch: int) -> bool:
-    """True if the kernels of tensor.cu support a model: widths are multiples of 8, and the residual is pre-layernorm (MOD-3).
+    """True if the kernels of tensor.cu support a model: widths are multiples of 8, and the residual is pre-layernorm
+    (MOD-3).
 
     A thread block of sm_75 has too little shared memory for them.
     """
@@ -298,7 +311,10 @@ def head_tensor(dtype: str, rows: int, width: int, outputs: int, sms: int) -> La
 
 
 def _tensor(name: str, dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
-    """Launch of a tensor-core kernel. With two weight tiles per warp, x is read half as often; one tile if SMs would be idle."""
+    """Launch of a tensor-core kernel.
+
+    With two weight tiles per warp, x is read half as often; one tile if SMs would be idle.
+    """
     padded_rows = max(8, 1 << (rows - 1).bit_length())
     tiles = 2 if outputs >= 2 * _TENSOR_TILE * sms else 1
     groups = -(-outputs // (_TENSOR_TILE * tiles))

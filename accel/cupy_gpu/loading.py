@@ -1,4 +1,5 @@
-"""Loading of weights: threads round chunks of a memory-mapped file into pinned buffers, which are copied asynchronously.
+"""Loading of weights: threads round chunks of a memory-mapped file into pinned buffers, which are copied
+asynchronously.
 
 No matrix is ever complete in host memory, unless the caller's parameters already are.
 """
@@ -19,7 +20,10 @@ from bloomref.dtypes import DTypePolicy, accumulation_dtype, cast
 from bloomref.params import LayerParams, Params
 
 BUFFERS = 8
-"""Pinned buffers, each filled by a separate thread, because one thread is slower than a fast link. To be tuned on a device."""
+"""Pinned buffers, each filled by a separate thread, because one thread is slower than a fast link.
+
+To be tuned on a device.
+"""
 BUFFER_BYTES = 1 << 24
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 

@@ -62,10 +62,11 @@ def cache_bytes(config: BloomConfig, policy: DTypePolicy, batch: int, length: in
 
 
 def working_bytes(config: BloomConfig, policy: DTypePolicy, rows: int) -> int:
-    """Peak bytes of temporaries in a call that computes `rows` positions, with at most LOGITS_BYTES of logits at a time.
+    """Peak bytes of temporaries in a call that computes `rows` positions, with at most LOGITS_BYTES of logits at a
+    time.
 
-    A block holds its input, its output and the temporaries of one chunk. Per position, attention needs 5 D numbers in the
-    accumulation dtype and 2 D in the compute dtype; the MLP needs D + F in each.
+    A block holds its input, its output and the temporaries of one chunk. Per position, attention needs 5 D numbers in
+    the accumulation dtype and 2 D in the compute dtype; the MLP needs D + F in each.
     """
     narrow, wide = policy.compute_dtype.itemsize, accumulation_dtype(policy.compute_dtype).itemsize
     d, f = config.hidden_dim, config.intermediate_dim
@@ -116,7 +117,8 @@ def half_dtypes(arch: int) -> tuple[str, ...]:
 def check_cache_fits(device: Device, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> None:
     """Check that a cache and a generation over it fit into free memory.
 
-    A prompt is read READ_ROWS positions at a time (`Engine.read`), or one position per row if there are more rows than that.
+    A prompt is read READ_ROWS positions at a time (`Engine.read`), or one position per row if there are more rows than
+    that.
 
     Raises:
         Unsupported: It does not fit. The message names the batch and the length that would.
@@ -146,7 +148,10 @@ def check_cache_fits(device: Device, config: BloomConfig, policy: DTypePolicy, b
 
 
 def _largest(fits: Callable[[int], bool], below: int) -> int:
-    """Return the largest n < `below` for which `fits` holds, by bisection; 0 if there is none. `fits` must be monotonic."""
+    """Return the largest n < `below` for which `fits` holds, by bisection; 0 if there is none.
+
+    `fits` must be monotonic.
+    """
     low, high = 0, below
     while high - low > 1:
         middle = (low + high) // 2

@@ -1,4 +1,7 @@
-"""`CupyPrepared`: one model on one device behind bloomref's interface. It splits calls into chunks and copies to and from the host."""
+"""`CupyPrepared`: one model on one device behind bloomref's interface.
+
+It splits calls into chunks and copies to and from the host.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,7 +78,8 @@ class CupyPrepared:
     """One model with its weights on the device. Methods queue work on the stream that is current when they are called.
 
     Attributes:
-        graphs: True to capture decoding steps as CUDA graphs. False launches the same kernels one by one, for debugging.
+        graphs: True to capture decoding steps as CUDA graphs. False launches the same kernels one by one, for
+            debugging.
     """
 
     graphs = True
@@ -150,7 +154,10 @@ class CupyPrepared:
     # --- whole decoding steps --------------------------------------------------------------------
 
     def step(self, token_ids: Any, cache: DecodingCache, step: Step) -> Any:
-        """Return logits (B, V) on the host. Steps that use cuBLAS are launched kernel by kernel, since CuPy cannot capture it."""
+        """Return logits (B, V) on the host.
+
+        Steps that use cuBLAS are launched kernel by kernel, since CuPy cannot capture it.
+        """
         if self._blocks.uses_cublas(cache.batch, 1) or cache.batch == 0:
             return self._step_cublas(token_ids, cache, step)
         decode = self._decode_step(cache, step.is_dense)
@@ -231,7 +238,9 @@ class CupyPrepared:
     # --- positions -------------------------------------------------------------------------------
 
     def _columns(self, step: Step, cache: DecodingCache) -> tuple[Array, Array | None]:
-        """Return the first column of each chunk of a sequence, and the mask of real columns (None if all are), once per call."""
+        """Return the first column of each chunk of a sequence, and the mask of real columns (None if all are), once per
+        call.
+        """
 
         def upload() -> tuple[Array, Array | None]:
             batch, stop = step.key_is_real.shape

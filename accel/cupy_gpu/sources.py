@@ -1,6 +1,7 @@
 """CUDA C++ source of each module, and names of its kernels.
 
-The source is one string, because the cache of compiled kernels is keyed by this string alone: included headers are not part of the key.
+The source is one string, because the cache of compiled kernels is keyed by this string alone: included headers are not
+part of the key.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ class Kernel:
 
 
 def kernel(module: str, name: str, *arguments: str | int) -> Kernel:
-    """Return the instantiation of `name` for template arguments: NumPy names of dtypes, numbers, or bools (written as 0 and 1)."""
+    """Return the instantiation of `name` for template arguments: NumPy names of dtypes, numbers, or bools (written as 0
+    and 1).
+    """
     listed = ", ".join(CPP_TYPE.get(str(a), str(int(a)) if isinstance(a, bool) else str(a)) for a in arguments)
     return Kernel(module, f"{name}<{listed}>" if listed else name)
 

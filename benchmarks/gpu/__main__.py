@@ -5,16 +5,17 @@
     host        the host code with a fake of CuPy, and these benchmarks
     compiled    NVRTC compiles every kernel for every architecture: no register spills, the expected instructions
     emulated    the kernels run on the CPU, alone and as whole models in the parity suite
-    device      on a GPU: the parity suite, the reference's greedy tokens, identical bits in repeated runs, compute-sanitizer
+    device      on a GPU: the parity suite, the reference's greedy tokens, identical bits in repeated runs,
+        compute-sanitizer
 
-It prints a table; `--output` writes it as JSON. Exit status: 0 if everything passed, 1 if a check failed, 2 if there is no GPU
-and all other checks passed.
+It prints a table; `--output` writes it as JSON. Exit status: 0 if everything passed, 1 if a check failed, 2 if there is
+no GPU and all other checks passed.
 
 `--measure` times decoding and prompts of bloomref, transformers, cuBLAS alone and copies. It checks the logits of each
-participant first (see measure.py), and reports which aims hold (see aims.py). The report is written after every figure, and the
-same command resumes it. If a command may take only ten minutes, run it three times: the first run measures copies, cuBLAS and
-bloomref for every preset and starts with transformers, the second finishes transformers and times every kernel, the third
-compiles transformers.
+participant first (see measure.py), and reports which aims hold (see aims.py). The report is written after every figure,
+and the same command resumes it. If a command may take only ten minutes, run it three times: the first run measures
+copies, cuBLAS and bloomref for every preset and starts with transformers, the second finishes transformers and times
+every kernel, the third compiles transformers.
 
 Examples:
   python -m benchmarks.gpu --check --output gpu-check.json

@@ -52,7 +52,10 @@ class Aim:
 
 
 def judge(entries: Iterable[Entry], dtype: str) -> list[dict[str, Any]]:
-    """Return each target with its measured figure, and whether it holds (None if not measured). Other dtypes have no targets."""
+    """Return each target with its measured figure, and whether it holds (None if not measured).
+
+    Other dtypes have no targets.
+    """
     by_preset = {entry["preset"]: entry for entry in entries}
     return [aim.judge(by_preset.get(aim.preset)) for aim in AIMS] if dtype == DTYPE else []
 

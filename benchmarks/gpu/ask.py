@@ -1,4 +1,7 @@
-"""Runs participants in child processes, which free all their memory. A slow or failed participant is reported with a reason."""
+"""Runs participants in child processes, which free all their memory.
+
+A slow or failed participant is reported with a reason.
+"""
 
 import json
 import os
@@ -48,7 +51,9 @@ def ask(names: Sequence[str], command: Callable[[list[str]], list[str]], limit: 
 
 
 def messages(command: list[str], limit: float) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects that a command prints, one per line. `limit` is the time in seconds from one `done` to the next.
+    """Yield the JSON objects that a command prints, one per line.
+
+    `limit` is the time in seconds from one `done` to the next.
 
     Raises:
         Ended: The command failed, with the end of its error output, or took too long.

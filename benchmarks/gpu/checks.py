@@ -44,7 +44,10 @@ def main() -> None:
 
 
 def config_of(preset: str) -> Any:
-    """Return a preset's config, or a tiny one. The tiny one still uses `attention_flash`, and its blocks contribute to the residual."""
+    """Return a preset's config, or a tiny one.
+
+    The tiny one still uses `attention_flash`, and its blocks contribute to the residual.
+    """
     if preset != SMALL:
         return model_config(preset)
     return BloomConfig(
@@ -64,7 +67,8 @@ def random_engine(backend: str, config: Any, dtype: str) -> Engine:
 
 
 def greedy(backend: str, preset: str, tokens: int = 48) -> str:
-    """Compare greedy tokens with the reference: three prompts of different lengths, as a batch and alone, with random weights.
+    """Compare greedy tokens with the reference: three prompts of different lengths, as a batch and alone, with random
+    weights.
 
     Raises:
         AssertionError: A token differs; the message names the first.
@@ -92,7 +96,8 @@ CHOICES = (Choice(), Choice(0.8, 40), Choice(0.8, 40, 0.9), Choice(0.8), Choice(
 
 
 def tokens(backend: str, preset: str, count: int = 24) -> str:
-    """Compare greedy tokens chosen on the device with the argmax of `step`, and sampled tokens of two runs, in every dtype.
+    """Compare greedy tokens chosen on the device with the argmax of `step`, and sampled tokens of two runs, in every
+    dtype.
 
     Raises:
         AssertionError: Tokens differ; the message names the dtype and the choice.
@@ -124,7 +129,9 @@ def chosen(engine: Any, choice: Choice, count: int, rows: int = 3) -> Any:
 
 
 def by_host(engine: Any, count: int, rows: int = 3) -> Any:
-    """Return the greedy tokens (rows, count) that the host chooses from the logits of each step, for comparison with `chosen`."""
+    """Return the greedy tokens (rows, count) that the host chooses from the logits of each step, for comparison with
+    `chosen`.
+    """
     cache, ids, tokens = engine.new_cache(rows, count), np.arange(rows), []
     for t in range(count):
         ids = engine.read(cache, t, ids[:, None]).argmax(axis=1)
@@ -136,7 +143,8 @@ def by_host(engine: Any, count: int, rows: int = 3) -> Any:
 
 
 def repeat(backend: str, preset: str) -> str:
-    """Compare the bits of four runs: two in this process, one without programmatic dependent launch, one in another process.
+    """Compare the bits of four runs: two in this process, one without programmatic dependent launch, one in another
+    process.
 
     Raises:
         AssertionError: The bits differ; the message names the dtype.
@@ -150,7 +158,10 @@ def repeat(backend: str, preset: str) -> str:
 
 
 def digest(backend: str, preset: str, early: bool = True) -> str:
-    """Return one hash per dtype of the logits of a prompt and 8 decoding steps. `early` allows programmatic dependent launch."""
+    """Return one hash per dtype of the logits of a prompt and 8 decoding steps.
+
+    `early` allows programmatic dependent launch.
+    """
     config, words = config_of(preset), []
     for dtype in DTYPES:
         engine = random_engine(backend, config, dtype)

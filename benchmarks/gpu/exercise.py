@@ -1,8 +1,11 @@
-"""Run every kernel with small models, for compute-sanitizer. `--warm` does so in parallel processes, to fill CuPy's kernel cache.
+"""Run every kernel with small models, for compute-sanitizer.
+
+`--warm` does so in parallel processes, to fill CuPy's kernel cache.
 
 Examples:
   python -m benchmarks.gpu.exercise --backend cupy --warm
-  compute-sanitizer --tool racecheck python -m benchmarks.gpu.exercise --backend cupy --widths 64 33 --dtypes float32 bfloat16
+  compute-sanitizer --tool racecheck python -m benchmarks.gpu.exercise --backend cupy --widths 64 33 --dtypes float32
+  bfloat16
 """
 
 import argparse
@@ -32,7 +35,10 @@ def main() -> None:
 
 
 def exercise(backend: str, widths: Sequence[int], dtypes: Sequence[str]) -> str:
-    """Run all paths, with one row and many, in these dtypes and head widths. CuPy's memory pool is off: it hides overruns."""
+    """Run all paths, with one row and many, in these dtypes and head widths.
+
+    CuPy's memory pool is off: it hides overruns.
+    """
     if backend.partition(":")[0] == "cupy":
         import cupy
 
@@ -94,7 +100,9 @@ def tensor_core_configs(width: int, dtype: str) -> Iterator[BloomConfig]:
 def _run(
     backend: str, config: Any, dtype: str, shapes: Sequence[tuple[int, int]], rows: int, choices: Sequence[Choice]
 ) -> None:
-    """Run prompts and steps of these (rows, positions), and choose tokens on the device, which float64 does not support."""
+    """Run prompts and steps of these (rows, positions), and choose tokens on the device, which float64 does not
+    support.
+    """
     engine = random_engine(backend, config, dtype)
     for batch, prompt in shapes:
         some_logits(engine, batch, prompt, 3)

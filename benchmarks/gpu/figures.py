@@ -1,7 +1,8 @@
-"""`python -m benchmarks.gpu --measure`: runs the participants, the most important ones of all presets first, and writes the report.
+"""`python -m benchmarks.gpu --measure`: runs the participants, the most important ones of all presets first, and writes
+the report.
 
-The report is written after every figure. Starting the same command again resumes it. bloomref's own participants are measured again
-if the accelerator's code has changed.
+The report is written after every figure. Starting the same command again resumes it. bloomref's own participants are
+measured again if the accelerator's code has changed.
 """
 
 import argparse
@@ -132,7 +133,10 @@ def _resumed(report: Report) -> int:
 
 
 def open_groups(report: Report, arguments: argparse.Namespace) -> Iterator[Group]:
-    """Yield the groups with unfinished participants, in order. Floors are measured again with what is compared with them."""
+    """Yield the groups with unfinished participants, in order.
+
+    Floors are measured again with what is compared with them.
+    """
     for groups in PASSES:
         for preset in arguments.presets:
             for group in groups:

@@ -1,8 +1,8 @@
 """Time and bytes of each kernel of a greedy step, on the device.
 
-One step is run while its launches are recorded. Then all launches of a kernel, which use the weights of different layers, are
-captured as one graph, whose time is divided by their number. In a large model, the weights of a layer are no longer in the cache
-when they are read again; `in_cache` marks kernels whose bytes may still be there.
+One step is run while its launches are recorded. Then all launches of a kernel, which use the weights of different
+layers, are captured as one graph, whose time is divided by their number. In a large model, the weights of a layer are
+no longer in the cache when they are read again; `in_cache` marks kernels whose bytes may still be there.
 """
 
 import gc
@@ -69,7 +69,9 @@ def kernels(job: Job, _: str) -> Figures:
 
 
 def _time_step(job: Job, recorder: RecordingDevice, rows: int) -> tuple[list[Timed], float]:
-    """Time the kernels of a step, and the whole step, over a cache that is full except for the column that the step writes."""
+    """Time the kernels of a step, and the whole step, over a cache that is full except for the column that the step
+    writes.
+    """
     engine, last = job.engine, job.context - 1
     cache = engine.new_cache(rows, job.context)
     ids = engine.read(cache, 0, ids_of(job.config, rows, last)).argmax(axis=1)

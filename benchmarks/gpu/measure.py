@@ -12,8 +12,9 @@ kernels                 each kernel of a step separately
 transformers            `generate` of Hugging Face's model on torch
 transformers-compiled   `generate` with a static cache and torch.compile, whose steps are CUDA graphs
 
-Times are medians of `--runs` runs after two warm-up runs. All participants have the same random weights. The logits of a model of
-few layers are compared with the reference first. A participant that fails ends the process; the caller starts another for the rest.
+Times are medians of `--runs` runs after two warm-up runs. All participants have the same random weights. The logits of
+a model of few layers are compared with the reference first. A participant that fails ends the process; the caller
+starts another for the rest.
 
 Example: python -m benchmarks.gpu.measure copy bloomref --preset bloom_560m_multi --rows 1 8
 """

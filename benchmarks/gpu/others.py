@@ -1,4 +1,6 @@
-"""Participants of `python -m benchmarks.gpu --measure` that bloomref is compared with: the hardware's limits, and transformers."""
+"""Participants of `python -m benchmarks.gpu --measure` that bloomref is compared with: the hardware's limits, and
+transformers.
+"""
 
 from typing import Any
 
@@ -27,7 +29,9 @@ def copy(job: Job, _: str) -> Figures:
 
 
 def host_copy(job: Job, _: str) -> Figures:
-    """Participant: bytes per second from pinned host memory, for as many bytes as the weights have, in chunks of one buffer."""
+    """Participant: bytes per second from pinned host memory, for as many bytes as the weights have, in chunks of one
+    buffer.
+    """
     device, size = job.device, count_params(job.config) * job.policy.compute_dtype.itemsize
     source = device.pinned(min(PINNED_BYTES, size))
     target = device.empty(source.shape, source.dtype)
@@ -42,7 +46,9 @@ def host_copy(job: Job, _: str) -> Figures:
 
 
 def cublas(job: Job, _: str) -> Figures:
-    """Participant: time of the matrix products of a prompt, one after the other, with the same random operands in every layer."""
+    """Participant: time of the matrix products of a prompt, one after the other, with the same random operands in every
+    layer.
+    """
     device, dtype = job.device, job.policy.compute_dtype
     d, f, wide = job.config.hidden_dim, job.config.intermediate_dim, accumulation_dtype(dtype)
 
@@ -85,7 +91,9 @@ def device_library(job: Job) -> Any:
 
 
 def transformers(job: Job, name: str) -> Figures:
-    """Participant: `generate`, eager or compiled. Compiled, it has a static cache and CUDA graphs of the steps, not of the prompt.
+    """Participant: `generate`, eager or compiled.
+
+    Compiled, it has a static cache and CUDA graphs of the steps, not of the prompt.
 
     The compiled mode is measured for the first number of rows only, because it compiles anew for each.
     """
@@ -133,7 +141,9 @@ def torch_model(job: Job, config: Any, params: Any) -> tuple[Any, Any]:
 
 
 def _tensor(torch: Any, array: Any, shape: tuple[int, ...]) -> Any:
-    """Return a tensor that shares the array's memory. bfloat16 is viewed as integers, because torch does not know NumPy's."""
+    """Return a tensor that shares the array's memory. bfloat16 is viewed as integers, because torch does not know
+    NumPy's.
+    """
     name = array.dtype.name
     bits = array.view(np.int16) if name == "bfloat16" else array
     return torch.from_numpy(bits.reshape(shape)).view(getattr(torch, name))

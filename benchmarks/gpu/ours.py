@@ -17,7 +17,10 @@ from bloomref.runtime.backend import Choice, Step
 
 
 def bloomref(job: Job, name: str) -> Figures:
-    """Participant: error of the logits and time of a step for each number of rows. `bloomref` also times a long prompt."""
+    """Participant: error of the logits and time of a step for each number of rows.
+
+    `bloomref` also times a long prompt.
+    """
     for engine in (job.few_engine, job.engine):
         engine.prepared.graphs = name != "bloomref-eager"
     with starting(job.engine.prepared.device, early=name != "bloomref-late") as can:
@@ -36,8 +39,8 @@ def bloomref(job: Job, name: str) -> Figures:
 def start(job: Job, _: str) -> Figures:
     """Participant: time of loading the weights, and from then to the logits of the first token.
 
-    It runs in a separate process, after one that has read the same prompt, so kernels come from CuPy's cache on disk. The driver
-    and the libraries are already loaded, the kernels are not.
+    It runs in a separate process, after one that has read the same prompt, so kernels come from CuPy's cache on disk.
+    The driver and the libraries are already loaded, the kernels are not.
     """
     params, config, _device = job.params, job.config, job.device
     began = perf_counter()

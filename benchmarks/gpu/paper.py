@@ -1,8 +1,8 @@
 """Occupancy of the kernels of a decoding step on an H200, computed without one: grid, registers, waves, bytes.
 
-The step is queued on a device that has shapes but no memory, so the launches are those of a real device. NVRTC compiles each
-kernel and reports its registers. The rest is arithmetic: resident thread blocks per SM, waves (thread blocks over resident thread
-blocks), and bytes that a kernel must move. No figure is a time.
+The step is queued on a device that has shapes but no memory, so the launches are those of a real device. NVRTC compiles
+each kernel and reports its registers. The rest is arithmetic: resident thread blocks per SM, waves (thread blocks over
+resident thread blocks), and bytes that a kernel must move. No figure is a time.
 
 Example: python -m benchmarks.gpu.paper --output benchmarks/results/gpu-kernels.json
 """

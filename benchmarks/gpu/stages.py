@@ -110,7 +110,10 @@ def sanitized(tool: str, command: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def in_parallel(tests: tuple[str, ...]) -> tuple[str, ...]:
-    """Run tests in several processes if pytest-xdist is installed. Most of their time goes to the reference and the compiler."""
+    """Run tests in several processes if pytest-xdist is installed.
+
+    Most of their time goes to the reference and the compiler.
+    """
     if find_spec("xdist") is None:
         return tests
     return ("env", "OPENBLAS_NUM_THREADS=2", "OMP_NUM_THREADS=2", *tests, "-n", str(min(WORKERS, cores())))

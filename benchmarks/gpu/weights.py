@@ -1,7 +1,8 @@
-"""Random weights that are cheap to generate: one periodic pool of normal numbers, of which each array is a different view.
+"""Random weights that are cheap to generate: one periodic pool of normal numbers, of which each array is a different
+view.
 
-`init_params` draws every number, which takes minutes for 7e9 of them. Zeros or constants would be cheaper, but a GPU is faster with
-them, and a check against the reference would detect less. On the device, every array is a separate copy.
+`init_params` draws every number, which takes minutes for 7e9 of them. Zeros or constants would be cheaper, but a GPU is
+faster with them, and a check against the reference would detect less. On the device, every array is a separate copy.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -43,8 +44,8 @@ def _repeat(target: Any, bits: Any) -> None:
 def pooled_params(config: Any, pool: Any) -> Params:
     """Return weights of this config as views of a pool. LayerNorm weights are 1 plus a number of the pool.
 
-    The final LayerNorm's weights have both signs. Otherwise the tied head would always find the previous token again, and greedy
-    tokens would test nothing.
+    The final LayerNorm's weights have both signs. Otherwise the tied head would always find the previous token again,
+    and greedy tokens would test nothing.
 
     Args:
         config: The config.

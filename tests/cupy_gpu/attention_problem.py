@@ -1,4 +1,4 @@
-"""The problem of the attention kernels."""
+"""Problems for the attention kernels."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from bloomref.reference import ops
 
 @dataclass(frozen=True)
 class Attention(Problem):
-    """One of the attention kernels: "rows", "flash", "tiled" or "decode"."""
+    """A call of an attention kernel: "rows", "flash", "tiled" or "decode"."""
 
     kind: str = "rows"
     heads: int = 2
@@ -26,9 +26,9 @@ class Attention(Problem):
     start: int = 0
     padding: str = "real"
     sms: int = 4
-    context: str = ""  # decode only; the dtype of the result
+    context: str = ""  # dtype of the result, decode only
     spare: int = 3
-    """Columns of the cache that no call has reached; they hold old numbers."""
+    """Columns of the cache after the last position, which hold arbitrary numbers."""
 
     @property
     def returned(self) -> str:
@@ -46,14 +46,14 @@ class Attention(Problem):
     def run(self, device: EmulatedDevice) -> Numbers:
         query, keys, values, is_real = self.inputs
         capacity, stride = is_real.shape[1], launches.cache_stride(self.head_width)
-        wide = [device.zeros((*keys.shape[:3], stride), keys.dtype) for _ in "kv"]
-        for target, source in zip(wide, (keys, values), strict=True):
+        padded = [device.zeros((*keys.shape[:3], stride), keys.dtype) for _ in "kv"]
+        for target, source in zip(padded, (keys, values), strict=True):
             target[..., : self.head_width] = source
         out = device.empty(query.shape, stored(self.returned))
         dense = self.padding == "real"
         before = (
             device.upload(query),
-            *wide,
+            *padded,
             None if dense else device.upload(is_real),
             device.upload(self._slopes),
             out,

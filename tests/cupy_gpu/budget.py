@@ -1,8 +1,9 @@
-"""The budget of a kernel's error: that of tests/backend/backend_cases.py, on one operation.
+"""Error budget of a kernel: that of tests/support/backend_cases.py, for one operation.
 
-A row's error may be 4 times the largest one of the same formula, evaluated by NumPy in the accumulation dtype with the
-roundings of the policy, and one rounding of the result. A small problem may be lucky: the largest error is taken over four
-problems of the same shape. float64 has no wider formula: its error is that of float32 times 2**-29.
+The error of a row may be 4 times the largest error of the same formula, evaluated by NumPy in the accumulation dtype
+with the roundings of the policy, plus one rounding of the result. A small problem may have a small error by chance, so
+the largest error is taken over four problems of the same shape. float64 has no wider dtype: its error is that of
+float32 times 2**-29.
 """
 
 from dataclasses import replace
@@ -18,21 +19,21 @@ from bloomref.dtypes import cast
 
 
 def check(problem: Problem, device: EmulatedDevice) -> Numbers:
-    """Run the problem and hold it to its budget; returns what the kernel gave."""
-    got = problem.run(device)
+    """Run the problem, assert that its error is within the budget, and return the kernel's result."""
+    result = problem.run(device)
     exact = problem.formula(np.dtype(np.float64), same)
-    assert got.shape == exact.shape
-    assert np.isfinite(got.astype(np.float64)).all()
-    error = rms(got.astype(np.float64) - exact)
+    assert result.shape == exact.shape
+    assert np.isfinite(result.astype(np.float64)).all()
+    error = rms(result.astype(np.float64) - exact)
     arithmetic = max(_arithmetic(replace(problem, seed=problem.seed + i)) for i in range(4))
     allowed = 4.0 * arithmetic + UNIT[problem.returned] * rms(exact) + problem.slack()
     worst = float(np.max(error / np.maximum(allowed, 1e-300), initial=0.0))
     assert worst <= 1.0, f"{worst:.2f} times the budget"
-    return got
+    return result
 
 
 def _arithmetic(problem: Problem) -> float:
-    """The largest error of a row when NumPy does the same in the accumulation dtype."""
+    """Return the largest error of a row when NumPy evaluates the formula in the accumulation dtype."""
     single = problem.dtype == "float64"
     a: Any = np.dtype(np.float32) if single else accumulated(problem.dtype)
     rounds = isinstance(problem, Attention) and problem.kind == "flash"

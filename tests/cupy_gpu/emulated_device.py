@@ -1,4 +1,4 @@
-"""A device whose arrays are NumPy's and whose kernels run on the CPU: the Device protocol of accel.cupy_gpu, for tests."""
+"""`EmulatedDevice`: the Device protocol of accel.cupy_gpu with NumPy arrays and kernels that run on the CPU."""
 
 import ctypes
 import math
@@ -16,19 +16,19 @@ from accel.cupy_gpu.launches import Launch
 from bloomref.errors import invalid
 
 Numbers = np.ndarray[Any, Any]
-GUARD = 256  # bytes of 0xff before and behind each array: NaN, for who reads them
+GUARD = 256  # bytes of 0xff before and after each array, which are NaN if a kernel reads them
 _AROUND = 2 * GUARD + 64
 _FREE = 1 << 30
 
 
 class EmulatedDevice:
-    """One of accel.cupy_gpu.device.Device.
+    """An emulated GPU.
 
     Args:
-        arch: 90 plays sm_90; kernels that differ by architecture are chosen for it.
-        sms: multiprocessors, which decide how work is divided.
-        seed: 0 runs blocks and threads in order; any other number draws their order at random.
-        change: edits the text of every module before it is compiled (planted faults).
+        arch: Architecture, 90 for sm_90, for which kernels are chosen.
+        sms: Number of SMs, which determines how work is divided.
+        seed: 0 runs thread blocks and threads in order; another number seeds their random order.
+        change: Edits the source of every module before it is compiled, to insert known mistakes.
     """
 
     def __init__(self, arch: int = 90, sms: int = 4, seed: int = 1, change: Callable[[str], str] = str) -> None:
@@ -36,28 +36,28 @@ class EmulatedDevice:
         self.arch, self.sms, self.seed, self._change = arch, sms, seed, change
         self.starts_early = True
         self.launched: list[str] = []
-        """The expression of each kernel that was launched, in order."""
+        """Expressions of the launched kernels, in order."""
         self.captured: list[tuple[Launch, tuple[Any, ...]]] | None = None
-        """What is being captured."""
+        """Launches of the current capture, or None."""
 
     def empty(self, shape: Any, dtype: Any) -> Numbers:
-        """Full of NaN (integers: -1), so that nobody counts on what it holds."""
+        """Return an array of NaN (integers: -1), so that tests detect reads of uninitialised memory."""
         self._not_captured("allocates")
         dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, int) else tuple(shape)
         size = math.prod(shape) * dtype.itemsize
-        room = np.full(size + _AROUND, 0xFF, np.uint8)
-        start = _start(room)
-        return room[start : start + size].view(dtype).reshape(shape)
+        buffer = np.full(size + _AROUND, 0xFF, np.uint8)
+        start = _start(buffer)
+        return buffer[start : start + size].view(dtype).reshape(shape)
 
     def zeros(self, shape: Any, dtype: Any) -> Numbers:
-        made = self.empty(shape, dtype)
-        made[...] = 0
-        return made
+        array = self.empty(shape, dtype)
+        array[...] = 0
+        return array
 
     def upload(self, host: Numbers) -> Numbers:
-        made = self.empty(host.shape, host.dtype)
-        made[...] = host
-        return made
+        array = self.empty(host.shape, host.dtype)
+        array[...] = host
+        return array
 
     def write(self, target: Numbers, host: Numbers) -> None:
         self._not_captured("writes")
@@ -82,7 +82,7 @@ class EmulatedDevice:
         return np.full(nbytes, 0xFF, np.uint8)
 
     def send(self, source: Numbers, target: Numbers) -> Callable[[], None]:
-        """Nothing arrives before the function returned is called."""
+        """Copy when the returned function is called, the latest moment that the protocol allows."""
         return lambda: target.reshape(-1).view(np.uint8).__setitem__(slice(None), source)
 
     def adopt(self, x: Any) -> Numbers:
@@ -92,28 +92,31 @@ class EmulatedDevice:
         return array
 
     def matmul(self, x: Numbers, weight: Numbers, out: Numbers) -> None:
-        """out = x W^T over the columns of x, accumulated in the dtype of out."""
+        """out = x W^T, accumulated in the dtype of out."""
         self._not_captured("calls cuBLAS")
         np.matmul(x.astype(out.dtype), weight[:, : x.shape[1]].astype(out.dtype).T, out=out)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Only kernels, with arguments that stay: what a CUDA graph can hold without anybody else's help."""
+        """Capture kernels that were launched before. As in a CUDA graph, their arrays are referenced weakly."""
         known, self.captured = set(self.launched), []
         try:
             work()
         finally:
             captured, self.captured = self.captured, None
         assert {launch.kernel.expression for launch, _ in captured} <= known, "a kernel is loaded in a capture"
-        held = [(launch, tuple(map(_weakly, arguments))) for launch, arguments in captured]
+        graph = [(launch, tuple(map(_weakly, arguments))) for launch, arguments in captured]
         del captured
-        return lambda: self._replay(held)
+        return lambda: self._replay(graph)
 
-    def _replay(self, held: list[tuple[Launch, tuple[Any, ...]]]) -> None:
-        """A kernel that may start early does so by chance: the one before it runs when all that is left waits for it."""
+    def _replay(self, graph: list[tuple[Launch, tuple[Any, ...]]]) -> None:
+        """Replay a graph.
+
+        A kernel that may start early does so at random; the preceding one runs when all threads wait for it.
+        """
         coin, before = random.Random(self.seed), None
-        for number, (launch, weak) in enumerate(held):
+        for number, (launch, weak) in enumerate(graph):
             work = partial(self._run, launch, tuple(a() if isinstance(a, _Weak) else a for a in weak), before)
-            follows = self.starts_early and number + 1 < len(held) and held[number + 1][0].starts_early
+            follows = self.starts_early and number + 1 < len(graph) and graph[number + 1][0].starts_early
             before = work if follows and before is None and self.seed and coin.random() < 0.5 else None
             if before is None:
                 work()
@@ -139,16 +142,16 @@ class EmulatedDevice:
 
 
 class _Weak:
-    """An array as a graph knows it: where it was, not whether it is still held."""
+    """A weak reference to an array, as a CUDA graph has it: an address that does not keep the memory alive."""
 
     def __init__(self, array: Numbers) -> None:
-        self._owner, self._view = weakref.ref(_room(array)), (array.ctypes.data, array.shape, array.dtype)
+        self._owner, self._view = weakref.ref(_buffer(array)), (array.ctypes.data, array.shape, array.dtype)
 
     def __call__(self) -> Numbers:
-        room, (address, shape, dtype) = self._owner(), self._view
-        assert room is not None, "a graph uses memory that nobody holds any more"
-        start = address - room.ctypes.data
-        return room[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+        buffer, (address, shape, dtype) = self._owner(), self._view
+        assert buffer is not None, "a graph uses memory that was freed"
+        start = address - buffer.ctypes.data
+        return buffer[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
 def _weakly(argument: Any) -> Any:
@@ -167,22 +170,22 @@ def _argument(value: Any) -> Any:
 
 
 def _check_guards(array: Numbers) -> None:
-    """What surrounds the allocation of this array is as it was."""
-    room = _room(array)
-    if room.dtype != np.uint8:
-        return  # adopted
-    start = _start(room)
-    if not ((room[:start] == 0xFF).all() and (room[start + room.size - _AROUND :] == 0xFF).all()):
+    """Raise EmulationError if a kernel wrote outside the array's allocation."""
+    buffer = _buffer(array)
+    if buffer.dtype != np.uint8:
+        return  # adopted from another library
+    start = _start(buffer)
+    if not ((buffer[:start] == 0xFF).all() and (buffer[start + buffer.size - _AROUND :] == 0xFF).all()):
         raise EmulationError("written beyond an array")
 
 
-def _room(array: Numbers) -> Numbers:
-    """The allocation that an array is in."""
+def _buffer(array: Numbers) -> Numbers:
+    """Return the allocation that contains an array."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
 
 
-def _start(room: Numbers) -> int:
-    """The first byte of the array in its allocation: 64-byte aligned, behind a guard zone."""
-    return GUARD + -(room.ctypes.data + GUARD) % 64
+def _start(buffer: Numbers) -> int:
+    """Return the offset of the array in its allocation: 64-byte aligned, after a guard zone."""
+    return GUARD + -(buffer.ctypes.data + GUARD) % 64

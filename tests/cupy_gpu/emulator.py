@@ -1,4 +1,7 @@
-"""Compiles a kernel for the CPU with g++ and cuda_on_cpu.h, and runs its grids. Libraries are kept by the hash of their text."""
+"""Compiles a kernel for the CPU with g++ and cuda_on_cpu.h, and runs its grids.
+
+Libraries are cached by the hash of their source.
+"""
 
 import ctypes
 import hashlib
@@ -35,11 +38,11 @@ _WORK = ctypes.CFUNCTYPE(None)
 
 
 class EmulationError(AssertionError):
-    """A grid broke a rule: a deadlock, a misaligned load, shared memory overrun."""
+    """A grid broke a rule: a deadlock, a misaligned load, a write beyond shared memory."""
 
 
 def compile_kernel(kernel: Kernel, change: Callable[[str], str] = str) -> Any:
-    """The C function `run` of a library that holds this one kernel; `change` edits the source first (planted faults)."""
+    """Compile one kernel and return the C function `run` of its library. `change` edits the source first."""
     return _library(change(sources.source(kernel.module)), kernel.expression)
 
 
@@ -63,7 +66,7 @@ def _hash(text: str) -> str:
 
 @cache
 def _folder() -> Path:
-    """The folder of the libraries made with this shim, these headers and flags; the shim is compiled there, once."""
+    """Return the folder of the libraries built with this shim, headers and flags. The shim is precompiled there."""
     headers = str(toolchain.headers())
     folder = (
         Path(tempfile.gettempdir())
@@ -78,14 +81,14 @@ def _folder() -> Path:
 
 
 def _compile(source: str, path: Path, language: str, text: str = "") -> None:
-    """`source`: a file, or - for `text`."""
+    """Compile a file, or `text` if `source` is "-"."""
     partial = path.with_suffix(f".{os.getpid()}{path.suffix}")
     includes = (f"-I{path.parent}", f"-I{SHIM.parent}", f"-I{toolchain.headers()}")
     command = [shutil.which("g++") or "g++", *FLAGS, *includes, "-x", language, source, "-o", str(partial)]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"g++ failed:\n{done.stderr[:4000]}")
-    partial.rename(path)  # another process may be here too
+    partial.rename(path)  # atomic, because other processes may compile the same library
 
 
 def run_grid(
@@ -97,23 +100,26 @@ def run_grid(
     seed: int,
     previous: Callable[[], None] | None = None,
 ) -> None:
-    """`previous`: the kernel before, for one that is started early; it runs when nothing of this one can run without it.
+    """Run a grid.
+
+    Args:
+        previous: Runs the preceding kernel, for one that starts early. It is called when all threads wait for it.
 
     Raises:
-        EmulationError: with the reason.
+        EmulationError: The grid broke a rule; the message is the reason.
     """
-    behind = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
+    addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
     errors: list[BaseException] = []
-    before = _WORK(_noting(previous, errors)) if previous else _WORK()
-    failure = run((ctypes.c_uint * 3)(*grid), block, shared, seed, before, behind).decode()
+    before = _WORK(_catching(previous, errors)) if previous else _WORK()
+    failure = run((ctypes.c_uint * 3)(*grid), block, shared, seed, before, addresses).decode()
     if errors:
         raise errors[0]
     if failure:
         raise EmulationError(failure)
 
 
-def _noting(work: Callable[[], None], errors: list[BaseException]) -> Callable[[], None]:
-    """`work`, whose exception would be lost in C."""
+def _catching(work: Callable[[], None], errors: list[BaseException]) -> Callable[[], None]:
+    """Wrap `work` so that its exception is stored, because C code cannot propagate it."""
 
     def run() -> None:
         try:

@@ -1,7 +1,7 @@
-"""A stand-in for the parts of CuPy that accel.cupy_gpu.cuda_device uses: memory of the host, kernels of the emulator.
+"""A fake of the parts of CuPy that accel.cupy_gpu.cuda_device uses, with host memory and the kernels of the emulator.
 
-It shows that the device is asked for the right things: shapes, pointers, leading dimensions, dtypes of scalars, an order of
-copies. `NAMES` lists everything that it plays; a test finds each of these in CuPy itself, where that is installed.
+It checks shapes, pointers, leading dimensions, dtypes of scalars, and the order of copies. `NAMES` lists every name
+that it fakes; a test looks each of them up in CuPy, if that is installed.
 """
 
 import ctypes
@@ -57,7 +57,7 @@ class CUDARuntimeError(Exception):
 
 
 class Array(np.ndarray[Any, Any]):
-    """Device memory: NumPy's functions work on it, but it has no buffer that the host could take by mistake."""
+    """Device memory. NumPy's functions work on it, but it has no buffer that host code could use by mistake."""
 
     @property
     def data(self) -> Any:  # type: ignore[override]
@@ -80,18 +80,18 @@ class Array(np.ndarray[Any, Any]):
 
 
 class Stream:
-    """Copies that were asked for happen when somebody waits for them, the latest moment that the rules allow."""
+    """A stream that performs copies when they are waited for, the latest moment that CUDA allows."""
 
     entered: ClassVar[list["Stream"]] = []
 
     @classmethod
     def capturing(cls) -> list[Any] | None:
-        """Where a launch goes while the current stream is captured."""
+        """Return the list of captured launches while the current stream is captured, or None."""
         return cls.entered[-1].launches if cls.entered else None
 
     @classmethod
     def current_number(cls) -> int | None:
-        """Its address for the driver; none for the default one."""
+        """Return the address of the current stream for the driver, None for the default stream."""
         return cls.entered[-1].ptr if cls.entered else None
 
     def __init__(self, non_blocking: bool = False) -> None:
@@ -106,7 +106,7 @@ class Stream:
         number = len(self.waiting)
 
         def synchronize() -> None:
-            with self.lock:  # a copy is carried out once, whoever waits for it
+            with self.lock:  # each copy is performed once, by the first thread that waits
                 for copy in self.waiting[:number]:
                     if copy is not None:
                         ctypes.memmove(*copy[:3])
@@ -129,13 +129,13 @@ class Stream:
         self.launches = []
 
     def end_capture(self) -> "Graph":
-        held, self.launches = self.launches, None
-        assert held is not None
-        return Graph(held)
+        launches, self.launches = self.launches, None
+        assert launches is not None
+        return Graph(launches)
 
 
 class Graph:
-    """What was launched, with the addresses that it was launched with: as in CUDA, nothing keeps the arrays alive."""
+    """Captured launches with the addresses of their arrays. As in CUDA, the graph does not keep the arrays alive."""
 
     def __init__(self, launches: list[Any]) -> None:
         self.launches = launches
@@ -148,7 +148,7 @@ class Graph:
 
 class RawKernel:
     loaded: ClassVar[dict[int, "RawKernel"]] = {}
-    """By what CuPy calls `kernel.ptr`."""
+    """Kernels by address, CuPy's `kernel.ptr`."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.which = kernel
@@ -170,25 +170,25 @@ class RawKernel:
 
 
 class Driver:
-    """CUDA's driver, as far as accel.cupy_gpu.driver calls it."""
+    """The part of the CUDA driver that accel.cupy_gpu.driver calls."""
 
     def __init__(self) -> None:
         self.early: list[str] = []
-        """The expression of each kernel that was allowed to start early."""
+        """Expressions of the kernels that were launched with the attribute."""
 
     def cuLaunchKernelEx(self, config: Any, function: int, arguments: Any, extra: Any) -> int:  # noqa: N802
-        asked, kernel = config._obj, RawKernel.loaded[function]
+        launch, kernel = config._obj, RawKernel.loaded[function]
         assert extra is None
-        assert (asked.number_of_attributes, asked.attributes[0].id, asked.attributes[0].value) == (1, 6, 1)
-        assert asked.stream == Stream.current_number()
+        assert (launch.number_of_attributes, launch.attributes[0].id, launch.attributes[0].value) == (1, 6, 1)
+        assert launch.stream == Stream.current_number()
         self.early.append(kernel.which.expression)
         copies = [ctypes.c_uint64.from_buffer_copy(ctypes.string_at(a, 8)) for a in arguments]  # as the driver does
-        kernel.queue(tuple(asked.grid), asked.block[0], asked.shared_bytes, copies)
+        kernel.queue(tuple(launch.grid), launch.block[0], launch.shared_bytes, copies)
         return 0
 
 
 def _by_value(argument: Any) -> Any:
-    """What the types of CuPy's arguments mean: a kernel's int is 4 bytes, double and pointer 8."""
+    """Convert an argument of CuPy's launch to ctypes: a kernel's int is 4 bytes, double and pointer 8."""
     if isinstance(argument, Array):
         assert argument.flags.c_contiguous
         return ctypes.c_void_p(argument.ctypes.data)
@@ -208,7 +208,7 @@ class RawModule:
 
 
 class Cublas(ModuleType):
-    """gemmEx by its definition: column-major matrices at addresses."""
+    """gemmEx by its definition, for column-major matrices at addresses."""
 
     CUBLAS_OP_N, CUBLAS_OP_T = _OP_N, _OP_T
     CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_64F, CUBLAS_GEMM_DEFAULT = _COMPUTE_32F, _COMPUTE_64F, -1
@@ -239,12 +239,12 @@ class Cublas(ModuleType):
 
 
 def product(left: Any, right: Any) -> Any:
-    """left @ right with one order of sums, whichever of the two is the weight."""
+    """Return left @ right with a fixed order of sums, whichever operand is the weight."""
     return np.ascontiguousarray(left[:, None, :] * right.T[None]).sum(-1)
 
 
 def _columns(address: int, kind: int, leading: int, rows: int, columns: int, operation: int) -> Any:
-    """op(matrix), (rows, columns)"""
+    """Return op(matrix) of shape (rows, columns)."""
     stored = (columns, rows) if operation == _OP_T else (rows, columns)
     assert leading >= stored[0]
     dtype = np.dtype(_DTYPE[kind])
@@ -259,7 +259,7 @@ def _memory(address: int, size: int, dtype: Any) -> Any:
 
 
 class FakeCupy(ModuleType):
-    """The module, with one or more GPUs of `free` bytes each."""
+    """The module `cupy`, with `count` GPUs that have `free` bytes of free memory each."""
 
     __version__ = "14.2.0"
 
@@ -328,17 +328,17 @@ class FakeCupy(ModuleType):
         return SimpleNamespace(free_bytes=lambda: 0)
 
     def empty(self, shape: Any, dtype: Any) -> Array:
-        assert Stream.capturing() is None, "memory of a capture is not held by its graph"
+        assert Stream.capturing() is None, "a graph does not keep memory of its capture alive"
         self.used.append(self.entered[-1])
         if math.prod(shape) * np.dtype(dtype).itemsize > self.free:
             raise OutOfMemoryError
-        made = np.full(math.prod(shape) * np.dtype(dtype).itemsize, 0xFF, np.uint8).view(dtype).reshape(shape)
-        return made.view(Array)
+        array = np.full(math.prod(shape) * np.dtype(dtype).itemsize, 0xFF, np.uint8).view(dtype).reshape(shape)
+        return array.view(Array)
 
     def zeros(self, shape: Any, dtype: Any) -> Array:
-        made = self.empty(shape, dtype)
-        made[...] = 0
-        return made
+        array = self.empty(shape, dtype)
+        array[...] = 0
+        return array
 
     def asarray(self, values: Any) -> Array:
         return np.asarray(values).view(Array)
@@ -352,7 +352,7 @@ class FakeCupy(ModuleType):
 
 
 def install(monkeypatch: pytest.MonkeyPatch, fake: FakeCupy) -> FakeCupy:
-    """As if this were the installed CuPy, until the test ends."""
+    """Install the fake as CuPy until the test ends."""
 
     def empty_pinned(shape: Any, dtype: Any) -> Any:
         return np.full(shape, 0xFF, dtype)
@@ -364,6 +364,6 @@ def install(monkeypatch: pytest.MonkeyPatch, fake: FakeCupy) -> FakeCupy:
     modules = {"cupy": fake, "cupyx": cupyx, "cupy.cuda": cuda, "cupy_backends.cuda.libs": libs}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setitem(sys.modules, "accel.cupy_gpu.cuda_device", fake)  # so that the end of the test forgets it
+    monkeypatch.setitem(sys.modules, "accel.cupy_gpu.cuda_device", fake)  # so that the test's end removes it
     del sys.modules["accel.cupy_gpu.cuda_device"]
     return fake

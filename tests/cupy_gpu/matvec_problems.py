@@ -1,4 +1,4 @@
-"""Problems for the matrix-vector kernels of the MLP and the head."""
+"""Problems for the gemv kernels of the MLP and the LM head."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from bloomref.reference import ops
 
 @dataclass(frozen=True)
 class Up(Problem):
-    """gelu_matvec."""
+    """A call of gelu_matvec."""
 
     rows: int = 1
     width: int = 72
@@ -53,7 +53,7 @@ class Up(Problem):
 
 @dataclass(frozen=True)
 class Down(Problem):
-    """residual_matvec, in both residual forms."""
+    """A call of residual_matvec, with either residual."""
 
     rows: int = 1
     width: int = 72
@@ -88,7 +88,7 @@ class Down(Problem):
 
 @dataclass(frozen=True)
 class Head(Problem):
-    """head_matvec, with or without the final norm, and the arg-max of its parts."""
+    """A call of head_matvec, with or without the final norm, and of choose_best on its result."""
 
     rows: int = 1
     width: int = 72
@@ -124,13 +124,13 @@ class Head(Problem):
             launches.choose_best(self.rows), score, best, ids, chosen, drawn, device.zeros(1, np.int32), 1, parts
         )
         allowed = np.where(self.forbidden, -np.inf, logits)
-        assert ids.tolist() == chosen[:, 0].tolist() == allowed.argmax(axis=1).tolist()  # the lowest of equal ones
+        assert ids.tolist() == chosen[:, 0].tolist() == allowed.argmax(axis=1).tolist()  # the lowest of equal tokens
         assert broken.tolist() == [0]
         return logits
 
     @cached_property
     def forbidden(self) -> Numbers:
-        """Each row's best token; those that equal it are not."""
+        """Mask (V,) of each row's best token; tokens with an equal score are allowed."""
         best = self.formula(np.dtype(np.float64), lambda x: x).argmax(axis=1)
         return np.isin(np.arange(self.outputs), best).astype(np.uint8)
 
@@ -140,7 +140,7 @@ class Head(Problem):
         return hidden @ weight.T
 
     def slack(self) -> Numbers | float:
-        """The final norm is rounded to T: where float32 cannot tell to which number, both are right."""
+        """Error where the final norm is so close to a rounding boundary of T that float32 may round it either way."""
         if not self.final_norm or self.dtype == "float32":
             return 0.0
         x, ln_weight, ln_bias, weight = (array.astype(np.float64) for array in self.inputs)

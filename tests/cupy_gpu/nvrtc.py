@@ -1,4 +1,4 @@
-"""Compiles kernels for a GPU that is not there: NVRTC through ctypes, nvdisasm for what came out. From NVIDIA's wheels."""
+"""Compiles kernels without a GPU: NVRTC through ctypes, and nvdisasm for the machine code, both from NVIDIA's wheels."""
 
 import ctypes
 import re
@@ -13,12 +13,12 @@ import toolchain
 
 from accel.cupy_gpu import sources
 
-CUPY_ADDS = "--ftz=true"  # CuPy compiles every kernel so
+CUPY_OPTION = "--ftz=true"  # CuPy adds it for every kernel
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a compiled kernel needs. Bytes of stack and of spills count memory that should be registers."""
+    """Resources of a compiled kernel: registers per thread, and bytes of stack and of register spills."""
 
     registers: int
     stack: int
@@ -27,16 +27,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A module for one architecture: by expression, the report of each kernel and its instructions, one string a kernel."""
+    """A module compiled for one architecture: report and machine code of each kernel, by expression."""
 
     reports: dict[str, Report]
     instructions: dict[str, str]
 
 
 def compile_module(module: str, expressions: Sequence[str], arch: int) -> Compiled:
-    """
+    """Compile kernels of a module for one architecture.
+
     Raises:
-        RuntimeError: with the compiler's log.
+        RuntimeError: The compilation failed; the message is the compiler's log.
     """
     program, lib = ctypes.c_void_p(), _library()
     _check(lib.nvrtcCreateProgram(ctypes.byref(program), sources.source(module).encode(), b"module.cu", 0, None, None))
@@ -46,13 +47,13 @@ def compile_module(module: str, expressions: Sequence[str], arch: int) -> Compil
     options = [
         f"-arch=sm_{arch}",
         *sources.OPTIONS,
-        CUPY_ADDS,
+        CUPY_OPTION,
         "--ptxas-options=-v",
         f"-I{headers}",
         f"-I{headers}/cccl",
     ]
-    given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-    failed = lib.nvrtcCompileProgram(program, len(options), given)
+    encoded = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    failed = lib.nvrtcCompileProgram(program, len(options), encoded)
     log = _bytes(program, "ProgramLog").decode()
     if failed:
         raise RuntimeError(log)
@@ -65,7 +66,7 @@ def compile_module(module: str, expressions: Sequence[str], arch: int) -> Compil
 
 @cache
 def _library() -> Any:
-    for name in ("libnvrtc-builtins.so*", "libnvrtc.so*"):  # the second one does not find the first by itself
+    for name in ("libnvrtc-builtins.so*", "libnvrtc.so*"):  # the second does not find the first
         library = ctypes.CDLL(str(toolchain.wheel_file(f"*/lib/{name}")), mode=ctypes.RTLD_GLOBAL)
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
     return library
@@ -95,12 +96,12 @@ def _reports(log: str) -> dict[str, Report]:
         r"Function properties for (\w+)\s[^\n]*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
         r".*?Used (\d+) registers"
     )
-    found = re.findall(pattern.replace(r"\s[^\n]*?", r"\n[^\n]*?"), log, re.DOTALL)
-    return {name: Report(int(used), int(stack), int(out) + int(back)) for name, stack, out, back, used in found}
+    reports = re.findall(pattern.replace(r"\s[^\n]*?", r"\n[^\n]*?"), log, re.DOTALL)
+    return {name: Report(int(used), int(stack), int(out) + int(back)) for name, stack, out, back, used in reports}
 
 
 def _disassemble(cubin: bytes) -> list[tuple[str, str]]:
-    """(lowered name, instructions) of each kernel."""
+    """Return (lowered name, instructions) of each kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

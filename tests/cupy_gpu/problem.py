@@ -1,8 +1,8 @@
-"""What a small problem for a kernel is: what it is given, how it is launched, and what it computes, written with the reference's
+"""`Problem`: a small test problem for a kernel, with its inputs, its launch, and its formula in the reference's
 operations.
 
-`run` gives what the kernel left; `formula(a)` the same values computed in the dtype a on the same rounded inputs. Inputs hide
-nothing: no bias is zero, no weight is one.
+`run` returns the kernel's result, and `formula(a)` the same values computed in the dtype a from the same rounded
+inputs. No bias is zero and no LayerNorm weight is one, so that no operation is hidden.
 """
 
 import math
@@ -26,31 +26,31 @@ EPSILON = 1e-5
 
 
 def stored(dtype: str) -> Any:
-    """The NumPy dtype of T."""
+    """Return the NumPy dtype of T, the compute dtype."""
     return dtype_policy(dtype).compute_dtype
 
 
 def accumulated(dtype: str) -> Any:
-    """The NumPy dtype of A."""
+    """Return the NumPy dtype of A, the accumulation dtype."""
     return accumulation_dtype(stored(dtype))
 
 
 class Draws:
-    """Random arrays of one problem, drawn in the order in which they are asked for."""
+    """Random arrays of one problem, drawn in call order."""
 
     def __init__(self, dtype: str, seed: int) -> None:
         self.dtype, self._random = dtype, np.random.default_rng(seed)
 
     def hidden(self, *shape: int, scale: float = 1.0, mean: float = 0.0) -> Numbers:
-        """Numbers of T."""
+        """Return normal numbers of dtype T."""
         return cast(self._random.standard_normal(shape) * scale + mean, stored(self.dtype))
 
     def vector(self, size: int, mean: float = 0.0) -> Numbers:
-        """Numbers of T kept in A: biases and gains."""
+        """Return numbers of T stored in A: biases and LayerNorm weights."""
         return self.hidden(size, scale=0.3, mean=mean).astype(accumulated(self.dtype))
 
     def inner(self, *shape: int) -> Numbers:
-        """Numbers of A."""
+        """Return normal numbers of dtype A."""
         return self._random.standard_normal(shape).astype(accumulated(self.dtype))
 
     def matrix(self, outputs: int, width: int) -> Numbers:
@@ -61,7 +61,7 @@ class Draws:
 
 
 def padded(matrix: Numbers) -> Numbers:
-    """A matrix as the kernels want it: rows of whole 16 bytes, zeros behind the width."""
+    """Return a matrix in the layout of the kernels: 16-byte aligned rows, with zeros beyond the width."""
     wide = np.zeros((len(matrix), launches.weight_stride(matrix.shape[1])), matrix.dtype)
     wide[:, : matrix.shape[1]] = matrix
     return wide
@@ -81,12 +81,19 @@ def same(x: Numbers) -> Numbers:
 
 @dataclass(frozen=True)
 class Problem(ABC):
+    """One call of a kernel.
+
+    Args:
+        dtype: Name of T.
+        seed: Seed of the inputs.
+    """
+
     dtype: str
     seed: int = 0
 
     @property
     def returned(self) -> str:
-        """The dtype to which results are rounded."""
+        """Name of the dtype of the result."""
         return self.dtype
 
     @cached_property
@@ -94,12 +101,16 @@ class Problem(ABC):
         return Draws(self.dtype, self.seed)
 
     @abstractmethod
-    def run(self, device: EmulatedDevice) -> Numbers: ...
+    def run(self, device: EmulatedDevice) -> Numbers:
+        """Launch the kernel and return its result."""
 
     @abstractmethod
     def formula(self, a: Any, rounding: Rounding) -> Numbers:
-        """`rounding`: for a kernel that rounds inputs of products to T, that rounding; nothing, for the truth."""
+        """Evaluate the formula in the dtype `a`.
+
+        `rounding` rounds the inputs of products to T, if the kernel does so.
+        """
 
     def slack(self) -> Numbers | float:
-        """What a row's error may be besides, where a rounding inside the kernel can go either way."""
+        """Return an additional error that is allowed per row, if a rounding inside the kernel may go either way."""
         return 0.0

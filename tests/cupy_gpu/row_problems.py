@@ -1,4 +1,4 @@
-"""Problems for the kernels around matrix products; the projection's is for the matrix-vector kernel, too."""
+"""Problems for the row-wise kernels around cuBLAS. That of the projection also serves the gemv kernel."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from bloomref.reference import ops
 
 @dataclass(frozen=True)
 class Norm(Problem):
-    """layer_norm, or embed_norm of some rows of a table."""
+    """A call of layer_norm, or of embed_norm for some rows of a table."""
 
     rows: int = 3
     width: int = 40
@@ -45,7 +45,7 @@ class Norm(Problem):
 
 @dataclass(frozen=True)
 class Activation(Problem):
-    """bias_gelu."""
+    """A call of bias_gelu."""
 
     rows: int = 3
     width: int = 300
@@ -67,7 +67,7 @@ class Activation(Problem):
 
 @dataclass(frozen=True)
 class Residual(Problem):
-    """bias_residual, in both residual forms."""
+    """A call of bias_residual, with either residual."""
 
     rows: int = 3
     width: int = 300
@@ -96,7 +96,10 @@ class Residual(Problem):
 
 @dataclass(frozen=True)
 class Projection(Problem):
-    """qkv_split, or qkv_matvec, seen through the cache: (3, rows, D) of queries, keys and values."""
+    """A call of qkv_split or qkv_matvec.
+
+    The result is (3, rows, D): queries, and keys and values read from the cache.
+    """
 
     batch: int = 2
     time: int = 3
@@ -140,7 +143,10 @@ class Projection(Problem):
         return np.stack([query.astype(np.float64), *(self._written(cache) for cache in (keys, values))])
 
     def launch(self, device: EmulatedDevice, bias: Any, left: tuple[Any, ...], shapes: tuple[int, ...]) -> None:
-        """`left`: where the results go, and the first column; `shapes`: of the positions and of the cache."""
+        """Launch the kernel.
+
+        `left` has the output arrays and the first column, `shapes` those of positions and cache.
+        """
         rows = self.batch * self.time
         if not self.matvec:
             device.launch(launches.qkv_split(self.dtype, rows), device.upload(self.inputs[1]), bias, *left, *shapes)
@@ -154,7 +160,7 @@ class Projection(Problem):
         )  # fmt: skip
 
     def _written(self, cache: Numbers) -> Numbers:
-        """The columns of the call, (rows, D); the others are as they were."""
+        """Return the columns of the call, (rows, D), and assert that the others are unchanged."""
         inside = np.zeros(cache.shape, bool)
         inside[:, :, self.start : self.start + self.time, : self.head_width] = True
         assert not cache[~inside].any()

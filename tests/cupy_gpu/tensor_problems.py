@@ -1,4 +1,4 @@
-"""Problems for the tensor-core kernels of 5 to 64 rows: their inputs are in T already, so nothing is rounded on the way."""
+"""Problems for the tensor-core kernels of 5 to 64 rows. Their inputs have dtype T, so products round nothing."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ from bloomref.reference import ops
 
 @dataclass(frozen=True)
 class Product(Problem):
-    """gelu_tensor, residual_tensor or head_tensor."""
+    """A call of gelu_tensor, residual_tensor or head_tensor."""
 
     kind: str = "gelu"
     rows: int = 17
@@ -39,8 +39,8 @@ class Product(Problem):
         x, bias, residual = (device.upload(self.inputs[i]) for i in (0, 2, 3))
         weight, broken = device.upload(padded(self.inputs[1])), device.zeros((1,), np.int32)
         out = device.empty((self.rows, self.outputs), stored(self.returned))
-        make = {"gelu": launches.gelu_tensor, "residual": launches.residual_tensor, "head": launches.head_tensor}
-        launch = make[self.kind](self.dtype, self.rows, self.width, self.outputs, self.sms)
+        launch_of = {"gelu": launches.gelu_tensor, "residual": launches.residual_tensor, "head": launches.head_tensor}
+        launch = launch_of[self.kind](self.dtype, self.rows, self.width, self.outputs, self.sms)
         between = {"gelu": (bias, out), "residual": (bias, residual, out), "head": (out, broken)}[self.kind]
         sizes = self.rows, self.width, self.outputs, launch.splits
         device.launch(launch, x, weight, weight.shape[1], *between, *sizes)
@@ -57,7 +57,7 @@ class Product(Problem):
 
 @dataclass(frozen=True)
 class TensorProjection(Projection):
-    """qkv_tensor, seen through the cache as `Projection` is."""
+    """A call of qkv_tensor. The result is that of `Projection`."""
 
     @cached_property
     def inputs(self) -> tuple[Numbers, ...]:

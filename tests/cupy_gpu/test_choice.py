@@ -1,4 +1,4 @@
-"""The kernels that choose the next token, against NumPy: its arg-max, its sorting, its Philox."""
+"""The kernels that choose the next token, against NumPy's argmax, sorting and Philox."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,10 +9,10 @@ import pytest
 from emulated_device import EmulatedDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_draws import seeds
 
 from accel.cupy_gpu import launches, sources
 
-seeds = st.integers(0, 2**32 - 1)
 vocabularies = st.one_of(st.integers(1, 70), st.sampled_from((255, 511, 512, 1000, 4097)))
 temperatures = st.sampled_from((0.25, 1.0, 4.0))
 shares = st.sampled_from((1.0, 0.9, 0.5, 0.01))
@@ -21,7 +21,16 @@ ROOM = 3
 
 @dataclass
 class Choosing:
-    """Rows of scores between -3 and 3, of so many values that many are equal, and what is known of a generation that has chosen `before` tokens."""
+    """Scores between -3 and 3, many of them equal, and the state of a generation that has chosen `before` tokens.
+
+    Args:
+        seed: Seed of the scores.
+        rows, vocabulary: Shape of the scores.
+        before: Number of tokens that each row has drawn.
+        some_forbidden: True to forbid 30 % of the tokens.
+        values: Number of different scores.
+        device: The device.
+    """
 
     seed: int
     rows: int
@@ -57,16 +66,16 @@ class Choosing:
 
     @property
     def allowed(self) -> Any:
-        """The scores in float64, -inf where forbidden."""
+        """Scores in float64, -inf for forbidden tokens."""
         return np.where(self.forbidden, -np.inf, self.scores.astype(np.float64))
 
     def uniform(self, row: int) -> float:
-        """NumPy's own number for this draw."""
+        """Return NumPy's random number for this draw."""
         bits = np.random.Philox(key=int(self.keys[row]), counter=self.before)
         return float(np.random.Generator(bits).random())
 
     def check_record(self) -> list[int]:
-        """The tokens, after everything that goes with them is seen to be right."""
+        """Return the chosen tokens, and assert that everything that is recorded with them is right."""
         tokens: list[int] = self.ids.tolist()
         expected = np.full((self.rows, ROOM), -1)
         expected[:, self.before] = tokens
@@ -77,7 +86,7 @@ class Choosing:
 
 
 def top(problem: Choosing, k: int, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Any, Any]:
-    """Runs both kernels: scores and tokens (rows, k)."""
+    """Run top_parts and choose_top, and return the best scores and tokens (rows, k)."""
     device, rows, lists = problem.device, problem.rows, launches.top_lists(problem.vocabulary)
     part_score, part_token = device.empty((rows, lists, k), np.float32), device.empty((rows, lists, k), np.int32)
     score, token = device.empty((rows, k), np.float32), device.empty((rows, k), np.int32)
@@ -101,12 +110,12 @@ def any_of(problem: Choosing, temperature: float, top_p: float) -> None:
 
 
 def weights(scores: Any, temperature: float) -> Any:
-    found = np.exp((scores - scores.max()) / temperature)
-    return found / found.sum()
+    exponentials = np.exp((scores - scores.max()) / temperature)
+    return exponentials / exponentials.sum()
 
 
 def is_drawn(weight: Any, token: int, uniform: float) -> bool:
-    """Whether the cumulative sum of the weights passes the number at this token, give or take what float32 cannot tell."""
+    """True if the cumulative sum of the weights passes the random number at this token, within the accuracy of float32."""
     after = np.cumsum(weight) / weight.sum()
     return weight[token] > 0 and after[token] - weight[token] / weight.sum() - 1e-5 <= uniform <= after[token] + 1e-5
 
@@ -132,9 +141,9 @@ def check_top(problem: Choosing, k: int, temperature: float, top_p: float) -> No
         tokens = best_first(problem, row)[:k]
         weight = weights(problem.allowed[row, tokens], temperature)
         before = np.cumsum(weight) - weight
-        weight[before >= top_p] = 0  # the fewest that reach the share
+        weight[before >= top_p] = 0  # outside of the smallest set that reaches top_p
         if top_p < 1 and abs(before - top_p).min() < 1e-9:
-            continue  # where a sum is the share but for its last bits, either is right
+            continue  # a sum equals top_p up to its last bits, so either set is right
         assert is_drawn(weight, tokens.tolist().index(token), problem.uniform(row))
 
 
@@ -145,17 +154,17 @@ def check_any(problem: Choosing, temperature: float, top_p: float) -> None:
         weight = weights(allowed, temperature)
         better = np.array([weight[allowed > score].sum() for score in allowed])
         assert better[token] < top_p + 1e-5
-        weight[better >= top_p] = 0  # what equals the last one stays
+        weight[better >= top_p] = 0  # tokens that equal the last one are kept
         if abs(better - top_p).min() > 1e-5:
             assert is_drawn(weight, token, problem.uniform(row))
 
 
-# --- every shape -------------------------------------------------------------------------------------------------
+# --- random problems ---------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=15)
 @given(seed=seeds, rows=st.integers(1, 3), vocabulary=vocabularies, k=st.sampled_from((1, 2, 5, 33)))
-def test_the_k_best_tokens_best_first(
+def test_the_k_best_tokens_come_best_first(
     emulator: type[EmulatedDevice], seed: int, rows: int, vocabulary: int, k: int
 ) -> None:
     check_best(Choosing(seed, rows, vocabulary, device=emulator()), k)
@@ -163,7 +172,7 @@ def test_the_k_best_tokens_best_first(
 
 @settings(max_examples=15)
 @given(seed=seeds, vocabulary=vocabularies, k=st.sampled_from((1, 4, 64)), temperature=temperatures, top_p=shares)
-def test_a_draw_among_the_k_best(
+def test_a_draw_among_the_k_best_follows_its_random_number(
     emulator: type[EmulatedDevice], seed: int, vocabulary: int, k: int, temperature: float, top_p: float
 ) -> None:
     check_top(Choosing(seed, 2, vocabulary, device=emulator()), k, temperature, top_p)
@@ -171,7 +180,7 @@ def test_a_draw_among_the_k_best(
 
 @settings(max_examples=15)
 @given(seed=seeds, vocabulary=vocabularies, temperature=temperatures, top_p=shares, masked=st.booleans())
-def test_a_draw_among_all(
+def test_a_draw_among_all_follows_its_random_number(
     emulator: type[EmulatedDevice], seed: int, vocabulary: int, temperature: float, top_p: float, masked: bool
 ) -> None:
     check_any(Choosing(seed, 2, vocabulary, 0, masked, device=emulator()), temperature, top_p)
@@ -183,15 +192,15 @@ def test_draws_have_the_frequencies_of_their_weights(emulator: type[EmulatedDevi
     expected = 400 * weights(problem.scores[0].astype(np.float64), 1.0)
     for draw in (lambda: any_of(problem, 1.0, 1.0), lambda: top(problem, 6)):
         draw()
-        seen = np.bincount(problem.ids, minlength=6)
+        counts = np.bincount(problem.ids, minlength=6)
         problem.drawn[:] = 1
-        assert seen[4] == 0
-        assert (np.abs(seen - expected) <= 4 * np.sqrt(expected) + 1).all()
+        assert counts[4] == 0
+        assert (np.abs(counts - expected) <= 4 * np.sqrt(expected) + 1).all()
 
 
 @pytest.mark.parametrize("broken", [np.nan, -np.inf])
-def test_scores_that_are_no_numbers_give_a_token_all_the_same(emulator: type[EmulatedDevice], broken: float) -> None:
-    """The head says that they are none (`broken`); the next step must still find a row of the embedding."""
+def test_nan_scores_still_give_a_valid_token(emulator: type[EmulatedDevice], broken: float) -> None:
+    """The LM head reports them in `broken`, but the next step must still find a row of the embedding."""
     for k in (None, 1, 8):
         problem = Choosing(1, 2, 50, device=emulator())
         problem.scores[:] = broken
@@ -202,12 +211,12 @@ def test_scores_that_are_no_numbers_give_a_token_all_the_same(emulator: type[Emu
         assert problem.check_record() == [0, 0]
 
 
-def test_lists_are_as_many_as_can_be_merged() -> None:
-    found = {size: launches.top_lists(size) for size in (1, 256, 4096, 50_000, 250_880, 10**7)}
-    assert found == {1: 8, 256: 8, 4096: 16, 50_000: 192, 250_880: 256, 10**7: 256}
+def test_there_are_at_most_as_many_lists_as_can_be_merged() -> None:
+    lists = {size: launches.top_lists(size) for size in (1, 256, 4096, 50_000, 250_880, 10**7)}
+    assert lists == {1: 8, 256: 8, 4096: 16, 50_000: 192, 250_880: 256, 10**7: 256}
 
 
-# --- planted faults ----------------------------------------------------------------------------------------------
+# --- known mistakes ----------------------------------------------------------------------------------------------
 
 BEST, TOP, ANY = (
     partial(check_best, k=33),
@@ -215,15 +224,15 @@ BEST, TOP, ANY = (
     partial(check_any, temperature=4.0, top_p=0.5),
 )
 FAULTS = {
-    "the token that was taken is found again": ("taken.is_better_than(row[n], n) &&", "!(row[n] > taken.score) &&", BEST),
+    "the token that was taken is taken again": ("taken.is_better_than(row[n], n) &&", "!(row[n] > taken.score) &&", BEST),
     "equal scores are lost": ("taken.is_better_than(row[n], n) &&", "row[n] < taken.score &&", BEST),
-    "the last token of a share left out": ("n < last; n += WARP", "n < last - 1; n += WARP", BEST),
+    "the last token of a chunk left out": ("n < last; n += WARP", "n < last - 1; n += WARP", BEST),
     "forbidden tokens among the best": ("!(forbidden && forbidden[n])) mine", "true) mine", BEST),
-    "a list that does not go on": ("best.token == head.token) ++at", "best.token == head.token) at += 2", BEST),
+    "a list that skips a token": ("best.token == head.token) ++at", "best.token == head.token) at += 2", BEST),
     "no barrier before the lists of the warps are merged": ("    __syncthreads();\n    if (warp > 0) return;", "    if (warp > 0) return;", BEST),
-    "the weights read before they are there": ("    __syncwarp();\n    if (lane > 0) return;", "    if (lane > 0) return;", TOP),
+    "weights read before they are written": ("    __syncwarp();\n    if (lane > 0) return;", "    if (lane > 0) return;", TOP),
     "temperature forgotten": (") / temperature)", "))", partial(TOP, temperature=0.01, top_p=1.0)),
-    "the last token of the share left out": ("top_p_total < top_p * total", "top_p_total + weights[count] < top_p * total", partial(TOP, top_p=0.02)),
+    "the last token of the top-p set left out": ("top_p_total < top_p * total", "top_p_total + weights[count] < top_p * total", partial(TOP, top_p=0.02)),
     "another key schedule": ("k1 += 0xBB67AE8584CAA73Bull", "k1 += 0xBB67AE8584CAA73Aull", TOP),
     "the counter of the draw before": ("c0 = number + 1", "c0 = number", TOP),
     "the highest digit alone": ("shift >= 0 && top_p < 1", "shift >= 28 && top_p < 1", ANY),
@@ -235,7 +244,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_planted_fault_is_found(emulator: type[EmulatedDevice], name: str) -> None:
+def test_a_known_mistake_is_detected(emulator: type[EmulatedDevice], name: str) -> None:
     old, new, run = FAULTS[name]
     assert old in sources.source("choice")
     several_warps_merge = "warps are merged" in name
@@ -243,6 +252,6 @@ def test_a_planted_fault_is_found(emulator: type[EmulatedDevice], name: str) -> 
     problem = partial(Choosing, rows=3, vocabulary=vocabulary, values=values)
     for seed in (1, 2, 3):
         run(problem(seed, device=emulator(seed=seed)))
-    with pytest.raises(AssertionError):  # noqa: PT012  # any draw may be the one that shows it
+    with pytest.raises(AssertionError):  # noqa: PT012  # any draw may be the one that detects it
         for seed in (1, 2, 3):
             run(problem(seed, device=emulator(seed=seed, change=lambda text: text.replace(old, new))))

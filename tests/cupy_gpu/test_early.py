@@ -1,6 +1,6 @@
-"""Kernels that start beside the one before them: nothing is read before they wait, and every thread of them waits.
+"""Programmatic dependent launch: a kernel reads nothing before it waits, and every thread waits.
 
-In a replay the emulated device lets a kernel run as far as it comes before the one before it has begun, by chance.
+In a replay, the emulated device lets a kernel, at random, run as far as it can before the preceding one has begun.
 """
 
 import re
@@ -20,21 +20,21 @@ WAIT = "    start_early();\n    const T* const row = x +"
 
 
 def two_norms(device: EmulatedDevice) -> bytes:
-    """Bits of LN(LN(x)), of two kernels launched one by one and then replayed over other memory."""
+    """Return the bits of LN(LN(x)), from two kernels that are launched one by one and then replayed with other memory."""
     x = device.upload(np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32))
-    gain, found = device.upload(np.full(WIDTH, 1.5, np.float32)), []
+    weight, results = device.upload(np.full(WIDTH, 1.5, np.float32)), []
     for run in (lambda work: work(), lambda work: device.capture(work)()):
         once, twice = (device.empty(x.shape, x.dtype) for _ in range(2))
         launch = launches.layer_norm("float32", len(x))
 
         def work(once: object = once, twice: object = twice, launch: Launch = launch) -> None:
-            device.launch(launch, x, gain, gain, 1e-5, once, WIDTH)
-            device.launch(launch, once, gain, gain, 1e-5, twice, WIDTH)
+            device.launch(launch, x, weight, weight, 1e-5, once, WIDTH)
+            device.launch(launch, once, weight, weight, 1e-5, twice, WIDTH)
 
         run(work)
-        found.append(twice.tobytes())
-    assert found[0] == found[1]
-    return found[0]
+        results.append(twice.tobytes())
+    assert results[0] == results[1]
+    return results[0]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -44,7 +44,7 @@ def test_a_replay_has_the_bits_of_launches_one_by_one(emulator: type[EmulatedDev
 
 
 def late(text: str) -> str:
-    """The wait behind the first read."""
+    """Move the wait after the first read."""
     return re.sub(
         r"(const T\* const row = x \+[^;]*;\n    Acc<T> mean\[1\], inverse\[1\];\n    moments[^;]*;\n)",
         r"\1    start_early();\n",
@@ -60,7 +60,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("plant", FAULTS.values(), ids=FAULTS)
-def test_a_planted_fault_is_found(emulator: type[EmulatedDevice], plant: Callable[[str], str]) -> None:
+def test_a_known_mistake_is_detected(emulator: type[EmulatedDevice], plant: Callable[[str], str]) -> None:
     assert plant(sources.source("rows")) != sources.source("rows")
 
     def try_all() -> None:

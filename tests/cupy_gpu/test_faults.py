@@ -1,7 +1,10 @@
-"""Mistakes planted in the kernels, each by an edit of their text: every one must be found by a problem that the right text passes.
+"""Known mistakes in the kernels, each an edit of their source.
 
-Barriers, waits and fences are taken out, lanes and columns are off by one, a split or a mask is forgotten. A fault is found when
-some order of blocks and threads breaks the budget of the error or a rule of the emulator.
+A problem that the correct source passes must detect each of them.
+
+Barriers, waits and fences are removed, lanes and columns are off by one, a split or a mask is ignored. A mistake is
+detected if, for some order of thread blocks and threads, the error exceeds the budget or a rule of the emulator is
+broken.
 """
 
 from dataclasses import dataclass
@@ -22,7 +25,15 @@ SEEDS = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Fault:
-    """`old` occurs in `module`; `new` stands in its place, `count` times (0: wherever it occurs)."""
+    """A mistake.
+
+    Args:
+        name: Description.
+        module: Module of the kernel.
+        old, new: Text of the source, and its replacement.
+        problem: Problem that detects the mistake.
+        count: Number of occurrences that are replaced, 0 for all.
+    """
 
     name: str
     module: str
@@ -55,7 +66,7 @@ LONG_TENSOR, MORE_TENSOR = (
 HEAD = Head("bfloat16", 5, 3, 264, 129)
 GROUPS_UP, GROUPS_HEAD = Up("float32", 5, 17, 40, 24), Head("float32", 5, 17, 40, 24)
 GROUPS_DOWN = Down("float16", 5, 33, 40, 24, 4, True)
-GROUPS_QKV = Projection("float32", 5, 5, 7, 2, 8, 2, True)  # no group begins with a sequence but the first
+GROUPS_QKV = Projection("float32", 5, 5, 7, 2, 8, 2, True)  # only the first group begins with a sequence
 QKV = Projection("bfloat16", 5, 3, 1, 3, 80, 2, True)
 SPLIT = Projection("float16", 5, 2, 3, 3, 20, 2)
 NORM, RAGGED = Norm("float32", 5, 3, 264), Norm("bfloat16", 5, 3, 41)
@@ -68,23 +79,23 @@ FAULTS = (
     Fault("the unbiased variance", "rows", "inverse[r] / width", "inverse[r] / (width - 1)", NORM),
     Fault("epsilon forgotten", "rows", " + A(epsilon)", "", Norm("float32", 5, 3, 264, True)),
     Fault("a rounded GELU constant", "rows", "0.044715", "0.0447", Activation("float32", 5)),
-    Fault("the residual form ignored", "rows", "if (ln_weight) residual", "if (false) residual", Residual("bfloat16", 5, post_norm=True)),
+    Fault("the post-layernorm residual ignored", "rows", "if (ln_weight) residual", "if (false) residual", Residual("bfloat16", 5, post_norm=True)),
     Fault("queries, keys and values in three blocks", "rows", "head(n / (3 * head_width)), part(n / head_width % 3)", "head(n / head_width % 3), part(n / (3 * head_width))", SPLIT),
     Fault("the cache written one column late", "rows", "column = *start + blockIdx.x % time", "column = *start + 1 + blockIdx.x % time", SPLIT),
     Fault("the query sees the next column", "attention", "view.column + 1;\n    const auto state", "view.column + 2;\n    const auto state", ROWS),
     Fault("the query does not see itself", "attention", "view.column + 1;\n    const auto state", "view.column;\n    const auto state", ROWS),
     Fault("the mask of the keys forgotten", "attention", "visible[u] = key < last && !(view.is_real && !view.is_real[key])", "visible[u] = key < last", ROWS),
-    Fault("a padded query that attends", "attention", "return is_real && !is_real[column]", "return false", ROWS),
+    Fault("a query in padding that attends", "attention", "return is_real && !is_real[column]", "return false", ROWS),
     Fault("the mask of another row", "attention", "is_real + size_t(batch) * capacity", "is_real", ROWS),
     Fault("the distance of the first key of each group", "attention", "+ group - view.column", "- view.column", GROUPS),
     Fault("lane groups not merged", "attention", "lanes < WARP; lanes *= 2", "lanes < WARP / 2; lanes *= 2", GROUPS),
-    Fault("the sum not brought to the new peak", "attention", "sum[i] *= factor", "sum[i] *= 1", ROWS),
-    Fault("only the first piece of each lane", "attention", "if (visible[u] && k < view.stride)", "if (visible[u] && c == 0)", SEVERAL_LOADS),
+    Fault("the sum not rescaled to the new running max", "attention", "sum[i] *= factor", "sum[i] *= 1", ROWS),
+    Fault("only the first chunk of each lane", "attention", "if (visible[u] && k < view.stride)", "if (visible[u] && c == 0)", SEVERAL_LOADS),
     Fault("a split lost", "attention", "for (int i = 0; i < count; ++i) {", "for (int i = 0; i < count - (count != 4); ++i) {", DECODE),
-    Fault("a share rounded down", "attention", "keys_per_split = (visible + splits - 1) / splits", "keys_per_split = visible / splits", DECODE),
+    Fault("keys per split rounded down", "attention", "keys_per_split = (visible + splits - 1) / splits", "keys_per_split = visible / splits", DECODE),
     Fault("no barrier before the warps are merged", "attention", "    __syncthreads();\n\n    float* const mine", "    float* const mine", DECODE),
-    Fault("merged before the last block has arrived", "attention", "== splits - 1", "== splits - 2", DECODE),
-    Fault("the arrivals not counted back to zero", "attention", "arrival_counter[pair] = 0", "(void)0", DECODE),
+    Fault("merged before the last block has finished", "attention", "== splits - 1", "== splits - 2", DECODE),
+    Fault("the arrival counter not reset", "attention", "arrival_counter[pair] = 0", "(void)0", DECODE),
     Fault("copies not waited for", "flash", "wait_for_copies<STAGES - 1>();", "", FLASH),
     Fault("the wait one group short", "flash", "wait_for_copies<STAGES - 1>()", "wait_for_copies<STAGES>()", FLASH),
     Fault("no barrier behind the copies", "flash", "        wait_for_copies<STAGES - 1>();\n        __syncthreads();", "        wait_for_copies<STAGES - 1>();", FLASH),
@@ -105,16 +116,16 @@ FAULTS = (
     Fault("no barrier before the keys are read", "tiled", "__syncthreads();  // the keys", "// the keys", TILED),
     Fault("no barrier before the values are read", "tiled", "__syncthreads();  // the values", "// the values", TILED),
     Fault("the same keys again", "tiled", "(key_tile, keys, head_stride, first + KEYS", "(key_tile, keys, head_stride, first", TILED),
-    Fault("a tile of keys out of turn", "tiled", "SWIZZLED ? k ^ swizzle<WIDTH>(row) : k", "k", TILED),
+    Fault("a tile of keys that is not swizzled", "tiled", "SWIZZLED ? k ^ swizzle<WIDTH>(row) : k", "k", TILED),
     Fault("the future is seen", "tiled", "exists && of <= column + 8 * i", "exists", TILED),
     Fault("the mask of the keys forgotten by tiles", "tiled", "exists && of <= column + 8 * i", "of <= column + 8 * i", TILED),
     Fault("a tile at the diagonal taken for the past", "tiled", "first_column + 1)", "first_column + QUERIES)", TILED_DENSE),
     Fault("one distance for all keys of a lane", "tiled", "LANES_PER_QUERY * j - 8 * i", "-8 * i", TILED_DENSE),
-    Fault("the sums not brought to the new peaks", "tiled", "sum[i][m] *= factor", "sum[i][m] *= 1", TILED_DENSE),
-    Fault("the totals not brought to the new peaks", "tiled", "total[i] *= factor", "total[i] *= 1", TILED_DENSE),
-    Fault("peaks of half the lanes", "tiled", "lanes < WARP; lanes *= 2) new_max", "lanes < WARP / 2; lanes *= 2) new_max", TILED_DENSE),
+    Fault("the sums not rescaled to the new running max", "tiled", "sum[i][m] *= factor", "sum[i][m] *= 1", TILED_DENSE),
+    Fault("the totals not rescaled to the new running max", "tiled", "total[i] *= factor", "total[i] *= 1", TILED_DENSE),
+    Fault("the running max of half the lanes", "tiled", "lanes < WARP; lanes *= 2) new_max", "lanes < WARP / 2; lanes *= 2) new_max", TILED_DENSE),
     Fault("totals of half the lanes", "tiled", "lanes < WARP; lanes *= 2) all", "lanes < WARP / 2; lanes *= 2) all", TILED_DENSE),
-    Fault("a padded query that sums values", "tiled", "is_real && !is_real[first_column + query_row]", "false", TILED),
+    Fault("a query in padding that sums values", "tiled", "is_real && !is_real[first_column + query_row]", "false", TILED),
     Fault("the mask of the first row for all", "tiled", "is_real += size_t(batch) * capacity", "(void)0", TILED),
     Fault("queries beyond the last", "tiled", "query_row >= count", "query_row > count", TILED_RAGGED),
     Fault("channels beyond the head", "tiled", "if (k < head_width) context", "context", TILED_RAGGED),
@@ -123,7 +134,7 @@ FAULTS = (
     Fault("a warp's share of the tiles lost", "tensor", "part < splits; ++part", "part < splits - 1; ++part", TENSOR),
     Fault("the last step of the tiles left out", "tensor", "if (step >= width) break;", "if (step + STEP >= width) break;", TENSOR),
     Fault("the weights of a step taken for the next", "tensor", "now[t] = prefetched[d][t]", "now[t] = prefetched[0][t]", TENSOR),
-    Fault("weights of a later step asked for too soon", "tensor", "weights.load(step + turn", "weights.load(step + weights.apart", LONG_TENSOR),
+    Fault("weights of a later step loaded too early", "tensor", "weights.load(step + turn", "weights.load(step + weights.apart", LONG_TENSOR),
     Fault("the first weights of further tiles forgotten", "tensor", "            weights.load_first(prefetched);\n        }", "        }", MORE_TENSOR),
     Fault("halves of a load exchanged in one factor", "tensor", "left, b.x, b.y", "left, b.z, b.w", TENSOR),
     Fault("the upper half of a tile of weights twice", "tensor", "{low.x, high.x, low.y, high.y}", "{high.x, high.x, high.y, high.y}", TENSOR),
@@ -133,7 +144,7 @@ FAULTS = (
     Fault("no barrier before the next products", "matvec", "        __syncthreads();  // the scratch", "        // the scratch", MORE),
     Fault("a warp's share of the products lost", "matvec", "part < splits; ++part", "part < splits - 1; ++part", UP),
     Fault("the last load of a row left out", "matvec", "if (k >= lane.width) break;", "if (k + N >= lane.width) break;", UP),
-    Fault("weights of a later turn asked for too soon", "matvec", "lane.load(k + TURNS * lane.apart", "lane.load(k + lane.apart", LONG),
+    Fault("weights of a later turn loaded too early", "matvec", "lane.load(k + TURNS * lane.apart", "lane.load(k + lane.apart", LONG),
     Fault("the first weights of further outputs forgotten", "matvec", "(matrix, base + apart);", "(matrix, base);", MORE),
     Fault("row 8 onwards left out", "matvec", "if (r >= rows) break;\n                float x[N]", "if (r >= rows || r >= 8) break;\n                float x[N]", MANY_ROWS),
     Fault("the last outputs left out", "matvec", "row < rows && n < outputs", "row < rows && n + 4 < outputs", UP),
@@ -157,9 +168,9 @@ FAULTS = (
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_found(emulator: type[EmulatedDevice], fault: Fault) -> None:
+def test_a_known_mistake_is_detected(emulator: type[EmulatedDevice], fault: Fault) -> None:
     assert fault.old in sources.source(fault.module)
     check(fault.problem, emulator())
-    with pytest.raises(AssertionError):  # noqa: PT012  # any order of threads may be the one that shows it
+    with pytest.raises(AssertionError):  # noqa: PT012  # any order of threads may be the one that detects it
         for seed in SEEDS:
             check(fault.problem, emulator(seed=seed, change=fault.plant))

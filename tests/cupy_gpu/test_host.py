@@ -1,4 +1,7 @@
-"""The host's side of a call: pieces, memory before allocation, arrays of other libraries. The kernels are emulated."""
+"""Host code of a call: chunks, kernel sequences, memory estimates, arrays of other libraries.
+
+The kernels are emulated.
+"""
 
 import weakref
 from typing import Any
@@ -23,7 +26,7 @@ FLOAT32 = POLICIES["float32"]
 
 
 class Small(EmulatedDevice):
-    """A device of so many free bytes."""
+    """A device with `free` bytes of free memory."""
 
     def __init__(self, free: int = 1 << 30, arch: int = 90) -> None:
         super().__init__(arch, seed=0)
@@ -88,12 +91,12 @@ def test_one_step_serves_caches_of_several_sizes() -> None:
     case = strategies.Float32Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
     prepared, facts = prepare(Small()), Step.at(0, case.is_real)
     x = prepared.embed(case.token_ids)
-    found = [prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, p), facts)) for p in (5, 9)]
-    assert found[0].tobytes() == found[1].tobytes()
+    few, many = (prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, p), facts)) for p in (5, 9))
+    assert few.tobytes() == many.tobytes()
 
 
 @pytest.mark.usefixtures("emulator")
-def test_the_last_position_is_scored_alone() -> None:
+def test_logits_of_the_last_position_are_the_same_alone() -> None:
     prepared, x = prepare(Small()), np.random.default_rng(0).standard_normal((2, 5, 48)).astype(np.float32)
     everything, last = (prepared.logits(prepared.from_host(x), only) for only in (False, True))
     assert last.shape == (2, 1, 40)
@@ -118,8 +121,8 @@ def test_the_last_position_is_scored_alone() -> None:
         (1, 1, "float64", "layer_norm qkv_split attention_rows bias_residual layer_norm bias_gelu bias_residual"),
     ],
 )
-def test_the_kernels_of_a_block(batch: int, time: int, policy: str, expected: str) -> None:
-    """docs/cupy.md shows the three paths; no width here is one that the tensor-core products take."""
+def test_a_block_runs_the_kernels_of_its_path(batch: int, time: int, policy: str, expected: str) -> None:
+    """docs/cupy.md shows the three paths. The tensor-core kernels do not support the widths here."""
     run_block(CONFIG, batch, time, policy, expected)
 
 
@@ -127,13 +130,15 @@ def test_the_kernels_of_a_block(batch: int, time: int, policy: str, expected: st
 @pytest.mark.parametrize(
     ("time", "last_only", "expected"), [(1, False, ["head_matvec"]), (2, True, ["head_matvec"]), (2, False, [])]
 )
-def test_scores_of_one_position_a_sequence_are_those_of_a_step(time: int, last_only: bool, expected: list[str]) -> None:
+def test_logits_of_one_position_per_sequence_are_those_of_a_step(
+    time: int, last_only: bool, expected: list[str]
+) -> None:
     device = Small()
     prepared, x = prepare(device), np.random.default_rng(0).standard_normal((17, time, 48)).astype(np.float32)
-    found = prepared.logits(prepared.from_host(x), last_only)
+    logits = prepared.logits(prepared.from_host(x), last_only)
     assert [name.split("<")[0] for name in device.launched] == expected
     few = prepared.logits(prepared.from_host(x[8:10]), last_only)  # the last row of a group, the first of the next
-    np.testing.assert_allclose(found[8:10], few, rtol=0, atol=0 if expected else 1e-5)
+    np.testing.assert_allclose(logits[8:10], few, rtol=0, atol=0 if expected else 1e-5)
 
 
 @pytest.mark.usefixtures("emulator")
@@ -149,8 +154,10 @@ def test_scores_of_one_position_a_sequence_are_those_of_a_step(time: int, last_o
         (17, 1, "float32", 90, None),
     ],
 )
-def test_when_products_are_on_tensor_cores(batch: int, time: int, policy: str, arch: int, tensor: str | None) -> None:
-    """5 to 64 positions of whole widths in 16 bits."""
+def test_products_use_tensor_cores_in_16_bits_and_for_5_to_64_rows(
+    batch: int, time: int, policy: str, arch: int, tensor: str | None
+) -> None:
+    """Widths must be multiples of 8, and the residual pre-layernorm."""
     device, config = Small(arch=arch), CONFIG.replace(intermediate_dim=40, num_layers=1)
     prepared = prepare(device, policy, config)
     device.launched.clear()
@@ -173,7 +180,7 @@ def test_when_products_are_on_tensor_cores(batch: int, time: int, policy: str, a
         (136, "float32", "attention_rows"),
     ],
 )
-def test_heads_wider_than_the_tiles_take(head_width: int, policy: str, attention: str) -> None:
+def test_heads_wider_than_the_tiles_use_the_plain_kernel(head_width: int, policy: str, attention: str) -> None:
     config = CONFIG.replace(num_heads=1, hidden_dim=head_width)
     rest = "bias_residual layer_norm bias_gelu bias_residual"
     run_block(config, 1, 17, policy, f"layer_norm qkv_split {attention} {rest}")
@@ -190,14 +197,14 @@ def run_block(config: BloomConfig, batch: int, time: int, policy: str, expected:
 @pytest.mark.usefixtures("emulator")
 def test_one_step_serves_two_devices() -> None:
     case = strategies.Float32Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
-    facts, found = Step.at(0, case.is_real), []
+    facts, results = Step.at(0, case.is_real), []
     for name in ("GPU 0", "GPU 1"):
         device = Small()
         device.name = name
         prepared = prepare(device)
         x = prepared.embed(case.token_ids)
-        found.append(prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, 5), facts)).tobytes())
-    assert found[0] == found[1]
+        results.append(prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, 5), facts)).tobytes())
+    assert results[0] == results[1]
     assert len(facts.derived) == 2
 
 
@@ -215,11 +222,11 @@ def test_the_split_k_buffers_are_large_enough_for_every_chunk(heads: int, rows: 
         assert (part.partials, part.arrival_counter) <= (whole.partials, whole.arrival_counter)
 
 
-# --- memory, before it is allocated ------------------------------------------------------------------------------
+# --- memory estimates --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_cache_that_fits_and_one_that_does_not(policy: str) -> None:
+def test_a_cache_that_fits_is_allocated_and_a_larger_one_is_refused(policy: str) -> None:
     device, names = Small(), POLICIES[policy]
     prepared = prepare(device, policy)
     device.free = (
@@ -241,7 +248,7 @@ def test_a_cache_that_fits_and_one_that_does_not(policy: str) -> None:
 
 
 def test_a_whole_generation_is_refused_before_anything_is_allocated() -> None:
-    from bloomref.runtime.engine import Engine, EngineCache  # the caller's side
+    from bloomref.runtime.engine import Engine, EngineCache
 
     engine = Engine.__new__(Engine)
     engine.prepared = prepare(Small(free=500_000))
@@ -251,18 +258,18 @@ def test_a_whole_generation_is_refused_before_anything_is_allocated() -> None:
 
 
 class Counting(EmulatedDevice):
-    """Counts the bytes that were asked for and are still held."""
+    """Counts the bytes that are allocated, and their peak."""
 
     def __init__(self) -> None:
         super().__init__(seed=0)
         self.held = self.peak = 0
 
     def empty(self, shape: Any, dtype: Any) -> Any:
-        made = super().empty(shape, dtype)
-        self.held += made.nbytes
+        array = super().empty(shape, dtype)
+        self.held += array.nbytes
         self.peak = max(self.peak, self.held)
-        weakref.finalize(made.base, self._drop, made.nbytes)  # views of it keep the base, not the array
-        return made
+        weakref.finalize(array.base, self._drop, array.nbytes)  # views keep the base alive, not the array
+        return array
 
     def _drop(self, nbytes: int) -> None:
         self.held -= nbytes
@@ -271,7 +278,7 @@ class Counting(EmulatedDevice):
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("policy", ["float64", "float32", "float16"])
 @pytest.mark.parametrize(("batch", "time"), [(3, 1), (20, 1), (2, 40)])
-def test_what_a_call_takes_was_known_before(
+def test_a_call_allocates_what_was_estimated(
     monkeypatch: pytest.MonkeyPatch, policy: str, batch: int, time: int
 ) -> None:
     monkeypatch.setattr(memory, "CHUNK_ROWS", 32)
@@ -293,8 +300,8 @@ def test_what_a_call_takes_was_known_before(
 
 
 @pytest.mark.parametrize("name", ["bloom_560m_multi", "bloom_7b_multi"])
-def test_the_bytes_of_real_models(name: str) -> None:
-    """2 bytes a parameter, 4 for the few vectors; 2 L D numbers a cached position."""
+def test_the_estimates_for_real_models_are_those_of_their_dimensions(name: str) -> None:
+    """2 bytes per parameter, 4 for the few vectors; 2 L D numbers per cached position."""
     from bloomref.params import count_params
     from bloomref.presets.preset_registry import PRESETS
 
@@ -311,7 +318,7 @@ def test_the_bytes_of_real_models(name: str) -> None:
 
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("policy", ["float64", "float32", "float16"])
-def test_dlpack_in_and_out(policy: str) -> None:
+def test_hidden_states_are_imported_and_exported_without_a_copy(policy: str) -> None:
     prepared, names = prepare(Small(), policy), POLICIES[policy]
     theirs = np.random.default_rng(0).standard_normal((2, 3, 48)).astype(names.compute_dtype)
     x = prepared.from_dlpack(theirs)
@@ -330,6 +337,6 @@ def test_dlpack_in_and_out(policy: str) -> None:
     [np.zeros((2, 48), np.float32), np.zeros((1, 2, 47), np.float32), np.zeros((1, 2, 48)), np.zeros((1, 2, 96), np.float32)[..., ::2]],
     ids=["no batch", "another width", "another dtype", "strided"],
 )  # fmt: skip
-def test_an_array_that_is_no_hidden_state_is_refused(array: Any) -> None:
+def test_an_array_of_another_shape_or_dtype_is_refused(array: Any) -> None:
     with pytest.raises(InvalidInput, match=r"^x: expected a contiguous float32 array of shape \(B, T, 48\), got "):
         prepare(Small()).from_dlpack(array)

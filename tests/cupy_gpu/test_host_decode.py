@@ -1,6 +1,7 @@
-"""Whole decoding steps: the same numbers as block by block, captured once, over memory that stays. The kernels are emulated.
+"""Decoding steps: the bits of the blocks, one capture, persistent buffers. The kernels are emulated.
 
-The emulated device refuses anything but launches in a capture, and a graph of its knows where arrays were, not that they are held.
+The emulated device refuses anything but launches in a capture, and its graphs reference arrays weakly, as those of CUDA
+do.
 """
 
 import gc
@@ -31,12 +32,12 @@ pytestmark = pytest.mark.usefixtures("emulator")
 
 
 def prepare(policy: str = "float32", device: Any = None, params: Any = CASE.params, config: Any = CONFIG) -> Any:
-    found = device or EmulatedDevice(seed=0)
-    return CupyBackend("cupy", lambda: found).prepare(params, config, POLICIES[policy])
+    device = device or EmulatedDevice(seed=0)
+    return CupyBackend("cupy", lambda: device).prepare(params, config, POLICIES[policy])
 
 
 def blocks(prepared: CupyPrepared, cache: Any, start: int, stop: int, real: Any) -> Any:
-    """The logits behind column stop - 1, block by block."""
+    """Return the logits after column stop - 1, computed block by block."""
     x, facts = prepared.embed(CASE.token_ids[:, start:stop]), Step.at(start, real[:, :stop])
     for layer in range(prepared.config.num_layers):
         x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
@@ -55,8 +56,8 @@ def steps(prepared: CupyPrepared, cache: Any, start: int, stop: int, real: Any) 
 @pytest.mark.clause("BKD-17")
 @pytest.mark.parametrize("real", [REAL, CASE.is_real], ids=["dense", "padded"])
 @pytest.mark.parametrize("policy", ["float64", "float32", "bfloat16", "float16"])
-def test_a_step_is_the_blocks(policy: str, real: Any) -> None:
-    """At every position: it is read from the device's memory, by the one graph that there is."""
+def test_a_step_has_the_bits_of_the_blocks(policy: str, real: Any) -> None:
+    """This holds at every position, although one graph serves them all."""
     prepared = prepare(policy)
     assert isinstance(prepared, SupportsWholeStep)
     caches = [prepared.new_cache(3, 70) for _ in range(2)]
@@ -79,7 +80,7 @@ def test_one_capture_serves_every_position(monkeypatch: pytest.MonkeyPatch) -> N
     device.launched.clear()
     steps(prepared, cache, 0, 12, REAL)
     each = len(device.launched) // 12
-    assert captures == [each]  # behind the first step, which was launched kernel by kernel
+    assert captures == [each]  # after the first step, which was launched kernel by kernel
     assert device.launched == device.launched[:each] * 12
     expected = [
         "embed_norm",
@@ -91,34 +92,34 @@ def test_one_capture_serves_every_position(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_graph_lives_as_long_as_its_cache_and_no_longer() -> None:
     prepared = prepare()
     cache = prepared.new_cache(3, 12)
-    found = steps(prepared, cache, 0, 6, CASE.is_real)
+    first = steps(prepared, cache, 0, 6, CASE.is_real)
     gc.collect()
-    assert steps(prepared, cache, 0, 6, CASE.is_real) == found
+    assert steps(prepared, cache, 0, 6, CASE.is_real) == first
     chosen = cache.select(np.array([0, 1, 2]))
     assert chosen.decode_steps == chosen.choosing_steps == {}
     replay = next(iter(cache.decode_steps.values()))._replay
     del cache
     gc.collect()
-    with pytest.raises(AssertionError, match="memory that nobody holds"):
+    with pytest.raises(AssertionError, match="memory that was freed"):
         replay()
 
 
 def test_without_graphs_the_same_kernels_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+    results = []
     for graphs in (True, False):
         monkeypatch.setattr(CupyPrepared, "graphs", graphs)
         device = EmulatedDevice(seed=0)
         prepared = prepare("bfloat16", device)
         monkeypatch.setattr(device, "capture", device.capture if graphs else None)
-        found.append((steps(prepared, prepared.new_cache(3, 12), 0, 12, REAL), device.launched))
-    assert found[0] == found[1]
+        results.append((steps(prepared, prepared.new_cache(3, 12), 0, 12, REAL), device.launched))
+    assert results[0] == results[1]
 
 
 def scores_behind_one_token(prepared: CupyPrepared, ids: Any) -> Any:
     return prepared.step(ids, prepared.new_cache(len(ids), 3), Step.at(0, np.ones((len(ids), 1), bool)))
 
 
-def test_more_rows_than_a_graph_has_go_through_products() -> None:
+def test_more_rows_than_a_graph_supports_use_cublas() -> None:
     device = EmulatedDevice(seed=0)
     prepared = prepare(device=device)
     ids = np.arange(65) % 40
@@ -129,7 +130,7 @@ def test_more_rows_than_a_graph_has_go_through_products() -> None:
 
 
 @pytest.mark.parametrize("rows", [17, 33, 64])
-def test_a_row_of_a_group_is_what_it_is_alone(rows: int) -> None:
+def test_a_row_has_the_same_bits_in_a_group_and_alone(rows: int) -> None:
     prepared, ids = prepare(), np.arange(rows) % 40
     scores = scores_behind_one_token(prepared, ids)
     for first in (0, 15, rows - 2):
@@ -191,16 +192,16 @@ def test_twenty_rows_are_a_graph(policy: str, arch: int, config: BloomConfig, ke
 @pytest.mark.parametrize(
     ("batch", "policy", "config"), [(1, "float32", CONFIG), (64, "float32", CONFIG), (40, "float16", WHOLE)]
 )
-def test_what_steps_hold_was_known_before(batch: int, policy: str, config: BloomConfig) -> None:
+def test_steps_allocate_at_most_what_was_estimated(batch: int, policy: str, config: BloomConfig) -> None:
     device = EmulatedDevice(seed=0)
     held = 0
     empty = device.empty
 
     def counting(shape: Any, dtype: Any) -> Any:
         nonlocal held
-        made = empty(shape, dtype)
-        held += made.nbytes
-        return made
+        array = empty(shape, dtype)
+        held += array.nbytes
+        return array
 
     device.empty = counting  # type: ignore[method-assign]
     prepared = prepare(policy, device, strategies.Float32Case(config, seed=2).params, config)
@@ -215,16 +216,16 @@ def test_what_steps_hold_was_known_before(batch: int, policy: str, config: Bloom
 
 
 def continued(prepared: CupyPrepared, choice: Choice, cuts: tuple[int, ...], real: Any = REAL) -> Any:
-    """(3, 6) tokens behind four columns, in calls of so many; and the cache."""
-    cache, ids, found = prepared.new_cache(3, 12), CASE.token_ids[:, 4], []
+    """Return 6 tokens per row after four columns, chosen in calls of `cuts` tokens each, and the cache."""
+    cache, ids, parts = prepared.new_cache(3, 12), CASE.token_ids[:, 4], []
     blocks(prepared, cache, 0, 4, real)
     start = 4
     for count in cuts:
         here = Choice(choice.temperature, choice.top_k, choice.top_p, choice.forbidden, choice.seeds, start - 4)
         known = np.concatenate([real[:, :4], np.ones((3, start - 3), bool)], 1)
-        found.append(prepared.tokens(ids, cache, Step.at(start, known), here, count))
-        ids, start = found[-1][:, -1], start + count
-    return np.concatenate(found, 1), cache
+        parts.append(prepared.tokens(ids, cache, Step.at(start, known), here, count))
+        ids, start = parts[-1][:, -1], start + count
+    return np.concatenate(parts, 1), cache
 
 
 @pytest.mark.clause("BKD-18", "GEN-1")
@@ -254,7 +255,7 @@ CHOICES = {
 
 @pytest.mark.clause("BKD-18")
 @pytest.mark.parametrize("name", CHOICES)
-def test_tokens_do_not_depend_on_how_many_are_asked_for_at_once(name: str) -> None:
+def test_tokens_do_not_depend_on_how_many_are_requested_at_once(name: str) -> None:
     prepared = prepare()
     whole, _ = continued(prepared, CHOICES[name], (6,))
     for cuts in ((1, 5), (2, 2, 2)):
@@ -262,14 +263,14 @@ def test_tokens_do_not_depend_on_how_many_are_asked_for_at_once(name: str) -> No
 
 
 @pytest.mark.clause("BKD-18")
-def test_a_row_draws_by_its_seed_alone() -> None:
+def test_the_draws_of_a_row_depend_on_its_seed_only() -> None:
     prepared = prepare()
     cache, facts, ids = prepared.new_cache(3, 12), Step.at(0, np.ones((3, 1), bool)), np.array([5, 5, 5])
     tokens = prepared.tokens(ids, cache, facts, Choice(3.0, seeds=np.array([1, 2, 1])), 8)
     assert tokens[0].tolist() == tokens[2].tolist() != tokens[1].tolist()
 
 
-def test_tokens_that_cannot_be_chosen() -> None:
+def test_choices_that_are_not_supported_and_nan_are_errors() -> None:
     prepared, facts = prepare(), Step.at(0, np.ones((2, 1), bool))
     with pytest.raises(Unsupported, match=r"^tokens: .* 1 to 64 rows in 16 or 32 bits, and top_k up to 64$"):
         prepared.tokens(np.array([1, 2]), prepared.new_cache(2, 4), facts, Choice(1.0, top_k=65), 1)
@@ -280,10 +281,10 @@ def test_tokens_that_cannot_be_chosen() -> None:
         broken.tokens(np.array([1, 2]), broken.new_cache(2, 4), facts, Choice(), 2)
 
 
-# --- who uses it -------------------------------------------------------------------------------------------------
+# --- the callers -------------------------------------------------------------------------------------------------
 
 
-def test_the_engine_reads_one_position_by_a_step_and_many_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_reads_one_position_by_a_step_and_many_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     from bloomref.runtime import engine as module
 
     engine = Engine(CASE.params, CONFIG, POLICIES["float32"])
@@ -304,10 +305,10 @@ def test_the_engine_reads_one_position_by_a_step_and_many_in_pieces(monkeypatch:
 
 @pytest.mark.clause("BKD-18", "GEN-5", "GEN-6")
 def test_generate_chooses_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Greedy tokens are the reference's, rows that end leave; the same seed draws the same; no scores come to the host."""
+    """Greedy tokens are the reference's, rows end separately, a seed repeats, and no logits are copied to the host."""
     lm, expected = (BloomCausalLM(BloomBackbone.from_params(CONFIG, CASE.params)) for _ in range(2))
     lm.backbone.engine.prepared = prepare()
-    monkeypatch.setattr(CupyPrepared, "step", lambda *_: pytest.fail("the scores of a step were brought to the host"))
+    monkeypatch.setattr(CupyPrepared, "step", lambda *_: pytest.fail("the logits of a step were copied to the host"))
     prompts = [[3, 4, 5], [7], [8, 9]]
     free = expected.generate(prompts, max_new_tokens=12, stop_token_ids=None)
     assert lm.generate(prompts, max_new_tokens=12, stop_token_ids=None) == free
@@ -319,13 +320,13 @@ def test_generate_chooses_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_a_cache_is_judged_by_pieces_of_a_prompt_not_by_all_of_it() -> None:
+def test_the_estimate_of_a_cache_includes_one_chunk_of_a_prompt_not_all_of_it() -> None:
     config = CONFIG.replace(hidden_dim=384, intermediate_dim=400)
     device = EmulatedDevice(seed=0)
     prepared = prepare("float16", device, strategies.Float32Case(config, seed=1).params, config)
     cache, policy = memory.cache_bytes(config, POLICIES["float16"], 2, 9000, 4), POLICIES["float16"]
-    steps_hold = memory.step_bytes(config, policy, 2, 9000)
-    free = cache + steps_hold + memory.working_bytes(config, policy, memory.CHUNK_ROWS)
+    step_bytes = memory.step_bytes(config, policy, 2, 9000)
+    free = cache + step_bytes + memory.working_bytes(config, policy, memory.CHUNK_ROWS)
     assert free < cache + memory.working_bytes(config, policy, 18000)
     device.free_bytes = lambda: free  # type: ignore[method-assign]
     prepared.new_cache(2, 9000)
@@ -335,8 +336,8 @@ def test_a_cache_is_judged_by_pieces_of_a_prompt_not_by_all_of_it() -> None:
 
 
 @pytest.mark.parametrize("policy", ["float32", "bfloat16"])
-def test_what_cupy_is_asked_for(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
-    """The stand-in refuses memory, copies and cuBLAS while a stream is captured, and captures no default stream."""
+def test_cupy_gets_the_calls_of_a_step(monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    """The fake refuses allocations, copies and cuBLAS during a capture, and captures no default stream."""
     monkeypatch.setattr(probe, "_check_packages", lambda: None)
     fake = install(monkeypatch, FakeCupy())
     replays = []
@@ -344,8 +345,8 @@ def test_what_cupy_is_asked_for(monkeypatch: pytest.MonkeyPatch, policy: str) ->
     monkeypatch.setattr(Graph, "launch", lambda self: replays.append(len(self.launches)) or launch(self))
     prepared = cupy_gpu.make_backend("1").prepare(CASE.params, CONFIG, POLICIES[policy])
     cache, emulated = prepared.new_cache(3, 12), prepare(policy)
-    found = steps(prepared, cache, 0, 5, REAL)
-    assert found == steps(emulated, emulated.new_cache(3, 12), 0, 5, REAL)
+    logits = steps(prepared, cache, 0, 5, REAL)
+    assert logits == steps(emulated, emulated.new_cache(3, 12), 0, 5, REAL)
     assert replays == [12] * 4
     tokens = [
         p.tokens(CASE.token_ids[:, 0], p.new_cache(3, 12), Step.at(0, REAL[:, :1]), CHOICES["all"], 5)

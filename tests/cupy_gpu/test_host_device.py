@@ -1,4 +1,4 @@
-"""`CudaDevice` over a stand-in for CuPy: the calls that a real one would get, carried out on the CPU."""
+"""`CudaDevice` with a fake of CuPy, which executes the calls on the CPU."""
 
 from functools import reduce
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=4
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
-    """With a driver that lets kernels start early."""
+    """A fake of CuPy whose driver supports programmatic dependent launch."""
     monkeypatch.setattr(probe, "_check_packages", lambda: None)
     library = Driver()
     monkeypatch.setattr(driver, "library", lambda: library)
@@ -39,14 +39,14 @@ def device(fake: FakeCupy) -> Any:  # noqa: ARG001
 
 @pytest.mark.skipif(find_spec("cupy") is None, reason="cupy is not installed")
 @pytest.mark.parametrize("name", NAMES)
-def test_cupy_has_what_the_stand_in_plays(name: str) -> None:
+def test_cupy_has_the_names_of_the_fake(name: str) -> None:
     import cupy
 
     assert reduce(getattr, name.split("."), cupy) is not None
 
 
 def real_cublas() -> Any:
-    """CuPy looks for its library when it is asked for."""
+    """Return CuPy's cuBLAS module, which loads the library lazily."""
     try:
         return pytest.importorskip("cupy_backends.cuda.libs").cublas
     except ImportError:
@@ -54,12 +54,12 @@ def real_cublas() -> Any:
 
 
 @pytest.mark.parametrize("name", CUBLAS_NAMES)
-def test_cublas_has_what_the_stand_in_plays(name: str) -> None:
+def test_cublas_has_the_names_of_the_fake(name: str) -> None:
     cublas = real_cublas()
     assert getattr(cublas, name) is not None
-    wanted = "(intptr_t handle, int transa, int transb, int m, int n, int k, size_t alpha, size_t A, int Atype, int lda, size_t B, "
-    wanted += "int Btype, int ldb, size_t beta, size_t C, int Ctype, int ldc, int computeType, int algo)"
-    assert name != "gemmEx" or cublas.gemmEx.__doc__.split("gemmEx", 1)[1].startswith(wanted)
+    signature = "(intptr_t handle, int transa, int transb, int m, int n, int k, size_t alpha, size_t A, int Atype, int lda, size_t B, "
+    signature += "int Btype, int ldb, size_t beta, size_t C, int Ctype, int ldc, int computeType, int algo)"
+    assert name != "gemmEx" or cublas.gemmEx.__doc__.split("gemmEx", 1)[1].startswith(signature)
 
 
 def test_the_module_can_be_imported_without_a_driver() -> None:
@@ -69,14 +69,14 @@ def test_the_module_can_be_imported_without_a_driver() -> None:
     assert set(cuda_device._CUDA_TYPE) == {"float16", "bfloat16", "float32", "float64"}
 
 
-def test_what_it_says_of_itself(device: Any) -> None:
+def test_a_device_has_a_name_an_architecture_and_sms(device: Any) -> None:
     assert (device.name, device.arch, device.sms) == ("Fake GPU 1 (cupy:1)", 90, 4)
     assert probe.find_device(1) is device
-    assert probe.find_device(None).name == "Fake GPU 0 (cupy:0)"  # CuPy's current one
+    assert probe.find_device(None).name == "Fake GPU 0 (cupy:0)"  # CuPy's current device
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_memory(device: Any, fake: FakeCupy, dtype: Any) -> None:
+def test_arrays_are_copied_and_allocated_on_the_device(device: Any, fake: FakeCupy, dtype: Any) -> None:
     host = np.arange(24).reshape(2, 3, 4).astype(dtype)
     array = device.upload(host)
     assert device.download(array).tobytes() == host.tobytes()
@@ -87,13 +87,15 @@ def test_memory(device: Any, fake: FakeCupy, dtype: Any) -> None:
     assert (taken.dtype, taken.tobytes()) == (host.dtype, host[[1, 0, 1]].tobytes())
     assert device.download(device.zeros((3,), np.dtype(dtype))).tobytes() == np.zeros(3, dtype).tobytes()
     assert device.take(array[:0], np.array([], int)).shape == (0, 3, 4)
-    assert set(fake.used) == {1}  # all of it on the device that was asked for
-    assert fake.entered == [0]  # and the current one is as it was
+    assert set(fake.used) == {1}  # all memory is on the requested device
+    assert fake.entered == [0]  # the current device is unchanged
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (5, 7, 3), (17, 24, 16), (0, 4, 8)])
-def test_a_product(device: Any, fake: FakeCupy, dtype: Any, m: int, n: int, k: int) -> None:
+def test_a_product_is_exact_in_the_accumulation_dtype(
+    device: Any, fake: FakeCupy, dtype: Any, m: int, n: int, k: int
+) -> None:
     rng, stride = np.random.default_rng(m), (k + 7) // 8 * 8
     x, weight = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((n, stride)).astype(dtype)
     wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
@@ -103,10 +105,10 @@ def test_a_product(device: Any, fake: FakeCupy, dtype: Any, m: int, n: int, k: i
         device.download(out), x.astype(wide) @ weight[:, :k].astype(wide).T, rtol=1e-5, atol=1e-5
     )
     assert fake.cublas.modes == [16] * (m > 0)  # no reduced precision in sums
-    assert fake.cublas.mode == 5  # and afterwards, for others, as it was
+    assert fake.cublas.mode == 5  # restored for other users
 
 
-def test_a_product_that_fails_leaves_the_library_as_it_was(
+def test_a_product_that_fails_restores_the_math_mode(
     device: Any, fake: FakeCupy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -119,19 +121,19 @@ def test_a_product_that_fails_leaves_the_library_as_it_was(
     assert fake.cublas.mode == 5
 
 
-def test_bytes_are_sent_behind_what_is_queued_and_are_there_after_the_wait(device: Any, fake: FakeCupy) -> None:
+def test_bytes_are_sent_after_queued_work_and_arrive_with_the_wait(device: Any, fake: FakeCupy) -> None:
     source, target = device.pinned(8), device.zeros((4,), np.dtype(np.float16))
     source[:] = np.float16([1, 2, 3, 4]).view(np.uint8)
     wait = device.send(source, target)
     assert device._copies.waited_for == [fake.stream]
     assert device._copies.non_blocking
-    assert device.download(target).tolist() == [0, 0, 0, 0]  # on its way
+    assert device.download(target).tolist() == [0, 0, 0, 0]  # still pending
     wait()
     assert device.download(target).tolist() == [1, 2, 3, 4]
 
 
 class Theirs:
-    """Another library's array."""
+    """An array of another library."""
 
     def __init__(self, array: Any, place: tuple[int, int]) -> None:
         self.array, self.place = array, place
@@ -143,7 +145,9 @@ class Theirs:
         return self.array.__dlpack__(**options)
 
 
-def test_an_array_of_another_library(device: Any, fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_of_another_library_is_adopted_or_refused(
+    device: Any, fake: FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     array = device.empty((6,), np.dtype(np.float32)).view(np.ndarray)
     monkeypatch.setattr(fake, "from_dlpack", lambda x: np.from_dlpack(x.array).view(Array))
     assert np.shares_memory(device.adopt(Theirs(array, (2, 1))), array)
@@ -167,7 +171,7 @@ class SameSums(EmulatedDevice):
 @pytest.mark.parametrize("policy", ["float64", "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("time", [1, 3, 20])
 def test_a_model_has_the_bits_of_the_emulated_device(fake: FakeCupy, policy: str, time: int) -> None:  # noqa: ARG001
-    """Every kernel and product, with the arguments that CuPy gets."""
+    """This covers every kernel and product, with the arguments that CuPy gets."""
     names, real = POLICIES[policy], np.ones((2, time + 1), bool)
     real[0, 0] = False
     ids = np.arange(2 * time).reshape(2, time) % 40
@@ -175,11 +179,11 @@ def test_a_model_has_the_bits_of_the_emulated_device(fake: FakeCupy, policy: str
     results = []
     for backend in (cupy_gpu.make_backend("1"), CupyBackend("emulated", lambda: emulated)):
         prepared = backend.prepare(init_params(CONFIG, 0, names.variable_dtype), CONFIG, names)
-        cache, found = prepared.new_cache(2, time + 1), b""
+        cache, logits = prepared.new_cache(2, time + 1), b""
         for start, tokens in ((0, ids), (time, ids[:, :1])):
             x, facts = prepared.embed(tokens), Step.at(start, real[:, : start + tokens.shape[1]])
             for layer in range(2):
                 x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
-            found += prepared.logits(prepared.final_norm(x), False).tobytes()
-        results.append(found)
+            logits += prepared.logits(prepared.final_norm(x), False).tobytes()
+        results.append(logits)
     assert results[0] == results[1]

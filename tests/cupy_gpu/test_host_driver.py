@@ -1,4 +1,4 @@
-"""`driver`: what CUDA's driver gets of a launch with attributes, read by a library that is compiled against its header."""
+"""`driver`: a launch with attributes, as a library reads it that is compiled against the CUDA driver's header."""
 
 import ctypes
 import shutil
@@ -14,7 +14,7 @@ from fake_cupy import Driver, FakeCupy, install
 
 from accel.cupy_gpu import driver, launches, probe
 
-STAND_IN = r"""
+FAKE_DRIVER = r"""
 #include <cuda.h>
 extern "C" {
 unsigned numbers[12];
@@ -47,7 +47,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
         pytest.skip(f"g++ or cuda.h is not installed: {toolchain.PACKAGES}")
     path = tmp_path_factory.mktemp("driver") / "libdriver.so"
     command = ["g++", "-shared", "-fPIC", f"-I{Path(header).parent}", "-x", "c++", "-", "-o", str(path)]
-    subprocess.run(command, input=STAND_IN, text=True, check=True)
+    subprocess.run(command, input=FAKE_DRIVER, text=True, check=True)
     return ctypes.CDLL(str(path))
 
 
@@ -57,11 +57,11 @@ def library(compiled: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return compiled
 
 
-def test_the_driver_reads_what_was_asked_for(library: Any) -> None:
+def test_the_driver_reads_the_launch(library: Any) -> None:
     driver.launch_early(0x1234, (5, 6, 7), 256, 4096, 0x77, [ctypes.c_int(-3), ctypes.c_double(0.5)])
     numbers = list((ctypes.c_uint * 12).in_dll(library, "numbers"))
     assert numbers[:8] == [5, 6, 7, 256, 1, 1, 4096, 1]
-    assert numbers[8] == numbers[10]  # the attribute's number, by the header
+    assert numbers[8] == numbers[10]  # the attribute's number in the header
     assert numbers[9] == 1
     assert not numbers[11]
     assert ctypes.c_void_p.in_dll(library, "stream").value == 0x77
@@ -70,12 +70,12 @@ def test_the_driver_reads_what_was_asked_for(library: Any) -> None:
     assert ctypes.c_double.in_dll(library, "second").value == 0.5
 
 
-def test_structures_are_as_long_as_those_of_the_header(compiled: Any) -> None:
+def test_structures_have_the_sizes_of_the_header(compiled: Any) -> None:
     ours = [ctypes.sizeof(driver.LaunchConfig), ctypes.sizeof(driver.LaunchAttribute)]
     assert list((ctypes.c_uint * 2).in_dll(compiled, "sizes")) == ours
 
 
-def test_an_error_of_the_driver_is_told(library: Any) -> None:
+def test_an_error_of_the_driver_is_raised(library: Any) -> None:
     status = ctypes.c_int.in_dll(library, "status")
     status.value = 701
     try:
@@ -86,7 +86,7 @@ def test_an_error_of_the_driver_is_told(library: Any) -> None:
 
 
 @pytest.mark.parametrize("old", [OSError("no such file"), SimpleNamespace()])
-def test_no_driver_or_an_old_one_is_no_library(monkeypatch: pytest.MonkeyPatch, old: Any) -> None:
+def test_without_a_driver_or_with_an_old_one_there_is_no_library(monkeypatch: pytest.MonkeyPatch, old: Any) -> None:
     def load(_: str) -> Any:
         if isinstance(old, OSError):
             raise old
@@ -100,7 +100,7 @@ def test_no_driver_or_an_old_one_is_no_library(monkeypatch: pytest.MonkeyPatch, 
         driver.library.cache_clear()
 
 
-# --- who starts early ------------------------------------------------------------------------------------------------
+# --- which kernels start early -----------------------------------------------------------------------------------
 
 
 def device_over(monkeypatch: pytest.MonkeyPatch, capability: str, driver_version: int, library: Any) -> Any:
@@ -117,7 +117,7 @@ def device_over(monkeypatch: pytest.MonkeyPatch, capability: str, driver_version
     [("90", 13000, Driver(), True), ("120", 12030, Driver(), True), ("89", 13000, Driver(), False),
      ("90", 12020, Driver(), False), ("90", 13000, None, False)],
 )  # fmt: skip
-def test_kernels_start_early_where_chip_and_driver_have_it(
+def test_kernels_start_early_if_gpu_and_driver_support_it(
     monkeypatch: pytest.MonkeyPatch, capability: str, version: int, library: Any, early: bool
 ) -> None:
     assert device_over(monkeypatch, capability, version, library).starts_early is early
@@ -125,16 +125,16 @@ def test_kernels_start_early_where_chip_and_driver_have_it(
 
 @pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("allowed", [True, False])
-def test_only_kernels_that_wait_by_themselves_start_early(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+def test_only_kernels_that_wait_themselves_start_early(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
     library = Driver()
     device = device_over(monkeypatch, "90", 13000, library)
     device.starts_early = allowed
-    x, gain = (device.upload(np.arange(1, n + 1, dtype=np.float32)) for n in (8, 8))
+    x, weight = (device.upload(np.arange(1, n + 1, dtype=np.float32)) for n in (8, 8))
     normed, activated = (device.empty((1, 8), np.dtype(np.float32)) for _ in range(2))
 
     def work() -> None:
-        device.launch(launches.layer_norm("float32", 1), x, gain, gain, 1e-5, normed, 8)
-        device.launch(launches.bias_gelu("float32", 1), normed, gain, activated, 8)
+        device.launch(launches.layer_norm("float32", 1), x, weight, weight, 1e-5, normed, 8)
+        device.launch(launches.bias_gelu("float32", 1), normed, weight, activated, 8)
 
     work()
     eager = device.download(activated)

@@ -1,4 +1,4 @@
-"""What is missing, in one sentence that says what to do: shown with stand-ins for CuPy, driver and cards."""
+"""Errors that say in one sentence what is missing and what to do, with fakes of CuPy, driver and GPUs."""
 
 import subprocess
 import sys
@@ -37,25 +37,25 @@ def reason(config: BloomConfig = CONFIG, policy: str = "float32", device: str = 
     return cupy_gpu.make_backend(device).unsupported(config, POLICIES[policy])
 
 
-def test_a_card_that_can_do_it(fake: FakeCupy) -> None:
+def test_a_gpu_that_can_be_used_has_no_reason_against_it(fake: FakeCupy) -> None:
     assert [reason(policy=name) for name in POLICIES] == [None] * len(POLICIES)
     assert fake.used == []  # nothing was allocated
 
 
-def test_no_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cupy_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cupy_gpu, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"^cupy is not installed$"):
         cupy_gpu.make_backend()
 
 
-def test_two_versions_of_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_versions_of_cupy_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, FakeCupy(), ("cupy-cuda12x", "cupy-cuda13x"))
     assert reason() == (
         "cupy-cuda12x and cupy-cuda13x overwrite each other's files; pip uninstall cupy-cuda12x cupy-cuda13x, then install one"
     )
 
 
-def test_a_cupy_of_before(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_cupy_is_reported(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(fake), "__version__", "13.6.0")
     assert reason() == "cupy 13.6.0 is older than the 14.0 needed; pip install --upgrade 'bloomref[cuda13]'"
 
@@ -63,22 +63,22 @@ def test_a_cupy_of_before(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "message", ["libcublas.so.13: cannot open shared object file", "=====\nlong\n\nOriginal error:\n  no\n===", ""]
 )
-def test_a_broken_cupy(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+def test_a_broken_cupy_is_reported(monkeypatch: pytest.MonkeyPatch, message: str) -> None:
     installed(monkeypatch, FakeCupy())
 
     def broken(_: str) -> Any:
         raise ImportError(message)
 
     monkeypatch.setattr(probe.importlib, "import_module", broken)
-    found = reason()
-    assert found is not None
-    assert found.startswith("cupy cannot be imported (")
-    assert found.endswith("); pip install --force-reinstall 'bloomref[cuda13]'")
-    assert "\n" not in found
-    assert (message.split()[-2:-1] or ["ImportError"])[0] in found
+    shown = reason()
+    assert shown is not None
+    assert shown.startswith("cupy cannot be imported (")
+    assert shown.endswith("); pip install --force-reinstall 'bloomref[cuda13]'")
+    assert "\n" not in shown
+    assert (message.split()[-2:-1] or ["ImportError"])[0] in shown
 
 
-def test_no_libraries_of_cuda(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cuda_libraries_are_reported(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = "CuPy does not find cuBLAS or NVRTC, libraries of CUDA; pip install 'bloomref[cuda13]'"
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "cupy_backends.cuda.libs", ModuleType("no cublas in it"))
@@ -106,12 +106,12 @@ def test_no_libraries_of_cuda(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -
         (13020, 999, "the NVIDIA driver does not answer (cudaError 999); see whether nvidia-smi does"),
     ],
 )
-def test_no_driver_and_no_device(fake: FakeCupy, driver: int, status: int, expected: str) -> None:
+def test_a_missing_driver_or_device_is_reported(fake: FakeCupy, driver: int, status: int, expected: str) -> None:
     fake.driver, fake.status = driver, status
     assert reason() == expected
 
 
-def test_a_device_that_is_not_there(fake: FakeCupy) -> None:
+def test_a_device_that_does_not_exist_is_reported(fake: FakeCupy) -> None:
     assert reason(device="1") is None
     assert reason(device="2") == "there is no device 2; this machine has cupy:0 to cupy:1"
     fake.count = 1
@@ -119,17 +119,17 @@ def test_a_device_that_is_not_there(fake: FakeCupy) -> None:
 
 
 @pytest.mark.parametrize("text", ["x", "-1", "1.5", "1:2", " ", "０x"])
-def test_a_device_that_is_no_number(text: str, fake: FakeCupy) -> None:  # noqa: ARG001
+def test_a_device_must_be_a_number(text: str, fake: FakeCupy) -> None:  # noqa: ARG001
     with pytest.raises(InvalidInput, match=r"^backend: expected cupy, or cupy: and the number of a device"):
         cupy_gpu.make_backend(text)
 
 
-def test_the_name_says_which_device_was_asked_for(fake: FakeCupy) -> None:  # noqa: ARG001
+def test_the_name_has_the_requested_device(fake: FakeCupy) -> None:  # noqa: ARG001
     assert [cupy_gpu.make_backend(text).name for text in ("", "0", "1")] == ["cupy", "cupy:0", "cupy:1"]
 
 
 @pytest.mark.parametrize("capability", ["52", "70"])
-def test_too_old_a_card(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+def test_an_old_gpu_is_reported(monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
     installed(monkeypatch, FakeCupy(capability=capability))
     shown = f"{capability[0]}.{capability[1]}"
     expected = (
@@ -138,7 +138,7 @@ def test_too_old_a_card(monkeypatch: pytest.MonkeyPatch, capability: str) -> Non
     assert reason() == expected
 
 
-def test_bfloat16_on_a_card_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_on_a_gpu_without_it_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, FakeCupy(capability="75"))
     assert reason(policy="float16") is None
     expected = "Fake GPU 0 (cupy:0) computes bfloat16 only from compute capability 8.0 on; use dtype='float16'"
@@ -154,7 +154,7 @@ def test_bfloat16_on_a_card_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
         ("float16", 0.5, "810 MB of float16 weights do not fit into 500 MB free on Fake GPU 0 (cupy:0); it needs a device with more memory"),
     ],
 )  # fmt: skip
-def test_weights_that_do_not_fit(
+def test_weights_that_do_not_fit_are_reported(
     monkeypatch: pytest.MonkeyPatch, policy: str, free: float, expected: str | None
 ) -> None:
     fake = installed(monkeypatch, FakeCupy(free=int(free * GB)))
@@ -162,8 +162,8 @@ def test_weights_that_do_not_fit(
     assert fake.used == []
 
 
-def test_out_of_memory_in_the_middle(fake: FakeCupy) -> None:
-    """What nobody could foresee, such as another program's memory, is an Unsupported as well."""
+def test_running_out_of_memory_is_unsupported(fake: FakeCupy) -> None:
+    """It happens despite the estimates, for example if another program takes memory."""
     prepared = cupy_gpu.make_backend().prepare(init_params(CONFIG, 0), CONFIG, POLICIES["float32"])
     fake.free = 1000
     with pytest.raises(
@@ -180,7 +180,7 @@ def test_out_of_memory_in_the_middle(fake: FakeCupy) -> None:
         ("x.cu(1): error: no\nmore\n", r"does not compile with this version of CUDA: x.cu\(1\): error: no$"),
     ],
 )  # fmt: skip
-def test_a_kernel_that_cannot_be_compiled(
+def test_a_kernel_that_cannot_be_compiled_is_unsupported(
     fake: FakeCupy, monkeypatch: pytest.MonkeyPatch, message: str, expected: str
 ) -> None:
     prepared = cupy_gpu.make_backend().prepare(init_params(CONFIG, 0), CONFIG, POLICIES["float32"])
@@ -197,7 +197,7 @@ def test_nothing_is_imported_before_it_is_needed(monkeypatch: pytest.MonkeyPatch
     """A broken CuPy must not keep `auto` from the other backends."""
     module = ModuleType("cupy")
     module.__spec__ = ModuleSpec("cupy", None)
-    monkeypatch.setitem(sys.modules, "cupy", module)  # has nothing in it
+    monkeypatch.setitem(sys.modules, "cupy", module)  # an empty module
     assert cupy_gpu.make_backend().name == "cupy"
 
 

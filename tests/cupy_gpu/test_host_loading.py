@@ -1,4 +1,4 @@
-"""Weights on their way to the device: rounded once, padded, in pieces, from buffers that are not written too early."""
+"""Loading of weights: rounded once, padded, in chunks, from buffers that are not overwritten too early."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ CONFIG = BloomConfig(
 
 
 class Recording(EmulatedDevice):
-    """Knows how much pinned memory was asked for, and how many bytes were sent at a time."""
+    """Records the sizes of pinned buffers and of copies."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Recording(EmulatedDevice):
         return super().send(source, target)
 
 
-@pytest.fixture(params=[1 << 25, 4096, 100], ids=["one piece each", "some pieces", "a row each"])
+@pytest.fixture(params=[1 << 25, 4096, 100], ids=["one chunk each", "some chunks", "a row each"])
 def buffer_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(loading, "BUFFER_BYTES", request.param)
     return request.param
@@ -78,7 +78,7 @@ def test_every_weight_arrives_rounded(policy: str, stored: str) -> None:
         close(layer.ln_mlp.bias, source.ln_mlp_bias)
 
 
-def test_a_few_small_buffers_carry_it_all(buffer_bytes: int) -> None:
+def test_a_few_small_buffers_carry_all_weights(buffer_bytes: int) -> None:
     device, params = Recording(), strategies.Float32Case(CONFIG).params
     loading.load(device, params, CONFIG, POLICIES["float32"])
     longest_row = 4 * 56
@@ -97,7 +97,7 @@ def test_a_tied_head_is_the_embedding() -> None:
 
 
 def test_a_failure_while_reading_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that shrank, or memory that is gone: the threads must neither hang nor hide it."""
+    """The file may shrink or memory may run out; the threads must neither hang nor hide it."""
     calls, device, waited = [], EmulatedDevice(), []
     send = device.send
 
@@ -119,18 +119,18 @@ def test_a_failure_while_reading_reaches_the_caller(monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="no more"):
         loading.load(device, strategies.Float32Case(CONFIG).params, CONFIG, POLICIES["float32"])
     assert waited
-    assert all(waited)  # the device copies from no buffer that is given back
+    assert all(waited)  # no buffer is freed while the device copies from it
 
 
-def test_a_buffer_written_too_early_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: without the wait, bytes are wrong on a device that copies as late as it may."""
+def test_a_buffer_that_is_overwritten_too_early_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: without the wait, bytes are wrong on a device that copies as late as possible."""
     monkeypatch.setattr(loading, "BUFFER_BYTES", 100)
     params = strategies.Float32Case(CONFIG).params
     fill = loading._Loader._fill
 
-    def hasty(self: Any, buffer: Any, piece: Any) -> Any:
+    def hasty(self: Any, buffer: Any, chunk: Any) -> Any:
         late, buffer.wait = buffer.wait, lambda: None
-        filled = fill(self, buffer, piece)
+        filled = fill(self, buffer, chunk)
         late()
         return filled
 

@@ -1,5 +1,7 @@
-"""Every kernel compiled for every generation of GPUs, without one: nothing spills, and the instructions are those that the kernel is
-written for. The fast tests take the oldest generation and the H200's."""
+"""Every kernel compiled for every architecture, without a GPU: no register spills, and the expected instructions.
+
+The fast tests compile for the oldest architecture and for the H200's.
+"""
 
 import itertools
 import re
@@ -16,18 +18,21 @@ from bloomref.config import BloomConfig
 ARCHS = (75, 80, 86, 89, 90, 100, 120)
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 HEAD_WIDTHS = (64, 80, 96, 128)
-H200 = 132  # multiprocessors
+H200 = 132  # SMs
 ROWS = {(75, "float16"): (1, 16), (90, "bfloat16"): (1, 2, 4, 8, 16)}
-"""Row counts of the matrix-vector kernels, whose compilation takes the most time; the others take fewest and most."""
+"""Row counts of the gemv kernels, whose compilation takes the most time.
+
+Other targets compile the fewest and the most.
+"""
 FAST = {(75, "float16"), (90, "bfloat16")}
 MAX_SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-"""KiB of shared memory that a block may have."""
+"""KiB of shared memory that a thread block may have."""
 
 TARGETS = [
     pytest.param(arch, dtype, marks=() if (arch, dtype) in FAST else pytest.mark.slow, id=f"sm_{arch}-{dtype}")
     for arch in ARCHS
     for dtype in DTYPES
-    if (arch, dtype) != (75, "bfloat16")  # which the backend refuses
+    if (arch, dtype) != (75, "bfloat16")  # not supported by the backend
 ]
 
 
@@ -85,7 +90,7 @@ def tensor_kernels(dtype: str, arch: int) -> Iterator[Launch]:
 
 
 def compiled(kernels: Iterator[Launch], arch: int) -> dict[str, str]:
-    """Instructions of each kernel by its expression, of kernels that are seen to fit the chip without spilling."""
+    """Return the instructions of each kernel by expression, and assert that the kernels fit an SM and do not spill."""
     by_expression = {launch.kernel.expression: launch for launch in kernels}
     if not by_expression:
         return {}
@@ -103,7 +108,7 @@ def compiled(kernels: Iterator[Launch], arch: int) -> dict[str, str]:
 
 
 def check_start(launch: Launch, arch: int, instructions: str) -> None:
-    """A kernel that may start early lets the next one start and waits; before that, it reads nothing but weights."""
+    """Assert that a kernel that may start early lets the next one start and waits, and reads only weights before."""
     before, waits, _ = instructions.partition("ACQBULK")
     assert bool(waits) == (launch.starts_early and arch >= 90), launch.kernel
     if waits:
@@ -113,7 +118,7 @@ def check_start(launch: Launch, arch: int, instructions: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_choice(arch: int) -> None:
+def test_the_kernels_that_choose_tokens_compile(arch: int) -> None:
     kernels = [
         launches.choose_best(1),
         launches.top_parts(1, 250_880),
@@ -125,10 +130,10 @@ def test_choice(arch: int) -> None:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_tiled_attention_multiplies_most_of_the_time(arch: int) -> None:
-    """Its two products are loops of multiplications that need few numbers from shared memory."""
-    found = compiled(tiled_kernels(arch), arch)
-    assert len(found) == (3 if arch == 75 else 4)
-    for expression, instructions in found.items():
+    """Its two products are loops of multiplications with few loads from shared memory."""
+    kernels = compiled(tiled_kernels(arch), arch)
+    assert len(kernels) == (3 if arch == 75 else 4)
+    for expression, instructions in kernels.items():
         assert ("LDGSTS" in instructions) == (arch >= 80), expression
         products = [body for body in loops(instructions) if "FFMA" in body and "MUFU" not in body]
         assert len(products) == 2, expression
@@ -139,8 +144,8 @@ def test_tiled_attention_multiplies_most_of_the_time(arch: int) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_tiles_fit_the_shared_memory_of_each_generation(arch: int) -> None:
-    """64 keys a step where that leaves two blocks a multiprocessor; on sm_75 nothing holds the widest heads."""
+def test_tiles_fit_the_shared_memory_of_each_architecture(arch: int) -> None:
+    """64 keys per iteration are used if two thread blocks fit an SM. The widest heads do not fit sm_75."""
     widths = [width for width in range(1, 129) if launches.has_tiled("float32", width, 64, arch)]
     assert widths == list(range(1, 97 if arch == 75 else 129))
     for width in widths:
@@ -152,7 +157,7 @@ def test_tiles_fit_the_shared_memory_of_each_generation(arch: int) -> None:
 
 @pytest.mark.parametrize(("arch", "dtype"), TARGETS)
 class TestKernels:
-    def test_rows(self, arch: int, dtype: str) -> None:
+    def test_row_kernels_compile(self, arch: int, dtype: str) -> None:
         compiled(row_kernels(dtype), arch)
 
     def test_attention_loads_16_bytes(self, arch: int, dtype: str) -> None:
@@ -165,21 +170,21 @@ class TestKernels:
             assert "LDSM" in instructions, expression
             assert ("LDGSTS" in instructions) == (arch >= 80), expression
 
-    def test_products_run_on_tensor_cores_and_ask_for_the_next_weights_before(self, arch: int, dtype: str) -> None:
+    def test_products_run_on_tensor_cores_and_prefetch_weights(self, arch: int, dtype: str) -> None:
         for expression, instructions in compiled(tensor_kernels(dtype, arch), arch).items():
             assert len(re.findall(r"\bHMMA\.(16816|1688)\.F32", instructions)) >= 8, expression
             assert max(wide_loads(stretch) for stretch in re.split(r"\bHMMA\b", instructions)) >= 2, expression
-            assert arch < 90 or asks_before_it_waits(instructions), expression
+            assert arch < 90 or prefetches_before_it_waits(instructions), expression
 
-    def test_matvec_has_several_loads_of_16_bytes_on_their_way(self, arch: int, dtype: str) -> None:
+    def test_gemv_has_several_loads_of_16_bytes_in_flight(self, arch: int, dtype: str) -> None:
         rows = ROWS.get((arch, dtype), (1, 16))
         for expression, instructions in compiled(matvec_kernels(dtype, rows), arch).items():
             assert in_a_row(instructions) >= 4, expression
-            assert arch < 90 or asks_before_it_waits(instructions), expression
+            assert arch < 90 or prefetches_before_it_waits(instructions), expression
 
 
-def test_a_spill_is_seen() -> None:
-    """The control: the widest head is the last one that the tensor-core kernel holds in registers."""
+def test_a_spill_is_detected() -> None:
+    """Control: a head that is too wide for the registers of the tensor-core kernel."""
     name = "attention_flash<__half, 512, 1>"
     assert compile_module("flash", (name,), 80).reports[name].spills > 0
 
@@ -189,27 +194,27 @@ def wide_loads(instructions: str) -> int:
 
 
 def words_from_shared(instructions: str) -> int:
-    """Words of 4 bytes that the loads of a lane bring."""
+    """Return the number of 4-byte words that a lane loads from shared memory."""
     loads = re.findall(r"\bLDS(?:\.U)?(\.64|\.128)? R", instructions)
     return sum({"": 1, ".64": 2, ".128": 4}[width] for width in loads)
 
 
 def loops(instructions: str) -> Iterator[str]:
-    """What is between a label and a branch back to it."""
-    labels = {found[1]: found.end() for found in re.finditer(r"^\s*\.(L_x_\d+):", instructions, re.MULTILINE)}
+    """Yield the text between a label and a branch back to it."""
+    labels = {label[1]: label.end() for label in re.finditer(r"^\s*\.(L_x_\d+):", instructions, re.MULTILINE)}
     for branch in re.finditer(r"\bBRA\b.*\(\.(L_x_\d+)\)", instructions):
         if labels[branch[1]] < branch.start():
             yield instructions[labels[branch[1]] : branch.start()]
 
 
-def asks_before_it_waits(instructions: str) -> bool:
-    """Whether eight loads of weights and lines for the L2 cache are on their way when a product waits for the kernel before it."""
+def prefetches_before_it_waits(instructions: str) -> bool:
+    """True if a product has issued eight loads of weights and prefetches before it waits for the preceding kernel."""
     before = instructions.partition("ACQBULK")[0]
     return wide_loads(before) >= 8 and re.search(r"\bCCTL\.E\.PF2", before) is not None
 
 
 def in_a_row(instructions: str) -> int:
-    """The most loads of 16 bytes that begin before a number of theirs is used, taken as: before the next multiplication."""
+    """Return the largest number of 16-byte loads without a multiplication in between."""
     return max(wide_loads(stretch) for stretch in re.split(r"\bFFMA\b", instructions))
 
 

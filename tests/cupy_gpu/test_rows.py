@@ -1,41 +1,41 @@
-"""The kernels around matrix products, each against the reference's operations in float64."""
+"""The row-wise kernels around cuBLAS against the reference in float64."""
+
+from typing import Any
 
 import pytest
 from budget import check
 from emulated_device import EmulatedDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_draws import DTYPES, seeds
 from row_problems import Activation, Norm, Projection, Residual
 
-from accel.cupy_gpu.sources import CPP_TYPE
-
-DTYPES = tuple(CPP_TYPE)
-seeds = st.integers(0, 2**32 - 1)
-rows = st.integers(1, 5)
-widths = st.one_of(st.integers(1, 80), st.sampled_from((255, 256, 257, 1024, 2056)))
+SHAPES = {
+    "seed": seeds,
+    "rows": st.integers(1, 5),
+    "width": st.one_of(st.integers(1, 80), st.sampled_from((255, 256, 257, 1024, 2056))),
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 class TestRows:
     @pytest.mark.clause("EMB-3", "MOD-4", "NUM-2")
     @settings(max_examples=15)
-    @given(seed=seeds, rows=rows, width=widths, embedding=st.booleans())
-    def test_norm(self, device: EmulatedDevice, dtype: str, seed: int, rows: int, width: int, embedding: bool) -> None:
-        check(Norm(dtype, seed, rows, width, embedding), device)
+    @given(embedding=st.booleans(), **SHAPES)
+    def test_the_norms_are_within_the_budget(self, device: EmulatedDevice, dtype: str, **shape: Any) -> None:
+        check(Norm(dtype, **shape), device)
 
     @pytest.mark.clause("MLP-2")
     @settings(max_examples=10)
-    @given(seed=seeds, rows=rows, width=widths)
-    def test_activation(self, device: EmulatedDevice, dtype: str, seed: int, rows: int, width: int) -> None:
-        check(Activation(dtype, seed, rows, width), device)
+    @given(**SHAPES)
+    def test_gelu_is_within_the_budget(self, device: EmulatedDevice, dtype: str, **shape: Any) -> None:
+        check(Activation(dtype, **shape), device)
 
     @pytest.mark.clause("MOD-3", "NUM-2")
     @settings(max_examples=15)
-    @given(seed=seeds, rows=rows, width=widths, post_norm=st.booleans())
-    def test_residual(
-        self, device: EmulatedDevice, dtype: str, seed: int, rows: int, width: int, post_norm: bool
-    ) -> None:
-        check(Residual(dtype, seed, rows, width, post_norm), device)
+    @given(post_norm=st.booleans(), **SHAPES)
+    def test_the_residuals_are_within_the_budget(self, device: EmulatedDevice, dtype: str, **shape: Any) -> None:
+        check(Residual(dtype, **shape), device)
 
     @pytest.mark.clause("ATT-2", "KVC-1", "NUM-2")
     @settings(max_examples=15)
@@ -47,20 +47,10 @@ class TestRows:
         head_width=st.sampled_from((1, 7, 16, 80)),
         start=st.integers(0, 6),
     )
-    def test_projection(
-        self,
-        device: EmulatedDevice,
-        dtype: str,
-        seed: int,
-        batch: int,
-        time: int,
-        heads: int,
-        head_width: int,
-        start: int,
-    ) -> None:
-        check(Projection(dtype, seed, batch, time, heads, head_width, start), device)
+    def test_the_projection_is_within_the_budget(self, device: EmulatedDevice, dtype: str, **call: Any) -> None:
+        check(Projection(dtype, **call), device)
 
 
-def test_nothing_to_do(device: EmulatedDevice) -> None:
+def test_an_empty_batch_launches_nothing(device: EmulatedDevice) -> None:
     check(Norm("float32", rows=0), device)
     check(Projection("float32", batch=0), device)
