@@ -49,7 +49,7 @@ _KEYS_PER_SPLIT = 64
 _TOKENS_PER_LIST = 256
 """Fewest tokens from which a warp selects its k best: eight per lane, so that scanning outweighs the selection."""
 _GEMV_BLOCKS_PER_SM = 2
-"""Thread blocks per SM that `_splits` assumes, which is what most instantiations have registers for."""
+"""Thread blocks per SM that `_splits` assumes for any number of rows: those of one or two rows."""
 _SPLIT_COST = 32
 """Tie-break of `_splits`: each further warp per output counts as 1/32 (3 %) more time, for the partial sums to add."""
 _SHARED_KB = {75: 64, 80: 164, 90: 228, 100: 228}

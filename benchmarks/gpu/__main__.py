@@ -5,8 +5,7 @@
     host        the host code with a fake of CuPy, and these benchmarks
     compiled    NVRTC compiles every kernel for every architecture: no register spills, the expected instructions
     emulated    the kernels run on the CPU, alone and as whole models in the parity suite
-    device      on a GPU: the parity suite, the reference's greedy tokens, identical bits in repeated runs,
-        compute-sanitizer
+    device      on a GPU: the parity suite, the reference's greedy tokens, repeated runs, compute-sanitizer
 
 It prints a table; `--output` writes it as JSON. Exit status: 0 if everything passed, 1 if a check failed, 2 if there is
 no GPU and all other checks passed.

@@ -1,6 +1,5 @@
 """Hypothesis strategies and lists of arguments that the kernel tests share."""
 
-import pytest
 from emulated_device import EmulatedDevice
 from hypothesis import strategies as st
 from problem import Problem
@@ -16,8 +15,6 @@ HALVES = DTYPES[2:]
 seeds = st.integers(0, 2**32 - 1)
 sm_counts = st.sampled_from((1, 4, 132))
 output_counts = st.one_of(st.integers(1, 70), st.sampled_from((127, 128, 129)))
-ATTENTION = pytest.mark.clause("ATT-3", "ATT-4", "ATT-5", "ATT-6", "ATT-7", "ATT-8", "ATT-9")
-"""Mark of tests of an attention kernel."""
 
 
 def check_bits_in_any_order(problem: Problem, emulator: type[EmulatedDevice]) -> None:

@@ -9,7 +9,7 @@ from budget import check
 from emulated_device import EmulatedDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_draws import ATTENTION, DTYPES, HALVES, SHORT_DTYPES, check_bits_in_any_order, seeds
+from kernel_draws import DTYPES, HALVES, SHORT_DTYPES, check_bits_in_any_order, seeds
 from strategies import MASKS
 
 from accel.cupy_gpu import launches
@@ -24,7 +24,7 @@ PROMPTS = {
 """Prompts around the tiles of 64 queries and 64 keys."""
 
 
-@ATTENTION
+@pytest.mark.clause("ATT-3", "ATT-4", "ATT-5", "ATT-6", "ATT-7", "ATT-8", "ATT-9")
 @pytest.mark.parametrize("head_width", ROW_WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 class TestRows:
@@ -42,7 +42,7 @@ class TestRows:
         check(Attention(dtype, kind="rows", head_width=head_width, **call), device)
 
 
-@ATTENTION
+@pytest.mark.clause("ATT-3", "ATT-4", "ATT-5", "ATT-6", "ATT-7", "ATT-8", "ATT-9")
 @pytest.mark.parametrize("head_width", HEAD_WIDTHS)
 @pytest.mark.parametrize("dtype", HALVES)
 class TestFlash:
@@ -60,7 +60,7 @@ class TestFlash:
             check(Attention(dtype, 1, "flash", 2, head_width, 1, 70, 65, "holes"), old)
 
 
-@ATTENTION
+@pytest.mark.clause("ATT-3", "ATT-4", "ATT-5", "ATT-6", "ATT-7", "ATT-8", "ATT-9")
 @pytest.mark.parametrize("head_width", HEAD_WIDTHS)
 @pytest.mark.parametrize("dtype", SHORT_DTYPES)
 class TestDecode:
@@ -82,7 +82,7 @@ class TestDecode:
         check(Attention(dtype, 2, "decode", 3, head_width, 2, 1, 150, "left", 4, dtype), device)
 
 
-@ATTENTION
+@pytest.mark.clause("ATT-3", "ATT-4", "ATT-5", "ATT-6", "ATT-7", "ATT-8", "ATT-9")
 @pytest.mark.parametrize("head_width", TILED_WIDTHS)
 class TestTiled:
     @settings(max_examples=6)
