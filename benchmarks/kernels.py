@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from accel.numba_cpu.structs import AttentionScratch, CacheView, CallShape, Epilogue, Norm, PackedRows
 from benchmarks.machine import command_line, describe_machine
 
 
@@ -73,15 +74,15 @@ def measure(kernels: list[Kernel], runs: int) -> list[dict[str, Any]]:
 
 
 def table(what: str, rows: list[dict[str, Any]]) -> Table:
-    found = Table("kernel", "times", "ms", "floor, ms", "GFLOP/s", title=what)
+    report = Table("kernel", "times", "ms", "floor, ms", "GFLOP/s", title=what)
     for row in rows:
         rate = f"{row['gflop_per_second']:.0f}" if row["gflop_per_second"] else ""
         figures = f"{row['milliseconds']:.2f}", f"{row['floor_milliseconds']:.2f}", rate
-        found.add_row(row["kernel"], str(row["times"]), *figures)
+        report.add_row(row["kernel"], str(row["times"]), *figures)
     of_a_block = [row for row in rows if row["times"]]
     sums = (sum(row[key] for row in of_a_block) for key in ("milliseconds", "floor_milliseconds"))
-    found.add_row("all", "", *(f"{value:.2f}" for value in sums), "")
-    return found
+    report.add_row("all", "", *(f"{value:.2f}" for value in sums), "")
+    return report
 
 
 def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
@@ -93,6 +94,7 @@ def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
 
     from accel.numba_cpu import attention, linear, norm, weight_packing
     from accel.numba_cpu.isa import NR
+    from accel.numba_cpu.weight_packing import aligned, up
     from bloomref import alibi
     from bloomref.dtypes import floating_dtype
     from bloomref.presets.preset_registry import PRESETS
@@ -103,55 +105,45 @@ def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
     rounding = {"float32": linear.FLOAT32, "bfloat16": linear.BFLOAT16, "float16": linear.FLOAT16}[dtype]
 
     def floats(columns: int) -> Any:
-        found = weight_packing.aligned((m, weight_packing.up(columns)), np.float32)
-        found[:] = rng.standard_normal(found.shape, np.float32)
-        return found
+        array = aligned((m, up(columns)), np.float32)
+        array[:] = rng.standard_normal(array.shape, np.float32)
+        return array
 
-    def rows(columns: int) -> Any:
-        return weight_packing.aligned((form.row_elements(m, columns),), form.rows, zeroed=True)
+    def rows(columns: int) -> PackedRows:
+        return PackedRows(aligned((form.row_elements(m, columns),), form.rows, zeroed=True), m)
 
-    def product(name: str, n: int, k: int, after: Any, source: Any, out: Any, following: Any) -> Kernel:
-        weight = weight_packing.pack(
-            rng.standard_normal((n, k), np.float32) * 0.02, np.zeros(n, np.float32), compute, compute
-        )
-        fixed = (
-            source,
-            m,
-            weight.panels,
-            n,
-            form.steps(k),
-            weight.bias,
-            after,
-            x,
-            rounding,
-            out,
-            following,
-            sums,
-            threads,
-        )
-        return Kernel(name, lambda: linear.product(*fixed), 2 * m * n * k)
+    def product(name: str, n: int, k: int, kind: Any, source: PackedRows, out: Any, following: PackedRows) -> Kernel:
+        weight = rng.standard_normal((n, k), np.float32) * 0.02
+        packed, epilogue = weight_packing.pack(weight, None, compute, compute), Epilogue(kind, x, rounding)
+        return Kernel(name, lambda: linear.product(source, packed, epilogue, out, following, sums), 2 * m * n * k)
 
     x, normed, fused, out = floats(d), floats(d), floats(3 * d), floats(d)
-    sums = weight_packing.aligned((threads, linear.SUMS), np.float32)
-    given, inner = rows(d), rows(f)
-    ln = np.ones(d, np.float32), np.zeros(d, np.float32), np.float32(1e-5)
-    capacity = weight_packing.up(m)
-    keys = weight_packing.aligned((heads * capacity * form.steps(width) * form.width,), form.cache, zeroed=True)
-    values = weight_packing.aligned((heads * capacity * weight_packing.up(width),), form.cache, zeroed=True)
-    cache = keys, values, capacity
-    real = np.ones((1, capacity), bool), np.ones((1, capacity // NR), bool)
-    work = weight_packing.aligned((threads, attention.workspace(width)), np.float32)
-    tiles = weight_packing.aligned((threads, attention.tile_elements(form.steps(width), form.width)), form.rows)
-    sizes = fused, 1, m, heads, width, 0, cache
-    attended = real, alibi.slopes(heads), np.float32(width**-0.5), given, work, tiles, threads
+    sums = aligned((threads, linear.SUMS), np.float32)
+    context, inner = rows(d), rows(f)
+    weights = Norm(np.ones(d, np.float32), np.zeros(d, np.float32), np.float32(1e-5))
+    is_real = np.ones((1, up(m)), bool)
+    cache = CacheView(
+        aligned((heads * up(m) * form.steps(width) * form.width,), form.cache, zeroed=True),
+        aligned((heads * up(m) * up(width),), form.cache, zeroed=True),
+        up(m),
+        is_real,
+        is_real.reshape(1, -1, NR).all(-1),
+    )
+    scratch = AttentionScratch(
+        aligned((threads, attention.scratch_floats(width)), np.float32),
+        aligned((threads, attention.scratch_operands(form.steps(width), form.width)), form.rows),
+    )
+    shape, slopes = CallShape(1, m, 0, heads, width), alibi.slopes(heads)
     return [
         tile_alone(form, threads),
-        Kernel("layer norm", lambda: norm.norm_rows(x, m, d, ln, normed, given, linear.FLOAT32, threads), 0, 2),
-        product("query, key, value", 3 * d, d, linear.PLAIN, given, fused, given),
-        Kernel("append to cache", lambda: attention.append(*sizes, given, threads)),
-        Kernel("attention", lambda: attention.attend(*sizes, *attended), 2 * m * (m + 1) * d),
-        product("output, residual", d, d, linear.RESIDUAL, given, out, given),
-        product("up, GELU", f, d, linear.GELU, given, out, inner),
+        Kernel("layer norm", lambda: norm.norm_rows(x, weights, normed, context, linear.FLOAT32, threads), 0, 2),
+        product("query, key, value", 3 * d, d, linear.PLAIN, context, fused, context),
+        Kernel("append to cache", lambda: attention.append(fused, shape, cache, context.data, threads)),
+        Kernel(
+            "attention", lambda: attention.attend(fused, shape, cache, slopes, context, scratch), 2 * m * (m + 1) * d
+        ),
+        product("output, residual", d, d, linear.RESIDUAL, context, out, context),
+        product("up, GELU", f, d, linear.GELU, context, out, inner),
         product("down, residual", d, f, linear.RESIDUAL, inner, out, inner),
     ]
 

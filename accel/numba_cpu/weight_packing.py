@@ -1,6 +1,7 @@
-"""Weights on their way into panels: rounded to the compute dtype, a few panels at a time, from memory or from a file's map."""
+"""Pack weights into panels, rounded to the compute dtype, a few panels at a time, from memory or from a memory-mapped file."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,25 @@ from accel.numba_cpu.elementwise import half_as_float
 from accel.numba_cpu.isa import HAS_BF16_DOT, KC, LDA, LINE, NR
 from accel.numba_cpu.jit import jit_parallel
 from accel.numba_cpu.linear import pack_weight
-from bloomref.dtypes import cast
+from accel.numba_cpu.structs import Projection
+from bloomref.dtypes import DType, cast
+from bloomref.shapes import Array, Float
 
-CHUNK = 1 << 21  # numbers converted at a time: the only copy beside the packed weights
+CHUNK = 1 << 21  # numbers converted at a time: the only copy in addition to the packed weights
+Take = Callable[[int, Any], tuple[Array, bool]]
+"""`take(elements, dtype)`: space for the next packed weight, and True if the space holds it already."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How the numbers of one compute dtype are held: element type of weights, of packed rows, steps of one K."""
+    """How numbers of one compute dtype are stored.
+
+    Args:
+        weight: NumPy dtype of a packed weight's elements.
+        rows: that of packed rows: the operand elements.
+        cache: that of keys and values.
+        paired: a step is a pair of elements.
+    """
 
     weight: Any
     rows: Any
@@ -27,6 +39,7 @@ class Format:
     paired: bool
 
     def steps(self, k: int) -> int:
+        """Steps of a sum over K elements."""
         return (k + 1) // 2 if self.paired else k
 
     @property
@@ -35,10 +48,11 @@ class Format:
         return 2 if self.paired else 1
 
     def row_elements(self, m: int, k: int) -> int:
-        """Elements of m rows (M, K) as a product reads them: whole slices."""
+        """Elements of packed rows (M, K): whole slices."""
         return (self.steps(k) + KC - 1) // KC * LDA * self.width * m
 
     def panel_elements(self, k: int) -> int:
+        """Elements of a panel of a weight (N, K)."""
         return self.steps(k) * NR * self.width
 
 
@@ -49,25 +63,18 @@ FORMATS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A packed weight (N, K) and its bias, which has zeros up to a whole panel."""
-
-    panels: Any
-    bias: Any
-    n: int
-    k: int
-
-
-def in_memory(elements: int, dtype: Any) -> tuple[Any, bool]:
-    """Space for a packed weight, and that it is not there yet."""
+def in_memory(elements: int, dtype: Any) -> tuple[Array, bool]:
+    """A `Take` of new memory."""
     return aligned((elements,), dtype), False
 
 
-def pack(weight: Any, bias: Any, compute: Any, variable: Any, take: Any = in_memory) -> Linear:
-    """Pack (N, K), rounding each element to the variable dtype and then to the compute dtype (NUM-1).
+def pack(
+    weight: Float[Array, "N K"], bias: Array | None, compute: DType, variable: DType, take: Take = in_memory
+) -> Projection:
+    """Pack a weight, rounding each element to the variable dtype and then to the compute dtype (NUM-1).
 
-    `take(elements, dtype)` gives the space for it, and whether it holds the packed weight already.
+    Args:
+        bias: (N,) in any shape; None: zeros.
     """
     form = FORMATS[compute]
     n, k = weight.shape
@@ -77,10 +84,10 @@ def pack(weight: Any, bias: Any, compute: Any, variable: Any, take: Any = in_mem
     padded = np.zeros(up(n), np.float32)
     if bias is not None:
         padded[:n] = vector(bias, compute, variable)
-    return Linear(panels, padded, n, k)
+    return Projection(panels, padded, n, form.steps(k))
 
 
-def _fill(panels: Any, weight: Any, compute: Any, variable: Any) -> None:
+def _fill(panels: Array, weight: Array, compute: DType, variable: DType) -> None:
     form, (n, k) = FORMATS[compute], weight.shape
     size, step = form.panel_elements(k), max(1, CHUNK // (NR * max(k, 1))) * NR
     for row in range(0, n, step):
@@ -89,48 +96,49 @@ def _fill(panels: Any, weight: Any, compute: Any, variable: Any) -> None:
         pack_bits(np.ascontiguousarray(rows).view(form.weight), form, target)
 
 
-def pack_bits(rows: Any, form: Format, panels: Any) -> None:
-    """rows (N, K), contiguous, into panels; an odd last number is paired with zero."""
+def pack_bits(rows: Array, form: Format, panels: Array) -> None:
+    """Pack contiguous rows (N, K) of `form.weight` elements; an odd last element is paired with zero."""
     if form.paired and rows.shape[1] % 2:
         rows = np.pad(rows, ((0, 0), (0, 1)))
     unit = np.uint32 if form.paired else form.weight
     pack_weight(rows.view(unit), panels.view(unit))
 
 
-def vector(values: Any, compute: Any, variable: Any) -> Any:
-    """A bias or a norm's weight: rounded like every weight, held as float32."""
+def vector(values: Array, compute: DType, variable: DType) -> Float[Array, " N"]:
+    """A bias or a norm's weight: rounded like every weight, stored as float32."""
     return _rounded(values.reshape(-1), compute, variable).astype(np.float32)
 
 
-def aligned(shape: Any, dtype: Any, zeroed: bool = False) -> Any:
-    """An array that begins at a cache line, so that no vector of it lies across two."""
+def aligned(shape: tuple[int, ...], dtype: Any, zeroed: bool = False) -> Array:
+    """An array that begins at a cache line, so that none of its vectors crosses two."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = (np.zeros if zeroed else np.empty)(size + LINE, np.uint8)
     start = -raw.ctypes.data % LINE
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def linear_bytes(n: int, k: int, compute: Any) -> int:
-    """What `pack` keeps of (N, K), its bias included."""
+def projection_bytes(n: int, k: int, compute: DType) -> int:
+    """Bytes of a packed weight (N, K) and its bias."""
     return panel_bytes(n, k, compute) + 4 * up(n)
 
 
-def panel_bytes(n: int, k: int, compute: Any) -> int:
+def panel_bytes(n: int, k: int, compute: DType) -> int:
+    """Bytes of the panels of a weight (N, K)."""
     form = FORMATS[compute]
     return panels_of(n) * form.panel_elements(k) * np.dtype(form.weight).itemsize
 
 
 def panels_of(n: int) -> int:
-    """How many panels hold n columns."""
+    """Number of panels that hold n columns."""
     return (n + NR - 1) // NR
 
 
 def up(columns: int) -> int:
-    """The next whole number of panels, in columns."""
+    """Columns rounded up to whole panels."""
     return panels_of(columns) * NR
 
 
-def _rounded(values: Any, compute: Any, variable: Any) -> Any:
+def _rounded(values: Array, compute: DType, variable: DType) -> Array:
     if values.dtype == np.float16 and variable != np.float16:
         wide = np.empty(values.shape, np.float32)
         _widen(np.ascontiguousarray(values).view(np.int16).reshape(-1), wide.reshape(-1))
@@ -139,7 +147,7 @@ def _rounded(values: Any, compute: Any, variable: Any) -> Any:
 
 
 @jit_parallel
-def _widen(bits: Any, out: Any) -> None:
-    """float16 to float32, which is exact: NumPy's cast and that of ml_dtypes go number by number, on one core."""
+def _widen(bits: Array, out: Array) -> None:
+    """float16 to float32, exact. The casts of NumPy and ml_dtypes convert one number at a time, on one core."""
     for i in prange(bits.size):
         out[i] = half_as_float(bits[i])

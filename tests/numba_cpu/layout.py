@@ -5,13 +5,14 @@ import numpy as np
 from accel.numba_cpu.isa import KC, LDA
 from accel.numba_cpu.linear import put_rows
 from accel.numba_cpu.microkernel import widen
+from accel.numba_cpu.structs import PackedRows
 
 
 def as_rows(form, x):
     m, k = x.shape
     rows, wide = np.full(form.row_elements(m, k), 7, form.rows), np.full((m, k + 3), np.nan, np.float32)
     wide[:, :k] = x
-    put_rows(wide, m, k, rows)
+    put_rows(wide, k, PackedRows(rows, m))
     return rows
 
 

@@ -10,8 +10,9 @@ pytest.importorskip("numba", reason="numba is not installed")
 
 from layout import read_rows
 
-from accel.numba_cpu.attention import append, attend, tile_elements, workspace
+from accel.numba_cpu.attention import append, attend, scratch_floats, scratch_operands
 from accel.numba_cpu.isa import HAS_BF16_DOT, NR
+from accel.numba_cpu.structs import AttentionScratch, CacheView, CallShape, PackedRows
 from accel.numba_cpu.weight_packing import FORMATS, Format, up
 from bloomref import alibi
 
@@ -32,18 +33,21 @@ def run(qkv, heads, width, real, cuts, kind, threads=2):
     capacity = up(time)
     keys = np.zeros(batch * heads * capacity * form.steps(width) * form.width, form.cache)
     values = np.zeros(batch * heads * capacity * up(width), form.cache)
-    tiles = np.full((threads, tile_elements(form.steps(width), form.width)), 7, form.rows)
-    seen = np.zeros((batch, capacity), bool)
-    seen[:, :time] = real
+    scratch = AttentionScratch(
+        np.full((threads, scratch_floats(width)), np.nan, np.float32),
+        np.full((threads, scratch_operands(form.steps(width), form.width)), 7, form.rows),
+    )
+    visible = np.zeros((batch, capacity), bool)
+    visible[:, :time] = real
+    cache = CacheView(keys, values, capacity, visible, visible.reshape(batch, -1, NR).all(-1))
     parts = []
     for a, b in pairwise(cuts):
-        rows = np.ascontiguousarray(qkv[:, a:b]).reshape(batch * (b - a), -1)
-        m = batch * (b - a)
-        out, cache = np.full(form.row_elements(m, heads * width), 7, form.rows), (keys, values, capacity)
-        append(rows, batch, b - a, heads, width, a, cache, out, threads)
-        attend(rows, batch, b - a, heads, width, a, cache, (seen, seen.reshape(batch, -1, NR).all(-1)), alibi.slopes(heads),
-               np.float32(width**-0.5), out, np.full((threads, workspace(width)), np.nan, np.float32), tiles,
-               threads)  # fmt: skip
+        m, shape = batch * (b - a), CallShape(batch, b - a, a, heads, width)
+        fused = np.ascontiguousarray(qkv[:, a:b]).reshape(m, -1)
+        out = np.full(form.row_elements(m, heads * width), 7, form.rows)
+        append(fused, shape, cache, out, threads)
+        scratch.floats[:] = np.nan
+        attend(fused, shape, cache, alibi.slopes(heads), PackedRows(out, m), scratch)
         parts.append(read_rows(form, out, m, heads * width).reshape(batch, b - a, -1))
     return np.concatenate(parts, 1)
 

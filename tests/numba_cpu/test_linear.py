@@ -19,6 +19,7 @@ from accel.numba_cpu.linear import (
     SUMS,
     product,
 )
+from accel.numba_cpu.structs import Epilogue, PackedRows, Projection
 from accel.numba_cpu.weight_packing import FORMATS, Format, pack, pack_bits
 from bloomref.dtypes import cast
 
@@ -55,7 +56,8 @@ def multiply(kind, x, weight, bias, after=PLAIN, base=None, threads=2):
     out, following = np.full((m, width), np.nan, np.float32), np.full(form.row_elements(m, n), 7, form.rows)
     bias, base = np.pad(bias, (0, width - n)), out if base is None else np.pad(base, ((0, 0), (0, width - n)))
     sums = np.full((threads, SUMS), np.nan, np.float32)
-    product(rows, m, panels, n, form.steps(k), bias, after, base, FLOAT32, out, following, sums, threads)
+    packed, epilogue = Projection(panels, bias, n, form.steps(k)), Epilogue(after, base, FLOAT32)
+    product(PackedRows(rows, m), packed, epilogue, out, PackedRows(following, m), sums)
     return read_rows(form, following, m, n) if after == GELU else out[:, :n]
 
 
@@ -136,7 +138,7 @@ def test_pack_keeps_every_weight(kind, stored, n, monkeypatch):
     packed, form = pack(weight, None, dtype, np.dtype(np.float32)), FORMATS[dtype]
     rows, out = as_rows(form, np.eye(3, dtype=np.float32)), np.empty((3, weight_packing.up(n)), np.float32)
     sums = np.empty((2, SUMS), np.float32)
-    product(rows, 3, packed.panels, n, form.steps(3), packed.bias, PLAIN, out, FLOAT32, out, rows, sums, 2)
+    product(PackedRows(rows, 3), packed, Epilogue(PLAIN, out, FLOAT32), out, PackedRows(rows, 3), sums)
     np.testing.assert_array_equal(out[:, :n].T, weight.astype(dtype).astype(np.float32))
 
 
