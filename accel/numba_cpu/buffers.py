@@ -2,10 +2,12 @@
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from accel.numba_cpu.structs import Workspace
 from accel.numba_cpu.weight_packing import aligned
 from bloomref.shapes import Array
 
@@ -15,6 +17,13 @@ class Buffers(threading.local):
 
     def __init__(self) -> None:
         self._arrays: dict[str, Array] = {}
+        self._workspace: tuple[tuple[int, int], Workspace] | None = None
+
+    def workspace(self, m: int, threads: int, build: Callable[[], Workspace]) -> Workspace:
+        """`build()` for M rows and so many threads, built again only when either changes."""
+        if self._workspace is None or self._workspace[0] != (m, threads):
+            self._workspace = (m, threads), build()
+        return self._workspace[1]
 
     def take(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         """An array with any content, shared by all requests of that name; a name has one dtype."""

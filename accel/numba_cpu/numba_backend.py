@@ -209,7 +209,11 @@ class NumbaPrepared(Prepared):
         return self._buffers.take("sums", (thread_count(), SUMS))
 
     def _workspace(self, m: int) -> Workspace:
-        d, k, threads, take = self.config.hidden_dim, self.config.head_dim, thread_count(), self._buffers.take
+        threads = thread_count()
+        return self._buffers.workspace(m, threads, lambda: self._new_workspace(m, threads))
+
+    def _new_workspace(self, m: int, threads: int) -> Workspace:
+        d, k, take = self.config.hidden_dim, self.config.head_dim, self._buffers.take
         operands = scratch_operands(self._form.steps(k), self._form.width)
         return Workspace(
             take("normed", (m, up(d))),
