@@ -106,32 +106,61 @@ def shard_path(folder: Path, name: object, index: str) -> Path:
     return folder / name
 
 
+def temporary_path(target: Path) -> Path:
+    """A new hidden name next to `target`, `.target.123456789abc.tmp`."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+
+
 @contextmanager
-def staged(target: Path, overwrite: bool, stale: tuple[str, ...] = ()) -> Iterator[Path]:
+def staged_file(target: Path) -> Iterator[Path]:
+    """A temporary path to write to, which is renamed to `target` when the block ends without an error, else removed."""
+    stage = temporary_path(target)
+    try:
+        yield stage
+        os.replace(stage, target)
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """A new folder to write into, which is renamed to `target` when the block ends without an error, else removed.
+
+    `target` must not exist, or be an empty folder.
+    """
+    stage = temporary_path(target)
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+        os.replace(stage, target)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def staged_model(target: Path, overwrite: bool, stale: tuple[str, ...] = ()) -> Iterator[Path]:
     """A new folder to write into, whose files become those of `target` when the block ends without an error.
 
-    A target that does not exist appears complete, in one rename. In one that exists every file is replaced by a rename
-    of its own, config.json last, and then the files that match a pattern of `stale` and were not written are removed;
-    an interrupted block leaves it as it was.
+    A target that does not exist appears complete, in one rename. In one that exists each file is replaced by its own
+    rename, config.json last; then files that match a pattern of `stale` and were not written are removed. An error
+    within the block leaves the target as it was.
 
     Raises:
         InvalidInput: when the target is a file, or exists and `overwrite` is False.
     """
     if target.exists() and not target.is_dir():
         raise InvalidInput(describe("path", "a folder to write, or a new name", f"the file {target}"))
-    exists = target.is_dir() and any(target.iterdir())
-    if exists and not overwrite:
+    if not target.is_dir() or not any(target.iterdir()):
+        with staged_folder(target.absolute()) as stage:
+            yield stage
+        return
+    if not overwrite:
         raise InvalidInput(describe("path", "a new or empty folder", str(target), "pass overwrite=True to replace it"))
-    parent = target if exists else target.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    stage = parent / f".bloomref-{secrets.token_hex(6)}.tmp"
+    stage = temporary_path(target / "model")
     stage.mkdir()
     try:
         yield stage
-        if exists:
-            _replace_files(stage, target, stale)
-        else:
-            os.replace(stage, target)
+        _replace_files(stage, target, stale)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -11,7 +11,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.arrays import check_finite, common_dtype, convert, into_shards
-from bloomref.formats.files import regular_file, shard_path, staged, weight_map, write_json
+from bloomref.formats.files import regular_file, shard_path, staged_model, weight_map, write_json
 from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFile, write_safetensors
 from bloomref.formats.tokenizer_files import write_hf_tokenizer
 from bloomref.formats.validation_cache import is_noted, note
@@ -210,7 +210,7 @@ def save(
     dtype = params.word_embedding.dtype.name
     data = config.to_hf()
     data |= {"dtype": dtype, "torch_dtype": dtype} if "torch_dtype" in data else {"dtype": dtype}
-    with staged(Path(folder), overwrite, _STALE) as stage:
+    with staged_model(Path(folder), overwrite, _STALE) as stage:
         _write_weights(stage, _stored(params, config), max_shard_bytes)
         if tokenizer_from is not None:
             write_hf_tokenizer(Path(tokenizer_from), stage)

@@ -11,7 +11,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.arrays import check_finite, common_dtype, into_shards, is_narrower, rounded
-from bloomref.formats.files import read_json, staged, write_json
+from bloomref.formats.files import read_json, staged_model, write_json
 from bloomref.formats.keras_h5 import Variable, read_sharded, read_single, write_h5
 from bloomref.formats.tokenizer_files import keras_dtype, write_keras_tokenizer
 from bloomref.params import PROJECTIONS, Params, Weight, count_params, keys
@@ -228,7 +228,7 @@ def save(
         BadWeights: when `tokenizer_from` holds a damaged tokenizer. Unsupported: when h5py is not installed.
     """
     data = _config_json(config, params.word_embedding.dtype)
-    with staged(Path(folder), overwrite, _STALE) as stage:
+    with staged_model(Path(folder), overwrite, _STALE) as stage:
         _write_weights(stage, config, params, max_shard_bytes)
         if tokenizer_from is not None:
             write_keras_tokenizer(Path(tokenizer_from), stage)

@@ -4,8 +4,6 @@ KerasHub numbers the layers that have weights as it finds them, from the last to
 `token_embedding` (0) and `embedding_layernorm` (1), decoder i begins at 2 + 10 i. So value comes before query.
 """
 
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights, InvalidInput, describe
 from bloomref.formats.arrays import check_finite
+from bloomref.formats.files import staged_file
 from bloomref.formats.keras_h5 import Variable, load_h5py, read_single
 from bloomref.shapes import Array
 
@@ -110,13 +109,8 @@ def save(path: Path, rank: int, kernels: Mapping[tuple[int, str], tuple[Array, A
     """
     if not path.name.endswith(SUFFIX):
         raise InvalidInput(describe("path", f"a name that ends in {SUFFIX}, as KerasHub wants it", str(path)))
-    temporary = path.with_name(f".{secrets.token_hex(6)}.{path.name}")
-    try:
-        with load_h5py().File(temporary, "w") as file:
-            file.create_dataset(_RANK, data=np.int64(rank))
-            for (layer, name), pair in kernels.items():
-                for kernel, array in zip(("lora_kernel_a", "lora_kernel_b"), pair, strict=True):
-                    file.create_dataset(f"lora/{_index(layer, name)}/vars/{kernel}", data=array.astype(np.float32))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with staged_file(path) as stage, load_h5py().File(stage, "w") as file:
+        file.create_dataset(_RANK, data=np.int64(rank))
+        for (layer, name), pair in kernels.items():
+            for kernel, array in zip(("lora_kernel_a", "lora_kernel_b"), pair, strict=True):
+                file.create_dataset(f"lora/{_index(layer, name)}/vars/{kernel}", data=array.astype(np.float32))

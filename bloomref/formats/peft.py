@@ -6,7 +6,7 @@ from pathlib import Path
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.arrays import check_finite
-from bloomref.formats.files import read_json, staged, write_json
+from bloomref.formats.files import read_json, staged_model, write_json
 from bloomref.formats.hf import PICKLED
 from bloomref.formats.peft_config import EMBEDDING, PREFIX, LoraConfig
 from bloomref.formats.safetensors_io import FLOATS, SafetensorsFile, write_safetensors
@@ -103,7 +103,7 @@ def save(folder: Path, lora: LoraConfig, pairs: Mapping[str, tuple[Array, Array]
     Raises:
         InvalidInput: when the folder cannot be written.
     """
-    with staged(folder, True, _STALE) as stage:
+    with staged_model(folder, True, _STALE) as stage:
         write_safetensors(stage / WEIGHTS, dict(_stored(pairs)))
         write_json(stage / CONFIG, lora.to_json())
 

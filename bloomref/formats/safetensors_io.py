@@ -9,7 +9,6 @@ import json
 import math
 import mmap
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, InvalidInput, describe
-from bloomref.formats.files import parse_json, regular_file
+from bloomref.formats.files import parse_json, regular_file, staged_file
 from bloomref.shapes import Array
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
@@ -163,16 +162,11 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping
         InvalidInput: for an array whose dtype the format does not have.
     """
     arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize))  # wide first: all stay aligned
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(_header(arrays, {"format": "pt"} if metadata is None else metadata))
-            for array in arrays.values():
-                for piece in _bytes(array):
-                    file.write(piece)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with staged_file(path) as stage, stage.open("xb") as file:
+        file.write(_header(arrays, {"format": "pt"} if metadata is None else metadata))
+        for array in arrays.values():
+            for chunk in _bytes(array):
+                file.write(chunk)
 
 
 def _header(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:

@@ -6,7 +6,6 @@ renamed; only then is the one before it removed. So at every moment the newest f
 
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from bloomref.errors import BadWeights, describe
-from bloomref.formats.files import read_json, write_json
+from bloomref.formats.files import read_json, staged_folder, temporary_path, write_json
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.shapes import Array
 
 _NAME = re.compile(r"checkpoint-(\d{8})")
-_LEFTOVER = re.compile(r"\.(new|old)-[0-9a-f]{12}")
+_LEFTOVER = re.compile(r"\.checkpoint-\d{8}\.[0-9a-f]{12}\.tmp|\.(new|old)-[0-9a-f]{12}")  # the second: of 0.1.0
 _STATE = "state.json"
 
 
@@ -43,14 +42,12 @@ def save(folder: Path, step: int, state: TrainingState) -> None:
     if target.exists():  # a run that was continued, and has not moved since
         return
     folder.mkdir(parents=True, exist_ok=True)
-    stage = folder / f".new-{secrets.token_hex(6)}"
-    stage.mkdir()
-    for group, arrays in state.arrays.items():
-        write_safetensors(stage / f"{group}.safetensors", arrays)
-    write_json(stage / _STATE, {**state.values, "groups": sorted(state.arrays)})
-    for path in [*stage.iterdir(), stage]:
-        _flush(path)
-    os.replace(stage, target)
+    with staged_folder(target) as stage:
+        for group, arrays in state.arrays.items():
+            write_safetensors(stage / f"{group}.safetensors", arrays)
+        write_json(stage / _STATE, {**state.values, "groups": sorted(state.arrays)})
+        for path in [*stage.iterdir(), stage]:
+            _flush(path)
     _flush(folder)
     for path in folder.iterdir():
         if path != target and (_NAME.fullmatch(path.name) or _LEFTOVER.fullmatch(path.name)):
@@ -77,7 +74,7 @@ def _read(path: Path) -> dict[str, Array]:
 
 def _retire(path: Path) -> None:
     """Remove a folder; it loses its name first, so that half of it is never taken for a checkpoint."""
-    old = path.with_name(f".old-{secrets.token_hex(6)}")
+    old = temporary_path(path)
     os.replace(path, old)
     shutil.rmtree(old)
 

@@ -1,7 +1,5 @@
 """Write the folder of vectors."""
 
-import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +12,7 @@ from bloomref.conformance.vectors.author.draft import TIER_NAMES, Draft
 from bloomref.conformance.vectors.author.models import MODELS
 from bloomref.conformance.vectors.author.notes import NOTES
 from bloomref.conformance.vectors.author.schema import SCHEMA, dumps
+from bloomref.formats.files import staged_file
 from bloomref.formats.safetensors_io import write_safetensors
 from bloomref.shapes import Array
 
@@ -117,9 +116,8 @@ def write(target: Path, report: Callable[[str], None] = lambda _: None) -> int:
         current = listing(fresh)
         for name in current:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            temporary = (target / name).with_name(f".{secrets.token_hex(6)}.tmp")
-            shutil.copyfile(fresh / name, temporary)
-            os.replace(temporary, target / name)
+            with staged_file(target / name) as stage:
+                shutil.copyfile(fresh / name, stage)
         for name in listing(target) - current:
             (target / name).unlink()
     for folder in sorted((path for path in target.rglob("*") if path.is_dir()), reverse=True):
