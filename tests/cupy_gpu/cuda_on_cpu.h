@@ -1,9 +1,9 @@
-// Runs CUDA C++ on the CPU, one block at a time: each thread of the block is a fiber.
+// Runs CUDA C++ on the CPU, one thread block at a time. Each thread of the block is a fiber.
 //
-// What it finds: missing and divergent barriers and waits (the order of threads is drawn at random), lanes that miss a warp's
-// exchange, wrong lanes, shared memory beyond what was asked for, misaligned loads of 16 bytes, numbers read before they were
-// written (memory starts as NaN). What it cannot find: faults of the wrappers in ptx.cuh, whose twins are here, races between
-// blocks, and what a device is slow at.
+// It detects missing and divergent barriers and waits (threads run in random order), lanes that miss a warp-wide
+// operation, wrong lanes, accesses beyond the requested shared memory, misaligned 16-byte loads, and reads of
+// uninitialised memory (which is NaN). It cannot detect mistakes in the wrappers of ptx.cuh, which are replaced here,
+// races between thread blocks, and slow code.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <math.h>
@@ -28,7 +28,7 @@
 #undef __launch_bounds__
 #define __global__ inline
 #define __device__
-#define __shared__ static  // one block at a time
+#define __shared__ static  // one thread block at a time
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
@@ -49,7 +49,7 @@ struct Thread {
     const void* in = nullptr;
     void* out = nullptr;
     uint3 index{};
-    std::vector<std::vector<Copy>> copies{{}};  // groups on their way; the last one is still open
+    std::vector<std::vector<Copy>> copies{{}};  // pending groups of copies; the last one is still open
     bool started = false, has_waited = false;
     jmp_buf place;
     ucontext_t first;
@@ -72,14 +72,14 @@ struct Block {
     jmp_buf scheduler;
     ucontext_t scheduler_context;
     std::string failure;
-    std::mt19937* random = nullptr;  // null: everything in order
-    std::function<void()> previous;  // the kernel before this one, which was started early and has not run yet
+    std::mt19937* random = nullptr;  // null: run everything in order
+    std::function<void()> previous;  // runs the preceding kernel, if this one started early and it has not run yet
     bool is_early = false;
 };
 
 inline Block block, aside;
 
-/// Give up the processor until the scheduler resumes this thread.
+/// Yield to the scheduler until it resumes this thread.
 inline void leave() {
     Thread* const me = block.running;
     if (!_setjmp(me->place)) _longjmp(block.scheduler, 1);
@@ -119,7 +119,7 @@ inline void resume(Thread& thread) {
     setcontext(&thread.first);
 }
 
-/// All live threads wait at one barrier: they go on. False where they do not.
+/// Release the threads if all live threads wait at one barrier. Returns false if they do not.
 inline bool release_barrier() {
     int line = 0;
     for (const Thread& thread : block.threads) {
@@ -133,7 +133,7 @@ inline bool release_barrier() {
     return line != 0;
 }
 
-/// Every thread is as far as it comes without the kernel before this one, which runs now. False where there is none to run.
+/// Run the preceding kernel, once every thread waits for it, and release the threads. Returns false if there is none.
 inline bool release_previous() {
     if (!block.previous) return false;
     const auto previous = std::exchange(block.previous, nullptr);
@@ -145,7 +145,7 @@ inline bool release_previous() {
     return true;
 }
 
-/// Run the threads of one warp as far as they come without the others; whether any of them moved.
+/// Run the threads of one warp until each waits for others. Returns true if any thread made progress.
 inline bool run_warp(int warp) {
     int lanes[WARP_SIZE];
     for (int lane = 0; lane < WARP_SIZE; ++lane) lanes[lane] = lane;
@@ -163,8 +163,8 @@ inline bool run_warp(int warp) {
     return moved;
 }
 
-/// Warps take their turns in an order drawn at random, each until it waits for the others: one that lacks a barrier gets as far
-/// ahead as it can.
+/// Run a thread block. Warps take turns in random order, each until it waits for others, so that a warp without a
+/// barrier gets as far ahead as possible.
 inline void run_block() {
     std::vector<int> warps(block.threads.size() / WARP_SIZE);
     for (size_t i = 0; i < warps.size(); ++i) warps[i] = int(i);
@@ -181,7 +181,7 @@ inline void run_block() {
     }
 }
 
-/// Shared memory is NaN at the start of a block, and followed by bytes that nobody may touch.
+/// Fill shared memory with NaN at the start of a block, and put a guard zone after it.
 inline void prepare_shared(size_t bytes) {
     block.shared.assign(bytes + GUARD + 64, 0xff);
     block.shared_start = reinterpret_cast<unsigned char*>((uintptr_t(block.shared.data()) + 63) & ~uintptr_t(63));
@@ -193,8 +193,8 @@ inline void check_shared(size_t bytes) {
     if (!untouched && block.failure.empty()) block.failure = "written beyond the shared memory";
 }
 
-/// Run a grid; the reason why it failed, or an empty string. A seed of 0 runs everything in order. `previous`, if any, is the work of
-/// the kernel before, which is not done before a thread waits for it.
+/// Run a grid. Returns the reason of a failure, or an empty string. A seed of 0 runs everything in order. `previous`,
+/// if any, runs the preceding kernel; it is called when all threads wait for it.
 inline std::string run_grid(
     dim3 grid, int threads, size_t shared, unsigned seed, void (*previous)(), std::function<void()> body) {
     if (threads % WARP_SIZE || threads > MAX_THREADS) return "a block is whole warps, at most 1024 threads";
@@ -218,11 +218,11 @@ inline std::string run_grid(
         check_shared(shared);
         if (!block.failure.empty()) break;
     }
-    if (!block.failure.empty()) block.threads.clear();  // threads that stopped half-way are not used again
+    if (!block.failure.empty()) block.threads.clear();  // unfinished fibers cannot be reused
     return block.failure;
 }
 
-/// The 32 lanes of a warp put down what they have; the last to come computes what each of them takes away.
+/// Warp-wide operation: each of the 32 lanes stores its input, and the last one computes the outputs of all.
 template <class In, class Out, class Compute>
 Out exchange(int kind, const In& in, Compute compute) {
     Thread* const me = block.running;
@@ -260,7 +260,7 @@ inline uint4 load(const void* from) {
     return x;
 }
 
-/// A kernel's arguments, each behind a pointer, as cuLaunchKernel takes them.
+/// Call a kernel with an array of pointers to its arguments, as cuLaunchKernel does.
 template <class... P, size_t... I>
 std::function<void(void**)> unpacked(void (*kernel)(P...), std::index_sequence<I...>) {
     return [kernel](void** arguments) { kernel(*static_cast<P*>(arguments[I])...); };
@@ -309,7 +309,7 @@ inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-// The twins of ptx.cuh, in its order.
+// Replacements of the wrappers of ptx.cuh, in the same order.
 
 inline void let_next_start() {}
 inline void wait_for_previous() {
@@ -328,7 +328,7 @@ inline void do_copy(const emulated::Copy& copy) {
         memcpy(copy.to, copy.from, 16);
 }
 
-/// A copy happens at once or when it is waited for, as chance has it: nobody may count on either.
+/// A copy happens at random either at once or when it is waited for, so that kernels cannot rely on either.
 inline void copy_16_async(void* to, const void* from, bool zeros) {
     emulated::require_aligned(to);
     emulated::require_aligned(from);
