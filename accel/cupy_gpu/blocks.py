@@ -1,12 +1,11 @@
 """Kernel sequence of a transformer block, on one of three paths (see docs/cupy.md).
 
 - gemv: up to FEW_ROWS rows use matrix-vector kernels, which read each weight once and keep intermediate values in
-float32.
-  A decoding step of up to TENSOR_ROWS rows that the second path does not support also uses them, in groups of
+  float32. A decoding step of up to TENSOR_ROWS rows that the second path does not support also uses them, in groups of
   MATVEC_ROWS.
 - tensor cores: up to TENSOR_ROWS rows in a 16-bit dtype use fused tensor-core kernels.
 - cuBLAS: more rows, float64, and prompts that the other paths do not support use GEMMs with row-wise kernels around
-them.
+  them.
 
 The tensor-core and cuBLAS paths round the inputs of products to the compute dtype.
 
@@ -61,10 +60,10 @@ class AttentionArgs:
 
 @dataclass(frozen=True, eq=False)
 class HeadOutputs:
-    """Optional outputs of the LM head, in addition to the logits.
+    """Optional outputs of the LM head, in addition to the logits: the best tokens, and whether the logits are finite.
 
     Args:
-        forbidden: Input: uint8 (V,), nonzero for tokens that must not be chosen; None if all may be.
+        forbidden: uint8 (V,), nonzero for tokens that the best tokens must not include; None allows all.
         scores, tokens: float32 and int32 (rows, parts), the best allowed token of each part of the vocabulary.
         broken: int32 (1,), set to 1 if a logit is NaN or infinite. None disables all optional outputs.
     """
@@ -114,8 +113,9 @@ class Blocks:
         return out
 
     def scores(self, x: Array, head: Array, time: int) -> Array:
-        """Return logits (rows, V) in the accumulation dtype from final hidden states (rows, D), `time` positions per
-        sequence.
+        """Return logits (rows, V) in the accumulation dtype, of final hidden states (rows, D).
+
+        `time` is the number of positions per sequence.
         """
         out = self.wide_rows("scores", len(x), head.shape[0])
         if self.uses_cublas(len(x), time):
@@ -163,7 +163,10 @@ class Blocks:
             self._attention_gemv(layer, x, args, out)
 
     def mlp(self, layer: Layer, x: Array, time: int, out: Array) -> None:
-        """MLP sub-block, from LayerNorm to residual: x (rows, D), `time` positions per sequence, to `out` (rows, D)."""
+        """MLP sub-block, from LayerNorm to residual: x (rows, D) to `out` (rows, D).
+
+        `time` is the number of positions per sequence.
+        """
         if self.uses_tensor_cores(len(x)):
             self._mlp_tensor_cores(layer, x, out)
         elif self.uses_cublas(len(x), time):

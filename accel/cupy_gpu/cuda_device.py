@@ -142,8 +142,9 @@ class CudaDevice:
                 kernel(launch.grid, (launch.block, 1, 1), values, shared_mem=launch.shared)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Capture a CUDA graph, on a separate stream because the caller's may be the default stream, which cannot be
-        captured.
+        """Capture a CUDA graph on a separate stream.
+
+        The caller's stream may be the default stream, which cannot be captured.
         """
         with self._device, cupy.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()

@@ -70,8 +70,9 @@ class Device(Protocol):
         ...
 
     def matmul(self, x: Array, weight: Array, out: Array) -> None:
-        """out (M, N) = x (M, K) weight[:, :K]^T, summed in the dtype of `out`, the accumulation dtype. weight is (N, at
-        least K).
+        """out (M, N) = x (M, K) weight[:, :K]^T, summed in the dtype of `out`, the accumulation dtype.
+
+        `weight` is (N, at least K).
         """
         ...
 
@@ -92,10 +93,10 @@ class Device(Protocol):
         ...
 
     def send(self, source: Any, target: Array) -> Callable[[], None]:
-        """Start an asynchronous copy of pinned bytes into a contiguous array of the same size, and return a function
-        that waits for it.
+        """Start an asynchronous copy of pinned bytes into a contiguous array of the same size.
 
-        The copy overlaps with work that is queued later. Neither array may be used before the wait returns.
+        Returns a function that waits for the copy, which overlaps with work that is queued later. Neither array may be
+        used before the wait returns.
         """
         ...
 

@@ -1,5 +1,6 @@
-"""cuLaunchKernelEx, a kernel launch with attributes, through ctypes: the one call of the CUDA driver API that CuPy
-lacks.
+"""cuLaunchKernelEx, a kernel launch with attributes, through ctypes.
+
+It is the one call of the CUDA driver API that CuPy lacks.
 """
 
 import ctypes

@@ -14,8 +14,10 @@ WARP = 32
 MATVEC_ROWS = 16
 """Most rows of a row group of the gemv kernels. Each group reads the weights separately."""
 FEW_ROWS = 4
-"""More rows than this in 16 bits use tensor cores, because the arithmetic on CUDA cores would take longer than reading
-the weights. An estimate, to be tuned on a device."""
+"""More rows than this in 16 bits use tensor cores. An estimate, to be tuned on a device.
+
+On CUDA cores, the arithmetic would take longer than reading the weights.
+"""
 TENSOR_ROWS = 64
 """More rows than this use cuBLAS."""
 TOP_K = 64
@@ -81,8 +83,9 @@ class Launch:
 
 
 class DecodeBuffers(NamedTuple):
-    """Sizes of two buffers of attention_decode: floats of `partials`, ints of `arrival_counter`, which is zero at
-    first.
+    """Sizes of two buffers of attention_decode: floats of `partials`, ints of `arrival_counter`.
+
+    `arrival_counter` is zero at first.
     """
 
     partials: int
@@ -170,8 +173,9 @@ def has_tiled(dtype: str, head_width: int, time: int, arch: int) -> bool:
 
 
 def attention_tiled(head_width: int, batch: int, heads: int, time: int, arch: int) -> Launch:
-    """Tiled float32 kernel. 64 keys per iteration need fewer loads; 32 are used if two thread blocks with 64 do not fit
-    an SM.
+    """Tiled float32 kernel.
+
+    64 keys per iteration need fewer loads; 32 are used if two thread blocks with 64 do not fit an SM.
     """
     keys = 64 if _tiled_blocks(head_width, 64, arch) >= 2 else 32
     chosen = kernel("tiled", "attention_tiled", _tiled_width(head_width), keys)
@@ -234,8 +238,7 @@ def head_matvec(dtype: str, rows: int, width: int, outputs: int, sms: int) -> La
 
 
 def _splits(groups: int, turns: int, sms: int) -> int:
-    """Return the number of warps that share an output (split-K), chosen for the shortest time until the last block is
-    done.
+    """Return the number of warps that share an output (split-K), chosen so that the last thread block is done soonest.
 
     It is independent of the number of rows, so the bits of a row are as well.
 
@@ -280,9 +283,9 @@ def _matvec(name: str, dtype: str, rows: int, width: int, outputs: int, sms: int
 
 
 def supports_tensor_cores(config: BloomConfig, dtype: str, arch: int) -> bool:
-    """True if the kernels of tensor.cu support a model: widths are multiples of 8, and the residual is pre-layernorm
-    (MOD-3).
+    """True if the kernels of tensor.cu support a model.
 
+    The widths must be multiples of 8, and the residual pre-layernorm (MOD-3).
     A thread block of sm_75 has too little shared memory for them.
     """
     whole = config.hidden_dim % 8 == 0 and config.intermediate_dim % 8 == 0
@@ -334,7 +337,7 @@ def choose_best(rows: int) -> Launch:
 
 
 def top_lists(vocabulary: int) -> int:
-    """Return the number of candidate lists that top_parts makes of a row: one per warp, at most what choose_top merges."""
+    """Return the number of candidate lists of a row: one per warp of top_parts, at most what choose_top merges."""
     return _ROW_WARPS * max(1, min(_MERGED_LISTS // _ROW_WARPS, vocabulary // (_TOKENS_PER_LIST * _ROW_WARPS)))
 
 

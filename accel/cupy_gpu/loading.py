@@ -1,5 +1,4 @@
-"""Loading of weights: threads round chunks of a memory-mapped file into pinned buffers, which are copied
-asynchronously.
+"""Loading of weights: threads round chunks of a memory-mapped file into pinned buffers for asynchronous copies.
 
 No matrix is ever complete in host memory, unless the caller's parameters already are.
 """

@@ -47,7 +47,7 @@ def weight_bytes(config: BloomConfig, policy: DTypePolicy) -> int:
 
 
 def _bytes(weight: Weight, config: BloomConfig, policy: DTypePolicy) -> int:
-    """Bytes of one weight: matrices in the compute dtype, with 16-byte aligned rows; vectors in the accumulation dtype."""
+    """Bytes of one weight: a matrix in the compute dtype, with aligned rows, or a vector in the accumulation dtype."""
     shape = weight.hf_shape(config)
     if len(shape) == 2:
         return shape[0] * weight_stride(shape[1]) * policy.compute_dtype.itemsize
@@ -62,8 +62,7 @@ def cache_bytes(config: BloomConfig, policy: DTypePolicy, batch: int, length: in
 
 
 def working_bytes(config: BloomConfig, policy: DTypePolicy, rows: int) -> int:
-    """Peak bytes of temporaries in a call that computes `rows` positions, with at most LOGITS_BYTES of logits at a
-    time.
+    """Peak bytes of temporaries in a call that computes `rows` positions, including at most LOGITS_BYTES of logits.
 
     A block holds its input, its output and the temporaries of one chunk. Per position, attention needs 5 D numbers in
     the accumulation dtype and 2 D in the compute dtype; the MLP needs D + F in each.

@@ -238,8 +238,9 @@ class CupyPrepared:
     # --- positions -------------------------------------------------------------------------------
 
     def _columns(self, step: Step, cache: DecodingCache) -> tuple[Array, Array | None]:
-        """Return the first column of each chunk of a sequence, and the mask of real columns (None if all are), once per
-        call.
+        """Return the first column of each chunk of a sequence, and the mask of real columns.
+
+        The mask is None if all columns are real. Both are uploaded once per call.
         """
 
         def upload() -> tuple[Array, Array | None]:

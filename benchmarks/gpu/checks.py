@@ -67,8 +67,7 @@ def random_engine(backend: str, config: Any, dtype: str) -> Engine:
 
 
 def greedy(backend: str, preset: str, tokens: int = 48) -> str:
-    """Compare greedy tokens with the reference: three prompts of different lengths, as a batch and alone, with random
-    weights.
+    """Compare greedy tokens with the reference, for three prompts of different lengths, as a batch and alone.
 
     Raises:
         AssertionError: A token differs; the message names the first.
@@ -96,8 +95,7 @@ CHOICES = (Choice(), Choice(0.8, 40), Choice(0.8, 40, 0.9), Choice(0.8), Choice(
 
 
 def tokens(backend: str, preset: str, count: int = 24) -> str:
-    """Compare greedy tokens chosen on the device with the argmax of `step`, and sampled tokens of two runs, in every
-    dtype.
+    """Compare greedy tokens of the device with the argmax of `step`, and sampled tokens of two runs.
 
     Raises:
         AssertionError: Tokens differ; the message names the dtype and the choice.
@@ -129,9 +127,7 @@ def chosen(engine: Any, choice: Choice, count: int, rows: int = 3) -> Any:
 
 
 def by_host(engine: Any, count: int, rows: int = 3) -> Any:
-    """Return the greedy tokens (rows, count) that the host chooses from the logits of each step, for comparison with
-    `chosen`.
-    """
+    """Return greedy tokens (rows, count) that the host chooses from the logits, to compare with `chosen`."""
     cache, ids, tokens = engine.new_cache(rows, count), np.arange(rows), []
     for t in range(count):
         ids = engine.read(cache, t, ids[:, None]).argmax(axis=1)
@@ -143,8 +139,9 @@ def by_host(engine: Any, count: int, rows: int = 3) -> Any:
 
 
 def repeat(backend: str, preset: str) -> str:
-    """Compare the bits of four runs: two in this process, one without programmatic dependent launch, one in another
-    process.
+    """Compare the bits of four runs.
+
+    Two are in this process, one is without programmatic dependent launch, one in another process.
 
     Raises:
         AssertionError: The bits differ; the message names the dtype.

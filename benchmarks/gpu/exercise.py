@@ -100,9 +100,7 @@ def tensor_core_configs(width: int, dtype: str) -> Iterator[BloomConfig]:
 def _run(
     backend: str, config: Any, dtype: str, shapes: Sequence[tuple[int, int]], rows: int, choices: Sequence[Choice]
 ) -> None:
-    """Run prompts and steps of these (rows, positions), and choose tokens on the device, which float64 does not
-    support.
-    """
+    """Run prompts and steps of these (rows, positions), and choose tokens on the device except in float64."""
     engine = random_engine(backend, config, dtype)
     for batch, prompt in shapes:
         some_logits(engine, batch, prompt, 3)

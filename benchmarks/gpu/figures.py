@@ -1,5 +1,6 @@
-"""`python -m benchmarks.gpu --measure`: runs the participants, the most important ones of all presets first, and writes
-the report.
+"""`python -m benchmarks.gpu --measure`: runs the participants and writes the report.
+
+The most important participants of all presets run first.
 
 The report is written after every figure. Starting the same command again resumes it. bloomref's own participants are
 measured again if the accelerator's code has changed.

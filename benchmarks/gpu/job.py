@@ -1,6 +1,4 @@
-"""`Job`: the settings of one process of `python -m benchmarks.gpu --measure`, and the models that its participants
-share.
-"""
+"""`Job`: settings of one process of `python -m benchmarks.gpu --measure`, and models that its participants share."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -20,9 +18,7 @@ from bloomref.runtime.engine import Engine
 
 CHECKED_LAYERS = 2
 CHECKED_PROMPT, CHECKED_STEPS = 9, 3
-"""Of the three steps, the first is launched kernel by kernel, the second is captured and replayed, the third is
-replayed.
-"""
+"""The first step is launched kernel by kernel, the second is captured, the third is only replayed."""
 TOLERANCE = 0.05
 """Largest relative error of the logits, root mean square, of a participant that is timed."""
 SECONDS = 10.0
@@ -108,8 +104,9 @@ class Job:
 
     @cached_property
     def expected(self) -> Any:
-        """Logits (CHECKED_STEPS + 1, largest number of rows, V) of the reference in float32, after the prompt and each
-        step.
+        """Logits (CHECKED_STEPS + 1, largest number of rows, V) of the reference in float32.
+
+        They are those after the prompt and after each step.
         """
         reference = Engine(self.few_params.astype(np.dtype(np.float32)), self.few, dtype_policy("float32"))
         return logits(reference, self.checked_ids)

@@ -69,8 +69,9 @@ def kernels(job: Job, _: str) -> Figures:
 
 
 def _time_step(job: Job, recorder: RecordingDevice, rows: int) -> tuple[list[Timed], float]:
-    """Time the kernels of a step, and the whole step, over a cache that is full except for the column that the step
-    writes.
+    """Time the kernels of a step, and the whole step.
+
+    The cache is full except for the column that the step writes.
     """
     engine, last = job.engine, job.context - 1
     cache = engine.new_cache(rows, job.context)

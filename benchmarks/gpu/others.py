@@ -1,6 +1,4 @@
-"""Participants of `python -m benchmarks.gpu --measure` that bloomref is compared with: the hardware's limits, and
-transformers.
-"""
+"""Participants of `python -m benchmarks.gpu --measure` to compare with: the hardware's limits, and transformers."""
 
 from typing import Any
 
@@ -18,7 +16,7 @@ PINNED_BYTES = 1 << 28
 
 
 def copy(job: Job, _: str) -> Figures:
-    """Participant: bytes per second, read and written, of a copy within device memory, which defines the memory floor."""
+    """Participant: bytes per second, read and written, of a copy within device memory: the bandwidth of the floor."""
     cupy = device_library(job)
     source = cupy.arange(COPIED_BYTES // 4, dtype=np.uint32)
     target = cupy.zeros_like(source)
@@ -29,9 +27,7 @@ def copy(job: Job, _: str) -> Figures:
 
 
 def host_copy(job: Job, _: str) -> Figures:
-    """Participant: bytes per second from pinned host memory, for as many bytes as the weights have, in chunks of one
-    buffer.
-    """
+    """Participant: bytes per second from pinned host memory, for as many bytes as the weights have."""
     device, size = job.device, count_params(job.config) * job.policy.compute_dtype.itemsize
     source = device.pinned(min(PINNED_BYTES, size))
     target = device.empty(source.shape, source.dtype)
@@ -46,8 +42,9 @@ def host_copy(job: Job, _: str) -> Figures:
 
 
 def cublas(job: Job, _: str) -> Figures:
-    """Participant: time of the matrix products of a prompt, one after the other, with the same random operands in every
-    layer.
+    """Participant: time of the matrix products of a prompt, one after the other.
+
+    Every layer has the same random operands.
     """
     device, dtype = job.device, job.policy.compute_dtype
     d, f, wide = job.config.hidden_dim, job.config.intermediate_dim, accumulation_dtype(dtype)
@@ -141,8 +138,9 @@ def torch_model(job: Job, config: Any, params: Any) -> tuple[Any, Any]:
 
 
 def _tensor(torch: Any, array: Any, shape: tuple[int, ...]) -> Any:
-    """Return a tensor that shares the array's memory. bfloat16 is viewed as integers, because torch does not know
-    NumPy's.
+    """Return a tensor that shares the array's memory.
+
+    bfloat16 is viewed as integers, because torch does not know NumPy's.
     """
     name = array.dtype.name
     bits = array.view(np.int16) if name == "bfloat16" else array

@@ -75,8 +75,9 @@ def aims(judged: list[dict[str, Any]]) -> Rows:
 
 
 def kernels(entry: dict[str, Any], rows: int) -> Rows:
-    """Return the kernels of a step with their bandwidth relative to the copy and their share of the time; empty if not
-    timed.
+    """Return the kernels of a step with their bandwidth, relative to the copy, and their share of the time.
+
+    It is empty if they were not timed.
 
     A star marks kernels with so few bytes that they may have come from a cache.
     """

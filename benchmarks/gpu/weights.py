@@ -1,5 +1,4 @@
-"""Random weights that are cheap to generate: one periodic pool of normal numbers, of which each array is a different
-view.
+"""Random weights that are cheap to generate: each array is a different view of one periodic pool of numbers.
 
 `init_params` draws every number, which takes minutes for 7e9 of them. Zeros or constants would be cheaper, but a GPU is
 faster with them, and a check against the reference would detect less. On the device, every array is a separate copy.

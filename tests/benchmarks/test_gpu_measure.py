@@ -45,9 +45,7 @@ def figures_of(participant: Any, of: Job, name: str = "") -> dict[str, Any]:
 def test_a_measurement_runs_from_end_to_end(
     emulated_backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every process starts and reports, participants that need a GPU are absent, and a second run has nothing left to
-    do.
-    """
+    """Every process starts and reports, participants that need a GPU are absent, and a second run does nothing."""
     report = tmp_path / "report.json"
     words = f"gpu --measure --backend {emulated_backend} --presets small --rows 1 2 --tokens 2 --runs 1 --prompt 4 --long 20"
     monkeypatch.setattr(sys, "argv", [*words.split(), "--context", "12", "--torch", "no", "--output", str(report)])
@@ -134,9 +132,7 @@ def test_tokens_that_the_host_would_not_choose_are_not_timed(
 
 
 def test_each_participant_runs_its_kind_of_step(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens chosen on the device, with and without programmatic dependent launch; steps as graphs; steps launched one
-    by one.
-    """
+    """There are tokens chosen on the device, with and without early starts, graphs of steps, and single launches."""
     monkeypatch.setattr(ours, "_error", lambda _: 0.0)
     one, steps = job_of(emulated_backend, rows=(2,)), []
     prepared = one.engine.prepared

@@ -1,4 +1,4 @@
-"""Compiles kernels without a GPU: NVRTC through ctypes, and nvdisasm for the machine code, both from NVIDIA's wheels."""
+"""Compiles kernels without a GPU: NVRTC through ctypes, and nvdisasm for the machine code."""
 
 import ctypes
 import re

@@ -1,5 +1,6 @@
-"""`Problem`: a small test problem for a kernel, with its inputs, its launch, and its formula in the reference's
-operations.
+"""`Problem`: a small test problem for a kernel, with its inputs, its launch and its formula.
+
+The formula is written with the reference's operations.
 
 `run` returns the kernel's result, and `formula(a)` the same values computed in the dtype a from the same rounded
 inputs. No bias is zero and no LayerNorm weight is one, so that no operation is hidden.

@@ -115,7 +115,7 @@ def weights(scores: Any, temperature: float) -> Any:
 
 
 def is_drawn(weight: Any, token: int, uniform: float) -> bool:
-    """True if the cumulative sum of the weights passes the random number at this token, within the accuracy of float32."""
+    """True if the cumulative sum of the weights passes the random number at this token, up to float32 errors."""
     after = np.cumsum(weight) / weight.sum()
     return weight[token] > 0 and after[token] - weight[token] / weight.sum() - 1e-5 <= uniform <= after[token] + 1e-5
 

@@ -20,7 +20,7 @@ WAIT = "    start_early();\n    const T* const row = x +"
 
 
 def two_norms(device: EmulatedDevice) -> bytes:
-    """Return the bits of LN(LN(x)), from two kernels that are launched one by one and then replayed with other memory."""
+    """Return the bits of LN(LN(x)), of two kernels that are launched one by one, then replayed with other memory."""
     x = device.upload(np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32))
     weight, results = device.upload(np.full(WIDTH, 1.5, np.float32)), []
     for run in (lambda work: work(), lambda work: device.capture(work)()):
