@@ -1,6 +1,6 @@
-"""Participants in processes of their own: one JSON request a line, one JSON answer a line.
+"""Participants in separate processes: one JSON request a line, one JSON answer a line.
 
-A participant is stopped while another runs: threads of an idle one that still spin would disturb the other.
+A participant is stopped (SIGSTOP) while another runs: spinning threads of an idle one would disturb the other.
 """
 
 import json
@@ -17,15 +17,15 @@ from benchmarks.machine import last_words
 
 
 class ChildError(RuntimeError):
-    """A participant has ended, or answered that it failed."""
+    """A participant has ended, or reports a failure."""
 
 
 class Child:
-    """A participant, started as `PYTHON -m MODULE ARGUMENTS`.
+    """The process of a participant, started as `PYTHON -m MODULE ARGUMENTS`.
 
     Args:
-        python: the interpreter; this one by default.
-        log: a file for its stderr; shared with this process by default.
+        python: the interpreter; the current one by default.
+        log: a file for its stderr; by default that of the current process.
     """
 
     def __init__(self, module: str, *arguments: str, python: str = sys.executable, log: Path | None = None) -> None:
@@ -40,14 +40,14 @@ class Child:
             )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Wake it, send a request, wait for its answer, stop it.
+        """Continue the process, send a request, wait for the answer, stop the process.
 
         Raises:
-            ChildError: when it has ended.
+            ChildError: when the process has ended.
         """
         assert self.process.stdin is not None
         self.process.send_signal(signal.SIGCONT)
-        with suppress(BrokenPipeError):  # it has ended: `answer` says how
+        with suppress(BrokenPipeError):  # the process has ended: `answer` reports how
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         answer = self.answer()
@@ -55,7 +55,7 @@ class Child:
         return answer
 
     def answer(self) -> dict[str, Any]:
-        """Wait for the next line."""
+        """Wait for the next answer."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -64,7 +64,7 @@ class Child:
         return answer
 
     def close(self) -> None:
-        """Let it end; harmless when it has."""
+        """End the process; does nothing if it has ended."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.send_signal(signal.SIGCONT)
@@ -82,14 +82,14 @@ class Child:
 
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """The child's side: answer every request until the input ends."""
+    """The participant's side: answer every request until the input ends."""
     say = own_stdout()
     for line in sys.stdin:
         say(answer(json.loads(line)))
 
 
 def own_stdout() -> Callable[[dict[str, Any]], None]:
-    """A function that writes one answer; from now on, what libraries print to stdout goes to stderr."""
+    """Redirect stdout to stderr, where libraries may print; returns a function that writes one answer."""
     sys.stdout.flush()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

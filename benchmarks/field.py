@@ -1,4 +1,4 @@
-"""The participants of a run, each in a process of its own."""
+"""The participants of a run, each in a separate process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from benchmarks.plan import Plan
 
 
 class Field:
-    """Who is left; one that fails leaves, with its reason."""
+    """The participants that are still running. One that fails leaves; `absent` has its reason."""
 
     def __init__(self, plan: Plan, folder: Path, progress: Progress) -> None:
         self.plan, self.folder, self.progress = plan, folder, progress
@@ -23,7 +23,7 @@ class Field:
         self.bar = progress.add_task("", total=None)
 
     def each(self, what: str, act: Callable[[str], Any]) -> dict[str, Any]:
-        """`act(name)` of everyone in turn, where it is not None."""
+        """Results of `act(name)` for each participant in turn, without those that are None."""
         answers, began = {}, perf_counter()
         for name in list(self.names):
             self.say(f"{what}: {name}")
@@ -44,13 +44,13 @@ class Field:
             self.children.pop(name).close()
 
     def child(self, task: str, name: str) -> Child:
-        """A new process of the participant's."""
+        """Start a new process of this participant."""
         arguments = (task, name, str(self.folder), self.plan.dtype)
         python = {"python": self.plan.pythons[name]} if name in self.plan.pythons else {}
         return Child("benchmarks.participants.child", *arguments, log=self.folder / f"{name}.log", **python)
 
     def once(self, task: str, name: str) -> dict[str, Any]:
-        """The one answer of a process."""
+        """Start a process that answers once; returns its answer."""
         child = self.child(task, name)
         try:
             return child.answer()

@@ -1,8 +1,8 @@
-"""LoRA fine-tuning on the CPU, bloomref's Numba step beside peft with transformers: seconds of a step, and memory.
+"""LoRA fine-tuning on the CPU, bloomref's Numba backend and peft with transformers: seconds of a step, and memory.
 
-Both start from the same files: random weights of a preset's dimensions, and one PEFT adapter on `query_key_value`. Each runs in a
-process of its own and is stopped while the other runs; steps alternate. A step is the loss, its gradients by the adapter, and
-AdamW. The losses of all steps are compared, so that it is the same work.
+Both load the same files: random weights of a preset's dimensions, and one PEFT adapter on `query_key_value`. Each runs
+in a separate process, which is stopped while the other runs; steps alternate. A step is the loss, its gradients by the
+adapter, and AdamW. The losses of all steps must agree, which shows that both do the same work.
 
 Example:
 
@@ -24,7 +24,7 @@ from benchmarks.machine import command_line, describe_machine
 from benchmarks.model import model_config
 
 PARTICIPANTS = ("bloomref", "peft")
-LARGEST_DIFFERENCE = 1e-3  # between two losses of the same step, relative: float32, other orders of summation
+LARGEST_DIFFERENCE = 1e-3  # relative, between the losses of a step: float32 sums in different orders
 
 
 def main() -> None:
@@ -40,18 +40,18 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--preset", default="bloom_560m_multi", help="whose dimensions to use; the weights are random")
-    add("--layers", type=int, help="cut the model to so many layers, to try the command out")
-    add("--rows", type=int, default=4, help="of a batch")
-    add("--tokens", type=int, default=128, help="of a row")
-    add("--rank", type=int, default=8, help="of the adapter")
-    add("--rounds", type=int, default=5, help="timed steps of each, in turns, after one that is not timed")
+    add("--preset", default="bloom_560m_multi", help="preset whose dimensions are used; the weights are random")
+    add("--layers", type=int, help="reduce the model to this number of layers, for a quick run")
+    add("--rows", type=int, default=4, help="rows of a batch")
+    add("--tokens", type=int, default=128, help="tokens of a row")
+    add("--rank", type=int, default=8, help="rank of the adapter")
+    add("--rounds", type=int, default=5, help="timed steps of each participant, in turns, after one that is not timed")
     add("--output", type=Path, help="write the report to this JSON file")
     return parser.parse_args()
 
 
 def write_files(folder: Path, arguments: argparse.Namespace) -> None:
-    """`model`, `adapter` and `ids.npy`."""
+    """Write `model`, `adapter` and `ids.npy` into the folder."""
     import numpy as np
 
     from bloomref import BloomBackbone, LoraConfig
@@ -77,7 +77,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     finally:
         for child in children.values():
             child.close()
-    losses = {name: [step["loss"] for step in found] for name, found in steps.items()}
+    losses = {name: [step["loss"] for step in answers] for name, answers in steps.items()}
     difference = max(abs(a - b) / b for a, b in zip(*losses.values(), strict=True))
     if difference > LARGEST_DIFFERENCE:
         raise SystemExit(f"losses: expected the same within {LARGEST_DIFFERENCE}, got {losses}")
@@ -105,9 +105,9 @@ def _figures(steps: list[dict[str, Any]], end: dict[str, Any], arguments: argpar
 
 def show(report: dict[str, Any]) -> None:
     table = Table("", "step, s", "tokens/s", "peak memory, GB", title="LoRA fine-tuning")
-    for name, found in report["participants"].items():
-        memory = f"{found['peak_bytes'] / 1e9:.2f}"
-        table.add_row(name, f"{found['median']:.2f}", f"{found['tokens_per_second']:.0f}", memory)
+    for name, figures in report["participants"].items():
+        memory = f"{figures['peak_bytes'] / 1e9:.2f}"
+        table.add_row(name, f"{figures['median']:.2f}", f"{figures['tokens_per_second']:.0f}", memory)
     Console().print(table)
 
 

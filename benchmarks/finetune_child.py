@@ -41,7 +41,7 @@ def bloomref_step(folder: Path) -> Callable[[], float]:
 
     model = BloomBackbone.from_preset(folder / "model")
     model.load_adapter(folder / "adapter")
-    model.engine.runs_on = registry.load("numba")  # its training step alone: nothing is packed for generation
+    model.engine.runs_on = registry.load("numba")  # for the training step only: no weights are packed for generation
     settings, batch = Settings(steps=1), Batch.of_windows(np.load(folder / "ids.npy"))
     trained = trainable(model, settings)
     optimizer = AdamW.create(

@@ -1,4 +1,4 @@
-"""What the hardware allows: decoding reads every weight for each token, a prompt is matrix products."""
+"""Hardware limits: the rate of reading memory bounds decoding, the rate of matrix products bounds prefill."""
 
 import os
 from collections.abc import Callable
@@ -12,19 +12,19 @@ SIDE = 2048
 
 
 def cores() -> int:
-    """Processors that this process may run on: `taskset` narrows them, for all participants alike."""
+    """Number of processors that this process may run on, as narrowed by `taskset`."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Memory:
-    """512 MiB to read, far above any cache."""
+    """An array larger than any cache, whose reading is timed."""
 
     def __init__(self, size: int = 1 << 29) -> None:
         self.values = np.ones(size // 8, np.float64)
         self.pool = ThreadPoolExecutor(2 * cores())
 
     def read_rate(self) -> float:
-        """GB/s of finding the largest of all values, in one and in two streams a core: the best of six readings."""
+        """GB/s of computing the maximum of the array, with one and with two threads a core: the best of six runs."""
         return max(self._read(streams) for streams in (cores(), 2 * cores()) for _ in range(3))
 
     def _read(self, streams: int) -> float:
@@ -35,11 +35,12 @@ class Memory:
 
 
 def product_rate(matrix: Any) -> float:
-    """GFLOP/s of `matrix @ matrix`, of NumPy or torch, the best of five."""
+    """GFLOP/s of `matrix @ matrix` in NumPy or torch: the best of five runs."""
     return 2 * matrix.shape[0] ** 3 / best_seconds(lambda: matrix @ matrix) / 1e9
 
 
 def best_seconds(run: Callable[[], Any], times: int = 5) -> float:
+    """Shortest time of `times` runs."""
     seconds = []
     for _ in range(times):
         began = perf_counter()

@@ -1,4 +1,4 @@
-"""What a figure must carry to mean something: the machine, its load, the threads and the versions."""
+"""Context of a figure: the machine, its load, threads and package versions."""
 
 import os
 import platform
@@ -45,12 +45,12 @@ def describe_machine() -> dict[str, Any]:
 
 
 def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """The versions of those that are installed."""
-    return {name: found for name in packages if (found := _version(name))}
+    """Versions of the installed packages among these."""
+    return {name: installed for name in packages if (installed := _version(name))}
 
 
 def blas_info() -> list[dict[str, Any]]:
-    """threadpoolctl's view of the libraries loaded in this process, without their file paths."""
+    """BLAS and threading libraries of this process, as threadpoolctl reports them, without file paths."""
     import numpy  # noqa: F401  # its BLAS must be loaded to be seen
     from threadpoolctl import threadpool_info
 
@@ -58,7 +58,7 @@ def blas_info() -> list[dict[str, Any]]:
 
 
 def memory() -> dict[str, int]:
-    """MB of this process: its peak, and what it holds now of its own and of mapped files. Linux alone tells."""
+    """Memory of this process in MB: peak, now private, now mapped from files. Empty except on Linux."""
     fields = {"VmHWM": "peak_mb", "RssAnon": "own_mb", "RssFile": "file_mb"}
     status = Path("/proc/self/status")
     lines = (line.split() for line in status.read_text().splitlines()) if status.exists() else ()
@@ -66,7 +66,7 @@ def memory() -> dict[str, int]:
 
 
 def command_line() -> str:
-    """The command that is running, as one would type it, without this machine's folders."""
+    """The running command as a user would type it, without folders of this machine."""
     module = sys.modules["__main__"].__spec__
     name = module.name.removesuffix(".__main__") if module else sys.argv[0]
     return " ".join(["python", "-m", name, *(without_folders(word) for word in sys.argv[1:])])
@@ -77,9 +77,9 @@ def without_folders(text: str) -> str:
     return re.sub(r"(?<![\w.])/(?:[^\s/=]+/)+", "", text)
 
 
-def last_words(said: str, letters: int) -> str:
-    """The last line of what a process said, without this machine's folders."""
-    lines = said.strip().splitlines()
+def last_words(output: str, letters: int) -> str:
+    """Last line of a process' output, at most `letters` long, without folders of this machine."""
+    lines = output.strip().splitlines()
     return without_folders(lines[-1])[:letters] if lines else "it said nothing"
 
 

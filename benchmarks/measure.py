@@ -1,4 +1,4 @@
-"""The course of `benchmarks.run`: who can take part, starts, checks, rounds; and the report."""
+"""The measurement of `benchmarks.run`: probing, process starts, checks of logits, rounds; and the report."""
 
 from pathlib import Path
 from time import perf_counter
@@ -20,16 +20,16 @@ TOLERANCE = 0.05
 
 
 def measure(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Everything, in order, in a folder that is the caller's to remove; the report."""
+    """Run the whole measurement in `folder`, which the caller removes; returns the report."""
     machine = describe_machine()  # with the load before the run
     columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         field = Field(plan, folder, progress)
         try:
-            found = _run(field)
+            measured = _run(field)
         finally:
             field.close()
-    report = {"command": command_line(), "what": plan.describe(), "machine": machine, **found}
+    report = {"command": command_line(), "what": plan.describe(), "machine": machine, **measured}
     return report | {"absent": field.absent, "seconds_spent": {what: short(s) for what, s in field.spent.items()}}
 
 
@@ -58,7 +58,7 @@ def _run(field: Field) -> dict[str, Any]:
 
 
 def _probe(field: Field) -> dict[str, dict[str, str]]:
-    """Versions of those that can take part."""
+    """Package versions of the participants that can run; the others leave the field with their reason."""
     answers = field.each("looking for", lambda name: field.once("probe", name))
     for name, answer in answers.items():
         if answer["reason"]:
@@ -75,12 +75,12 @@ def _write(field: Field, config: Any) -> Any:
 
 
 def _starts(field: Field) -> dict[str, Any]:
-    """Of each participant, a first start that fills the caches and `plan.starts` that count."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in field.names}
+    """Process starts of each participant: one that fills caches, then `plan.starts` timed ones."""
+    timed: dict[str, list[dict[str, Any]]] = {name: [] for name in field.names}
     for number in range(field.plan.starts + 1 if field.plan.starts else 0):
         for name, start in field.each("starting", lambda name: _start(field, name)).items():
             if number:
-                found[name].append(start)
+                timed[name].append(start)
     return {
         name: {
             "first_token_seconds": [short(start["first_token_seconds"]) for start in starts],
@@ -88,7 +88,7 @@ def _starts(field: Field) -> dict[str, Any]:
             "loaded": starts[-1]["loaded"],
             "end": starts[-1]["end"],
         }
-        for name, starts in found.items()
+        for name, starts in timed.items()
         if starts
     }
 
@@ -109,7 +109,7 @@ def _load(field: Field, name: str) -> dict[str, Any]:
 
 
 def _check(field: Field, expected: Any) -> dict[str, float]:
-    """A participant whose logits are wrong is not timed."""
+    """Relative errors of the logits; a participant whose logits are wrong leaves the field untimed."""
     file = field.folder / "logits.npy"
 
     def error(name: str) -> float:
@@ -127,7 +127,7 @@ def _check(field: Field, expected: Any) -> dict[str, float]:
 
 
 def _rounds(field: Field) -> Samples:
-    """A first round that warms up, with the same shapes since XLA compiles for each, then those that count."""
+    """A round of warm-up, with the same shapes because XLA compiles for each, then the rounds that are timed."""
     plan, memory = field.plan, Memory()
     jobs = plan.jobs()
     samples: Samples = {job: {name: [] for name in field.names} for job in jobs}
@@ -144,7 +144,7 @@ def _rounds(field: Field) -> Samples:
 
 
 def _turn(field: Field, job: Job, memory: Memory, number: int) -> dict[str, Any]:
-    """Everyone does the job; what reading memory gave is sampled behind each."""
+    """Every participant does the job; the rate of reading memory is sampled after each."""
     steps = DECODED if job.decodes else 0
 
     def act(name: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The model that everybody runs: a preset's dimensions, random weights, random prompts; and the reference's logits."""
+"""The model of all participants: a preset's dimensions, random weights and prompts, and the reference's logits."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,23 +13,23 @@ MOST_ROWS = 16
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the arithmetic of a figure needs to know."""
+    """Sizes of the model from which bytes and operations of a job follow."""
 
     layers: int
     hidden: int
     parameters: int
     head: int
-    """Parameters of the embedding, which is the head."""
+    """Parameters of the embedding matrix, which is also the LM head."""
 
     def weight_bytes(self, dtype: str) -> int:
         return self.parameters * itemsize(dtype)
 
     def step_bytes(self, dtype: str, rows: int, context: int) -> int:
-        """What one step of decoding must read: the weights once, and each row's keys and values."""
+        """Bytes that one decoding step must read: all weights once, and the keys and values of each row."""
         return self.weight_bytes(dtype) + 2 * self.layers * self.hidden * rows * context * itemsize(dtype)
 
     def prompt_flops(self, tokens: int) -> int:
-        """Additions and multiplications of a prompt's matrix products, with the logits of its last position."""
+        """Floating-point operations of the matrix products of a prefill, with the logits of its last position."""
         linear = 2 * tokens * 12 * self.hidden**2
         attention = 2 * tokens * (tokens + 1) * self.hidden  # scores and weighted sums of the positions before
         return self.layers * (linear + attention) + 2 * self.head
@@ -40,7 +40,7 @@ def itemsize(dtype: str) -> int:
 
 
 def model_config(preset: str, layers: int | None = None) -> Any:
-    """A built-in preset's configuration, cut to so many layers."""
+    """Configuration of a built-in preset, reduced to `layers` layers if given."""
     from bloomref.presets.preset_registry import PRESETS
 
     config = PRESETS[preset].config
@@ -71,5 +71,5 @@ def write_model(config: Any, dtype: str, folder: Path, longest: int) -> Any:
 
 
 def relative_error(got: Any, expected: Any) -> float:
-    """Root mean square of the errors over that of what was expected."""
+    """Root mean square of the errors, divided by that of the expected values."""
     return float(np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)))

@@ -1,4 +1,4 @@
-"""What a run of `benchmarks.run` is asked for, and the jobs that follow from it."""
+"""The arguments of a run of `benchmarks.run`, and the jobs that follow from them."""
 
 from dataclasses import dataclass
 
@@ -11,20 +11,20 @@ LONG = 1024
 
 @dataclass(frozen=True)
 class Job:
-    """So many rows read prompts of so many tokens, and perhaps decode."""
+    """A measurement: `rows` prompts of `context` tokens each, followed by decoding if `decodes`."""
 
     rows: int
     context: int
     decodes: bool
 
     def in_round(self, number: int) -> bool:
-        """Whether the round has it: long ones are left out of every second round."""
+        """True if this round runs the job: long jobs run in every second round."""
         return self.context < LONG or number == 0 or number % 2 == 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is asked for; see `benchmarks.run --help`."""
+    """Arguments of a run; see `benchmarks.run --help`."""
 
     preset: str
     dtype: str
@@ -38,7 +38,7 @@ class Plan:
     layers: int | None = None
 
     def jobs(self) -> list[Job]:
-        """A prompt is read once for its own time and for the decoding behind it."""
+        """All jobs. One job times both the prefill of a prompt and the decoding after it."""
         lengths = {*self.prefill, *self.context}
         short = {*self.decode, *([1] if PROMPT in lengths else [])}
         jobs = [Job(rows, PROMPT, True) for rows in sorted(short)]

@@ -1,4 +1,4 @@
-"""A picture of one or more reports of `benchmarks.run`: a row of panels a report, a colour a participant.
+"""Plot of one or more reports of `benchmarks.run`: a row of panels for each report, a colour for each participant.
 
 Example:
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def draw(reports: list[dict[str, Any]], output: Path) -> None:
-    """Write the picture; every bar is a median of the report."""
+    """Write the plot to `output`; every bar is a median."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -67,7 +67,7 @@ def draw(reports: list[dict[str, Any]], output: Path) -> None:
 
 
 def _panel(panel: Any, heading: str, measured: list[Line], names: list[str]) -> None:
-    """Groups of bars: a line of the table each."""
+    """Groups of bars, one for each line of the table."""
     width = 0.86 / len(names)
     scale = 1000 if "GB" in heading else 1
     for group, line in enumerate(measured):
@@ -98,7 +98,7 @@ def _panel(panel: Any, heading: str, measured: list[Line], names: list[str]) -> 
 
 
 def _label(line: Line) -> str:
-    """What tells a group of bars from the others of its panel."""
+    """Label of a group of bars within its panel."""
     if not line.title.endswith("tokens/s"):
         return ""
     words = line.title.removesuffix(", tokens/s").split()
@@ -112,7 +112,15 @@ def _frame(figure: Any, report: dict[str, Any], names: list[str]) -> None:
     from matplotlib.patches import Patch
 
     handles: list[Any] = [Patch(color=COLOURS[name], label=name) for name in names]
-    handles.append(Line2D([], [], color=FLOOR, linestyle="--", label="matrix products, or reading memory, alone"))
+    handles.append(
+        Line2D(
+            [],
+            [],
+            color=FLOOR,
+            linestyle="--",
+            label="hardware limit: matrix products (prefill), reading memory (decode)",
+        )
+    )
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10)
     what = report["what"].replace(f", {_dtype(report)}", "")
     figure.suptitle(f"{what}, {report['machine']['processor']}", fontsize=12, x=0.01, ha="left")

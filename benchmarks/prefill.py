@@ -1,8 +1,7 @@
-"""Prefill of one prompt: the NumPy reference against transformers' eager model, float32, on the CPU, all logits.
+"""Prefill of one prompt on the CPU, float32, all logits: the NumPy reference and transformers' eager model.
 
-Each participant runs in a process of its own, loads the same random weights from the same folder, and waits; the parent
-lets them run in turns, so that both meet the same machine and neither's idle threads disturb the other. Logits are
-compared before anything is timed.
+Each participant runs in a separate process and loads the same random weights from the same folder. They run in turns;
+one is stopped while the other runs, so that idle threads do not disturb it. Nothing is timed before the logits agree.
 
 Example: python -m benchmarks.prefill --preset bloom_560m_multi --tokens 512 --output benchmarks/results/prefill.json
 """
@@ -37,7 +36,9 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="bloom_560m_multi", help="whose dimensions to use; the weights are random")
+    parser.add_argument(
+        "--preset", default="bloom_560m_multi", help="preset whose dimensions are used; the weights are random"
+    )
     parser.add_argument("--tokens", type=int, default=512, help="length of the prompt")
     parser.add_argument("--rounds", type=int, default=7, help="timed runs of each participant, in turns")
     parser.add_argument("--output", help="write the report to this JSON file")
@@ -54,7 +55,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     try:
         agreement = _check(children, folder)
         for child in children.values():
-            child.ask(what="time")  # the first runs touch memory for the first time
+            child.ask(what="time")  # the first run allocates its memory
         rounds = [
             {name: child.ask(what="time")["seconds"] for name, child in children.items()}
             for _ in range(arguments.rounds)
@@ -65,7 +66,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             child.close()
     return {
         "command": command_line(),
-        "what": f"prefill of {arguments.tokens} tokens, all logits, {arguments.preset} dimensions, random weights, float32",
+        "what": f"prefill of {arguments.tokens} tokens, all logits, {arguments.preset} dimensions, random weights, "
+        "float32",
         "machine": machine,
         "threads": blas,
         "largest_logit_difference": agreement,
@@ -75,14 +77,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _check(children: "dict[str, Child]", folder: Path) -> float:
-    """Run everybody once; the logits must agree to float32 accuracy before a time means anything."""
+    """Largest difference of the logits, relative to the largest logit; exits if they differ beyond float32 accuracy."""
     outputs = []
     for child in children.values():
         child.ask(what="logits", file=str(folder / "logits.npy"))
         outputs.append(np.load(folder / "logits.npy"))
     difference = float(np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max())
     if not difference < 1e-4:
-        raise SystemExit(f"the participants disagree by {difference:.2e} of the largest logit: nothing is timed")
+        raise SystemExit(
+            f"logits: expected differences below 1e-4 of the largest logit, got {difference:.2e}; nothing is timed"
+        )
     return difference
 
 
@@ -97,7 +101,7 @@ def _summary(seconds: list[float], tokens: int) -> dict[str, float]:
 
 
 def answer_as(name: str, folder: Path, tokens: int) -> None:
-    """The child's side: load, then answer `logits`, `time` and `blas`."""
+    """The participant's side: load, then answer `logits`, `time` and `blas`."""
     from time import perf_counter
 
     run = _bloomref(folder) if name == "bloomref" else _transformers(folder)

@@ -1,18 +1,19 @@
-"""bloomref's backends and the peers that are installed, on the same random weights, in alternation, on the CPU.
+"""CPU benchmark of bloomref's backends and of the installed peers, on the same random weights, in alternation.
 
-Every participant runs in a process of its own, in its own interpreter where `--python` names one, and is stopped while
-another runs. Its logits are compared with the reference's before anything is timed: four rows, the last token read through
-the cache. Each round takes every job in turn and, for each, every participant in turn; figures are medians of the rounds.
+Every participant runs in a separate process, which is stopped while another runs; `--python` names the interpreter of a
+participant. Nothing is timed before its logits agree with the reference's, for four rows whose last token goes through
+the KV cache. In each round, every participant in turn does every job in turn; figures are medians of the rounds.
 
-    start     a fresh process until the first token behind a prompt of 32, with files and compiled code in caches: the
-              time, the part of it that is loading, and the peak of its memory
-    prefill   a prompt of that many tokens, logits of its last position
-    decode    one token at a time, for so many rows behind prompts of 32, or for one row behind a longer prompt
+    start     time from a new process to the first token after a prompt of 32 tokens, with files and compiled code in
+              caches; the time of loading within it; peak memory
+    prefill   a prompt of this number of tokens, logits of its last position
+    decode    one token at a time, for several rows after prompts of 32 tokens, or for one row after a longer prompt
 
-Jobs of 1024 tokens and more run in every second round. Beside the figures stand two floors, sampled in the same rounds:
-the rate of reading memory (decoding reads every weight for each token) and that of the best matrix product of any participant.
+Jobs of at least 1024 tokens run in every second round. The report also has two hardware limits, measured in the same
+rounds: the rate of reading memory (decoding reads every weight for each token), and the rate of the fastest matrix
+product of any participant. `python -m benchmarks.generate` times what users call, `BloomCausalLM.generate`.
 
-Example, with peers that do not fit into one environment:
+Example, with peers that need separate environments:
 
     python -m benchmarks.run --dtype bfloat16 --python keras=keras-env/bin/python --python openvino=ov-env/bin/python \\
         --output benchmarks/results/cpu-bfloat16.json
@@ -47,8 +48,8 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--preset", default="bloom_560m_multi", help="whose dimensions to use; the weights are random")
-    add("--layers", type=int, help="cut the model to so many layers, to try the command out")
+    add("--preset", default="bloom_560m_multi", help="preset whose dimensions are used; the weights are random")
+    add("--layers", type=int, help="reduce the model to this number of layers, for a quick run")
     add("--dtype", default="float32", choices=("float32", "bfloat16"))
     add("--participants", nargs="+", default=list(PARTICIPANTS), choices=PARTICIPANTS, metavar="NAME")
     add(
@@ -60,17 +61,17 @@ def _arguments() -> argparse.Namespace:
         help="a participant's interpreter",
     )
     add("--prefill", nargs="*", type=int, default=[128, 512, 2048], metavar="TOKENS", help="lengths of prompts")
-    add("--decode", nargs="*", type=int, default=[1, 4, 16], metavar="ROWS", help="rows at once, up to 16")
+    add("--decode", nargs="*", type=int, default=[1, 4, 16], metavar="ROWS", help="batch sizes, up to 16")
     add(
         "--context",
         nargs="*",
         type=int,
         default=[512, 2048],
         metavar="TOKENS",
-        help="prompts behind which one row decodes",
+        help="prompt lengths after which one row decodes",
     )
     add("--rounds", type=int, default=5, help="timed runs of each participant, in turns")
-    add("--starts", type=int, default=3, help="timed starts of each participant, in turns")
+    add("--starts", type=int, default=3, help="timed process starts of each participant, in turns")
     add("--output", type=Path, help="write the report to this JSON file")
     return parser.parse_args()
 
@@ -90,7 +91,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 def as_json(report: dict[str, Any]) -> str:
     """Indented, with each list of numbers on one line."""
     text = json.dumps(report, indent=1)
-    return re.sub(r"\[[\s\d.,e+-]+\]", lambda found: " ".join(found[0].split()), text) + "\n"
+    return re.sub(r"\[[\s\d.,e+-]+\]", lambda match: " ".join(match[0].split()), text) + "\n"
 
 
 if __name__ == "__main__":

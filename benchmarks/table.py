@@ -1,4 +1,4 @@
-"""A report of `benchmarks.run` for a reader: one line a measurement, one column a participant, a star at the best."""
+"""A report of `benchmarks.run` as a table: one line a measurement, one column a participant, the best one starred."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Line:
-    """One measurement: a number of each participant, what is said beside it, and the hardware's own number beside each."""
+    """One measurement: the value of each participant, a note to it, and the hardware limit for each value."""
 
     title: str
     values: dict[str, float]
@@ -42,14 +42,15 @@ def render(report: dict[str, Any], console: Console) -> None:
     for name, floor in report["floors"].items():
         console.print(f"{name}: median {floor['median']}, best {floor['best']}", highlight=False)
     console.print(
-        "Beside a rate: its share of the median floor, of matrix products or of reading memory.", highlight=False
+        "Percentages: share of the hardware limit, of matrix products (prefill) or of reading memory (decode).",
+        highlight=False,
     )
     for name, reason in report["absent"].items():
         console.print(f"absent: {name}: {reason}", highlight=False, markup=False)
 
 
 def lines(report: dict[str, Any]) -> list[Line]:
-    """Every line of the table, in order."""
+    """All lines of the table, in order."""
     starts, ends = report["starts"].items(), report["memory"].items()
     return [
         *_rates(report["results"]),
@@ -63,7 +64,7 @@ def lines(report: dict[str, Any]) -> list[Line]:
 
 
 def title(row: dict[str, Any]) -> str:
-    """What a result measures."""
+    """Title of a result."""
     if row["what"] == "prefill":
         return f"prefill {row['context']}, tokens/s"
     rows = "row" if row["rows"] == 1 else "rows"
@@ -71,14 +72,14 @@ def title(row: dict[str, Any]) -> str:
 
 
 def _rates(results: list[dict[str, Any]]) -> list[Line]:
-    found: dict[str, Line] = {}
+    by_title: dict[str, Line] = {}
     for row in results:
         share = row.get("percent_of_read_floor", row.get("percent_of_product_floor"))
-        line = found.setdefault(title(row), Line(title(row), {}, max))
+        line = by_title.setdefault(title(row), Line(title(row), {}, max))
         line.floors.extend([row["tokens_per_second"] * 100 / share] if share else [])
         line.values[row["participant"]] = row["tokens_per_second"]
         line.notes[row["participant"]] = f" {share:3.0f}%" if share else "     "
-    return list(found.values())
+    return list(by_title.values())
 
 
 def _peaks(states: Any) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""Who takes part in `benchmarks.run`. Each module has a class `Model` (see `protocol.py`) and may have
+"""Participants of `benchmarks.run`. Each module has a class `Model` (see `protocol.py`), and optionally:
 
-convert(folder, dtype)      write the model in the participant's own format beside `folder/model`
-unsupported(dtype)          why it cannot compute in that dtype here, or None
+convert(folder, dtype)      write the model in the participant's format into `folder`, next to `folder/model`
+unsupported(dtype)          reason why the participant cannot compute in this dtype on this machine, or None
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Participant:
-    """What is known of a participant without importing it.
+    """Facts about a participant that need no import of it.
 
     Args:
-        module: below benchmarks.participants.
-        packages: distributions whose versions are reported; the modules named in `imports` must be there.
-        rows, context: the largest job that it is given.
+        module: its module in benchmarks.participants.
+        imports: modules that must be installed.
+        packages: distributions whose versions are reported.
+        rows, context: the largest batch and the longest prompt that it is timed with.
     """
 
     module: str
@@ -24,6 +25,7 @@ class Participant:
     context: int = 1 << 20
 
     def can(self, rows: int, context: int) -> bool:
+        """True if a job of this size is not too large for it."""
         return rows <= self.rows and context <= self.context
 
 

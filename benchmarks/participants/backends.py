@@ -1,4 +1,4 @@
-"""bloomref's own backends."""
+"""bloomref's backends: the engine alone, token by token. `benchmarks.generate` times `BloomCausalLM.generate`."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Model(Stepwise):
         return self.engine.next_logits(hidden)
 
     def product_rate(self) -> float | None:
-        """The reference: NumPy's product. Another backend: its MLP, which is two products and little else."""
+        """Rate of NumPy's product for the reference; of the MLP, which is mostly two products, for other backends."""
         if self.engine.backend == "numpy":
             return product_rate(np.ones((SIDE, SIDE), np.float32))
         config, prepared = self.engine.config, self.engine.prepared

@@ -1,8 +1,8 @@
-"""A participant's own process, in its own interpreter: `python -m benchmarks.participants.child TASK NAME FOLDER DTYPE`.
+"""The process of a participant, in its interpreter: `python -m benchmarks.participants.child TASK NAME FOLDER DTYPE`.
 
-probe      why it cannot take part, or null, and the versions of its packages
-convert    write the model in its own format
-start      load, read a prompt, compute one token, end
+probe      report the reason why it cannot run, or null, and the versions of its packages
+convert    write the model in the participant's format
+start      load, prefill a prompt, compute one token, end
 serve      load, then answer requests until the input ends
 """
 
@@ -59,7 +59,7 @@ def _convert(name: str, folder: Path, dtype: str) -> None:
 
 
 def _load(name: str, folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
-    """The model; the seconds of importing its library and loading, and the memory after it."""
+    """The model; the seconds of importing its library and loading it, and the memory afterwards."""
     from benchmarks.floors import cores
     from benchmarks.machine import memory
 

@@ -1,7 +1,7 @@
-"""KerasHub on JAX: the cached call that its `generate` is made of, compiled by XLA for each shape.
+"""KerasHub on JAX: `call_with_cache`, on which its `generate` is built, compiled by XLA for each shape.
 
-`generate` itself reads a prompt padded to the final length; here the prompt is read at its own length, and the head is
-applied to the last position alone, which can only be faster.
+KerasHub's `generate` pads a prompt to the final length before the prefill. Here the prompt is not padded, and the LM
+head is applied to the last position only; both can only be faster.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""llama.cpp through the low-level interface of llama-cpp-python: batches of several sequences."""
+"""llama.cpp through the low-level interface of llama-cpp-python, which takes batches of several sequences."""
 
 import ctypes
 from pathlib import Path
@@ -20,7 +20,7 @@ def convert(folder: Path, dtype: str) -> None:
 
 
 class Model(Stepwise):
-    """One context for each size of a job; options are llama.cpp's own (its cache is float16)."""
+    """One context for each size of a job, with llama.cpp's default options: its KV cache is float16."""
 
     def __init__(self, folder: Path, _dtype: str, _name: str, threads: int) -> None:
         import llama_cpp
@@ -56,26 +56,26 @@ class Model(Stepwise):
         return self.step(ids)
 
     def step(self, ids: Any) -> Any:
-        """Tokens go in by columns, so that the last one of every row is in the last batch."""
+        """Read tokens position by position, so that the last one of every row is in the last batch."""
         rows, length = ids.shape
-        columns = max(1, BATCH // rows)
-        for start in range(0, length, columns):
-            self._decode(ids[:, start : start + columns], start + columns >= length)
+        positions = max(1, BATCH // rows)
+        for start in range(0, length, positions):
+            self._decode(ids[:, start : start + positions], start + positions >= length)
         return np.stack([self._row(i - rows) for i in range(rows)])
 
     def _row(self, i: int) -> Any:
         return np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.context, i), (self.size,))
 
     def _decode(self, ids: Any, last: bool) -> None:
-        """One batch, from position `self.position` on."""
+        """Read one batch of tokens from position `self.position` on; `last` requests logits of its last position."""
         batch, (rows, length) = self.batch, ids.shape
         batch.n_tokens = rows * length
-        for i, (column, row) in enumerate(np.ndindex(length, rows)):
-            batch.token[i] = ids[row, column]
-            batch.pos[i] = self.position + column
+        for i, (offset, row) in enumerate(np.ndindex(length, rows)):
+            batch.token[i] = ids[row, offset]
+            batch.pos[i] = self.position + offset
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = row
-            batch.logits[i] = last and column == length - 1
+            batch.logits[i] = last and offset == length - 1
         if self.lib.llama_decode(self.context, batch):
             raise RuntimeError("llama_decode failed")
         self.position += length

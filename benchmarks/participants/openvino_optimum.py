@@ -1,4 +1,4 @@
-"""OpenVINO through optimum-intel, with logits of the last position alone."""
+"""OpenVINO through optimum-intel, with logits of the last position only."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ def convert(folder: Path, _dtype: str) -> None:
 
 
 def _keep_last_position(model: Any) -> None:
-    """Cut the head's input to the last position, as OpenVINO's own generation library does; optimum-intel does not."""
+    """Slice the LM head's input to the last position, as OpenVINO GenAI does and optimum-intel does not."""
     from openvino import opset13
 
     product = model.output("logits").get_node().input_value(0).get_node()

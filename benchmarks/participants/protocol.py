@@ -1,25 +1,25 @@
-"""What a participant can do once its model is loaded. Prompts are int64 (B, T); logits float32 (B, V)."""
+"""Interface of a loaded participant. Prompts are int64 (B, T), logits float32 (B, V)."""
 
 from abc import ABC, abstractmethod
 from time import perf_counter
 from typing import Any
 
-FEWEST, ENOUGH = 4, 2.0  # steps, seconds: decoding that takes longer is cut short
+FEWEST, ENOUGH = 4, 2.0  # decoding ends early after at least 4 steps and 2 seconds
 
 
 class Model(ABC):
-    """A loaded model; made from the folder, the dtype and the number of threads."""
+    """A loaded model. The constructor takes the folder, the dtype, the participant's name and the number of threads."""
 
     @abstractmethod
     def logits(self, ids: Any) -> Any:
-        """Logits behind each prompt."""
+        """Logits of the token after each prompt."""
 
     @abstractmethod
     def run(self, ids: Any, steps: int) -> tuple[float, float]:
-        """Seconds of reading the prompts up to the first logits, and of each of up to `steps` more tokens of all rows."""
+        """Seconds of the prefill, up to its logits, and mean seconds of a decoding step, of at most `steps` steps."""
 
     def product_rate(self) -> float | None:
-        """GFLOP/s of a large matrix product in the model's dtype by this participant's own kernels, where it has one."""
+        """GFLOP/s of a large matrix product in the model's dtype by this participant's kernels; None if it has none."""
         return None
 
 
@@ -28,14 +28,14 @@ class Stepwise(Model):
 
     @abstractmethod
     def read(self, ids: Any, steps: int) -> Any:
-        """Logits behind the prompts; starts anew, with room for `steps` more tokens."""
+        """Prefill the prompts into a new cache with room for `steps` more tokens; returns the next logits."""
 
     @abstractmethod
     def step(self, ids: Any) -> Any:
-        """Read one more token of each row, (B, 1), behind what was read; logits behind it."""
+        """Append one token to each row, ids (B, 1); returns the next logits."""
 
     def logits(self, ids: Any) -> Any:
-        """The last token is read behind the others, so that the cache is checked as well."""
+        """Logits after each prompt. The last token goes through the cache, which is thereby checked as well."""
         self.read(ids[:, :-1], 1)
         return self.step(ids[:, -1:])
 

@@ -1,4 +1,4 @@
-"""transformers' model on torch, as it runs by itself: eager."""
+"""transformers' model on torch, in eager mode."""
 
 from pathlib import Path
 from typing import Any
