@@ -1,7 +1,7 @@
-"""False alarms and detections of the budgets, measured: `python -m tools.budget_study --help`.
+"""Measure false alarms and detections of the rounding budgets: `python -m tools.budget_study --help`.
 
-Draws models and inputs that have nothing to do with the strategies of the kit, asks implementations that are taken to be correct,
-and says how often the budgets object; and plants every known mistake to see how often they do.
+Cases are drawn independently of the kit's strategies. False alarms are counted on implementations that are taken to be
+correct, detections on the instrumented models that make a known mistake.
 """
 
 import argparse
@@ -28,12 +28,12 @@ HEAD_DIMS = (1, 2, 3, 4, 5, 6, 8, 16)
 LONG, LONG_SHARE = 300, 0.02
 VERDICTS = ("pass", "inconclusive", "fail")
 LIMITS = (3, 4, 5, 6)
-INFINITE = 1e9  # no quantile of Z lies between this and a number that is not finite
+INFINITE = 1e9  # stands for an infinite Z in quantiles
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def draw(number: int) -> Case:
-    """Case `number` of the study: mostly up to 24 positions, some up to 64, some of 300; of every kind, and four times as wide inside."""
+    """Draw case `number`: mostly up to 24 positions, some up to 64, a few of 300; every kind of mask; MLP width 4 D."""
     rng = np.random.default_rng([2211, 5100, number])
 
     def one_of(*values: Any) -> Any:
@@ -65,8 +65,8 @@ def draw(number: int) -> Case:
     )
 
 
-def adapter(name: str) -> Implementation:
-    """`transformers`, or a backend of bloomref."""
+def implementation(name: str) -> Implementation:
+    """Return `transformers`, or a backend of bloomref."""
     if name != "transformers":
         return Backend(name)
     from bloomref.conformance.adapters.transformers import Transformers
@@ -78,21 +78,23 @@ def adapter(name: str) -> Implementation:
 
 
 def outputs(subject: Subject, case: Case) -> Mapping[str, Array]:
-    """All that the implementation shows."""
-    model = subject.model(case)
-    if hasattr(model, "trace"):
-        return dict(model.trace(case.token_ids, case.is_real))
-    return {"logits": model.logits(case.token_ids, case.is_real)}
+    """Return all intermediates that the implementation offers, or its logits."""
+    if subject.offers(case, "trace"):
+        return dict(subject.ask(case, "trace", case.token_ids, case.is_real))
+    return {"logits": subject.ask(case, "logits", case.token_ids, case.is_real)}
 
 
 def false_alarms(name: str, dtype: str, numbers: Sequence[int]) -> dict[str, Any]:
-    """How the judgements of one implementation fall out: counts, the largest Z of each case, and every failure."""
-    subject = Subject(adapter(name), dtype)
+    """Judge one implementation: number of cases by verdict, quantiles of the largest Z of each case, and every
+    failure."""
+    subject = Subject(implementation(name), dtype)
     verdicts: Counter[str] = Counter()
     worst, graded, failures = [], [], []
     for number in numbers:
         case = draw(number)
-        if case.kind == "holes" and name == "transformers":  # it deletes holes: another function (ALI-4)
+        if (
+            case.kind == "holes" and name == "transformers"
+        ):  # transformers deletes holes, which is another function (ALI-4)
             continue
         with np.errstate(all="ignore"):
             judgements = judge(case, subject.tier, outputs(subject, case))
@@ -101,25 +103,25 @@ def false_alarms(name: str, dtype: str, numbers: Sequence[int]) -> dict[str, Any
         worst.append(max((j.z for j in judgements), default=0.0))
         failures += [f"case {number}: {j.explanation}" for j in judgements if j.verdict == "fail"][:1]
     counts = {verdict: verdicts[verdict] for verdict in VERDICTS}
-    found = {"implementation": name, "dtype": dtype, "cases": len(worst), **counts}
-    return {**found, "positions_judged": round(float(np.mean(graded)), 3), **quantiles(worst), "failures": failures}
+    summary = {"implementation": name, "dtype": dtype, "cases": len(worst), **counts}
+    return {**summary, "positions_judged": round(float(np.mean(graded)), 3), **quantiles(worst), "failures": failures}
 
 
 def share(case: Case, tier: Tier) -> float:
-    """Of the real positions, those whose logits can be judged."""
+    """Share of the real positions whose logits can be judged."""
     return float(budget(case, tier).graded["logits"].sum() / max(1, case.is_real.sum()))
 
 
 def overall(judgements: Sequence[Judgement]) -> str:
-    """A case fails with one tensor; it is inconclusive if its logits are."""
+    """Verdict on a case: it fails if one tensor fails, and is otherwise that of the logits."""
     if any(j.verdict == "fail" for j in judgements):
         return "fail"
     return judgements[-1].verdict
 
 
 def quantiles(z: Sequence[float]) -> dict[str, float | str]:
-    found = np.quantile(np.minimum(np.array(z or [0.0]), INFINITE), (0.5, 0.99, 1.0))
-    shown = ["infinite" if q >= INFINITE else round(float(q), 2) for q in found]
+    values = np.quantile(np.minimum(np.array(z or [0.0]), INFINITE), (0.5, 0.99, 1.0))
+    shown = ["infinite" if q >= INFINITE else round(float(q), 2) for q in values]
     return dict(zip(("median_z", "p99_z", "largest_z"), shown, strict=True))
 
 
@@ -127,17 +129,20 @@ def quantiles(z: Sequence[float]) -> dict[str, float | str]:
 
 
 def detections(dtype: str, numbers: Sequence[int]) -> dict[str, Any]:
-    """For each known mistake, made by the lab in float32: the share of single cases whose logits alone give it away, by limit of Z."""
+    """Return the share of single cases whose logits alone detect each known mistake, by limit of Z; mistakes run in
+    float32."""
     from bloomref.conformance.mistakes import CATALOGUE
 
-    catalogue = [mistake for mistake in CATALOGUE if not mistake.is_of_adapters]  # the cases of the study have none
+    catalogue = [
+        mistake for mistake in CATALOGUE if not mistake.is_of_adapters
+    ]  # no case of the study has a LoRA adapter
     worst: dict[str, list[float]] = {mistake.name: [] for mistake in catalogue}
     for case in map(draw, numbers):
         for mistake in catalogue:
             with np.errstate(all="ignore"):
-                seen = mistake.model.of(case, dtype=np.float32).run(case.token_ids, case.is_real)
-            [found] = judge(case, tier_of(dtype), {"logits": seen["logits"]})
-            worst[mistake.name].append(found.z)
+                results = mistake.model.of(case, dtype=np.float32).run(case.token_ids, case.is_real)
+            [judgement] = judge(case, tier_of(dtype), {"logits": results["logits"]})
+            worst[mistake.name].append(judgement.z)
     shares = {f"Z > {z}": {k: round(float(np.mean(np.array(v) > z)), 3) for k, v in worst.items()} for z in LIMITS}
     return {"dtype": dtype, "cases": len(numbers), **shares}
 
@@ -147,15 +152,15 @@ def detections(dtype: str, numbers: Sequence[int]) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.budget_study", description=__doc__)
-    parser.add_argument("--implementation", nargs="*", default=["numpy"], help="numpy, numba, transformers")
+    parser.add_argument("--implementation", nargs="*", default=["numpy"], help="numpy, numba, cupy, transformers")
     parser.add_argument("--dtype", nargs="*", default=list(DTYPES))
     parser.add_argument(
-        "--first", type=int, default=400_000, help="number of the first case; the rules were chosen on cases below"
+        "--first", type=int, default=400_000, help="number of the first case; the rules were chosen on smaller numbers"
     )
     parser.add_argument("--cases", type=int, default=200)
-    parser.add_argument("--mistakes", action="store_true", help="detections instead of false alarms")
-    parser.add_argument("--out", type=Path, help="a JSON file; what it holds of other implementations and dtypes stays")
-    parser.add_argument("--table", type=Path, help="print this JSON file as tables instead")
+    parser.add_argument("--mistakes", action="store_true", help="measure detections instead of false alarms")
+    parser.add_argument("--out", type=Path, help="JSON file; entries of other implementations and dtypes are preserved")
+    parser.add_argument("--table", type=Path, help="print this JSON file as tables, and measure nothing")
     return parser.parse_args(arguments)
 
 
@@ -173,7 +178,7 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     columns = ("implementation", "dtype", "cases", *VERDICTS, "positions_judged", "median_z", "p99_z", "largest_z")
-    rows = [[str(found[c]) for c in columns] for found in results.values() if "implementation" in found]
+    rows = [[str(result[c]) for c in columns] for result in results.values() if "implementation" in result]
     lines = [[c.replace("_", " ").replace(" z", " Z") for c in columns], ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -181,19 +186,21 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def detection_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     from bloomref.conformance.mistakes import EQUIVALENTS
 
-    right = {mistake.name for mistake in EQUIVALENTS}
+    equivalents = {mistake.name for mistake in EQUIVALENTS}
     lines = [
         "| dtype | limit | caught by a case, mean | mistakes caught by any case | equivalents caught |",
         "|---|---|---|---|---|",
     ]
-    for found in (found for key, found in results.items() if key.startswith("mistakes")):
+    for result in (result for key, result in results.items() if key.startswith("mistakes")):
         for limit in LIMITS:
-            shares = found[f"Z > {limit}"]
-            wrong = [share for name, share in shares.items() if name not in right]
+            shares = result[f"Z > {limit}"]
+            wrong = [share for name, share in shares.items() if name not in equivalents]
             caught = f"{sum(share > 0 for share in wrong)} of {len(wrong)}"
-            equal = right & shares.keys()
+            equal = equivalents & shares.keys()
             alarms = sum(shares[name] > 0 for name in equal)
-            lines.append(f"| {found['dtype']} | {limit} | {np.mean(wrong):.1%} | {caught} | {alarms} of {len(equal)} |")
+            lines.append(
+                f"| {result['dtype']} | {limit} | {np.mean(wrong):.1%} | {caught} | {alarms} of {len(equal)} |"
+            )
     return "\n".join(lines)
 
 
@@ -203,12 +210,12 @@ def main(arguments: Sequence[str]) -> None:
         results = json.loads(options.table.read_text("utf-8"))
         print(table(results), detection_table(results), sep="\n\n")
         return
-    for key, found in measured(options):
-        print(key, json.dumps(found), flush=True)
+    for key, result in measured(options):
+        print(key, json.dumps(result), flush=True)
         if options.out:
-            kept = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
-            kept[key] = found
-            options.out.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n", "utf-8")
+            results = json.loads(options.out.read_text("utf-8")) if options.out.exists() else {}
+            results[key] = result
+            options.out.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`bloomref conform`: does an implementation of BLOOM conform to the specification?"""
+"""`bloomref conform`: test whether an implementation of BLOOM conforms to the specification."""
 
 import os
 import subprocess
@@ -14,27 +14,36 @@ from bloomref.cli.shared import Json
 from bloomref.errors import Unsupported, invalid
 
 EXITS = {0: 0, 1: 1, 2: 130, 4: 2}
-"""pytest's exit code -> ours: 1 does not conform, 2 wrong arguments."""
+"""Exit code of pytest -> exit code of the command: 1 does not conform, 2 wrong arguments, 130 interrupted."""
 
 
 def command(
     implementation: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="An adapter in Python (docs/conformance.md).")
+        str | None, typer.Option(metavar="MODULE:NAME", help="A Python class (docs/conformance.md).")
     ] = None,
-    backend: Annotated[str | None, typer.Option(metavar="NAME", help="A backend of bloomref: numpy, numba.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A backend of bloomref: numpy, numba, cupy.")
+    ] = None,
     program: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="A program in any language that speaks the protocol.")
+        str | None, typer.Option(metavar="COMMAND", help="A program in any language (docs/adapters.md).")
     ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: all that it declares]")] = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Cases drawn for each property.")] = None,
-    seed: Annotated[int, typer.Option(help="Another one draws other cases.")] = 0,
-    waivers: Annotated[list[str] | None, typer.Option(metavar="FILE", help="Known failures, with reasons.")] = None,
-    require: Annotated[bool, typer.Option("--require", help="Fail if it is not available here.")] = False,
+    dtype: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: every declared dtype]")] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="Number of cases drawn for each property.  [default: 20]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn cases.")] = 0,
+    waivers: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="TOML file of known failures. Repeatable.")
+    ] = None,
+    require: Annotated[
+        bool, typer.Option("--require", help="Fail, not skip, if the implementation is not available.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Ask an implementation everything that the conformance kit knows, and print what it does and does not.
+    """Run the conformance kit on an implementation of BLOOM, and print a report: one row per property, one column per
+    dtype.
 
-    Exit code 1: it does not conform, or a waiver is not needed any more.
+    Exit code 0: conforms, or not checked; 1: does not conform, or a waiver is no longer needed; 2: wrong arguments.
 
     Example: bloomref conform --backend numba --dtype float32 --examples 5
     """
@@ -54,7 +63,7 @@ def _options(**values: object) -> list[str]:
 
 
 def _run(options: list[str], json: bool) -> int:
-    """The suite, in a pytest of its own that reads no ini file, no conftest and no other plugin. The exit code."""
+    """Run the suite in a separate pytest without ini file, conftest and other plugins. Return the exit code."""
     command = [sys.executable, "-m", "pytest", "-p", "bloomref.conformance.plugin", "--pyargs", "bloomref.conformance"]
     command += [
         "-c",
@@ -68,9 +77,9 @@ def _run(options: list[str], json: bool) -> int:
     ]
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     with tempfile.TemporaryDirectory() as folder:
-        card = Path(folder) / "card.json"
-        command += [*options, f"--conformance-json={card}"]
+        report = Path(folder) / "report.json"
+        command += [*options, f"--conformance-json={report}"]
         code = subprocess.run(command, env=environment, check=False, stdout=subprocess.DEVNULL if json else None)
-        if json and card.exists():
-            typer.echo(card.read_text("utf-8"))
+        if json and report.exists():
+            typer.echo(report.read_text("utf-8"))
     return EXITS.get(code.returncode, code.returncode)

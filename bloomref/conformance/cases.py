@@ -1,7 +1,7 @@
-"""A case: a model and an input that an implementation is asked about.
+"""A case: a model and an input, on which an implementation is tested.
 
-Weights are exact in float32, float16 and bfloat16 alike, so that every dtype sees the same model (or, on request, exact in float32
-only); no bias is zero and no gain is one.
+Weights are exact in float32, float16 and bfloat16, so that every dtype has the same model (or, on request, exact in
+float32 only). No weight is neutral: biases are drawn around 0 and LayerNorm weights around 1, never exactly there.
 """
 
 from dataclasses import dataclass, field
@@ -17,22 +17,28 @@ from bloomref.params import Params, Weight
 from bloomref.shapes import Array, Bool, Int
 
 MASKS = ("real", "left", "right", "holes", "padding row")
+"""Kinds of masks: no padding, padding before the text, after it, inside it, and every other row all padding."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Everything follows from these numbers; arrays are made when they are first asked for.
+    """Parameters that determine a model and an input. Arrays are computed on first use.
 
     Args:
-        kind: how the mask looks, one of `MASKS`.
-        gain: size of the weight matrices, relative to one that keeps activations at about one.
-        qk_gain: the same for query and key, on top of `gain`.
-        embedding_std: of the embedding; below 3e-3 its variance is below epsilon, as in the real models.
-        cuts: where a run in pieces over a cache is cut.
-        flags: what the case is there to show, beside what its numbers say (`conformance.flags`).
-        weights: the widest dtype that keeps them exactly is float64; this is the narrowest: "bfloat16", or "float32" for a case
-            that is asked in float32 and float64 only.
-        lora: an adapter on the model; `params` are the weights without it.
+        config: config of the model.
+        seed: seed of weights, token ids and mask.
+        batch, time: shape of the input.
+        kind: kind of the mask, one of `MASKS`.
+        gain: scale of the weight matrices; 1 keeps activations at about 1.
+        qk_gain: additional scale of the query and key weights.
+        embedding_std: standard deviation of the embedding; below 3e-3 its variance is below epsilon, as in the
+            published models.
+        cuts: positions at which a run over a cache is divided into calls.
+        flags: tags in addition to those that follow from the other parameters (`conformance.tags`).
+        name: name in reports; for fixed cases.
+        weights: narrowest dtype in which the weights are exact: "bfloat16", or "float32" for a case without 16-bit
+            dtypes.
+        lora: a LoRA adapter on the model; `params` are the weights without it.
     """
 
     config: BloomConfig
@@ -51,13 +57,13 @@ class Case:
 
     @cached_property
     def params(self) -> Params:
-        """float64, every number exact in the dtype `weights` and in all wider ones."""
+        """Weights in float64, exact in the dtype `weights` and in all wider dtypes."""
         drawn = draw_params(self.config, self.seed, self.gain, self.qk_gain, self.embedding_std)
         return drawn.map(snap if self.weights == "bfloat16" else lambda x: x.astype(np.float32).astype(np.float64))
 
     @cached_property
     def adapter(self) -> Adapter | None:
-        """What is added to the products of the weights, in float64."""
+        """The LoRA adapter in float64, or None."""
         return None if self.lora is None else self.lora.adapter(self.config)
 
     @cached_property
@@ -77,7 +83,11 @@ def draw_params(
     qk_gain: float = 1.0,
     embedding_std: float = 1.0,
 ) -> Params:
-    """Weights that hide nothing: no bias is zero, no gain is one, and at a gain of one results keep a size of about one."""
+    """Draw weights from continuous distributions, in float64, so that no bias is 0 and no LayerNorm weight is 1.
+
+    Args:
+        seed, gain, qk_gain, embedding_std: as in `Case`.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(weight: Weight, key: str) -> Array:
@@ -100,15 +110,22 @@ def draw_params(
 
 
 def mask(rng: np.random.Generator, kind: str, batch: int, time: int) -> Bool[Array, "B T"]:
-    """A mask of one kind, another one in each row; only a "padding row" has rows without a real position."""
+    """Draw a mask of one kind, independently for each row. Only "padding row" has rows that are all padding.
+
+    Args:
+        kind: one of `MASKS`.
+
+    Returns:
+        True at real positions.
+    """
     real = np.ones((batch, time), bool)
-    columns = np.arange(time)
+    positions = np.arange(time)
     for row in range(batch):
-        count = int(rng.integers(0, time))  # padded columns; at least one stays real
+        count = int(rng.integers(0, time))  # padded positions; at least one stays real
         if kind == "left":
-            real[row] = columns >= count
+            real[row] = positions >= count
         elif kind == "right":
-            real[row] = columns < time - count
+            real[row] = positions < time - count
         elif kind == "holes":
             real[row, rng.choice(time, count, replace=False)] = False
         elif kind == "padding row":

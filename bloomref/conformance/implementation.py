@@ -9,8 +9,8 @@ from bloomref.config import BloomConfig
 from bloomref.shapes import Array, Bool, Float, Int
 
 FEATURES = ("post-layernorm", "untied", "mlp-width", "epsilon", "no-layers", "batch")
-"""Optional features of a config or an input: post-layernorm residual; untied LM head; an MLP width other than 4 D; an epsilon other
-than 1e-5; a model without layers; more than one row."""
+"""Optional features of a config or an input: post-layernorm residual; untied LM head; an MLP width other than 4 D; an
+epsilon other than 1e-5; a model without layers; more than one row."""
 OPTIONAL_METHODS = ("hidden", "trace", "in_pieces", "loss_and_gradients", "call", "adapted")
 """Methods of a `Model` in addition to `logits`."""
 
@@ -45,15 +45,16 @@ class Model(Protocol):
     Each optional method adds checks:
         `hidden(token_ids, is_real)`: hidden states after the final norm, (B, T, D).
         `trace(token_ids, is_real)`: mapping of named intermediates (clause MOD-8); any subset.
-        `in_pieces(token_ids, is_real, cuts, capacity)`: logits (B, T, V) of calls over one cache, which start at 0 and at each cut.
-            The cache has room for `capacity` >= T positions; a cache that grows by itself ignores it.
-        `loss_and_gradients(token_ids, is_real, labels)`: the loss, and a mapping of gradients by Hugging Face key, in Hugging Face's
-            shapes (clauses GRD-1 ... GRD-4).
-        `call(token_ids, padding_mask)`: logits from the public API. Arguments have any type that a user may pass; `padding_mask` may
-            be None. Must raise (any exception) where the specification refuses (clauses EMB-2, ATT-11).
-        `adapted(path)`: the model with the LoRA adapter at `path`, a PEFT folder or a `.lora.h5` file, which is deleted after the
-            call. May change and return this model: it is not used without the adapter again. Raises Unsupported for an adapter
-            that it cannot apply.
+        `in_pieces(token_ids, is_real, cuts, capacity)`: logits (B, T, V) of calls over one cache, which start at 0 and
+            at each cut. The cache has room for `capacity` >= T positions; a cache that grows by itself ignores it.
+        `loss_and_gradients(token_ids, is_real, labels)`: the loss, and a mapping of gradients by Hugging Face key, in
+            Hugging Face's shapes (clauses GRD-1 ... GRD-4).
+        `call(token_ids, padding_mask)`: logits from the public API. Arguments have any type that a user may pass;
+            `padding_mask` may be None. Must raise (any exception) where the specification refuses (clauses EMB-2,
+            ATT-11).
+        `adapted(path)`: the model with the LoRA adapter at `path`, a PEFT folder or a `.lora.h5` file, which is deleted
+            after the call. May change and return this model: it is not used without the adapter again. Raises
+            Unsupported for an adapter that it cannot apply.
     """
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]: ...
@@ -61,7 +62,8 @@ class Model(Protocol):
 
 @runtime_checkable
 class Implementation(Protocol):
-    """An implementation of BLOOM: `--implementation package.module:Name` names a class, or a function that returns an instance."""
+    """An implementation of BLOOM: `--implementation package.module:Name` names a class, or a function that returns an
+    instance."""
 
     name: str
     capabilities: Capabilities
@@ -88,8 +90,8 @@ class Waiver:
     """A known failure. It is an error if a waiver matches nothing, or only questions that pass.
 
     Args:
-        where: fnmatch pattern of `property` or `property/tag`, optionally followed by `@dtype`: `*/left-pad@float64`. The names are
-            in `conformance.properties` and `conformance.tags`.
+        where: fnmatch pattern of `property` or `property/tag`, optionally followed by `@dtype`: `*/left-pad@float64`.
+            The names are in `conformance.properties` and `conformance.tags`.
         reason: a sentence: the cause of the failure, and who is right.
         link: where it is reported.
     """

@@ -1,7 +1,7 @@
-"""The LoRA adapter of a case: everything follows from a few numbers, and it is handed over as files.
+"""The LoRA adapter of a case: a few parameters determine it, and the implementation reads it from files.
 
-Factors are exact in every dtype, as the weights of a case are, and none is zero: what is added has about the size of what
-the weights make.
+Factors are exact in every dtype, like the weights of a case, and no element is zero. The low-rank product is about as
+large as the product with the weights.
 """
 
 import math
@@ -22,20 +22,21 @@ from bloomref.shapes import Array
 FORMS = ("peft", "keras")
 NAME = "kit"
 SMALLEST = 2.0**-9
-"""Stands for a drawn zero."""
+"""Replaces a drawn zero."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter for whatever model.
+    """Parameters of a LoRA adapter, for any model.
 
     Args:
-        targets: names of PEFT's modules (`query_key_value`), or of KerasHub's layers (`value_dense`).
-        form: "peft", one A for a whole matrix, or "keras", one for each head of query, key and value (LRA-13).
-        rank, alpha, rslora, dropout: as in an adapter_config.json; KerasHub's form has a rank only.
-        ranks, alphas: (end of a module's name, its own rank or alpha).
-        gain: size of what is added, relative to what the weights make; 0: B is zero.
-        copies: the same product of matrices, at so many times the rank: each copy has its part of B.
+        targets: names of PEFT modules (`query_key_value`) or of KerasHub layers (`value_dense`).
+        form: "peft": one A for a whole matrix; "keras": one A for each head of query, key and value (LRA-13).
+        rank, alpha, rslora, dropout: as in an adapter_config.json; the form "keras" uses the rank only.
+        ranks, alphas: pairs (end of a module's name, its rank or alpha), as rank_pattern and alpha_pattern of PEFT.
+        seed: seed of the factors.
+        gain: size of the low-rank product relative to the product with the weights; 0 sets B to zero.
+        copies: repeats the factors: the same product of matrices at a multiple of the rank.
     """
 
     targets: tuple[str, ...] = ("query_key_value",)
@@ -51,29 +52,29 @@ class Lora:
     copies: int = 1
 
     def settings(self) -> LoraConfig:
-        """What the adapter_config.json says: alpha grows with the copies, so that the scale stays."""
-        more = math.sqrt(self.copies) if self.rslora else self.copies
+        """Return the adapter_config.json. Alpha grows with the copies, so that the scale does not change."""
+        factor = math.sqrt(self.copies) if self.rslora else self.copies
         return LoraConfig(
             r=self.rank * self.copies,
-            lora_alpha=self.alpha * more,
+            lora_alpha=self.alpha * factor,
             target_modules=self.targets,
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
             rank_pattern={name: rank * self.copies for name, rank in self.ranks},
-            alpha_pattern={name: alpha * more for name, alpha in self.alphas},
+            alpha_pattern={name: alpha * factor for name, alpha in self.alphas},
         )
 
     def adapter(self, config: BloomConfig) -> Adapter:
-        """On a model of this config, with factors in float64."""
+        """Return the adapter for a model of this config, with factors in float64."""
         if self.form == "keras":
             return from_keras(NAME, self._kernels(config), np.dtype(np.float64))
         return from_peft(NAME, self.settings(), self._pairs(config), np.dtype(np.float64))
 
     def write(self, folder: Path, config: BloomConfig) -> Path:
-        """In `folder`, as a folder of PEFT or a `.lora.h5` file of KerasHub, in float32.
+        """Write the adapter to `folder`, in float32: a PEFT folder, or a `.lora.h5` file of KerasHub. Return the path.
 
         Raises:
-            Unsupported: h5py is not installed, and the form is KerasHub's.
+            Unsupported: the form is "keras", and h5py is not installed.
         """
         if self.form == "keras":
             path = folder / f"adapter{keras_lora.SUFFIX}"
@@ -101,8 +102,8 @@ class Lora:
         return pairs
 
     def _kernels(self, config: BloomConfig) -> Kernels:
-        places = [(layer, dense) for layer in range(config.num_layers) for dense in self.targets]
-        return {place: self._kernel(config, place[1], index) for index, place in enumerate(places)}
+        layers = [(index, dense) for index in range(config.num_layers) for dense in self.targets]
+        return {layer: self._kernel(config, layer[1], number) for number, layer in enumerate(layers)}
 
     def _kernel(self, config: BloomConfig, dense: str, index: int) -> tuple[Array, Array]:
         rng, (a, b) = np.random.default_rng([self.seed, index]), kernel_shapes(config, dense, self.rank)

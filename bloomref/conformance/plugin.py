@@ -1,4 +1,5 @@
-"""The entry point of the pytest plugin. In a run that does not name `bloomref.conformance` it adds nothing: no option, no import."""
+"""Entry point of the pytest plugin. It adds no option and imports nothing, unless the command line names
+`bloomref.conformance`."""
 
 import os
 import re

@@ -1,7 +1,7 @@
 """The properties of a correct implementation: each judges the answers of a subject about a case.
 
-`checks.parity` and `checks.gradients` compare with the oracle; `checks.invariants` and `checks.public_api` compare an implementation with
-itself.
+`checks.parity` and `checks.gradients` compare with the oracle; `checks.invariants` and `checks.public_api` compare an
+implementation with itself.
 """
 
 from collections.abc import Callable, Iterable

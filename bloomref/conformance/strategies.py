@@ -1,8 +1,8 @@
-"""Hypothesis strategies for configs, weights, inputs and caches; they draw shapes, seeds and scales, never elements.
+"""Hypothesis strategies for configs, inputs and caches. They draw shapes, seeds and scales, never elements.
 
-The sizes are those that show mistakes: head counts whose slopes are no powers of two, head widths that are no power of two,
-biases that are not zero, embeddings whose variance is below epsilon, masks of every kind, rows that differ, now and then a
-long sequence. Everything shrinks towards one small, plain case.
+The sizes are chosen to show mistakes: numbers and widths of heads that are not powers of two, embeddings whose variance
+is below epsilon, masks of every kind, rows that differ, and occasionally a long sequence. Everything shrinks towards a
+small, plain case.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ EPSILONS = (1e-5, 1e-6, 1e-3)
 ANYTHING = Capabilities()
 LONG = (129, 260, 300)
 ELEMENTS = 2**20
-"""Scores that a layer of a drawn case has at most: it takes well under a second."""
+"""Largest number of scores in a layer of a drawn case, so that a call takes well under a second."""
 
 
 @st.composite
 def configs(draw: st.DrawFn, max_layers: int = 2, capabilities: Capabilities = ANYTHING) -> BloomConfig:
-    """Configs of small models, among those that the capabilities allow."""
+    """Draw configs of small models that the capabilities allow."""
     able = capabilities.features
     heads = draw(st.sampled_from(HEADS), label="heads")
     width = heads * draw(st.sampled_from(HEAD_DIMS), label="head width")
@@ -41,7 +41,7 @@ def configs(draw: st.DrawFn, max_layers: int = 2, capabilities: Capabilities = A
 
 
 def schedules(time: int) -> st.SearchStrategy[tuple[int, ...]]:
-    """Where a run over a cache of `time` positions is cut: nowhere, into a prompt and steps, position by position, anywhere."""
+    """Draw the cuts of a run over a cache: none, at a few positions, or at every position from some point on."""
     if time < 2:
         return st.just(())
     anywhere = st.lists(st.integers(1, time - 1), max_size=5, unique=True).map(lambda cuts: tuple(sorted(cuts)))
@@ -50,7 +50,7 @@ def schedules(time: int) -> st.SearchStrategy[tuple[int, ...]]:
 
 
 def times(heads: int, usual: tuple[int, int], longest: int | None) -> st.SearchStrategy[int]:
-    """Mostly in the usual range, now and then (one in eight) long, if the heads are few enough for that."""
+    """Draw lengths: mostly in the usual range, one in eight long if the number of heads allows it."""
     least, most = usual
     short = st.integers(least, max(least, min(most, longest or most)))
     long = [time for time in LONG if heads * time * time <= ELEMENTS and most < time <= (longest or time)]
@@ -71,12 +71,17 @@ def cases(
     long: bool = True,
     sharp: bool = True,
 ) -> Case:
-    """Models and batches that an implementation of these capabilities must get right.
+    """Draw models and inputs that an implementation of these capabilities must compute correctly.
 
     Args:
-        kinds: the masks to draw from, of those that the implementation has; "real" where it has none of them.
-        long: also sequences beyond 256 positions, now and then.
-        sharp: also queries and keys so large that attention picks one key.
+        capabilities: what the implementation supports.
+        min_batch, max_batch: range of the batch size; 1 if the implementation has no batches.
+        min_time, max_time: range of the length, except for long sequences.
+        max_layers: largest number of layers.
+        kinds: kinds of masks; those that the implementation does not support are left out, and "real" is used if none
+            is left.
+        long: also draw sequences of more than 256 positions.
+        sharp: also draw queries and keys so large that attention selects a single key.
     """
     config = draw(configs(max_layers, capabilities))
     longest = capabilities.max_time if long else max_time

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for LoRA adapters: they draw modules, ranks, scales and seeds, never elements."""
+"""Hypothesis strategies for LoRA adapters. They draw modules, ranks, scales and seeds, never elements."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,15 +19,15 @@ ALPHAS = (8.0, 1.0, 3.5, 16.0, 32.0)
 DROPOUTS = (0.0, 0.1, 0.5)
 T = TypeVar("T")
 WHERE = ("query_key_value", "h.0.self_attention.dense", r"h\.\d+\.mlp\..*", "dense_4h_to_h", EMBEDDING)
-"""Keys of a rank_pattern or an alpha_pattern: ends of names, and expressions."""
+"""Keys of rank_pattern and alpha_pattern: ends of module names, and a regular expression."""
 
 
 @st.composite
 def adapters(draw: st.DrawFn, config: BloomConfig, form: str | None = None) -> Lora:
-    """Adapters of a model of this config.
+    """Draw adapters for a model of this config.
 
     Args:
-        form: "peft" or "keras"; None: either. A model without layers has PEFT's of the embedding alone.
+        form: "peft" or "keras"; None: either. A model without layers has only "peft" adapters, of its embedding.
     """
     forms = FORMS if config.num_layers else FORMS[:1]
     if (form or draw(st.sampled_from(forms), label="form of the adapter")) == "keras":
@@ -46,7 +46,7 @@ def adapters(draw: st.DrawFn, config: BloomConfig, form: str | None = None) -> L
 
 
 def of_heads() -> st.SearchStrategy[Lora]:
-    """Adapters in KerasHub's form, of a model that has layers."""
+    """Draw adapters of the form "keras", for a model that has layers."""
     targets, ranks, seeds = _some(tuple(DENSE_LAYERS)), st.sampled_from(RANKS), st.integers(0, 2**32 - 1)
     return st.builds(Lora, targets=targets, form=st.just("keras"), rank=ranks, seed=seeds)
 
@@ -60,21 +60,26 @@ def adapted_cases(
     kinds: Sequence[str] = MASKS,
     max_time: int = 12,
 ) -> Case:
-    """Models with an adapter, and batches; attention stays soft, sequences short."""
-    plain = cases(capabilities, kinds=kinds, max_time=max_time, long=False, sharp=False)
+    """Draw models with a LoRA adapter, and inputs. Sequences are short, and attention is never sharp.
+
+    Args:
+        form: "peft" or "keras"; None: either.
+        kinds, max_time: as in `strategies.cases`.
+    """
+    without = cases(capabilities, kinds=kinds, max_time=max_time, long=False, sharp=False)
     if form == "keras":
-        plain = plain.filter(lambda case: case.config.num_layers > 0)
-    case = draw(plain)
+        without = without.filter(lambda case: case.config.num_layers > 0)
+    case = draw(without)
     return replace(case, lora=draw(adapters(case.config, form)))
 
 
 def _some(names: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
-    """At least one of them, in their order."""
-    chosen = st.sets(st.sampled_from(names), min_size=1)
-    return chosen.map(lambda found: tuple(name for name in names if name in found))
+    """Draw a non-empty subset, in the given order."""
+    subsets = st.sets(st.sampled_from(names), min_size=1)
+    return subsets.map(lambda subset: tuple(name for name in names if name in subset))
 
 
 def _pattern(values: tuple[T, ...]) -> st.SearchStrategy[tuple[tuple[str, T], ...]]:
-    """Mostly empty."""
+    """Draw a rank_pattern or alpha_pattern, often empty."""
     entry = st.tuples(st.sampled_from(WHERE), st.sampled_from(values))
     return st.one_of(st.just(()), st.lists(entry, max_size=2, unique_by=lambda pair: pair[0]).map(tuple))

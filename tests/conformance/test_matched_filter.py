@@ -70,16 +70,16 @@ def test_a_mistake_below_the_noise_is_named():
     assert worst < LIMIT, "no case by itself gives it away"
     first, *others = project(CASES, TIERS["float32"], errors, KNOWN)
     assert first.name == "ShortGelu"
-    assert first.found
+    assert first.explains
     assert first.value == pytest.approx(1.0, abs=5 * first.standard_error)
-    assert not any(other.found for other in others)
+    assert not any(other.explains for other in others)
 
 
 @pytest.mark.parametrize("lab", [LargerEpsilon, NoOutputBias])
 def test_a_mistake_above_the_noise_is_named(lab):
     errors, worst = errors_of(lab)
     assert worst > LIMIT
-    found = [a for a in project(CASES, TIERS["float32"], errors, KNOWN) if a.found]
+    found = [a for a in project(CASES, TIERS["float32"], errors, KNOWN) if a.explains]
     assert [a.name for a in found] == [lab.__name__]
     assert found[0].value == pytest.approx(1.0, abs=1e-3)
 
@@ -88,7 +88,7 @@ def test_a_mistake_above_the_noise_is_named(lab):
 def test_nothing_is_named_where_nothing_is_wrong():
     amplitudes = project(CASES, TIERS["float32"], errors_of(InstrumentedModel)[0], KNOWN)
     assert {a.name for a in amplitudes} == {"ShortGelu", "LargerEpsilon", "NoOutputBias"}
-    assert [a for a in amplitudes if a.found or abs(a.value) > 5 * a.standard_error] == []
+    assert [a for a in amplitudes if a.explains or abs(a.value) > 5 * a.standard_error] == []
 
 
 @pytest.mark.slow
@@ -110,11 +110,11 @@ def test_other_intermediates_and_double_precision():
     name = "layers.0.attention.probabilities"
     errors, _ = errors_of(LargerEpsilon, np.float64, name)
     first = project(CASES, TIERS["float64"], errors, KNOWN, name)[0]
-    assert (first.name, first.found) == ("LargerEpsilon", True)
+    assert (first.name, first.explains) == ("LargerEpsilon", True)
 
 
 @pytest.mark.parametrize(
-    ("amplitude", "found"),
+    ("amplitude", "explains"),
     [
         (Amplitude("clear, one, and nothing left", 1.01, 0.01, 3.0), True),
         (Amplitude("not clear", 1.0, 0.3, 3.0), False),
@@ -123,5 +123,5 @@ def test_other_intermediates_and_double_precision():
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_when_a_mistake_explains_an_error(amplitude, found):
-    assert amplitude.found is found
+def test_when_a_mistake_explains_an_error(amplitude, explains):
+    assert amplitude.explains is explains

@@ -82,9 +82,11 @@ def test_weights_are_exact_in_every_dtype(dtype, case):
 @given(case=cases(long=False))
 @settings(max_examples=20)
 def test_weights_hide_nothing(case):
-    """No number is drawn neutral (a bias of 0, a LayerNorm weight of 1), and each is then rounded to the nearest bfloat16.
+    """No number is drawn neutral (a bias of 0, a LayerNorm weight of 1), and each is then rounded to the nearest
+    bfloat16.
 
-    Single numbers may be neutral after rounding, in any case and any number of them: so the property is about both steps.
+    Single numbers may be neutral after rounding, in any case and any number of them: so the property is about both
+        steps.
     """
     for (key, weight, array), (_, _, drawn) in zip(case.params.named(), unrounded(case).named(), strict=True):
         is_norm_weight = weight.axes == "D" and key.endswith("weight")

@@ -1,6 +1,7 @@
 """The loss and the gradient of every weight, within the rounding budget; in float32 and float64 only.
 
-The budget is Monte-Carlo arithmetic on the reference's own backward pass: its arrays get a random error in the result of every operation.
+The budget is Monte-Carlo arithmetic on the reference's own backward pass: its arrays get a random error in the result
+of every operation.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,10 +25,12 @@ from bloomref.reference import loss, model, vjp
 from bloomref.shapes import Array, Bool, Float, Int
 
 UNITS = {"float32": 2.0**-24, "float64": 2.0**-53 * np.sqrt(2.0)}
-"""Unit roundoff by dtype. In float64 the oracle's own error is as large as that of the implementation, hence sqrt(2)."""
+"""Unit roundoff by dtype. In float64 the oracle's own error is as large as that of the implementation, hence
+sqrt(2)."""
 ONLY = f"gradients are asked in {' and '.join(UNITS)} only"
 SIMULATED = 2.0**-24
-"""Unit roundoff of the simulation: that of float32, whose errors float64 can represent. Errors are proportional to the unit."""
+"""Unit roundoff of the simulation: that of float32, whose errors float64 can represent. Errors are proportional to the
+unit."""
 EXACT = (np.maximum, np.minimum, np.negative, np.absolute)
 """Operations that never round."""
 SAMPLES = 16
@@ -47,11 +50,12 @@ def errors_from(generator: np.random.Generator) -> Iterator[None]:
 
 
 class Noisy(np.ndarray):
-    """float64 array with a random rounding error of `SIMULATED` in the result of every operation; used inside `errors_from`."""
+    """float64 array with a random rounding error of `SIMULATED` in the result of every operation; used inside
+    `errors_from`."""
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
-        """Run the operation on plain arrays and add the error; a matrix product gets that of adding its terms in turn, as in
-        `montecarlo`."""
+        """Run the operation on plain arrays and add the error; a matrix product gets that of adding its terms in turn,
+        as in `montecarlo`."""
         plain = [np.asarray(x) for x in inputs]
         if out is not None:
             options["out"] = tuple(np.asarray(x) for x in out)
@@ -137,7 +141,8 @@ def exact(case: Case) -> dict[str, Array]:
 
 @lru_cache(REMEMBERED)
 def spread(case: Case) -> dict[str, float]:
-    """Root mean square error by name, at the unit `SIMULATED`: over samples and elements, the larger of both anchors of ALiBi."""
+    """Root mean square error by name, at the unit `SIMULATED`: over samples and elements, the larger of both anchors of
+    ALiBi."""
     largest = dict.fromkeys(exact(case), 0.0)
     noisy = case.params.map(lambda x: x.view(Noisy))
     for anchor in (0, case.time - 1):

@@ -50,7 +50,8 @@ def conclude(look: Callable[[], Iterable[Judgement]], failure: Callable[[Judgeme
     """Return the largest Z of all judgements.
 
     Args:
-        look: asks the implementation and judges its answers. An exception of the implementation (`Raised`) is a failure.
+        look: asks the implementation and judges its answers. An exception of the implementation (`Raised`) is a
+            failure.
         failure: builds the exception for a judgement.
 
     Raises:

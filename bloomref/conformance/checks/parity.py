@@ -1,4 +1,4 @@
-"""Properties against the truth: the case's result, and what leads to it, within the error that rounding explains."""
+"""Parity with the oracle: the logits of a case and its intermediates, within the rounding budget."""
 
 from collections.abc import Iterable
 
@@ -25,9 +25,10 @@ def pieces(subject: Subject, case: Case) -> Iterable[Judgement]:
 
 
 def adapted(subject: Subject, case: Case) -> Iterable[Judgement]:
-    """All that the implementation shows of a model with an adapter; over a cache without padding, which `pieces` asks about."""
+    """Judge logits, and intermediates and calls over a cache if offered. The cache is asked without padding only:
+    `pieces` has it."""
     yield from logits(subject, case)
-    if hasattr(subject.model(case), "trace"):
+    if subject.offers(case, "trace"):
         yield from intermediates(subject, case)
-    if hasattr(subject.model(case), "in_pieces") and case.is_real.all():
+    if subject.offers(case, "in_pieces") and case.is_real.all():
         yield from pieces(subject, case)

@@ -13,7 +13,7 @@ import numpy as np
 from bloomref.conformance.cases import Case
 from bloomref.conformance.diff.operands import Operand
 from bloomref.conformance.mistakes import MISTAKES, NO_INTERMEDIATE, Mistake
-from bloomref.conformance.oracle.budgets import GRADABLE, LIMIT, budget
+from bloomref.conformance.oracle.budgets import GRADABLE, LIMIT, budget, worst_position
 from bloomref.conformance.oracle.intermediates import observable, per_position
 from bloomref.conformance.oracle.matched_filter import Amplitude, project
 from bloomref.conformance.oracle.montecarlo import SAMPLES, Noise
@@ -166,12 +166,10 @@ def measure(
     signal = per_position(name, truth(case).values[name], case.is_real)
     rms = rms_error(case, name, error)
     judged = graded & (allowed <= GRADABLE * signal)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = np.where(judged & (rms > 0.0), rms / allowed, 0.0)
-    row, column = np.unravel_index(z.argmax(), z.shape) if z.size else (0, 0)
+    z, where = worst_position(rms, allowed, judged)
     norm = np.sqrt(np.square(signal).sum())
     relative = float(np.sqrt(np.square(rms).sum()) / norm) if norm else 0.0
-    return Comparison(name, float(z.max(initial=0.0)), relative, (int(row), int(column)), bool(judged.any()))
+    return Comparison(name, z, relative, where, bool(judged.any()))
 
 
 def rms_error(case: Case, name: str, error: Array) -> Float[Array, "B T"]:
@@ -294,5 +292,5 @@ def _below_noise(
             error = operand.values["logits"].astype(np.float64) - truth(case).values["logits"]
             visible = [mistake for mistake in mistakes if mistake.first != NO_INTERMEDIATE]
             projected = project([case], operand.tier, [error], visible)
-            amplitudes += [(operand.name, amplitude) for amplitude in projected if amplitude.found]
+            amplitudes += [(operand.name, amplitude) for amplitude in projected if amplitude.explains]
     return amplitudes

@@ -1,4 +1,4 @@
-"""How far a correct implementation may be from the truth: computed for each case, dtype and position, never chosen.
+"""Rounding budgets: the error allowed at each position, computed for each case and dtype, never chosen.
 
 Z = rms(error) / sigma, where sigma is the spread of the model under Monte-Carlo arithmetic. Clauses: NUM-8 ... NUM-10.
 """
@@ -20,28 +20,29 @@ from bloomref.shapes import Array, Bool, Float
 __all__ = ["LIMIT", "TIERS", "Judgement", "Tier", "judge", "sigma", "tier_of"]
 
 LIMIT = 5.0
-"""The largest Z that passes."""
+"""Largest Z that passes."""
 GRADABLE = 0.05
-"""Beyond this share of the signal, sigma no longer describes the error: such a position is not judged."""
+"""Largest noise-to-signal ratio of a position that is judged: above it, sigma does not describe the error."""
 PRIOR = 2
-"""Samples that the median of sigma over the positions counts for."""
+"""Weight of the median variance over all positions, in samples."""
 ENOUGH = 0.5
-"""An intermediate that can be judged at a smaller share of the real positions is inconclusive, unless it fails there."""
+"""Smallest share of the real positions that must be judged; below it, an intermediate that does not fail is
+inconclusive."""
 WILD = 0.25
-"""Beyond this share, nothing that comes of the position is."""
+"""Noise-to-signal ratio above which everything computed from a position is excluded, too."""
 CALM = 0.5
-"""Noise of a head's scores beyond which softmax multiplies it: then nothing that comes of the position is judged either."""
+"""Noise of a head's scores above which softmax amplifies it; everything computed from such a position is excluded."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is to be said of one tensor.
+    """Verdict on one tensor.
 
     Args:
         verdict: "pass", "fail" or "inconclusive".
-        z: the worst rms(error) / sigma over the positions that can be judged; infinite where a number is not finite.
-        where: (batch row, position) of that.
-        explanation: one line: how far it is, how far it may be, and why.
+        z: largest rms(error) / sigma over the judged positions; infinite if a number is not finite.
+        where: (batch row, position) of the largest.
+        explanation: one line: the error, the budget, and the reason.
     """
 
     name: str
@@ -53,11 +54,12 @@ class Judgement:
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """What rounding may do to a case.
+    """The effect of rounding on a case.
 
     Args:
-        sigma: by intermediate, the error that rounding explains at each position.
-        graded: where that holds: noise is small beside the signal, and no position that this one sees is out of hand.
+        sigma: intermediate -> rms error that rounding explains, at each position.
+        graded: intermediate -> True at positions that can be judged: the noise is small compared to the signal, there
+            and at all positions that it was computed from.
     """
 
     sigma: dict[str, Float[Array, "B T"]]
@@ -65,32 +67,35 @@ class Budget:
 
 
 def sigma(case: Case, tier: Tier, names: Iterable[str] | None = None) -> dict[str, Float[Array, "B T"]]:
-    """The error that rounding explains, at each position of each intermediate: root mean square over the position's numbers.
+    """Return the rms error that rounding explains at each position, by intermediate; 0 at padded positions.
 
-    The larger of both anchorings of ALiBi, since either is right; 0 at padded positions.
+    It is the larger value of both ALiBi anchors, since either is right.
+
+    Args:
+        names: intermediates (clause MOD-8); None: all.
     """
-    found = budget(case, tier).sigma
-    return dict(found) if names is None else {name: found[name] for name in names}
+    by_name = budget(case, tier).sigma
+    return dict(by_name) if names is None else {name: by_name[name] for name in names}
 
 
 @lru_cache(REMEMBERED)
 def budget(case: Case, tier: Tier) -> Budget:
-    """From Monte-Carlo arithmetic on the oracle; seeded by the token ids, so always the same."""
-    spread, unrest = _sampled(case, tier)
-    graded = _graded(case, spread, unrest)
-    steady = {name: _steadied(value, graded[name], montecarlo.affordable(case)) for name, value in spread.items()}
-    return Budget({name: np.maximum(value, _one_rounding(case, tier, name)) for name, value in steady.items()}, graded)
+    """Compute the budget of a case by Monte-Carlo arithmetic. Deterministic: the token ids are the seed."""
+    spread, head_noise = _sampled(case, tier)
+    graded = _graded(case, spread, head_noise)
+    smooth = {name: _smoothed(value, graded[name], montecarlo.affordable(case)) for name, value in spread.items()}
+    return Budget({name: np.maximum(value, _one_rounding(case, tier, name)) for name, value in smooth.items()}, graded)
 
 
-def _steadied(spread: Float[Array, "B T"], graded: Bool[Array, "B T"], samples: int) -> Float[Array, "B T"]:
-    """A few samples may all be small by chance: so the median of all positions counts as `PRIOR` samples more."""
-    usual = np.median(np.square(spread[graded])) if graded.any() else 0.0
-    mixed = (samples * np.square(spread) + PRIOR * usual) / (samples + PRIOR)
-    return np.sqrt(np.where(spread > 0.0, mixed, 0.0))
+def _smoothed(spread: Float[Array, "B T"], graded: Bool[Array, "B T"], samples: int) -> Float[Array, "B T"]:
+    """Add the median variance of all positions as `PRIOR` samples: a few samples may all be small by chance."""
+    median = np.median(np.square(spread[graded])) if graded.any() else 0.0
+    variance = (samples * np.square(spread) + PRIOR * median) / (samples + PRIOR)
+    return np.sqrt(np.where(spread > 0.0, variance, 0.0))
 
 
 def _sampled(case: Case, tier: Tier) -> tuple[dict[str, Array], dict[str, Array]]:
-    """(root mean square error by name and position; of the scores also that of the worst head)."""
+    """Return the rms error by name and position, and for scores that of the noisiest head."""
     squares = {name: np.zeros((2, *case.is_real.shape)) for name in truth(case).values}
     heads = {name: np.zeros((2, *case.is_real.shape)) for name in squares if name.endswith("scores")}
     samples = montecarlo.affordable(case)
@@ -107,7 +112,7 @@ def _root(squares: Mapping[str, Array], samples: int) -> dict[str, Array]:
 
 
 def _one_rounding(case: Case, tier: Tier, name: str) -> Float[Array, "B T"]:
-    """What is looked at may have been rounded once for that."""
+    """Error of rounding the tensor itself once, which may happen when it is returned."""
     u = tier.scores if name.endswith("scores") else tier.storage
     return _signal(case, name) * (u / np.sqrt(3.0))
 
@@ -116,28 +121,29 @@ def _signal(case: Case, name: str) -> Float[Array, "B T"]:
     return per_position(name, truth(case).values[name], case.is_real)
 
 
-def _graded(case: Case, sigma: Mapping[str, Array], unrest: Mapping[str, Array]) -> dict[str, Bool[Array, "B T"]]:
-    """By name, in the order of computation: what is out of hand at a position spoils all that comes of it."""
-    graded, calm = {}, case.is_real
+def _graded(case: Case, sigma: Mapping[str, Array], head_noise: Mapping[str, Array]) -> dict[str, Bool[Array, "B T"]]:
+    """Return where each intermediate can be judged. A position that is too noisy excludes everything computed from
+    it."""
+    graded, usable = {}, case.is_real
     for name, allowed in sigma.items():
         signal = _signal(case, name)
-        if name in unrest:
-            calm = calm & (unrest[name] <= CALM)
+        if name in head_noise:
+            usable = usable & (head_noise[name] <= CALM)
         elif name.endswith(("norm", "block")):
-            tame = calm & (allowed <= WILD * signal)
-            calm = calm & np.logical_and.accumulate(tame | ~case.is_real, axis=1)
-        graded[name] = calm & (allowed <= GRADABLE * signal)
+            quiet = usable & (allowed <= WILD * signal)
+            usable = usable & np.logical_and.accumulate(quiet | ~case.is_real, axis=1)
+        graded[name] = usable & (allowed <= GRADABLE * signal)
     return graded
 
 
 def judge(case: Case, tier: Tier, outputs: Mapping[str, Array]) -> list[Judgement]:
-    """One judgement of each output, in the order of computation.
+    """Judge the outputs of an implementation against the truth, in the order of computation.
 
     Args:
-        outputs: named intermediates (clause MOD-8): arrays of any floating dtype in the reference's shapes.
+        outputs: named intermediates (clause MOD-8): arrays of any floating dtype, in the reference's shapes.
 
     Raises:
-        InvalidInput: for a name that no intermediate has.
+        InvalidInput: for a name that is not an intermediate.
     """
     exact = truth(case)
     for name in outputs:
@@ -146,60 +152,74 @@ def judge(case: Case, tier: Tier, outputs: Mapping[str, Array]) -> list[Judgemen
     return [_judge(case, tier, name, outputs[name]) for name in exact.values if name in outputs]
 
 
-def _judge(case: Case, tier: Tier, name: str, got: Array) -> Judgement:
-    wanted = truth(case).values[name]
-    wrong = _form(got, wanted)
-    if wrong:
-        return Judgement(name, "fail", np.inf, (0, 0), f"{name}: {wrong}")
-    beyond = next((n for n, size in truth(case).reach.items() if size > tier.largest), None)
-    if beyond is not None:
-        size = truth(case).reach[beyond]
-        return Judgement(
-            name, "inconclusive", 0.0, (0, 0), f"{name}: {beyond} reaches {size:.3g}, which {tier.where} cannot hold"
-        )
+def _judge(case: Case, tier: Tier, name: str, output: Array) -> Judgement:
+    expected = truth(case).values[name]
+    problem = _form(output, expected)
+    if problem:
+        return Judgement(name, "fail", np.inf, (0, 0), f"{name}: {problem}")
+    too_large = next((n for n, size in truth(case).reach.items() if size > tier.largest), None)
+    if too_large is not None:
+        reason = f"{too_large} reaches {truth(case).reach[too_large]:.3g}, which {tier.where} cannot represent"
+        return Judgement(name, "inconclusive", 0.0, (0, 0), f"{name}: {reason}")
     with np.errstate(all="ignore"):
-        error = np.asarray(got, np.float64) - wanted
-    lost = observable(name, error, case.is_real) & ~np.isfinite(error)
-    if lost.any():
-        return _not_finite(name, lost)
+        error = np.asarray(output, np.float64) - expected
+    bad = observable(name, error, case.is_real) & ~np.isfinite(error)
+    if bad.any():
+        return _not_finite(name, bad)
     return _measured(case, tier, name, error)
 
 
-def _form(got: Array, wanted: Array) -> str:
-    """What is wrong with shape or dtype; ml_dtypes' types have the kind V."""
-    if got.shape != wanted.shape:
-        return f"expected shape {wanted.shape}, got {got.shape}"
-    if got.dtype.kind not in "fV":
-        return f"expected floating numbers, got dtype {got.dtype}"
+def _form(output: Array, expected: Array) -> str:
+    """Describe a wrong shape or dtype; the dtypes of ml_dtypes have the kind V."""
+    if output.shape != expected.shape:
+        return f"expected shape {expected.shape}, got {output.shape}"
+    if output.dtype.kind not in "fV":
+        return f"expected floating numbers, got dtype {output.dtype}"
     return ""
 
 
-def _not_finite(name: str, lost: Array) -> Judgement:
-    index = tuple(int(i) for i in np.argwhere(lost)[0])
-    where = (index[0], index[1 if lost.ndim == 3 else 2])
+def _not_finite(name: str, bad: Array) -> Judgement:
+    index = tuple(int(i) for i in np.argwhere(bad)[0])
+    where = (index[0], index[1 if bad.ndim == 3 else 2])
     return Judgement(name, "fail", np.inf, where, f"{name} at {where}: not finite, where the truth is")
+
+
+def worst_position(
+    rms: Float[Array, "B T"], sigma: Float[Array, "B T"], judged: Bool[Array, "B T"]
+) -> tuple[float, tuple[int, int]]:
+    """Return the largest Z = rms / sigma over the judged positions, and its (row, position); 0 at (0, 0) if there is
+    none.
+
+    Args:
+        rms: root mean square error of each position.
+        sigma: rms error that rounding explains; an error where it is 0 has an infinite Z.
+    """
+    with np.errstate(all="ignore"):
+        z = np.where(judged & (rms > 0.0), rms / sigma, 0.0)
+    if not z.size:
+        return 0.0, (0, 0)
+    row, position = np.unravel_index(z.argmax(), z.shape)
+    return float(z[row, position]), (int(row), int(position))
 
 
 def _measured(case: Case, tier: Tier, name: str, error: Array) -> Judgement:
     if not case.is_real.any():
         return Judgement(name, "pass", 0.0, (0, 0), f"{name}: there is no real position")
-    found = budget(case, tier)
-    allowed, graded = found.sigma[name], found.graded[name]
+    limits = budget(case, tier)
+    allowed, graded = limits.sigma[name], limits.graded[name]
     with np.errstate(all="ignore"):
-        far = per_position(name, error, case.is_real)
-        z = np.where(graded & (far > 0.0), far / allowed, 0.0)
-    row, column = np.unravel_index(z.argmax(), z.shape)
-    where, worst = (int(row), int(column)), float(z.max())
+        rms = per_position(name, error, case.is_real)
+    z, where = worst_position(rms, allowed, graded)
     share = graded.sum() / case.is_real.sum()
-    if worst <= LIMIT and share < ENOUGH:
-        return Judgement(name, "inconclusive", worst, where, _nothing_to_say(tier, name, share))
+    if z <= LIMIT and share < ENOUGH:
+        return Judgement(name, "inconclusive", z, where, _too_noisy(tier, name, share))
     text = (
-        f"{name} at {where}: rms error {far[where]:.2g}, {worst:.2g} times the {allowed[where]:.2g} that rounding explains"
+        f"{name} at {where}: rms error {rms[where]:.2g}, {z:.2g} times the {allowed[where]:.2g} that rounding explains"
         f" ({tier.where}; limit {LIMIT:g} times)"
     )
-    return Judgement(name, "pass" if worst <= LIMIT else "fail", worst, where, text)
+    return Judgement(name, "pass" if z <= LIMIT else "fail", z, where, text)
 
 
-def _nothing_to_say(tier: Tier, name: str, share: float) -> str:
-    why = f"elsewhere rounding alone ({tier.where}) may change it by more than {GRADABLE:.0%}, so nothing can be said"
-    return f"{name}: can be judged at {share:.0%} of the positions only; {why}"
+def _too_noisy(tier: Tier, name: str, share: float) -> str:
+    reason = f"at the others, rounding alone ({tier.where}) may change it by more than {GRADABLE:.0%}"
+    return f"{name}: only {share:.0%} of the positions can be judged; {reason}"

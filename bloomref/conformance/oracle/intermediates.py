@@ -1,12 +1,12 @@
-"""How each named intermediate is compared: which of its numbers mean something, and what one position of it is.
+"""Errors of named intermediates: the numbers that are compared, and the axes of one position.
 
-| name | axes | numbers of a position | left out |
+| name | axes | numbers of a position | not compared |
 |---|---|---|---|
 | attention.query, key, value | (B, H, T, K) | over H and K | padded positions |
-| attention.scores, probabilities | (B, H, T, S) | over H and the visible keys | padded queries, keys that are not visible |
-| every other one | (B, T, N) | over N | padded positions |
+| attention.scores, probabilities | (B, H, T, S) | over H and the visible keys | padded queries, invisible keys |
+| all others | (B, T, N) | over N | padded positions |
 
-A constant may be added to a row of scores (ALI-4), so scores are compared after subtracting their mean over the visible keys.
+Scores are compared after subtracting their mean over the visible keys, since a constant in each row is free (ALI-4).
 """
 
 import numpy as np
@@ -18,13 +18,13 @@ OVER_KEYS = ("attention.scores", "attention.probabilities")
 
 
 def visible(is_real: Bool[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """Which key each query sees (ATT-5, ATT-7, ATT-8)."""
-    column = np.arange(is_real.shape[1])
-    return ((column <= column[:, None]) & is_real[:, None, :] & is_real[:, :, None])[:, None]
+    """True where a query sees a key (ATT-5, ATT-7, ATT-8)."""
+    position = np.arange(is_real.shape[1])
+    return ((position <= position[:, None]) & is_real[:, None, :] & is_real[:, :, None])[:, None]
 
 
 def observable(name: str, value: Array, is_real: Bool[Array, "B T"]) -> Bool[Array, "*N"]:
-    """The numbers of `value` that mean something, as a mask of its shape."""
+    """Mask of the numbers of `value` that are compared."""
     if name.endswith(OVER_KEYS):
         return np.broadcast_to(visible(is_real), value.shape)
     real = is_real[:, None, :, None] if name.endswith(OVER_HEADS) else is_real[:, :, None]
@@ -32,7 +32,7 @@ def observable(name: str, value: Array, is_real: Bool[Array, "B T"]) -> Bool[Arr
 
 
 def per_position(name: str, value: Array, is_real: Bool[Array, "B T"]) -> Float[Array, "B T"]:
-    """Root mean square of the numbers of each position; 0 at padded ones."""
+    """Root mean square over the numbers of each position; 0 at padded positions."""
     if name.endswith(OVER_KEYS):
         square = np.square(per_head(name, value, is_real)).mean(axis=1)
     elif name.endswith(OVER_HEADS):
@@ -43,11 +43,11 @@ def per_position(name: str, value: Array, is_real: Bool[Array, "B T"]) -> Float[
 
 
 def per_head(name: str, value: Float[Array, "B H T S"], is_real: Bool[Array, "B T"]) -> Float[Array, "B H T"]:
-    """The same of each head, for those over keys."""
-    seen = visible(is_real)
-    count = np.maximum(seen.sum(axis=-1, keepdims=True), 1)
-    value = np.where(seen, value, 0.0)
+    """Root mean square over the visible keys, for each head; for scores and probabilities only."""
+    keys = visible(is_real)
+    count = np.maximum(keys.sum(axis=-1, keepdims=True), 1)
+    value = np.where(keys, value, 0.0)
     if name.endswith("scores"):
         value -= value.sum(axis=-1, keepdims=True) / count
-        value *= seen
+        value *= keys
     return np.sqrt(np.square(value).sum(axis=-1) / count[..., 0])

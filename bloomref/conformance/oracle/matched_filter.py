@@ -1,7 +1,8 @@
-"""Errors below the noise: how much of an implementation's error lies in the direction of each known mistake?
+"""Matched filter: detects known mistakes whose effect is below the rounding noise of a single case.
 
-A matched filter. With d what a mistake changes, e an error and sigma the noise of each position, the amplitude is
-<e, d> / <d, d>, each product weighted with 1 / sigma^2: 1 for an implementation that makes the mistake, 0 for one that does not.
+Let d be the change that a mistake causes, e the error of an implementation, and sigma the noise of each position. The
+amplitude is <e, d> / <d, d>, with inner products weighted by 1 / sigma^2. It is 1 if the implementation makes the
+mistake, and 0 if not.
 """
 
 from collections.abc import Sequence
@@ -13,16 +14,16 @@ import numpy as np
 from bloomref.conformance.cases import Case
 from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle import montecarlo
-from bloomref.conformance.oracle.budgets import LIMIT, budget
+from bloomref.conformance.oracle.budgets import LIMIT, budget, worst_position
 from bloomref.conformance.oracle.intermediates import OVER_HEADS, OVER_KEYS, observable, per_position
 from bloomref.conformance.oracle.precision import Tier
 from bloomref.conformance.oracle.truth import truth
 from bloomref.shapes import Array, Float
 
 CLEAR = 5.0
-"""An amplitude of so many standard errors is there."""
+"""Smallest significant amplitude, in standard errors."""
 NEAR_ONE = 0.2
-"""How far from 1 the amplitude of a mistake may be that was made."""
+"""Largest distance from 1 of the amplitude of a mistake that the implementation makes."""
 
 
 class Known(Protocol):
@@ -37,10 +38,10 @@ class Known(Protocol):
 
 @dataclass(frozen=True)
 class Amplitude:
-    """How much of a mistake is in an error, pooled over the cases.
+    """Amplitude of a mistake in the errors of several cases.
 
     Args:
-        residual: the worst Z that is left without it.
+        residual: largest Z of the errors after subtracting the mistake.
     """
 
     name: str
@@ -49,8 +50,8 @@ class Amplitude:
     residual: float
 
     @property
-    def found(self) -> bool:
-        """The mistake explains the error: its amplitude is clear and about 1, and what is left is noise."""
+    def explains(self) -> bool:
+        """True if the mistake explains the error: its amplitude is significant and about 1, and the rest is noise."""
         clear = abs(self.value) > CLEAR * self.standard_error
         return clear and abs(self.value - 1.0) < NEAR_ONE and self.residual <= LIMIT
 
@@ -58,23 +59,25 @@ class Amplitude:
 def project(
     cases: Sequence[Case], tier: Tier, errors: Sequence[Array], mistakes: Sequence[Known], name: str = "logits"
 ) -> list[Amplitude]:
-    """The amplitude of every mistake that changes something in these cases; those that explain the errors first.
+    """Return the amplitude of every mistake that changes the intermediate in these cases; those that explain the errors
+    come first.
 
     Args:
-        errors: for each case, what an implementation says minus the truth, of the intermediate `name`.
+        errors: result of an implementation minus the truth, for each case.
+        name: the intermediate.
     """
     fields = [_Field(case, tier, name, error) for case, error in zip(cases, errors, strict=True)]
-    found = [amplitude for mistake in mistakes if (amplitude := _pooled(fields, mistake)) is not None]
-    return sorted(found, key=lambda amplitude: (not amplitude.found, amplitude.residual))
+    amplitudes = [amplitude for mistake in mistakes if (amplitude := _pooled(fields, mistake)) is not None]
+    return sorted(amplitudes, key=lambda amplitude: (not amplitude.explains, amplitude.residual))
 
 
 class _Field:
-    """One case: the error, samples of noise, and the weights of the numbers; 0 where nothing can be judged."""
+    """Error, noise samples and weights of one case; 0 at positions that cannot be judged."""
 
     def __init__(self, case: Case, tier: Tier, name: str, error: Array) -> None:
-        found = budget(case, tier)
-        self.case, self.name, self.sigma = case, name, found.sigma[name]
-        self.mask = observable(name, error, case.is_real) & _spread(name, found.graded[name])
+        limits = budget(case, tier)
+        self.case, self.name, self.sigma = case, name, limits.sigma[name]
+        self.mask = observable(name, error, case.is_real) & _spread(name, limits.graded[name])
         self.error = self._masked(error)
         samples = montecarlo.errors(case, tier, montecarlo.affordable(case))
         self.noise = [self._masked(sample[name]) for _, sample in samples]
@@ -86,8 +89,8 @@ class _Field:
     def direction(self, mistake: Known) -> Float[Array, "*N"]:
         case = self.case
         with np.errstate(all="ignore"):
-            seen = mistake.model.of(case).run(case.token_ids, case.is_real)
-        wrong, right = seen.get(self.name), truth(case).values[self.name]
+            results = mistake.model.of(case).run(case.token_ids, case.is_real)
+        wrong, right = results.get(self.name), truth(case).values[self.name]
         if wrong is None or wrong.shape != right.shape:
             return np.zeros_like(right)
         with np.errstate(invalid="ignore"):
@@ -97,13 +100,11 @@ class _Field:
         return float((error * direction * self.weight).sum())
 
     def residual(self, error: Array) -> float:
-        far = per_position(self.name, error, self.case.is_real)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return float(np.where(far > 0.0, far / self.sigma, 0.0).max(initial=0.0))
+        return worst_position(per_position(self.name, error, self.case.is_real), self.sigma, self.case.is_real)[0]
 
 
 def _spread(name: str, position: Array) -> Array:
-    """(B, T) with the axes of the intermediate."""
+    """Give an array (B, T) the axes of the intermediate."""
     return position[:, None, :, None] if name.endswith(OVER_HEADS + OVER_KEYS) else position[:, :, None]
 
 

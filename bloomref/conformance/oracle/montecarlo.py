@@ -1,6 +1,6 @@
-"""Monte-Carlo arithmetic: the model with a random error in every operation, of the size that a dtype's rounding has.
+"""Monte-Carlo arithmetic: the model with a random error in every operation, as large as the rounding error of a dtype.
 
-The spread of its results is how far correct implementations may be from the truth, whatever the order of their sums.
+The spread of its results bounds the error of correct implementations, for any order of their sums.
 """
 
 import zlib
@@ -15,15 +15,19 @@ from bloomref.conformance.oracle.truth import truth
 from bloomref.shapes import Array, Bool, Float, Int
 
 SAMPLES = 8
+"""Samples for each ALiBi anchor."""
 FEWEST = 4
+"""Smallest number of samples, for large cases."""
 ELEMENTS = 2**20
-"""A run holds about so many numbers at a time: samples run together in one batch as far as they fit."""
+"""Approximate size of the largest array: samples run together in one batch as far as they fit."""
 
 
 class Noise(Arithmetic):
-    """Each result times 1 + e with e uniform in [-u, u]; a sum of k products gets the statistical error of adding them in turn.
+    """Multiplies each result by 1 + e with e uniform in [-u, u]; a sum of k products gets the error of adding them in
+    turn.
 
-    In the rows that `alike` names all positions have the same e: equal tokens have equal rounding errors, which do not average out.
+    Args:
+        alike: rows in which all positions share e: equal tokens have equal rounding errors, which do not average out.
     """
 
     alike: Bool[Array, " B"] | None = None
@@ -42,7 +46,8 @@ class Noise(Arithmetic):
         return self._rounded(x, self.tier.scores, self.tier.smallest if self.tier.scores == self.tier.storage else 0.0)
 
     def matmul(self, a: Array, b: Array) -> Array:
-        """std = u / sqrt(3) sqrt(k/2 sum(a^2 b^2) + k/3 y^2): the errors of the partial sums, added as if they were independent."""
+        """std = u / sqrt(3) sqrt(k/2 sum(a^2 b^2) + k/3 y^2): the errors of the partial sums, added as if they were
+        independent."""
         y, terms = a @ b, a.shape[-1]
         size: Array = np.square(a) @ np.square(b)
         size *= terms / 2
@@ -56,14 +61,14 @@ class Noise(Arithmetic):
         return self._added(y, np.sqrt(size), self.tier.accumulation)
 
     def difference(self, x: Array, y: Array) -> Array:
-        """x - y, with an error of the size of x: as when both were divided by something before."""
+        """x - y with an error proportional to x, as if both had been divided before."""
         return self._added(x - y, x, self.tier.accumulation)
 
     def _rounded(self, x: Array, u: float, smallest: float = 0.0) -> Array:
         return self._added(x, np.maximum(np.abs(x), smallest) if smallest else x, u)
 
     def _added(self, x: Array, size: Array, u: float) -> Array:
-        """x + e size; in place, since most of the time goes here."""
+        """x + e * size. In place, since most of the time is spent here."""
         y = np.empty(size.shape)
         self.rng.random(out=y)
         if y.ndim == 3 and self.alike is not None:  # (B, T, N)
@@ -76,7 +81,8 @@ class Noise(Arithmetic):
 
 
 class NoisyModel(InstrumentedModel):
-    """Rows of several ALiBi anchors at once; logits are kept in the dtype of the model, as most implementations do."""
+    """The model with a different ALiBi anchor in each row. Logits are rounded to the dtype of the model, as in most
+    implementations."""
 
     arithmetic: Noise
     anchors: Int[Array, " B"]
@@ -97,22 +103,23 @@ class NoisyModel(InstrumentedModel):
         return self.arithmetic.score(np.broadcast_to(bias, (*bias.shape[:2], len(column) - start, len(column))))
 
     def hide(self, scores: Array, visible: Array) -> Array:
-        return np.where(visible, scores, -1e30)  # infinity times an error would be no number
+        return np.where(visible, scores, -1e30)  # minus infinity times an error would be NaN
 
     def head(self, hidden: Array) -> Float[Array, "B T V"]:
         return self.arithmetic.stored(super().head(hidden))
 
 
 def errors(case: Case, tier: Tier, samples: int) -> Iterator[tuple[int, dict[str, Array]]]:
-    """(anchoring, result minus truth by name) of every sample: half of them count ALiBi from column 0, with errors of
-    their own at each position, half from the last, with the same errors at all positions.
+    """Yield (anchor, errors by name) of every sample.
 
-    float64 cannot simulate itself: its errors are those of float32, scaled, and sqrt(2) larger since the truth has some, too.
+    Half of the samples have anchor 0: ALiBi counted from the first position, independent errors at each position. The
+    other half have anchor 1: ALiBi counted from the last position, the same errors at all positions. float64 cannot
+    simulate itself: its errors are those of float32, scaled, and sqrt(2) larger, since the truth has errors, too.
     """
     if tier.accumulation == TIERS["float64"].accumulation:
         ratio = tier.accumulation / TIERS["float32"].accumulation * np.sqrt(2.0)
-        for anchoring, found in errors(case, TIERS["float32"], samples):
-            yield anchoring, {name: error * ratio for name, error in found.items()}
+        for anchor, by_name in errors(case, TIERS["float32"], samples):
+            yield anchor, {name: error * ratio for name, error in by_name.items()}
         return
     exact = truth(case).values
     rng = np.random.Generator(np.random.SFC64(zlib.crc32(case.token_ids.tobytes())))
@@ -124,7 +131,7 @@ def errors(case: Case, tier: Tier, samples: int) -> Iterator[tuple[int, dict[str
 
 
 def affordable(case: Case) -> int:
-    """Samples of each anchoring: `SAMPLES`, of a large case fewer, since it has more positions."""
+    """Number of samples for each anchor: fewer than `SAMPLES` for large cases, which have more positions."""
     return int(np.clip(2**19 // _numbers(case), FEWEST, SAMPLES))
 
 
@@ -141,7 +148,7 @@ def _run(
 
 
 def _numbers(case: Case) -> int:
-    """How many numbers the largest intermediates of a sample have, about."""
+    """Approximate size of the largest intermediate of a sample."""
     batch, time = case.token_ids.shape
     config = case.config
     return (

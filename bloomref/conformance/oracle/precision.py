@@ -1,4 +1,4 @@
-"""The precisions in which implementations of BLOOM compute."""
+"""Precisions in which implementations of BLOOM compute: unit roundoffs and range."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ FLOAT16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Tier:
-    """Unit roundoffs of one precision, and what it can hold.
+    """Unit roundoffs and range of one precision.
 
     Args:
-        storage: of results kept in the dtype of the model.
-        accumulation: of sums, and inside layer norm and softmax.
-        scores: of attention scores and of the ALiBi bias.
-        smallest: below this magnitude the dtype's error no longer shrinks with the number (0: it always does, nearly).
-        largest: magnitude that it can hold.
+        storage: unit roundoff of results stored in the dtype of the model.
+        accumulation: unit roundoff of sums, and inside layer norm and softmax.
+        scores: unit roundoff of attention scores and of the ALiBi bias.
+        smallest: smallest normal number; below it the absolute error is constant (0: not modelled).
+        largest: largest finite number.
     """
 
     name: str
@@ -30,13 +30,13 @@ class Tier:
 
     @property
     def where(self) -> str:
-        """How a result may have been rounded, in words."""
+        """Description of the precision for messages."""
         dtype = self.name.removesuffix("-scores")
         return f"{dtype}, attention scores too" if self.name.endswith("-scores") else dtype
 
 
 def _sixteen(name: str, storage: float, smallest: float = 0.0, largest: float = 3e38) -> tuple[Tier, Tier]:
-    """Both tiers of a 16-bit type: scores in float32, and scores in the type itself."""
+    """Both tiers of a 16-bit dtype: scores in float32, and scores in the dtype itself."""
     u = 2.0**-24
     return (
         Tier(name, storage, u, u, smallest, largest),
@@ -53,15 +53,20 @@ TIERS: dict[str, Tier] = {
         *_sixteen("bfloat16", 2.0**-8),
     )
 }
-"""By name. `float16` and `bfloat16` keep attention scores in float32, as bloomref does; `float16-scores` and `bfloat16-scores` keep
-them in the dtype of the model, as BLOOM was trained and as transformers and KerasHub do: late positions then lose most digits."""
+"""By name. `float16` and `bfloat16` compute attention scores in float32, as bloomref does. `float16-scores` and
+`bfloat16-scores` round them to the dtype of the model, as in the training of BLOOM, transformers and KerasHub; late
+positions then lose most digits."""
 
 
 def tier_of(dtype: str, scores: str = "float32") -> Tier:
-    """The tier of a dtype and of where the implementation rounds its attention scores: "float32" or "model".
+    """Return the tier of a dtype.
+
+    Args:
+        dtype: name of the dtype.
+        scores: dtype of the attention scores: "float32" or "model" (the model's dtype).
 
     Raises:
-        InvalidInput: for another dtype or place.
+        InvalidInput: for any other name.
     """
     if scores not in ("float32", "model"):
         raise invalid("scores", "'float32' or 'model'", repr(scores))

@@ -1,9 +1,9 @@
-"""Where another implementation rounds, emulated: its results number by number, not within a tolerance.
+"""Rounding profiles: emulate where another implementation rounds, to compare bits instead of errors.
 
-`hf-eager-bfloat16`: transformers' eager BLOOM on a CPU. A linear layer sums in float32 and rounds once, with its bias; scores and
-bias come from one fused product, rounded once, on ALiBi rounded before; softmax is float32, then rounded; layer norm is
-float32, rounded once; GELU rounds after every operation; slopes are powers of a float32 number. Sums are taken in float64
-here, so a number differs where the float32 sum of the other lies on the other side of a rounding boundary.
+`hf-eager-bfloat16` is transformers' eager BLOOM on a CPU. A linear layer sums in float32 and rounds once, with its
+bias. Scores and bias come from one fused product, rounded once; ALiBi is rounded before. Softmax and layer norm are
+float32, then rounded. GELU rounds after every operation. Slopes are powers of a float32 number. Sums are float64 here,
+so a bit differs where the float32 sum of transformers lies on the other side of a rounding boundary.
 """
 
 import math
@@ -22,7 +22,7 @@ from bloomref.shapes import Array, Bool, Float
 
 
 class Rounding(Arithmetic):
-    """`stored` rounds to a 16-bit type, through float32 as hardware does; what is inside an operation stays wide."""
+    """`stored` rounds to a 16-bit dtype, through float32 as hardware does; operations compute in wider dtypes."""
 
     def __init__(self, dtype: DType) -> None:
         self.dtype = dtype
@@ -35,34 +35,36 @@ class Rounding(Arithmetic):
 
 
 class HuggingFaceEager(InstrumentedModel):
-    """transformers' `BloomForCausalLM` in a 16-bit type; a subclass names the type."""
+    """transformers' `BloomForCausalLM` in a 16-bit dtype, which a subclass names."""
 
     storage: DType
 
-    def __init__(self, config: BloomConfig, params: Params, given: Mapping[str, Array] | None = None) -> None:
+    def __init__(self, config: BloomConfig, params: Params, inputs: Mapping[str, Array] | None = None) -> None:
         super().__init__(config, params.astype(self.storage), Rounding(self.storage))
-        self.given = given or {}
-        self.made: dict[str, Array] = {}
+        self.inputs = inputs or {}
+        self.emulated: dict[str, Array] = {}
 
     def record(self, name: str, value: Array) -> Array:
-        """Go on with the given number where there is one, so that each operation is looked at by itself."""
+        """Store the emulated value, and continue with that of the implementation if there is one: each operation is
+        emulated alone."""
         full = self.prefix + name
-        self.made[full] = value
-        return super().record(name, np.asarray(self.given[full], np.float64) if full in self.given else value)
+        self.emulated[full] = value
+        return super().record(name, np.asarray(self.inputs[full], np.float64) if full in self.inputs else value)
 
     def slopes(self) -> Float[Array, " H"]:
-        """The powers of a float32 base, in float32."""
+        """Powers of a float32 base, in float32."""
         heads = self.config.num_heads
         n = 2 ** math.floor(math.log2(heads))
         regular = _powers(2.0 ** (-8.0 / n), np.arange(1, n + 1))
         return np.concatenate([regular, _powers(2.0 ** (-4.0 / n), np.arange(1, 2 * (heads - n), 2))])
 
     def positions(self, is_real: Bool[Array, "B S"]) -> Float[Array, "B S"]:
-        """The number of real columns before."""
+        """Number of real positions before each position."""
         return (np.cumsum(is_real, axis=1) - 1) * is_real
 
     def bias(self, is_real: Bool[Array, "B S"], start: int) -> Float[Array, "B H T S"]:
-        """Counted from the first real column, in float32, then rounded: (B, H, 1, S), the same for every query."""
+        """Bias counted from the first real position, in float32, then rounded: (B, H, 1, S), the same for every
+        query."""
         del start
         slopes, positions = self.slopes().astype(np.float32), self.positions(is_real).astype(np.float32)
         return self.arithmetic.stored(slopes[:, None, None] * positions[:, None, None, :])
@@ -102,34 +104,36 @@ PROFILES: dict[str, type[HuggingFaceEager]] = {
 }
 
 
-def emulate(case: Case, profile: str, given: Mapping[str, Array] | None = None) -> dict[str, Array]:
-    """Every intermediate as the implementation of that profile has it; float64 arrays of 16-bit numbers.
+def emulate(case: Case, profile: str, inputs: Mapping[str, Array] | None = None) -> dict[str, Array]:
+    """Return every intermediate as the profile's implementation rounds it: float64 arrays of 16-bit numbers.
 
     Args:
-        given: intermediates of the implementation itself: what follows one is computed from it.
+        profile: a name in `PROFILES`.
+        inputs: intermediates of the implementation itself; operations that read one of them use it.
 
     Raises:
-        InvalidInput: for a profile that is not there.
+        InvalidInput: for an unknown profile.
     """
     if profile not in PROFILES:
         raise invalid("profile", f"one of {', '.join(PROFILES)}", repr(profile))
-    lab = PROFILES[profile](case.config, case.params, given)
-    lab.run(case.token_ids, case.is_real)
-    return lab.made
+    emulation = PROFILES[profile](case.config, case.params, inputs)
+    emulation.run(case.token_ids, case.is_real)
+    return emulation.emulated
 
 
 def agreement(case: Case, profile: str, outputs: Mapping[str, Array]) -> dict[str, float]:
-    """The share of identical numbers in each output, at real positions; each computed from the outputs before it.
+    """Return the share of identical numbers in each output, at real positions. Each is emulated from the outputs before
+    it.
 
-    Of a whole trace it is the agreement of each operation by itself; of the logits alone, that of the whole model.
+    For a whole trace this is the agreement of each operation alone; for the logits alone, that of the whole model.
     """
     emulated = emulate(case, profile, outputs)
-    return {name: _same(name, got, emulated[name], case.is_real) for name, got in outputs.items()}
+    return {name: _same(name, output, emulated[name], case.is_real) for name, output in outputs.items()}
 
 
-def _same(name: str, got: Array, emulated: Array, is_real: Bool[Array, "B T"]) -> float:
-    seen = observable(name, emulated, is_real)
-    return float(np.mean(np.asarray(got, np.float64)[seen] == emulated[seen])) if seen.any() else 1.0
+def _same(name: str, output: Array, emulated: Array, is_real: Bool[Array, "B T"]) -> float:
+    compared = observable(name, emulated, is_real)
+    return float(np.mean(np.asarray(output, np.float64)[compared] == emulated[compared])) if compared.any() else 1.0
 
 
 def _powers(base: float, exponents: Array) -> Float[Array, " H"]:

@@ -1,6 +1,6 @@
-"""The truth of a case: the float64 reference, and how true that is.
+"""The truth of a case: the results of the float64 reference, with an estimate of their error.
 
-What the estimate here leaves out, the tests enclose: on small models ball arithmetic proves the reference's error (NUM-7).
+The tests prove a bound of the error on small models, by ball arithmetic (NUM-7).
 """
 
 from dataclasses import dataclass, field
@@ -18,15 +18,14 @@ from bloomref.reference import lora
 from bloomref.shapes import Array, Float, Int
 
 REMEMBERED = 16
-"""How many of the last cases keep what was computed for them; equal cases share it."""
+"""Number of cases whose results are cached; equal cases share an entry."""
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What the reference says in float64, in one piece.
+    """Results of the float64 reference, from one call without a cache.
 
     Args:
-        case: the question.
         values: every named intermediate (clause MOD-8), in the order of computation; read-only.
     """
 
@@ -35,24 +34,26 @@ class Truth:
 
     @cached_property
     def largest(self) -> float:
-        """The largest magnitude of all: beyond 65504, float16 cannot hold the case."""
+        """Largest magnitude of all; above 65504, float16 cannot represent the case."""
         return max(self.reach.values(), default=0.0)
 
     @cached_property
     def reach(self) -> dict[str, float]:
-        """The largest magnitude of each intermediate, padded positions and invisible keys included: those are computed, too."""
+        """Largest magnitude of each intermediate, including padded positions and invisible keys, which are computed,
+        too."""
         return {name: float(np.abs(value).max(initial=0.0)) for name, value in self.values.items()}
 
     @cached_property
     def magnitudes(self) -> dict[str, float]:
-        """The same of the numbers that mean something."""
+        """Largest magnitude of each intermediate over the numbers that are compared."""
         return {name: _largest(name, value, self.case) for name, value in self.values.items()}
 
     @cached_property
     def self_error(self) -> dict[str, float]:
-        """The reference's own largest error by name, relative to the largest magnitude; from the same model in `np.longdouble`.
+        """Estimated largest error of the reference by name, relative to the largest magnitude: the difference to
+        `np.longdouble`.
 
-        Zero says nothing where longdouble is float64 (Windows, macOS on ARM).
+        It is zero, and means nothing, where longdouble is float64 (Windows, macOS on ARM).
         """
         wide = _Extended.of(self.case).run(self.case.token_ids, self.case.is_real)
         return {name: self._relative_error(name, wide[name]) for name in self.values}
@@ -63,7 +64,7 @@ class Truth:
 
 
 class _Extended(InstrumentedModel):
-    """In `np.longdouble`, on float64 weights: what enters is widened, and what it meets follows."""
+    """The model in `np.longdouble`, with float64 weights: inputs are widened, and NumPy promotes the rest."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -78,7 +79,7 @@ class _Extended(InstrumentedModel):
 
 @lru_cache(REMEMBERED)
 def truth(case: Case) -> Truth:
-    """The truth of a case, remembered for the last few."""
+    """Compute the truth of a case. The results of the last `REMEMBERED` cases are cached."""
     params = case.params.astype(np.dtype(np.float64))
     if case.adapter is not None:
         params = lora.attach(params, case.adapter.parts)
@@ -90,5 +91,5 @@ def truth(case: Case) -> Truth:
 
 
 def _largest(name: str, value: Array, case: Case) -> float:
-    seen = np.abs(value[observable(name, value, case.is_real)])
-    return float(seen.max(initial=0.0))
+    magnitudes = np.abs(value[observable(name, value, case.is_real)])
+    return float(magnitudes.max(initial=0.0))

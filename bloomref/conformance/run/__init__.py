@@ -1,1 +1,5 @@
-"""A run of the kit: examples are drawn, checked, waived and counted."""
+"""A run of the kit: cases are drawn, checked, waived and counted.
+
+Modules in reading order: `resolve` (find the implementation), `waivers` (known failures), `results` (counts and
+report), `runner` (draw and check), `pytest_session` (options and hooks of pytest).
+"""

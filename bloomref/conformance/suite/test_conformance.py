@@ -1,5 +1,5 @@
-"""One test for each property and dtype on drawn cases, for each fixed case and dtype over all properties, and for each topic of the
-vectors and dtype."""
+"""One test for each property and dtype on drawn cases, for each fixed case and dtype over all properties, and for each
+topic of the vectors and dtype."""
 
 import traceback
 from collections.abc import Callable
@@ -20,7 +20,8 @@ pytestmark = pytest.mark.filterwarnings("default")  # warnings of an implementat
 
 
 def answer(item: pytest.Item, counts: Counts, question: Callable[[], None]) -> None:
-    """Ask, attach the counts, and fail with the text of a Failure; an exception behind it is shown by its last calls."""
+    """Ask, attach the counts, and fail with the text of a Failure; an exception behind it is shown by its last
+    calls."""
     failure = None
     try:
         question()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bloomref.conformance.oracle.budgets import ENOUGH, LIMIT, Judgement
+from bloomref.conformance.oracle.budgets import ENOUGH, LIMIT, Judgement, worst_position
 from bloomref.conformance.oracle.intermediates import observable, per_position
 from bloomref.shapes import Array, Bool, Float
 
@@ -43,19 +43,17 @@ def _judge(name: str, output: Array, expected: Array, sigma: Array, is_real: Arr
 
 
 def _by_position(
-    name: str, far: Float[Array, "B T"], sigma: Float[Array, "B T"], is_real: Bool[Array, "B T"]
+    name: str, rms: Float[Array, "B T"], sigma: Float[Array, "B T"], is_real: Bool[Array, "B T"]
 ) -> Judgement:
     judged = np.isfinite(sigma) & is_real
-    z = np.where(judged & (far > 0.0), far / sigma, 0.0)
-    if not z.size:
+    if not judged.size:
         return Judgement(name, "pass", 0.0, (0, 0), "")
-    row, column = np.unravel_index(z.argmax(), z.shape)
-    where, worst = (int(row), int(column)), float(z.max())
-    text = f"{name} at {where}: rms error {far[where]:.2g}, {worst:.2g} times sigma (limit {LIMIT:g})"
-    if worst > LIMIT:
-        return Judgement(name, "fail", worst, where, text)
+    z, where = worst_position(rms, sigma, judged)
+    text = f"{name} at {where}: rms error {rms[where]:.2g}, {z:.2g} times sigma (limit {LIMIT:g})"
+    if z > LIMIT:
+        return Judgement(name, "fail", z, where, text)
     enough = judged.sum() >= ENOUGH * is_real.sum()
-    return Judgement(name, "pass" if enough else "inconclusive", worst, where, text)
+    return Judgement(name, "pass" if enough else "inconclusive", z, where, text)
 
 
 def _whole(name: str, error: Array, sigma: float) -> Judgement:
