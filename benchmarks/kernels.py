@@ -1,7 +1,8 @@
-"""Where the time of a prompt goes on the Numba backend: each kernel of one block alone, on the CPU.
+"""Time of each kernel of one block on the Numba backend, measured alone.
 
-Every kernel runs several times on random numbers of the preset's sizes; its time is the median. `floor` is what its arithmetic
-takes at the rate of the register tile alone, on numbers in the first-level cache: what a kernel takes beyond it is its own cost.
+Every kernel runs several times on random numbers of the preset's sizes; its time is the median. `floor` is what its
+arithmetic takes at the rate of the register tile alone, on numbers in the first-level cache: what a kernel takes beyond
+it is its own cost.
 
 Example: python -m benchmarks.kernels --dtype bfloat16 --tokens 512
 """
@@ -25,7 +26,7 @@ from benchmarks.machine import command_line, describe_machine
 
 @dataclass(frozen=True)
 class Kernel:
-    """One compiled call, how often a block makes it (never: it is there for comparison), and its floating-point operations."""
+    """One compiled call, its floating-point operations, and how often a block makes it (0: for comparison only)."""
 
     name: str
     call: Callable[[], Any]
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def measure(kernels: list[Kernel], runs: int) -> list[dict[str, Any]]:
-    """Median milliseconds, and the rate, of each kernel; the kernels take turns."""
+    """Median milliseconds, and the rate, of each kernel; runs of the kernels alternate."""
     seconds: dict[str, list[float]] = {kernel.name: [] for kernel in kernels}
     for number in range(runs + 1):
         for kernel in kernels:
@@ -149,7 +150,7 @@ def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
 
 
 def tile_alone(form: Any, threads: int) -> Kernel:
-    """The register tile again and again over half a slice of one panel, which leaves room beside it in the first-level cache."""
+    """The register tile, repeated over half a slice of one panel, which the first-level cache holds."""
     import numba
 
     from accel.numba_cpu import microkernel

@@ -1,4 +1,4 @@
-"""BLOOM on the CPU, through Numba and LLVM intrinsics: `make_backend` is the entry point of bloomref's backend `numba`."""
+"""BLOOM on the CPU, through Numba and LLVM intrinsics; `make_backend` is the entry point of the backend `numba`."""
 
 import os
 from typing import TYPE_CHECKING
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 def make_backend() -> "NumbaBackend":
     """Return the backend.
 
-    Sets `GOMP_SPINCOUNT` to 10000 unless the environment has it. A thread of GNU's OpenMP that waits for work keeps its core
-    busy, by default for milliseconds; BLAS, whose threads alternate with these in training, would have half the cores
-    meanwhile. OpenMP reads the variable when the first parallel kernel runs.
+    Sets `GOMP_SPINCOUNT` to 10000 unless the environment has it. A thread of GNU's OpenMP that waits for work keeps its
+    core busy, by default for milliseconds; BLAS, whose threads alternate with these in training, would have half the
+    cores meanwhile. OpenMP reads the variable when the first parallel kernel runs.
 
     Raises:
         ImportError: numba is not installed.

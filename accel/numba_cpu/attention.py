@@ -1,5 +1,5 @@
-"""ALiBi attention over the cache: tiles of queries, blocks of keys, online softmax (Milakov & Gimelshein, arXiv:1805.02867;
-Dao et al., FlashAttention, arXiv:2205.14135). No T x S matrix is stored.
+"""ALiBi attention over the cache: tiles of queries, blocks of keys, online softmax (Milakov & Gimelshein,
+arXiv:1805.02867; Dao et al., FlashAttention, arXiv:2205.14135). No T x S matrix is stored.
 
 The cache has the layout that `microkernel` reads, in the compute dtype (float32, bfloat16 or float16 bits):
 
@@ -7,18 +7,19 @@ The cache has the layout that `microkernel` reads, in the compute dtype (float32
     values   [B][H][K / NR][P][NR]        a panel holds NR of the head's columns
 
 (in pairs of bfloat16 each [K / 2][NR][2], or [P / 2][NR][2]) so that scores and weighted sums are products of rows with
-packed panels, like every other product here. Scores and sums are float32; where the processor multiplies pairs of bfloat16,
-queries and weights are rounded to them. A block of keys starts at a multiple of BLOCK for any queries: a row's result depends
-on its own query and its visible keys, not on how the sequence was cut into calls.
+packed panels, like every other product here. Scores and sums are float32; where the processor multiplies pairs of
+bfloat16, queries and weights are rounded to them. A block of keys starts at a multiple of BLOCK for any queries: a
+row's result depends on its own query and its visible keys, not on how the sequence was cut into calls.
 
 Versions, on two cores of a Zen 4, 512 positions of 16 heads of 64 in bfloat16:
 
 v1  one query at a time, dot products: 6 GFLOP/s a core.
 v2  tiles of MR queries over blocks of BLOCK keys, widened: 5.8 ms.
-v3  pairs of bfloat16; the weights are multiplied by rows, where they are: 4.8 ms; arrays at the beginning of a cache line: 3.4 ms.
-v4  256 keys a block instead of 128; each pass of the softmax over a whole row of scores, whose maximum and sum stay in registers
-    (`fold_largest`, `fold_sum`); no mask where every key is visible; an exp for its range: 2.6 ms, and for 2048 positions 33 ms
-    instead of 45. Half of it is the two products.
+v3  pairs of bfloat16; the weights are multiplied by rows, where they are: 4.8 ms; arrays at the beginning of a cache
+    line: 3.4 ms.
+v4  256 keys a block instead of 128; each pass of the softmax over a whole row of scores, whose maximum and sum stay in
+    registers (`fold_largest`, `fold_sum`); no mask where every key is visible; an exp for its range: 2.6 ms, and for
+    2048 positions 33 ms instead of 45. Half of it is the two products.
 v5  the next head's keys are prefetched: a step of 16 rows behind 48 positions takes 0.20 instead of 0.25 ms.
 """
 
@@ -297,8 +298,8 @@ def _score(packed: PackedRows, rows: int, width: int, keys: Array, start: int, s
     step = step_width(packed.data)
     steps = (width + step - 1) // step
     for l in range(0, steps, KC):
-        tile(rows, packed.data, l // KC * LDA * MR * step, keys, start + l * NR * step, scores, at, min(KC, steps - l), LDA,
-             l > 0)  # fmt: skip
+        at_query, at_key, depth = l // KC * LDA * MR * step, start + l * NR * step, min(KC, steps - l)
+        tile(rows, packed.data, at_query, keys, at_key, scores, at, depth, LDA, l > 0)
 
 
 @jit
@@ -328,7 +329,7 @@ def _attend_tile(fused: Array, queries: Queries, shape: CallShape, cache: CacheV
     stop = queries.position + rows
     for block in range(0, stop, BLOCK):
         depth = min(BLOCK, stop - block)
-        count = panels_in(depth) * NR
+        count, steps = panels_in(depth) * NR, (depth + step - 1) // step
         for p in range(0, count, NR):
             _score(packed, rows, width, cache.keys, (item * cache.capacity + block + p) // NR * panel, scores, p)
         _bias(scores, rows, block - queries.position, slope, scale, is_real[block : block + count],
@@ -339,8 +340,7 @@ def _attend_tile(fused: Array, queries: Queries, shape: CallShape, cache: CacheV
         left = as_operands(scores, rows, count, weights)
         for column in range(columns):
             start = ((item * columns + column) * cache.capacity + block) * NR
-            tile(rows, left, np.int64(0), cache.values, start, flat_sums, column * NR, (depth + step - 1) // step, columns * NR,
-                 True)  # fmt: skip
+            tile(rows, left, np.int64(0), cache.values, start, flat_sums, column * NR, steps, columns * NR, True)
     _normalise(queries, is_real, width, softmax, out)
 
 

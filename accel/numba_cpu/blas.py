@@ -1,4 +1,4 @@
-"""BLAS, where it is used: in float64 and in training, and then on no more threads than the kernels beside it take."""
+"""The threads of BLAS, which float64 and training use: no more than the kernels take."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ def _pools() -> ThreadpoolController:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """For as long as this lasts."""
+    """Limit BLAS to `thread_count()` threads within the context."""
     least = min([thread_count(), *(pool["num_threads"] for pool in _pools().info())])
     with _pools().limit(limits=least):
         yield

@@ -1,7 +1,7 @@
-"""exp, tanh, GELU, layer norm and rounding, as code that the compiler turns into vector instructions.
+"""exp, tanh, GELU and rounding, as code that the compiler turns into vector instructions.
 
-PyPI's llvmlite carries no vector mathematics library, so `math.exp` is a scalar call; these polynomials are not.
-Errors, measured over dense float32 of the stated range by tests/numba_cpu/test_elementwise.py:
+PyPI's llvmlite has no vector mathematics library: `math.exp` is a scalar call. These polynomials are inlined and
+vectorised. Errors, measured over dense float32 of the stated range by tests/numba_cpu/test_elementwise.py:
     exp    below 1.05 ulp on [-87, 88]; 0 below -104, inf above 88.72
     tanh   below 1.4 ulp
     gelu   below 3.5 ulp of x / 2 (its tail is a difference that float32 does not keep)
@@ -17,6 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from accel.numba_cpu.jit import jit_inline
+from bloomref.shapes import Array
 
 f32 = np.float32
 
@@ -62,7 +63,7 @@ else:
 
     @intrinsic  # type: ignore[misc]
     def fma(_context: Any, _a: Any, _b: Any, _c: Any) -> Any:
-        """a b + c, rounded once where the processor can."""
+        """a b + c, rounded once where the processor has a fused multiply-add."""
 
         def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
             kind = ir.FunctionType(ir.FloatType(), [ir.FloatType()] * 3)
@@ -72,23 +73,23 @@ else:
 
 
 @jit_inline
-def bfloat_bits(x: Any) -> Any:
-    """The bfloat16 nearest to x, ties to even, as 16 bits; NaN stays NaN."""
+def bfloat_bits(x: np.float32) -> np.uint16:
+    """Bits of the bfloat16 nearest to float32 x, ties to even; NaN stays NaN."""
     bits = float_as_bits(x)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.uint16(np.uint32(0x7FC0) if x != x else rounded)
 
 
 @jit_inline
-def _same(x: Any) -> Any:
+def _same(x: np.float32) -> np.float32:
     return x
 
 
-_NARROW = {types.float32: _same, types.uint16: bfloat_bits, types.int16: float_as_half}
+_NARROW: dict[Any, Any] = {types.float32: _same, types.uint16: bfloat_bits, types.int16: float_as_half}
 
 
-def store(out: Any, at: int, value: Any) -> None:
-    """out[at] = value, rounded to what `out` holds: float32, bfloat16 bits (uint16) or float16 bits (int16)."""
+def store(out: Array, at: int, value: np.float32) -> None:
+    """out[at] = float32 value, rounded to float32, bfloat16 (bits, uint16) or float16 (bits, int16) as `out` has."""
     out[at] = _NARROW[types.__dict__[out.dtype.name]](value)
 
 
@@ -103,8 +104,8 @@ def _store(out, at, value):  # type: ignore[no-untyped-def]  # noqa: ARG001
 
 
 @jit_inline
-def _reduced(y: Any) -> Any:
-    """n, and e**y / 2**n: a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes' expf coefficients)."""
+def _reduced(y: np.float32) -> tuple[np.int32, np.float32]:
+    """n, and e**y / 2**n by a polynomial on [-ln 2 / 2, ln 2 / 2], with the coefficients of expf in Cephes."""
     n = np.floor(fma(y, f32(1.44269504), f32(0.5)))
     r = fma(n, f32(2.12194440e-4), fma(n, f32(-0.693359375), y))
     p = f32(1.9875691500e-4)
@@ -117,26 +118,26 @@ def _reduced(y: Any) -> Any:
 
 
 @jit_inline
-def exp(x: Any) -> Any:
-    """e**x."""
+def exp(x: np.float32) -> np.float32:
+    """e**x of a float32."""
     n, value = _reduced(min(max(x, f32(-104.0)), f32(89.0)))
-    half = n >> np.int32(1)  # in two factors: 2**n alone leaves the range of normal numbers at both ends
+    half = n >> np.int32(1)  # two factors: 2**n alone leaves the range of normal numbers at both ends
     rest = n - half
     scaled = value * bits_as_float(np.uint32((half + np.int32(127)) << np.int32(23)))
     return scaled * bits_as_float(np.uint32((rest + np.int32(127)) << np.int32(23)))
 
 
 @jit_inline
-def decay(x: Any) -> Any:
-    """e**x of x <= 0, a weight of attention: the bits of `exp` down to -87, where it is 1e-38, and 0 below."""
+def decay(x: np.float32) -> np.float32:
+    """e**x of x <= 0, for attention weights: the bits of `exp` down to -87, where it is 1e-38, and 0 below."""
     n, value = _reduced(max(x, f32(-87.0)))
     scaled = value * bits_as_float(np.uint32((n + np.int32(127)) << np.int32(23)))
     return f32(0.0) if x < f32(-87.0) else scaled
 
 
 @jit_inline
-def tanh(x: Any) -> Any:
-    """1 - 2 / (e**2|x| + 1), and a polynomial near 0 where that form loses digits; odd."""
+def tanh(x: np.float32) -> np.float32:
+    """tanh of a float32: 1 - 2 / (e**2|x| + 1), and a polynomial near 0, where that form loses digits; odd."""
     a = abs(x)
     s = a * a
     p = f32(-5.70498872745e-3)
@@ -151,7 +152,7 @@ def tanh(x: Any) -> Any:
 
 
 @jit_inline
-def gelu(x: Any) -> Any:
-    """MLP-2: (1 + tanh(u)) / 2 = 1 / (1 + e**-2u), one exp instead of the two ways of `tanh`."""
+def gelu(x: np.float32) -> np.float32:
+    """MLP-2 of a float32, as (1 + tanh(u)) / 2 = 1 / (1 + e**-2u): one exp instead of both branches of `tanh`."""
     inner = f32(0.79788456) * x * fma(f32(0.044715) * x, x, f32(1.0))
     return x / (f32(1.0) + exp(f32(-2.0) * inner))

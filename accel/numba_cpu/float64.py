@@ -1,12 +1,11 @@
-"""float64, for parity: BLAS products and plain loops, no packing, no polynomial.
+"""float64, for parity: BLAS products and plain loops, without packing and polynomials.
 
-Nothing here is made for speed beyond what BLAS gives; it shows that the wiring, the masks, the positions and the cache of this
-backend are right to 1e-13, where float32 could hide a mistake in its noise.
+Only BLAS makes it fast. It shows that wiring, masks, positions and cache of this backend are right to 1e-13; the
+rounding of float32 could hide a mistake.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba import prange
@@ -17,12 +16,19 @@ from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
 from bloomref.params import LayerParams, Params
-from bloomref.runtime.backend import Step
+from bloomref.runtime.backend import Prepared, Step
+from bloomref.shapes import Array, Bool, Float, Int
 
 
 @jit_parallel
-def norm(x: Any, weight: Any, bias: Any, epsilon: float, out: Any) -> None:
-    """EMB-3, EMB-4."""
+def norm(
+    x: Float[Array, "M D"],
+    weight: Float[Array, " D"],
+    bias: Float[Array, " D"],
+    epsilon: float,
+    out: Float[Array, "M D"],
+) -> None:
+    """Layer norm of every row (EMB-3, EMB-4)."""
     for i in prange(x.shape[0]):
         mean, variance = 0.0, 0.0
         for j in range(x.shape[1]):
@@ -36,8 +42,8 @@ def norm(x: Any, weight: Any, bias: Any, epsilon: float, out: Any) -> None:
 
 
 @jit_parallel
-def gelu(x: Any) -> None:
-    """MLP-2, in place."""
+def gelu(x: Float[Array, "M F"]) -> None:
+    """GELU in place (MLP-2)."""
     for i in prange(x.shape[0]):
         for j in range(x.shape[1]):
             v = x[i, j]
@@ -45,34 +51,42 @@ def gelu(x: Any) -> None:
 
 
 @jit_parallel
-def attend(query: Any, keys: Any, values: Any, real: Any, start: int, slopes: Any, out: Any) -> None:
-    """query (B, T, H, K) against keys and values (B, H, P, K); real (B, S). Online softmax, one key at a time."""
+def attend(
+    query: Float[Array, "B T H K"],
+    keys: Float[Array, "B H P K"],
+    values: Float[Array, "B H P K"],
+    is_real: Bool[Array, "B S"],
+    start: int,
+    slopes: Float[Array, " H"],
+    out: Float[Array, "B T H K"],
+) -> None:
+    """Attention with an online softmax, one key at a time; `start` is the cache position of the first query."""
     batch, time, heads, width = query.shape
     scale = 1.0 / math.sqrt(width)
     for item in prange(batch * heads):
         b, h = item // heads, item % heads
         for t in range(time):
-            peak, total = -math.inf, 0.0
+            maximum, total = -math.inf, 0.0
             out[b, t, h, :] = 0.0
             for s in range(start + t + 1):
-                if not (real[b, s] and real[b, start + t]):
+                if not (is_real[b, s] and is_real[b, start + t]):
                     continue
                 score = 0.0
                 for k in range(width):
                     score += query[b, t, h, k] * keys[b, h, s, k]
                 score = score * scale + slopes[h] * (s - (start + t))
-                high = max(peak, score)
-                shrink, weight = math.exp(peak - high), math.exp(score - high)
-                total = total * shrink + weight
+                high = max(maximum, score)
+                factor, weight = math.exp(maximum - high), math.exp(score - high)
+                total = total * factor + weight
                 for k in range(width):
-                    out[b, t, h, k] = out[b, t, h, k] * shrink + weight * values[b, h, s, k]
-                peak = high
+                    out[b, t, h, k] = out[b, t, h, k] * factor + weight * values[b, h, s, k]
+                maximum = high
             if total > 0.0:
                 for k in range(width):
                     out[b, t, h, k] /= total
 
 
-def product(x: Any, weight: Any) -> Any:
+def product(x: Float[Array, "*B K"], weight: Float[Array, "N K"]) -> Float[Array, "*B N"]:
     """x W^T."""
     with limited():
         return x @ weight.T
@@ -82,22 +96,22 @@ def product(x: Any, weight: Any) -> Any:
 class DoubleCache:
     """One (B, H, P, K) array of keys and one of values a layer."""
 
-    keys: list[Any]
-    values: list[Any]
+    keys: list[Array]
+    values: list[Array]
 
-    def select(self, rows: Any) -> "DoubleCache":
+    def select(self, rows: Int[Array, " N"]) -> "DoubleCache":
         return DoubleCache([keys[rows] for keys in self.keys], [values[rows] for values in self.values])
 
 
-class DoublePrepared:
-    """The float64 counterpart of `NumbaPrepared`; a hidden state is a (B, T, D) array."""
+class DoublePrepared(Prepared):
+    """The float64 counterpart of `NumbaPrepared`; hidden states are (B, T, D) arrays."""
 
     def __init__(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> None:
         self.config = config
         self._params = params.astype(policy.compute_dtype)
         self._slopes = alibi.slopes(config.num_heads, policy.compute_dtype)
 
-    def _norm(self, x: Any, weight: Any, bias: Any) -> Any:
+    def _norm(self, x: Float[Array, "B T D"], weight: Array, bias: Array) -> Float[Array, "B T D"]:
         out = np.empty_like(x)
         d = self.config.hidden_dim
         norm(x.reshape(-1, d), weight, bias, self.config.layer_norm_epsilon, out.reshape(-1, d))
@@ -108,18 +122,22 @@ class DoublePrepared:
         layers = range(self.config.num_layers)
         return DoubleCache([np.zeros(shape) for _ in layers], [np.zeros(shape) for _ in layers])
 
-    def embed(self, token_ids: Any) -> Any:
+    def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         params = self._params
         return self._norm(params.word_embedding[token_ids], params.ln_embedding_weight, params.ln_embedding_bias)
 
-    def attention_block(self, layer: int, x: Any, cache: DoubleCache, step: Step) -> Any:
+    def attention_block(
+        self, layer: int, x: Float[Array, "B T D"], cache: DoubleCache, step: Step
+    ) -> Float[Array, "B T D"]:
         weights = self._params.layers[layer]
         normed = self._norm(x, weights.ln_attn_weight, weights.ln_attn_bias)
         context = self._attention(weights, normed, cache.keys[layer], cache.values[layer], step)
         y = product(context, weights.attn_out_weight.reshape(x.shape[-1], -1)) + weights.attn_out_bias
         return (normed if self.config.apply_residual_connection_post_layernorm else x) + y
 
-    def _attention(self, weights: LayerParams, normed: Any, keys: Any, values: Any, step: Step) -> Any:
+    def _attention(
+        self, weights: LayerParams, normed: Float[Array, "B T D"], keys: Array, values: Array, step: Step
+    ) -> Float[Array, "B T D"]:
         batch, time, d = normed.shape
         fused = product(normed, weights.qkv_weight.reshape(-1, d)) + weights.qkv_bias.reshape(-1)
         heads = fused.reshape(batch, time, self.config.num_heads, 3, self.config.head_dim)
@@ -131,7 +149,7 @@ class DoublePrepared:
         attend(query, keys, values, np.ascontiguousarray(step.key_is_real), step.start, self._slopes, out)
         return out.reshape(batch, time, d)
 
-    def mlp_block(self, layer: int, x: Any) -> Any:
+    def mlp_block(self, layer: int, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         weights = self._params.layers[layer]
         normed = self._norm(x, weights.ln_mlp_weight, weights.ln_mlp_bias)
         inner = product(normed, weights.mlp_up_weight) + weights.mlp_up_bias
@@ -139,15 +157,15 @@ class DoublePrepared:
         y = product(inner, weights.mlp_down_weight) + weights.mlp_down_bias
         return (normed if self.config.apply_residual_connection_post_layernorm else x) + y
 
-    def final_norm(self, x: Any) -> Any:
+    def final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self._norm(x, self._params.ln_final_weight, self._params.ln_final_bias)
 
-    def logits(self, x: Any, last_only: bool) -> Any:
+    def logits(self, x: Float[Array, "B T D"], last_only: bool) -> Float[Array, "B _ V"]:
         head = self._params.word_embedding if self._params.lm_head is None else self._params.lm_head
         return product(x[:, -1:] if last_only else x, head)
 
-    def to_host(self, x: Any) -> Any:
+    def to_host(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return x
 
-    def from_host(self, x: Any) -> Any:
+    def from_host(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return np.asarray(x, np.float64)

@@ -39,7 +39,8 @@ def detect() -> str:
 ISA: Final = detect()
 HAS_BF16_DOT: Final = ISA == "avx512bf16"
 # Sizes of the products' loops, by the names of BLIS; `linear` says which loop is whose.
-# Rows that a register tile may have, largest first, and columns: 24 of 32 vector registers hold sums (AVX-512), else 12 of 16.
+# Rows that a register tile may have, largest first, and columns: 24 of 32 vector registers hold sums (AVX-512), else 12
+# of 16.
 TILE_SIZES: Final = (6, 4, 2, 1) if ISA == "generic" else (12, 8, 4, 2, 1)
 MR: Final = TILE_SIZES[0]
 NR: Final = 16 if ISA == "generic" else 32

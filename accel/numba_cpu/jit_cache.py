@@ -1,7 +1,8 @@
-"""Where compiled kernels are kept between runs.
+"""The folder of compiled kernels, and the marks that say for which dtypes it is complete.
 
-Numba's cache looks at the file of the function alone and misses a change in a kernel that another file inlined. So each state
-of this package's sources has a folder of its own, named by their hash, below the user's cache folder.
+Numba's cache checks only the file of the function itself: it misses a change in a kernel that another file inlined.
+Each state of this package's sources therefore has a separate folder, named by their hash, below the user's cache
+folder.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from bloomref.cache_folder import user_cache_folder
 
 
 def cache_folder() -> Path:
-    """`$NUMBA_CACHE_DIR` or `~/.cache/bloomref/numba`, then the hash of this package's sources, Numba's version and the ISA."""
+    """Folder in `$NUMBA_CACHE_DIR` or `~/.cache/bloomref/numba`, named by sources, Numba's version and ISA."""
     digest = hashlib.sha256(f"{numba.__version__} {ISA}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + source.read_bytes())
@@ -25,17 +26,17 @@ def cache_folder() -> Path:
 
 
 def use_cache_folder() -> None:
-    """Make Numba keep what it compiles there; to be called before a kernel module is imported."""
+    """Make `cache_folder()` Numba's cache. Call it before a kernel module is imported."""
     numba.config.CACHE_DIR = str(cache_folder())
 
 
 def is_marked(name: str) -> bool:
-    """Whether everything of that name was compiled into the folder."""
+    """True if `mark(name)` was called for this state of the sources."""
     return (cache_folder() / f"{name}.compiled").exists()
 
 
 def mark(name: str) -> None:
-    """Where nothing can be kept, nothing is marked."""
+    """Record that everything of that name is compiled. Does nothing where the folder cannot be written."""
     with suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
         (cache_folder() / f"{name}.compiled").touch()

@@ -1,16 +1,17 @@
 """x W^T + b over packed weights: one layout, from a single row to a long prompt.
 
-A weight (N, K) is stored as panels of NR output columns, `[N / NR][K][NR]`, or `[N / NR][K / 2][NR][2]` in pairs of bfloat16.
-A product reads each panel once, front to back. One row streams the weights at memory speed; for many rows a slice of the panel
-stays in the first-level cache while the rows pass over it.
+A weight (N, K) is stored as panels of NR output columns, `[N / NR][K][NR]`, or `[N / NR][K / 2][NR][2]` in pairs of
+bfloat16. A product reads each panel once, front to back. One row streams the weights at memory speed; for many rows a
+slice of the panel stays in the first-level cache while the rows pass over it.
 
-Rows x (M, K) are stored in slices of KC steps, `[K / KC][M][LDA]`, as operand elements: float32, or bfloat16 in pairs. A sum
-is the sum over slices in order, each summed in order: a row's bits do not depend on the other rows. The producer of a product's
-rows (layer norm, attention, GELU) writes them in this form.
+Rows x (M, K) are stored in slices of KC steps, `[K / KC][M][LDA]`, as operand elements: float32, or bfloat16 in pairs.
+A sum is the sum over slices in order, each summed in order: a row's bits do not depend on the other rows. The producer
+of a product's rows (layer norm, attention, GELU) writes them in this form.
 
-The loops are those of BLIS (Van Zee & van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality", ACM TOMS
-41(3), 2015, after Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3), 2008), with the
-weight as B. Because B is packed once for all products and read from memory, the loop over its panels is outside of that over K:
+The loops are those of BLIS (Van Zee & van de Geijn, "BLIS: A Framework for Rapidly Instantiating BLAS Functionality",
+ACM TOMS 41(3), 2015, after Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication", ACM TOMS 34(3),
+2008), with the weight as B. Because B is packed once for all products and read from memory, the loop over its panels is
+outside of that over K:
 
     BLIS        here                                                               function
     5th, NC     a thread's share of the panels                                     product
@@ -136,12 +137,12 @@ def put_rows(x: Float[Array, "M _"], k: int, rows: PackedRows) -> None:
 
 
 class Block(NamedTuple):
-    """Sums of a product: rows from `row` to `stop`, times `count` panels from `panel` on."""
+    """Sums of a product: rows from `row` to `stop`, times `panels` panels from `panel` on."""
 
     row: int
     stop: int
     panel: int
-    count: int
+    panels: int
 
 
 @jit
@@ -176,11 +177,11 @@ def _add_residual(sums: Array, bias: Array, base: Array, out: Array) -> None:
 @jit
 def _finish(sums: Array, block: Block, bias: Array, epilogue: Epilogue, out: Array, following: PackedRows) -> None:
     """Apply the epilogue to the sums of a block, panel by panel."""
-    for p in range(block.count):
+    for p in range(block.panels):
         column = (block.panel + p) * NR
         add = bias[column : column + NR]
         for i in range(block.row, block.stop):
-            start = ((i - block.row) * block.count + p) * NR
+            start = ((i - block.row) * block.panels + p) * NR
             total = sums[start : start + NR]
             if epilogue.kind == GELU:
                 start = place(following, i, column)
@@ -200,17 +201,17 @@ def _add_slice(rows: PackedRows, weight: Projection, block: Block, first: int, s
     The first tile reads its panels from memory, the tiles after it from a cache.
     """
     width, depth, count = step_width(rows.data), min(KC, weight.steps - first), block.stop - block.row
-    a, b, lda, ldc = rows.data, weight.panels, LDA * width, block.count * NR
+    a, b, lda, ldc = rows.data, weight.panels, LDA * width, block.panels * NR
     at_a, at_b = (first // KC * rows.m + block.row) * lda, (block.panel * weight.steps + first) * NR * width
     stride, accumulate = weight.steps * NR * width, first > 0
     done = tile_rows(count)
-    if block.count == panels_at_once(done):
+    if block.panels == panels_at_once(done):
         stream(done, a, at_a, b, at_b, stride, sums, np.int64(0), depth, ldc, accumulate)
     else:
         tile(done, a, at_a, b, at_b, sums, np.int64(0), depth, ldc, accumulate)
     while done < count:
         size = tile_rows(count - done)
-        for p in range(block.count):
+        for p in range(block.panels):
             tile(size, a, at_a + done * lda, b, at_b + p * stride, sums, done * ldc + p * NR, depth, ldc, accumulate)
         done += size
 
@@ -219,7 +220,7 @@ def _add_slice(rows: PackedRows, weight: Projection, block: Block, first: int, s
 def _multiply(rows: PackedRows, weight: Projection, part: Block, epilogue: Epilogue, out: Array, following: PackedRows,
               sums: Array) -> None:  # fmt: skip
     """Compute `part` of a product, reading each panel from front to back."""
-    panel, last = part.panel, part.panel + part.count if part.row < part.stop else part.panel
+    panel, last = part.panel, part.panel + part.panels if part.row < part.stop else part.panel
     while panel < last:
         count = min(panels_at_once(tile_rows(part.stop - part.row)), last - panel)
         block = Block(part.row, part.stop, panel, count)
@@ -242,9 +243,9 @@ def product(rows: PackedRows, weight: Projection, epilogue: Epilogue, out: Array
     v1  slices outermost, panels next: the rows' slice is reused by every panel (prefill).
     v2  for few rows, panels outermost: the weights are one forward stream (decode). Same sums, same bits.
     v3  rows in passes of equal size: 512 rows do not read the weights again for the last 8.
-    v4  panels outermost always, their sums in `sums`: sums of a whole matrix do not fit a cache, and are read again for each
-        slice. 512 rows of bloom-560m: the up-projection 371 to 412 GFLOP/s in bfloat16 and 191 to 212 in float32 (its GELU
-        in less time, too), a block's products 1.06 times as fast. Any MC from 64 to 504 is about as fast.
+    v4  panels outermost always, their sums in `sums`: sums of a whole matrix do not fit a cache, and are read again for
+        each slice. 512 rows of bloom-560m: the up-projection 371 to 412 GFLOP/s in bfloat16 and 191 to 212 in float32
+        (its GELU in less time, too), a block's products 1.06 times as fast. Any MC from 64 to 504 is about as fast.
     v5  the first rows by tiles made for reading memory (`stream`).
     """
     threads, panels = len(sums), (weight.n + NR - 1) // NR

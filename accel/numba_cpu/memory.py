@@ -28,7 +28,7 @@ def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int) ->
 
 
 def cache_elements(config: BloomConfig, compute: DType, batch: int, capacity: int) -> tuple[int, int]:
-    """Elements of one layer's keys, and of its values: whole panels of positions, keys in whole steps, values in whole panels."""
+    """Elements of one layer's keys, and of its values, for a capacity rounded up to whole panels."""
     rows, form = batch * config.num_heads * up(capacity), FORMATS[compute]
     return rows * form.steps(config.head_dim) * form.width, rows * up(config.head_dim)
 

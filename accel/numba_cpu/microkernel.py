@@ -26,19 +26,22 @@ Rows of a lie a fixed distance apart, LDA steps, so that one register and consta
 `stream(rows, a, ao, b, bo, stride, c, co, k, ldc, accumulate)` computes the same sums from a b in main memory. It takes
 `panels_at_once(rows)` panels, `stride` elements apart, and prefetches b.
 
-Sums run over l in order, one fused multiply-add each, for any number of rows: a row's result does not depend on its neighbours.
+Sums run over l in order, one fused multiply-add each, for any number of rows: a row's result does not depend on its
+neighbours.
 
 Versions, on two cores of a Zen 4, 512 rows, the up-projection of bloom-560m in pairs of bfloat16:
 
 v1  a loop in plain Numba: scalar, 4 GFLOP/s a core.
-v2  this tile, 12 x 32 on AVX-512: sums stay in registers, b is loaded once for all rows, a is broadcast from memory, packed by
+v2  this tile, 12 x 32 on AVX-512: sums stay in registers, b is loaded once for all rows, a is broadcast from memory,
+    packed by
     steps: 395 GFLOP/s.
-v3  a by rows instead of by steps, so that its producer writes whole vectors: 308 GFLOP/s, because the rows of a tile map to the
-    same cache sets; with rows LDA apart 388; with every array at the beginning of a cache line 417. A core's peak is about 235.
+v3  a by rows instead of by steps, so that its producer writes whole vectors: 308 GFLOP/s, because the rows of a tile
+    map to the same cache sets; with rows LDA apart 388; with every array at the beginning of a cache line 417. A core's
+    peak is about 235.
 
-`stream`, weights of 335 MB, against `tile` in the same run: 1 row 1.15 times as fast (2 panels: more loads under way), 12 rows
-1.2 times and 16 rows 1.12 times (prefetch into the second-level cache, 8 kB ahead; a shorter distance, or the first-level
-cache, was slower than no prefetch).
+`stream`, weights of 335 MB, against `tile` in the same run: 1 row 1.15 times as fast (2 panels: more loads under way),
+12 rows 1.2 times and 16 rows 1.12 times (prefetch into the second-level cache, 8 kB ahead; a shorter distance, or the
+first-level cache, was slower than no prefetch).
 """
 
 from collections.abc import Callable
@@ -156,8 +159,8 @@ def _load_step(builder: ir.IRBuilder, operands: _Operands, panel: ir.Value, ahea
     return [operands.load_b(pointer) for pointer in pointers]
 
 
-def _emit_tile(rows: int, builder: ir.IRBuilder, operands: _Operands, a: ir.Value, panels: list[ir.Value], c: ir.Value, k: ir.Value,
-               ldc: ir.Value, accumulate: ir.Value, ahead: int = 0) -> None:  # fmt: skip
+def _emit_tile(rows: int, builder: ir.IRBuilder, operands: _Operands, a: ir.Value, panels: list[ir.Value],
+               c: ir.Value, k: ir.Value, ldc: ir.Value, accumulate: ir.Value, ahead: int = 0) -> None:  # fmt: skip
     """The loop over k with the sums of rows x panels in registers, then the store."""
     columns = VECTORS * len(panels)
     entry = builder.block
@@ -344,8 +347,8 @@ def _intrinsic(emit: Any, name: str, in_numpy: Any) -> Any:
 _tile = _intrinsic(_emit_any_tile, "_tile", _tile_in_numpy)
 _stream = _intrinsic(_emit_any_stream, "_stream", _stream_in_numpy)
 prefetch = _intrinsic(_emit_prefetch_lines, "prefetch", _prefetch_in_numpy)
-"""`prefetch(array, at, lines)`: read so many cache lines, from element `at` on, into the second-level cache. Addresses past the
-end of the array are harmless."""
+"""`prefetch(array, at, lines)`: read so many cache lines, from element `at` on, into the second-level cache. Addresses
+past the end of the array are harmless."""
 
 
 @jit

@@ -1,8 +1,8 @@
-"""Packed weights kept on disk and mapped, so that the second start of a large model packs nothing.
+"""A disk cache of packed weights, memory-mapped, so that the second start of a large model packs nothing.
 
-A model whose weights come from files says which (`Params.source`). What is packed of them lies in one file for each folder and
-dtype, below the user's cache folder; it is written once, under a temporary name, and used as long as the model's files, its
-config and the layout stay what they were. Decoding from a map is as fast as from memory.
+A model whose weights come from files names them in `Params.source`. Its packed weights are one file for each folder and
+dtype, below the user's cache folder. The file is written once, under a temporary name, and is valid while the model's files,
+its config and the layout do not change. Decoding from a mapped file is as fast as from memory.
 """
 
 import hashlib
@@ -23,26 +23,30 @@ from bloomref.cache_folder import MIN_CACHED_BYTES, user_cache_folder
 from bloomref.params import Source
 
 SWITCH = "BLOOMREF_NUMBA_KEEP"
-"""Set to 0, nothing is kept."""
-SPARE = 4  # the disk must have so many times the packed bytes free
+"""Environment variable; 0 switches the cache off."""
+SPARE = 4  # the disk must have this many times the packed bytes free
 PAGE = 4096
 DAY = 86_400
 
 
 class Store(Protocol):
-    """Where packed weights go, in the order in which they are asked for."""
+    """Space for packed weights, in the order of packing."""
 
     def take(self, elements: int, dtype: Any) -> tuple[Any, bool]:
-        """Space for the next weight, and whether it is there already."""
+        """Return space for the next weight, and True if the space holds it already."""
         ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Make the packed weights permanent: all are complete."""
+        ...
 
-    def abandon(self) -> None: ...
+    def abandon(self) -> None:
+        """Remove an incomplete file."""
+        ...
 
 
 class InMemory:
-    """Nothing is kept."""
+    """New memory; nothing is cached."""
 
     def take(self, elements: int, dtype: Any) -> tuple[Any, bool]:
         return weight_packing.in_memory(elements, dtype)
@@ -53,7 +57,7 @@ class InMemory:
 
 
 class Mapped:
-    """One file: a page of JSON that says of what it was made, then each weight from a page's start."""
+    """One mapped file: a page of JSON that identifies the model, then each weight from the start of a page."""
 
     def __init__(self, path: Path, header: dict[str, str], total: int) -> None:
         self._path, self._temporary = path, path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
@@ -86,7 +90,7 @@ class Mapped:
         return array, self._filled
 
     def finish(self) -> None:
-        """The file gets its name when all of it is on the disk."""
+        """Rename the file once all of it is on the disk."""
         if not self._filled:
             with suppress(OSError):
                 self._map.flush()
@@ -97,10 +101,10 @@ class Mapped:
 
 
 def open_store(source: Source | None, facts: dict[str, Any], sizes: list[int]) -> Store:
-    """A file for these weights, or memory where they have no source, are small, or the disk has no room.
+    """Open the file of these weights, or memory where they have no source, are small, or the disk has no room.
 
     Args:
-        facts: what decides the packed bytes beside the source and the layout: sizes and dtypes.
+        facts: sizes and dtypes: with the source and the layout they determine the packed bytes.
         sizes: bytes of each weight.
     """
     if source is None or sum(sizes) < MIN_CACHED_BYTES or os.environ.get(SWITCH) == "0":
@@ -115,11 +119,12 @@ def open_store(source: Source | None, facts: dict[str, Any], sizes: list[int]) -
 
 
 def packed_folder() -> Path:
+    """Folder of the cached files."""
     return user_cache_folder("numba", "packed")
 
 
 def layout() -> str:
-    """Changes with whatever decides where a number goes."""
+    """Hash of everything that determines the position of a packed number."""
     digest = hashlib.sha256(f"{isa.HAS_BF16_DOT} {isa.NR}".encode())
     for module in (weight_packing, linear):
         digest.update(Path(module.__file__).read_bytes())
@@ -127,7 +132,7 @@ def layout() -> str:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what was made of folders that are gone, and what an interrupted run left more than a day ago."""
+    """Remove files of folders that no longer exist, and temporary files older than a day."""
     for path in folder.glob("*.panels"):
         if not Path(_header_of(path).get("folder", "")).exists():
             path.unlink(missing_ok=True)
@@ -138,6 +143,7 @@ def tidy(folder: Path) -> None:
 
 
 def whole_pages(size: int) -> int:
+    """Bytes rounded up to whole pages."""
     return -(-size // PAGE) * PAGE
 
 

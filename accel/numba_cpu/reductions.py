@@ -1,7 +1,7 @@
-"""How every kernel is compiled, and sums whose bits do not depend on how the compiler vectorised them.
+"""Sums and maxima whose bits do not depend on how the compiler vectorised them.
 
-A sum runs in NR lanes, each in order, and the lanes are added in halves: it becomes vector instructions although the
-compiler may regroup nothing.
+A sum runs in NR lanes, each in order, and the lanes are added in halves. It becomes vector instructions although the
+compiler must not regroup additions.
 """
 
 from typing import Any
@@ -16,13 +16,14 @@ from numba.extending import intrinsic
 from accel.numba_cpu.elementwise import fma
 from accel.numba_cpu.isa import NR
 from accel.numba_cpu.jit import jit
+from bloomref.shapes import Array, Float
 
 I64, LANES = ir.IntType(64), 16
 V16F = ir.VectorType(ir.FloatType(), LANES)
 
 
 def _halves(builder: ir.IRBuilder, vector: ir.Value, combine: Any) -> ir.Value:
-    """Upper half with lower half, until one lane is left."""
+    """Combine the upper half with the lower half until one lane is left."""
     lanes = vector.type.count
     while lanes > 1:
         lanes //= 2
@@ -38,7 +39,7 @@ def _halves(builder: ir.IRBuilder, vector: ir.Value, combine: Any) -> ir.Value:
 
 
 def _reduction(name: str, combine: Any, plain: Any) -> Any:
-    """A compiled reduction of an array of NR float32 numbers; `plain` does the same in Python."""
+    """A compiled reduction of an array of NR float32 numbers; `plain` is `combine` for NumPy arrays."""
 
     def reduce(_context: Any, lanes: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> ir.Value:
@@ -84,28 +85,28 @@ def _emit_fold(
 ) -> None:
     """The loop over panels, with the lanes in registers."""
     targets = _vectors_at(builder, lanes, ir.Constant(I64, 0))
-    given, entry = _load(builder, targets), builder.block
+    initial, entry = _load(builder, targets), builder.block
     loop, done = builder.append_basic_block("fold"), builder.append_basic_block("folded")
     builder.cbranch(builder.icmp_signed(">", panels, ir.Constant(I64, 0)), loop, done)
     builder.position_at_end(loop)
-    panel, sums = builder.phi(I64), [builder.phi(V16F) for _ in given]
+    panel, sums = builder.phi(I64), [builder.phi(V16F) for _ in initial]
     values = _load(builder, _vectors_at(builder, row, builder.add(at, builder.mul(panel, ir.Constant(I64, NR)))))
     folded = [combine(builder, before, value) for before, value in zip(sums, values, strict=True)]
     following = builder.add(panel, ir.Constant(I64, 1))
-    for phi, first, then in zip([panel, *sums], [ir.Constant(I64, 0), *given], [following, *folded], strict=True):
+    for phi, first, then in zip([panel, *sums], [ir.Constant(I64, 0), *initial], [following, *folded], strict=True):
         phi.add_incoming(first, entry)
         phi.add_incoming(then, loop)
     builder.cbranch(builder.icmp_signed("<", following, panels), loop, done)
     builder.position_at_end(done)
     totals = [builder.phi(V16F) for _ in targets]
-    for target, total, first, then in zip(targets, totals, given, folded, strict=True):
+    for target, total, first, then in zip(targets, totals, initial, folded, strict=True):
         total.add_incoming(first, entry)
         total.add_incoming(then, loop)
         builder.store(total, target, align=4)
 
 
 def _fold(name: str, combine: Any, plain: Any) -> Any:
-    """lanes[j] = combine(lanes[j], row[at + p NR + j]) for p = 0, 1, ... below `panels`; `plain` does it in Python."""
+    """lanes[j] = combine(lanes[j], row[at + p NR + j]) for p < `panels`; `plain`: `combine` in NumPy."""
 
     def fold(_context: Any, row: Any, at: Any, panels: Any, lanes: Any) -> Any:  # noqa: ARG001
         def generate(context: Any, builder: ir.IRBuilder, sig: Any, values: Any) -> ir.Value:
@@ -136,20 +137,20 @@ fold_largest = _fold("fold_largest", _larger, np.fmax)
 
 
 @jit
-def _add_to(lanes: Any, row: Any) -> None:
+def _add_to(lanes: Array, row: Array) -> None:
     for j in range(row.size):
         lanes[j] += row[j]
 
 
 @jit
-def _add_squares(lanes: Any, row: Any) -> None:
+def _add_squares(lanes: Array, row: Array) -> None:
     for j in range(row.size):
         lanes[j] = fma(row[j], row[j], lanes[j])
 
 
 @jit
-def total_of(row: Any, lanes: Any) -> Any:
-    """The sum of a row; zeros behind it do not change a bit. `lanes` is scratch space of NR numbers."""
+def total_of(row: Float[Array, " N"], lanes: Float[Array, " M"]) -> np.float32:
+    """Sum of a float32 row; trailing zeros change no bit. `lanes` is scratch space of NR numbers."""
     panels = row.size // NR
     lanes[:] = np.float32(0.0)
     fold_sum(row, np.int64(0), panels, lanes)
@@ -158,8 +159,8 @@ def total_of(row: Any, lanes: Any) -> Any:
 
 
 @jit
-def squares_of(row: Any, lanes: Any) -> Any:
-    """The sum of the squares of a row."""
+def squares_of(row: Float[Array, " N"], lanes: Float[Array, " M"]) -> np.float32:
+    """Sum of the squares of a float32 row; trailing zeros change no bit. `lanes` is scratch space of NR numbers."""
     panels = row.size // NR
     lanes[:] = np.float32(0.0)
     fold_squares(row, np.int64(0), panels, lanes)

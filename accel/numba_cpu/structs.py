@@ -1,8 +1,8 @@
 """Arguments of the kernels. Numba passes a named tuple as a struct: its fields cost what separate arguments would.
 
 Arrays are C-contiguous and begin at a cache line. "Operand elements" are what the micro-kernel multiplies: float32, or
-bfloat16 bits (uint16) in pairs. A step is one element of a sum, or one such pair. Letters are those of `bloomref.shapes`;
-M = B T rows of a call, N outputs of a product.
+bfloat16 bits (uint16) in pairs. A step is one element of a sum, or one such pair. Letters are those of
+`bloomref.shapes`; M = B T rows of a call, N outputs of a product.
 """
 
 from typing import NamedTuple
@@ -60,7 +60,7 @@ class Epilogue(NamedTuple):
 
 
 class CallShape(NamedTuple):
-    """Sizes of one attention call: `batch` rows of `time` positions from cache position `start` on; heads of `width`."""
+    """Sizes of an attention call: `batch` rows of `time` positions from cache position `start` on; heads of `width`."""
 
     batch: int
     time: int
@@ -118,7 +118,7 @@ class ModelConstants(NamedTuple):
 
 
 class AttentionScratch(NamedTuple):
-    """Buffers of the threads of `attend`: (threads, `scratch_floats`) float32, (threads, `scratch_operands`) operand elements."""
+    """Buffers of `attend`: (threads, `scratch_floats`) float32, (threads, `scratch_operands`) operand elements."""
 
     floats: Array
     operands: Array

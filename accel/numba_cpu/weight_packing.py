@@ -1,4 +1,4 @@
-"""Pack weights into panels, rounded to the compute dtype, a few panels at a time, from memory or from a memory-mapped file."""
+"""Pack weights into panels, rounded to the compute dtype, a few panels at a time, from memory or from a mapped file."""
 
 import math
 from collections.abc import Callable

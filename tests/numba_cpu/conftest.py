@@ -1,5 +1,5 @@
-"""Kernels that a test imports by themselves are kept where the backend keeps them, not beside their sources: Numba would not
-see there that a kernel which another one inlines has changed, nor that the tile has another size."""
+"""Kernels that a test imports by themselves are kept where the backend keeps them, not beside their sources: Numba
+would not see there that a kernel which another one inlines has changed, nor that the tile has another size."""
 
 try:
     from accel.numba_cpu.jit_cache import use_cache_folder

@@ -1,7 +1,8 @@
-"""Load a model from a folder and print, in units of its packed weights, the peak of anonymous memory and what stays of it.
+"""Load a model from a folder and print, in units of its packed weights, the peak of anonymous memory and what stays of
+it.
 
-Mapped pages of the file count as resident, but the system takes them back whenever it wants: they are no copy. What a process
-cannot give back is its anonymous memory. Linux keeps no peak of it, so a thread samples it, every millisecond.
+Mapped pages of the file count as resident, but the system takes them back whenever it wants: they are no copy. What a
+process cannot give back is its anonymous memory. Linux keeps no peak of it, so a thread samples it, every millisecond.
 """
 
 import gc

@@ -23,7 +23,7 @@ def lanes():
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_sums(length):
-    """Within the bound of a sum in any order; the same numbers at the end of a longer row of zeros give the same bits."""
+    """Within the bound of a sum in any order; trailing zeros change no bit."""
     x = row(length)
     for found, terms in ((reductions.total_of, x), (reductions.squares_of, x.astype(np.float64) ** 2)):
         assert abs(found(x, lanes()) - math.fsum(terms)) <= (length + 6) * 2.0**-24 * math.fsum(np.abs(terms))

@@ -1,5 +1,5 @@
-"""Run a small model and print how long the threads of BLAS ran meanwhile (ns), how long they run for one product, and the
-threads that the kernels take."""
+"""Run a small model and print how long the threads of BLAS ran meanwhile (ns), how long they run for one product, and
+the threads that the kernels take."""
 
 import os
 import sys
