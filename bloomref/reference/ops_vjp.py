@@ -1,4 +1,4 @@
-"""The reverse mode of the operations in `ops`: from dy, the gradient of a number by y = f(x), that number's gradient by x.
+"""Vector-Jacobian products (VJP) of the operations in `ops`: from dy, the gradient of a scalar by y = f(x), its gradient by x.
 
 Formulas are per position; sums over positions are spelled out. Arrays are in the accumulation dtype, as in `ops`.
 """
@@ -7,8 +7,7 @@ import numpy as np
 
 from bloomref.shapes import Array, Float, Int
 
-_SQRT_2_OVER_PI = 0.79788456  # the literals of MLP-2
-_CUBIC = 0.044715
+C, A = 0.79788456, 0.044715  # the literals of MLP-2
 
 
 def linear_vjp(weight: Float[Array, "M N"], dy: Float[Array, "B T M"]) -> Float[Array, "B T N"]:
@@ -27,11 +26,10 @@ def bias_vjp(dy: Float[Array, "B T M"]) -> Float[Array, " M"]:
 
 
 def normalised(x: Float[Array, "B T D"], epsilon: float) -> tuple[Float[Array, "B T D"], Float[Array, "B T 1"]]:
-    """n = (x - mean) / s, and s = sqrt(variance + epsilon): what a layer norm computes before gain and bias."""
-    n = x - x.mean(axis=-1, keepdims=True)
-    s = np.sqrt(np.square(n).mean(axis=-1, keepdims=True) + epsilon)
-    n /= s
-    return n, s
+    """n = (x - mean) / s and s = sqrt(variance + epsilon): a layer norm before its weight and bias."""
+    mean = x.mean(axis=-1, keepdims=True)
+    s = np.sqrt(((x - mean) ** 2).mean(axis=-1, keepdims=True) + epsilon)
+    return (x - mean) / s, s
 
 
 def layer_norm_vjp(
@@ -39,49 +37,24 @@ def layer_norm_vjp(
 ) -> Float[Array, "B T D"]:
     """y = n w + b with n and s of `normalised`: with g = dy w, dx = (g - mean(g) - n mean(g n)) / s.
 
-    The mean is taken off x, and s holds n's own scale: both remove a direction from g. dw = sum of dy n, db = sum of dy.
+    The mean depends on every x, and so does s: each removes one direction from g. dw = sum of dy n, db = sum of dy.
     """
-    g = dy * weight.astype(dy.dtype, copy=False)
-    along = (g * n).mean(axis=-1, keepdims=True)
-    g -= g.mean(axis=-1, keepdims=True)
-    g -= n * along
-    g /= s
-    return g
+    g = dy * weight
+    return (g - g.mean(axis=-1, keepdims=True) - n * (g * n).mean(axis=-1, keepdims=True)) / s
 
 
 def gelu_vjp(x: Float[Array, "B T F"], dy: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
     """y = x/2 (1 + t), t = tanh(c (x + a x^3)): dx = dy (1/2 (1 + t) + x/2 (1 - t^2) c (1 + 3 a x^2)).
 
-    c and a are BLOOM's literals. Written in place, as `ops.gelu`.
+    Computed as 1/2 (1 + t) (1 + (1 - t) c (x + 3 a x^3)) dy: 1 - t^2 = (1 + t)(1 - t).
     """
-    square = x * x
-    t = square * _CUBIC
-    t += 1.0
-    t *= x
-    t *= _SQRT_2_OVER_PI
-    np.tanh(t, out=t)
-    slope = square  # x c (1 + 3 a x^2): twice the inner derivative times x/2
-    slope *= 3.0 * _CUBIC
-    slope += 1.0
-    slope *= x
-    slope *= _SQRT_2_OVER_PI
-    t += 1.0
-    slope *= 2.0 - t  # 1 - t^2 = (1 + t)(1 - t), and t holds 1 + t by now
-    slope += 1.0
-    slope *= t
-    slope *= 0.5
-    slope *= dy
-    return slope
+    t = np.tanh(C * (x * (1.0 + A * x**2)))
+    return 0.5 * (1.0 + t) * (1.0 + (1.0 - t) * (C * (x * (1.0 + 3.0 * A * x**2)))) * dy
 
 
 def softmax_vjp(y: Float[Array, "B H T S"], dy: Float[Array, "B H T S"]) -> Float[Array, "B H T S"]:
-    """y = softmax(scores): dscore = y (dy - sum of dy y over the keys); 0 where a key is not visible, for y is 0 there.
-
-    Overwrites `dy`.
-    """
-    dy -= (dy * y).sum(axis=-1, keepdims=True)
-    dy *= y
-    return dy
+    """y = softmax(scores): dscore = y (dy - sum of dy y over the keys); 0 where a key is not visible, for y is 0 there."""
+    return y * (dy - (dy * y).sum(axis=-1, keepdims=True))
 
 
 def add_rows(total: Float[Array, "V D"], token_ids: Int[Array, "B T"], dx: Float[Array, "B T D"]) -> None:
@@ -89,6 +62,6 @@ def add_rows(total: Float[Array, "V D"], token_ids: Int[Array, "B T"], dx: Float
     ids = token_ids.reshape(-1)
     if ids.size == 0:
         return
-    order = np.argsort(ids, kind="stable")  # equal ids side by side: one sum each, in an order that never changes
-    found, first = np.unique(ids[order], return_index=True)
-    total[found] += np.add.reduceat(dx.reshape(ids.size, -1)[order], first, axis=0)
+    order = np.argsort(ids, kind="stable")  # equal ids next to each other: one sum each, always in the same order
+    tokens, first = np.unique(ids[order], return_index=True)
+    total[tokens] += np.add.reduceat(dx.reshape(ids.size, -1)[order], first, axis=0)

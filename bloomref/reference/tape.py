@@ -1,7 +1,6 @@
-"""What the forward pass keeps for the backward pass. Clause: GRD-7.
+"""Intermediates of the forward pass, recorded for the backward pass. Clause: GRD-7.
 
-The intermediates of a block are recorded under the names that clause MOD-8 gives them, while the block runs: so there is
-one forward pass, `model`'s, with and without gradients.
+The blocks of `model` run unchanged; an observer records their intermediates under the names of MOD-8.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,8 +19,8 @@ _READ_BACKWARDS |= {f"mlp.{name}" for name in ("norm", "up", "gelu")}
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
-    """What the forward pass leaves behind of one block: its input, and the generator as it was before the block drew."""
+class BlockRecord:
+    """One block of the forward pass: its input, the generator before its draws, and its intermediates unless checkpointed."""
 
     run: Block
     x: Float[Array, "B T D"]
@@ -29,30 +28,34 @@ class Kept:
     intermediates: Mapping[str, Array] | None
 
     def recall(self) -> Mapping[str, Array]:
-        """The intermediates, of another run of the block unless they were kept."""
+        """The intermediates; a checkpointed block runs again for them."""
         return _recorded(self.run, self.x, deepcopy(self.rng))[1] if self.intermediates is None else self.intermediates
 
 
 def advance(
-    tape: list[Kept], run: Block, x: Float[Array, "B T D"], rng: Rng, checkpoint: bool
+    tape: list[BlockRecord], run: Block, x: Float[Array, "B T D"], rng: Rng, checkpoint: bool
 ) -> Float[Array, "B T D"]:
-    """One block forwards; what its backward pass needs goes on the tape."""
+    """Run one block and append its record to the tape.
+
+    Args:
+        checkpoint: record the input alone.
+    """
     before = deepcopy(rng)
     if checkpoint:
-        tape.append(Kept(run, x, before, None))
+        tape.append(BlockRecord(run, x, before, None))
         return run(x, rng)
     y, intermediates = _recorded(run, x, rng)
-    tape.append(Kept(run, x, before, intermediates))
+    tape.append(BlockRecord(run, x, before, intermediates))
     return y
 
 
 def _recorded(run: Block, x: Float[Array, "B T D"], rng: Rng) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
-    seen: dict[str, Array] = {}
+    intermediates: dict[str, Array] = {}
 
-    def keep(name: str, value: Array) -> Array:
+    def store(name: str, value: Array) -> Array:
         if name in _READ_BACKWARDS:
-            seen[name] = value  # no copy: the blocks overwrite none of these
+            intermediates[name] = value  # no copy: the blocks overwrite nothing
         return value
 
-    with observe(keep):
-        return run(x, rng), seen
+    with observe(store):
+        return run(x, rng), intermediates

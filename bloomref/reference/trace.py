@@ -1,7 +1,7 @@
-"""Every named intermediate of the model, without changing the model.
+"""Named intermediates of the model, observed or replaced from outside. Clauses: MOD-8, MOD-11.
 
 The model says `tap("attention.scores", scores)`; outside `observe` that is the identity. Inside, the observer gets the
-full name (`layers.3.attention.scores`) and the array, and what it returns takes the array's place.
+full name (`layers.3.attention.scores`) and the array, and its result takes the array's place.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,16 +17,14 @@ _layer: ContextVar[str] = ContextVar("layer", default="")
 
 
 def tap(name: str, value: Array) -> Array:
+    """The intermediate `value`, or the observer's replacement of it."""
     observer = _observer.get()
-    if observer is None:
-        return value
-    taken = observer(_layer.get() + name, value)
-    return value if taken is value else taken.copy()  # the model works in place; a replacement stays the observer's
+    return value if observer is None else observer(_layer.get() + name, value)
 
 
 @contextmanager
 def in_layer(index: int) -> Iterator[None]:
-    """Names inside are prefixed with `layers.{index}.`"""
+    """Prefix names inside the block with `layers.{index}.`"""
     token = _layer.set(f"layers.{index}.")
     try:
         yield
@@ -36,9 +34,9 @@ def in_layer(index: int) -> Iterator[None]:
 
 @contextmanager
 def observe(observer: Observer) -> Iterator[None]:
-    """Call `observer(name, array)` for every intermediate that is computed inside the block, in order (MOD-8, MOD-11).
+    """Call `observer(name, array)` for every intermediate that is computed inside the block, in order.
 
-    The array may be overwritten later: an observer copies what it keeps.
+    The array belongs to the model: an observer changes a copy.
     """
     token = _observer.set(observer)
     try:
@@ -48,14 +46,14 @@ def observe(observer: Observer) -> Iterator[None]:
 
 
 @contextmanager
-def record(keep: Callable[[str], bool] = lambda _: True) -> Iterator[dict[str, Array]]:
-    """A dictionary that fills with copies of the intermediates whose name `keep` accepts."""
-    seen: dict[str, Array] = {}
+def record(accept: Callable[[str], bool] = lambda _: True) -> Iterator[dict[str, Array]]:
+    """Return a dictionary that fills with copies of the intermediates whose names `accept` accepts."""
+    values: dict[str, Array] = {}
 
     def copy(name: str, value: Array) -> Array:
-        if keep(name):
-            seen[name] = value.copy()
+        if accept(name):
+            values[name] = value.copy()
         return value
 
     with observe(copy):
-        yield seen
+        yield values

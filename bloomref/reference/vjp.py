@@ -1,6 +1,6 @@
-"""Gradients of BLOOM: the model of `model.py` run backwards, block by block. Read `ops_vjp` and `loss` first.
+"""Gradients of BLOOM: the backward pass of `model`, block by block. Read `ops_vjp` and `loss` first.
 
-The forward pass is `model`'s own; a block's backward pass reads the intermediates that `tape` recorded of it.
+The forward pass is that of `model`; a block's backward pass reads the intermediates that `tape` recorded.
 `dx` is the gradient of the loss by x. Everything is computed and returned in the accumulation dtype; nothing is rounded.
 """
 
@@ -17,7 +17,7 @@ from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, LayerParams, 
 from bloomref.reference import loss, model
 from bloomref.reference.cache import LayerCache
 from bloomref.reference.lora_vjp import LowRankGradients, low_rank_vjp
-from bloomref.reference.model import Rng, View, adapt, widen
+from bloomref.reference.model import Rng, View, embedding_lookup, widen
 from bloomref.reference.ops import dropout, layer_norm
 from bloomref.reference.ops_vjp import (
     add_rows,
@@ -29,7 +29,7 @@ from bloomref.reference.ops_vjp import (
     normalised,
     softmax_vjp,
 )
-from bloomref.reference.tape import Block, Kept, advance
+from bloomref.reference.tape import Block, BlockRecord, advance
 from bloomref.shapes import Array, Bool, Float, Int
 
 _MODEL_KEYS = {weight.attribute: weight.hf_key for weight in (*MODEL_WEIGHTS, LM_HEAD)}
@@ -42,59 +42,62 @@ class LossGradients:
     loss: float
     """Mean cross-entropy over the counted tokens; 0 if there are none."""
     counted: int
-    """Tokens that the loss is a mean over."""
+    """Number of tokens in the mean."""
     gradients: dict[str, Array]
     """Hugging Face key of a weight -> gradient, in the weight's shape here (`Weight.hf_shape` is a reshape away); and name of
     an adapter's factor, as in `lora.factors` -> gradient, in the factor's shape."""
     inputs: Float[Array, "B T D"]
-    """The gradient by the looked-up embeddings."""
+    """The gradient by the result of the embedding lookup."""
 
 
 @dataclass(frozen=True, eq=False)
 class Collector:
-    """Where gradients go: under the key of their weight, if it is wanted. One that is not is never computed (GRD-6)."""
+    """Gradients by Hugging Face key. The gradient of a frozen weight is never computed (GRD-6)."""
 
-    wanted: Callable[[str], bool]
+    is_trainable: Callable[[str], bool]
     keys: Mapping[str, str]
-    found: dict[str, Array]
+    """Attribute of a weight -> its Hugging Face key, of one layer or of the model."""
+    arrays: dict[str, Array]
 
     def of_layer(self, index: int) -> "Collector":
         return replace(self, keys={weight.attribute: layer_key(index, weight) for weight in LAYER_WEIGHTS})
 
     def add(self, attribute: str, compute: Callable[[], Array]) -> None:
-        if self.wanted(key := self.keys[attribute]):
-            self.found[key] = compute()
+        if self.is_trainable(key := self.keys[attribute]):
+            self.arrays[key] = compute()
 
     def add_factors(self, attribute: str, factors: LoraFactors, gradients: LowRankGradients) -> None:
         for name, gradient in (("a", gradients.da), ("b", gradients.db)):
-            if self.wanted(key := factors.key(self.keys[attribute], name)):
-                self.found[key] = gradient
+            if self.is_trainable(key := factors.key(self.keys[attribute], name)):
+                self.arrays[key] = gradient
 
     def total(self, attribute: str, weight: Array) -> Array | None:
-        """An array of the weight's shape to add to: zeros when first asked for; None if the gradient is not wanted."""
-        if not self.wanted(key := self.keys[attribute]):
+        """The array in which the weight's gradient is summed, zeros at first; None for a frozen weight."""
+        if not self.is_trainable(key := self.keys[attribute]):
             return None
-        if key not in self.found:
-            self.found[key] = np.zeros(weight.shape, accumulation_dtype(weight.dtype))
-        return self.found[key]
+        if key not in self.arrays:
+            self.arrays[key] = np.zeros(weight.shape, accumulation_dtype(weight.dtype))
+        return self.arrays[key]
 
 
 # --- blocks ------------------------------------------------------------------------------------------------------
 
 
 def attention_block_vjp(
-    layer: LayerParams, config: BloomConfig, kept: Kept, dy: Float[Array, "B T D"], into: Collector
+    layer: LayerParams, config: BloomConfig, record: BlockRecord, dy: Float[Array, "B T D"], into: Collector
 ) -> Float[Array, "B T D"]:
-    """y = x + dropout(attention(z)), z = LN(x); or z + ..., in the other residual form."""
+    """y = x + dropout(attention(z)), z = LN(x); in the post-layernorm form, z + ..."""
     batch, time, width = dy.shape
-    seen, rng = kept.recall(), deepcopy(kept.rng)
-    z, context = seen["attention.norm"], seen["attention.context"]
-    query, key, value, probabilities = (seen[f"attention.{n}"] for n in ("query", "key", "value", "probabilities"))
+    intermediates, rng = record.recall(), deepcopy(record.rng)
+    z, context = intermediates["attention.norm"], intermediates["attention.context"]
+    query, key, value, probabilities = (
+        intermediates[f"attention.{name}"] for name in ("query", "key", "value", "probabilities")
+    )
     at_qkv = _past_adapters(layer, "qkv_weight", z, rng)  # the draws of the forward pass once more, in its order
     at_probabilities = deepcopy(rng)
     weighting = dropout(probabilities, config.attention_dropout, rng)
     at_output = _past_adapters(layer, "attn_out_weight", context, rng)
-    doutput = dropout(dy, config.hidden_dropout, rng)  # linear in what it drops, so its own reverse
+    doutput = dropout(dy, config.hidden_dropout, rng)  # linear in y, so it is its own VJP
 
     dcontext = _linear_vjp(layer, "attn_out", context, doutput, at_output, into)
     dcontext = dcontext.reshape(batch, time, config.num_heads, config.head_dim).swapaxes(1, 2)
@@ -103,35 +106,34 @@ def attention_block_vjp(
     # context = weighting value, weighting = dropout(softmax(scores)), scores = query key^T / sqrt(K) + bias
     dvalue[...] = weighting.swapaxes(-1, -2) @ dcontext
     dweighting = dropout(dcontext @ value.swapaxes(-1, -2), config.attention_dropout, at_probabilities)
-    dscores = softmax_vjp(probabilities, dweighting)
-    dscores *= 1.0 / math.sqrt(config.head_dim)
+    dscores = softmax_vjp(probabilities, dweighting) * (1.0 / math.sqrt(config.head_dim))
     dquery[...] = dscores @ key
     dkey[...] = dscores.swapaxes(-1, -2) @ query
 
     dz = _linear_vjp(layer, "qkv", z, dfused.reshape(batch, time, 3 * width), at_qkv, into)
-    return _residual_vjp(layer, config, "ln_attn_weight", "ln_attn_bias", kept.x, dy, dz, into)
+    return _residual_vjp(layer, config, "ln_attn_weight", "ln_attn_bias", record.x, dy, dz, into)
 
 
 def mlp_block_vjp(
-    layer: LayerParams, config: BloomConfig, kept: Kept, dy: Float[Array, "B T D"], into: Collector
+    layer: LayerParams, config: BloomConfig, record: BlockRecord, dy: Float[Array, "B T D"], into: Collector
 ) -> Float[Array, "B T D"]:
-    """y = x + dropout(down(gelu(up(z)))), z = LN(x); or z + ..., in the other residual form."""
-    seen, rng = kept.recall(), deepcopy(kept.rng)
-    z, inner = seen["mlp.norm"], seen["mlp.gelu"]
+    """y = x + dropout(down(gelu(up(z)))), z = LN(x); in the post-layernorm form, z + ..."""
+    intermediates, rng = record.recall(), deepcopy(record.rng)
+    z, inner = intermediates["mlp.norm"], intermediates["mlp.gelu"]
     at_up = _past_adapters(layer, "mlp_up_weight", z, rng)
     at_down = _past_adapters(layer, "mlp_down_weight", inner, rng)
     doutput = dropout(dy, config.hidden_dropout, rng)
 
     dinner = _linear_vjp(layer, "mlp_down", inner, doutput, at_down, into)
-    dup = gelu_vjp(seen["mlp.up"], dinner)
+    dup = gelu_vjp(intermediates["mlp.up"], dinner)
     dz = _linear_vjp(layer, "mlp_up", z, dup, at_up, into)
-    return _residual_vjp(layer, config, "ln_mlp_weight", "ln_mlp_bias", kept.x, dy, dz, into)
+    return _residual_vjp(layer, config, "ln_mlp_weight", "ln_mlp_bias", record.x, dy, dz, into)
 
 
 def _linear_vjp(
     layer: LayerParams, name: str, x: Float[Array, "B T N"], dy: Float[Array, "B T M"], rng: Rng, into: Collector
 ) -> Float[Array, "B T N"]:
-    """y = x W^T + b + the adapters of x; `rng` is as they found it."""
+    """y = x W^T + b + the terms of the weight's adapters; `rng` is the generator before their draws."""
     weight: Array = getattr(layer, f"{name}_weight")
     bias: Array = getattr(layer, f"{name}_bias")
     into.add(f"{name}_weight", lambda: linear_weight_vjp(x, dy).reshape(weight.shape))
@@ -145,11 +147,11 @@ def _linear_vjp(
 
 
 def _past_adapters(layer: LayerParams, name: str, x: Float[Array, "B T N"], rng: Rng) -> Rng:
-    """The generator as the adapters of a weight find it; `rng` moves on to where they leave it."""
-    found = deepcopy(rng)
+    """A copy of the generator before the draws of a weight's adapters; `rng` itself advances past them."""
+    before = deepcopy(rng)
     for factors in layer.adapters.get(name, ()):
         dropout(x, factors.dropout, rng)
-    return found
+    return before
 
 
 def _residual_vjp(
@@ -202,72 +204,72 @@ def loss_and_gradients(
     """The mean cross-entropy of the next tokens, and its gradient by every weight. Clauses: GRD-1 ... GRD-12.
 
     Args:
-        labels: the token at each column, not shifted: column t predicts `labels[:, t + 1]`; -100 is not counted. None: `token_ids`.
-            Never counted either: the first column, padding, what padding or another document precedes.
-        trainable: by the keys of the result; what it refuses has no gradient there, and costs none.
+        labels: the token at each column, not shifted: column t predicts `labels[:, t + 1]`; -100 is not counted. None:
+            `token_ids`. Not counted either: the first column, padding, a column after padding or after another document.
+        trainable: True for the keys whose gradients are computed; None: all.
         rng: turns dropout on, with the draws of `model.forward`.
-        document: positions attend within equal numbers only: several short texts in one row.
-        checkpoint: keep the blocks' inputs only and run each block twice; False keeps what the backward pass reads.
-        view: computes mask and bias. Any function that differs from `model.view` by a constant in each row of the bias is right (ALI-4).
+        document: number of the document of each position; positions attend within their document only.
+        checkpoint: record the blocks' inputs only and run each block twice; False: record all that the backward pass reads.
+        view: computes the mask and the bias; a constant added to a row of the bias changes no result (ALI-4).
     """
     into = Collector(trainable or (lambda _: True), _MODEL_KEYS, {})
-    embedded = adapt(widen(params.word_embedding[token_ids]), params, "word_embedding", token_ids)
+    embedded = embedding_lookup(params, token_ids)
     x = layer_norm(embedded, params.ln_embedding_weight, params.ln_embedding_bias, config.layer_norm_epsilon)
-    seen = _within(document, view(config, is_real, 0, x.dtype))
-    tape: list[Kept] = []
+    visible = _within(document, view(config, is_real, 0, x.dtype))
+    tape: list[BlockRecord] = []
     for layer in params.layers:
-        for run in _blocks(layer, config, seen):
+        for run in _blocks(layer, config, visible):
             x = advance(tape, run, x, rng, checkpoint)
 
-    wanted = loss.targets(token_ids, is_real, labels, document)
-    value, dx = _head_vjp(params, config, x, wanted, into)
+    targets = loss.targets(token_ids, is_real, labels, document)
+    value, dx = _head_vjp(params, config, x, targets, into)
     for index in reversed(range(config.num_layers)):
         of_layer = into.of_layer(index)
         dx = mlp_block_vjp(params.layers[index], config, tape.pop(), dx, of_layer)
         dx = attention_block_vjp(params.layers[index], config, tape.pop(), dx, of_layer)
 
     dx = _layer_norm_vjp(params, config, "ln_embedding_weight", "ln_embedding_bias", embedded, dx, into)
-    _look_up_vjp(params, token_ids, dx, into)
-    return LossGradients(value, int((wanted != loss.IGNORED).sum()), into.found, dx)
+    _lookup_vjp(params, token_ids, dx, into)
+    return LossGradients(value, int((targets != loss.IGNORED).sum()), into.arrays, dx)
 
 
-def _look_up_vjp(params: Params, token_ids: Int[Array, "B T"], dx: Float[Array, "B T D"], into: Collector) -> None:
-    """x = E[token_ids] + the adapters of token_ids. A tied head has added to dE before (GRD-4)."""
+def _lookup_vjp(params: Params, token_ids: Int[Array, "B T"], dx: Float[Array, "B T D"], into: Collector) -> None:
+    """x = E[token_ids] + the terms of its adapters. A tied head has added to dE before (GRD-4)."""
     if (total := into.total("word_embedding", params.word_embedding)) is not None:
         add_rows(total, token_ids, dx)
     for factors in params.adapters.get("word_embedding", ()):
         into.add_factors("word_embedding", factors, low_rank_vjp(factors, token_ids, dx))
 
 
-def _blocks(layer: LayerParams, config: BloomConfig, seen: View) -> tuple[Block, Block]:
-    """The two blocks of a layer, as functions of their input and the generator alone."""
+def _blocks(layer: LayerParams, config: BloomConfig, view: View) -> tuple[Block, Block]:
+    """The two blocks of a layer, as functions of their input and the generator."""
 
     def attention_block(x: Float[Array, "B T D"], rng: Rng) -> Float[Array, "B T D"]:
         batch, time, _ = x.shape
         cache = LayerCache.empty(config, batch, time, x.dtype)
-        return model.attention_block(layer, config, x, cache, seen, rng)
+        return model.attention_block(layer, config, x, cache, view, rng)
 
     return attention_block, lambda x, rng: model.mlp_block(layer, config, x, rng)
 
 
-def _within(document: Int[Array, "B T"] | None, seen: View) -> View:
+def _within(document: Int[Array, "B T"] | None, view: View) -> View:
     """The view restricted to documents. ALiBi needs no change, since its distances are relative."""
     if document is None:
-        return seen
-    same = document[:, :, None] == document[:, None, :]
-    return replace(seen, visible=seen.visible & same[:, None])
+        return view
+    is_same = document[:, :, None] == document[:, None, :]  # (B, T, T)
+    return replace(view, visible=view.visible & is_same[:, None])
 
 
 def _head_vjp(
-    params: Params, config: BloomConfig, x: Float[Array, "B T D"], wanted: Int[Array, "B T"], into: Collector
+    params: Params, config: BloomConfig, x: Float[Array, "B T D"], targets: Int[Array, "B T"], into: Collector
 ) -> tuple[float, Float[Array, "B T D"]]:
-    """The loss of the last block's output, and dx. Positions that predict nothing pass by the head. Clauses: MOD-4 ... MOD-6."""
-    counted = wanted != loss.IGNORED
+    """The loss of the last block's output, and dx. Positions without a target skip the head. Clauses: MOD-4 ... MOD-6."""
+    counted = targets != loss.IGNORED
     hidden = model.final_norm(params, config, x)[counted]
     tied = params.lm_head is None
     head = params.word_embedding if params.lm_head is None else params.lm_head
     dhead = into.total("word_embedding" if tied else "lm_head", head)
-    value, dcounted = loss.head_vjp(hidden, widen(head), wanted[counted], dhead)
+    value, dcounted = loss.head_vjp(hidden, widen(head), targets[counted], dhead)
     dhidden = np.zeros_like(x)
     dhidden[counted] = dcounted
     return value, _layer_norm_vjp(params, config, "ln_final_weight", "ln_final_bias", x, dhidden, into)

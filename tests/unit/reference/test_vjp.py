@@ -42,9 +42,9 @@ rates = st.sampled_from((0.0, 0.4))
 def reverse(case: Float32Case, name: str, x: Array, dy: Array, rng: Any) -> tuple[Array, dict[str, Array]]:
     """dx, and gradients by attribute."""
     into = vjp.Collector(lambda _: True, {}, {}).of_layer(0)
-    kept = tape.Kept(block_of(case, name), x, rng, None)
+    kept = tape.BlockRecord(block_of(case, name), x, rng, None)
     dx = REVERSE[name](case.params.layers[0], case.config, kept, dy, into)
-    return dx, {attribute: into.found[key] for attribute, key in into.keys.items() if key in into.found}
+    return dx, {attribute: into.arrays[key] for attribute, key in into.keys.items() if key in into.arrays}
 
 
 @pytest.mark.clause("GRD-3", "GRD-11")
