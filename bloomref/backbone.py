@@ -60,8 +60,8 @@ class _RunArguments:
         """
         own = cls.__dataclass_fields__
         check_known(arguments, (*others, *own), "an argument of BloomBackbone")
-        given = {name: value for name, value in arguments.items() if name in own}
-        return cls(**given), {name: value for name, value in arguments.items() if name not in own}
+        run = {name: value for name, value in arguments.items() if name in own}
+        return cls(**run), {name: value for name, value in arguments.items() if name not in own}
 
 
 class Presets:

@@ -148,8 +148,8 @@ class BloomCausalLM(LoraMethods):
             backend without gradients.
         """
         batch, labels = labelled_batch(inputs, self._vocabulary_size)
-        wanted = self.trainable_variables().__contains__
-        loss, _, gradients = self.backbone.engine.loss_and_gradients(batch, labels, wanted)
+        variables = self.trainable_variables()
+        loss, _, gradients = self.backbone.engine.loss_and_gradients(batch, labels, variables.__contains__)
         return loss, gradients
 
     # --- training --------------------------------------------------------------------------------
@@ -198,12 +198,12 @@ class BloomCausalLM(LoraMethods):
         from bloomref.training.fit import Run, fit
         from bloomref.training.settings import Settings
 
-        given = isinstance(held_out, (int, float))
-        chosen = Settings.create(**settings, **({"held_out": held_out} if given else {}))
+        is_share = isinstance(held_out, (int, float))
+        chosen = Settings.create(**settings, **({"held_out": held_out} if is_share else {}))
         folder = None if checkpoints is None else Path(checkpoints)
         run = Run(folder=folder, save_every=save_every, resume=resume, progress=progress)
-        own = None if given else cast("Texts", held_out)
-        return fit(self, data, chosen, run, held_out=own, separator=separator, evaluate=evaluate)
+        documents = None if is_share else cast("Texts", held_out)
+        return fit(self, data, chosen, run, held_out=documents, separator=separator, evaluate=evaluate)
 
     # --- generation ------------------------------------------------------------------------------
 
@@ -378,7 +378,7 @@ class BloomCausalLM(LoraMethods):
     @overload
     def score(self, text: list[list[int]], context: list[int] | list[list[int]] | None = None) -> list[Score]: ...
     def score(self, text: Any, context: Any = None) -> Score | list[Score]:
-        """How likely a text is, or a continuation given a context: log-likelihood, perplexity, bits per byte.
+        """Log-likelihood, perplexity and bits per byte of a text, or of a continuation given its context.
 
         Args:
             text: a text, the ids of one, or a list of these.
@@ -403,14 +403,14 @@ class BloomCausalLM(LoraMethods):
         count = len(request.rows)
         if context is None or count == 0:
             return [None] * count
-        given = read_request("context", context, self._vocabulary_size)
-        if given.kind != request.kind:
-            raise invalid("context", f"{request.kind}, as in `text`", given.kind)
-        if given.is_single or not given.rows:
-            return (given.rows or [[]]) * count
-        if request.is_single or len(given.rows) != count:
-            raise invalid("context", f"one, or one for each of {count} in a list", f"{len(given.rows)}")
-        return given.rows
+        contexts = read_request("context", context, self._vocabulary_size)
+        if contexts.kind != request.kind:
+            raise invalid("context", f"{request.kind}, as in `text`", contexts.kind)
+        if contexts.is_single or not contexts.rows:
+            return (contexts.rows or [[]]) * count
+        if request.is_single or len(contexts.rows) != count:
+            raise invalid("context", f"one, or one for each of {count} in a list", f"{len(contexts.rows)}")
+        return contexts.rows
 
     def _scored_text(self, text: str, context: str | None) -> Scored:
         tokenizer = self._need_tokenizer("text")
@@ -448,9 +448,9 @@ class BloomCausalLM(LoraMethods):
         return self.tokenizer
 
     def _special_id(self, of_tokenizer: str, of_config: str) -> int | None:
-        found: int | None = None if self.tokenizer is None else getattr(self.tokenizer, of_tokenizer)
-        found = getattr(self.backbone.config, of_config) if found is None else found
-        return found if found is not None and found < self._vocabulary_size else None
+        token_id: int | None = None if self.tokenizer is None else getattr(self.tokenizer, of_tokenizer)
+        token_id = getattr(self.backbone.config, of_config) if token_id is None else token_id
+        return token_id if token_id is not None and token_id < self._vocabulary_size else None
 
     def _start_id(self) -> int:
         token_id = self._special_id("start_token_id", "bos_token_id")
@@ -464,7 +464,7 @@ class BloomCausalLM(LoraMethods):
 
 
 class _Vocabulary:
-    """What the tokenizer says about the ids of the model; without one, every id may be chosen and none has text."""
+    """The bytes of each id, and the ids that may not be chosen. Without a tokenizer, every id may be chosen and none has text."""
 
     def __init__(self, tokenizer: BloomTokenizer | None, size: int) -> None:
         self._tokenizer = tokenizer

@@ -100,7 +100,7 @@ ROOMS = {
     "kit_diff": room(
         "bloomref.conformance.diff",
         "vocabulary inputs formats backbone "
-        "kit_cases kit_model kit_oracle kit_subject kit_checks kit_mistakes kit_adapters kit_run",
+        "kit_cases  kit_oracle kit_subject kit_checks kit_mistakes kit_adapters kit_run",
     ),
     "kit_suite": room(
         "bloomref.conformance.suite bloomref.conformance.plugin",

@@ -146,4 +146,6 @@ def _with_factors(adapter: Adapter, arrays: Mapping[str, Array], dtype: DType) -
         a, b = (arrays.get(part.key(key, n), getattr(part, n)) for n in ("a", "b"))
         return replace(part, a=cast(a, dtype).copy(), b=cast(b, dtype).copy())  # the caller may go on changing its own
 
-    return replace(adapter, parts={k: tuple(changed(k, part) for part in found) for k, found in adapter.parts.items()})
+    return replace(
+        adapter, parts={key: tuple(changed(key, part) for part in parts) for key, parts in adapter.parts.items()}
+    )

@@ -108,7 +108,7 @@ class Prepared(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """How a backend chooses one token of each row from its scores.
+    """Rule by which a backend chooses one token of each row from its scores.
 
     Args:
         temperature: divides the scores before a draw. None: the token with the highest score, without a draw.

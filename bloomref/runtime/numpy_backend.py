@@ -35,9 +35,9 @@ class NumpyPrepared:
 
     def attention_block(self, layer: int, x: Float[Array, "B T D"], cache: Cache, step: Step) -> Float[Array, "B T D"]:
         dtype = accumulation_dtype(self._dtype)
-        seen = step.derive("view", lambda: model.view(self.config, step.key_is_real, step.start, dtype))
+        view = step.derive("view", lambda: model.view(self.config, step.key_is_real, step.start, dtype))
         with in_layer(layer):
-            y = model.attention_block(self.params.layers[layer], self.config, x, cache.layers[layer], seen)
+            y = model.attention_block(self.params.layers[layer], self.config, x, cache.layers[layer], view)
             return tap("attention_block", y)
 
     def mlp_block(self, layer: int, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -102,7 +102,7 @@ class NumpyBackend:
         return result.loss, result.gradients
 
     def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
-        """Where the compute dtype is narrower than the accumulation dtype, a step widens one matrix at a time, the head last."""
+        """Estimate. In 16-bit policies a step widens one matrix at a time to the accumulation dtype; the head is the largest."""
         compute, wide = policy.compute_dtype, accumulation_dtype(policy.compute_dtype)
         weights = count_params(config) * compute.itemsize
         cache = 2 * config.num_layers * batch * length * config.hidden_dim * compute.itemsize

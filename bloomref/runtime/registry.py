@@ -27,15 +27,15 @@ def available() -> dict[str, EntryPoint]:
     Raises:
         Unsupported: when two packages claim one name.
     """
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        first = found.setdefault(point.name, point)
+        first = points.setdefault(point.name, point)
         if first.value != point.value or point.name == REFERENCE:
             raise Unsupported(
                 f"backend {point.name!r}: expected one package to provide it, got {first.value} and {point.value}; "
                 "uninstall one of them"
             )
-    return found
+    return points
 
 
 def names() -> list[str]:
@@ -60,11 +60,11 @@ def load(name: str) -> Backend:
         raise Unsupported(f"backend {name!r}: it is not installed; {INSTALL[base]}")
     if base not in points:
         raise _unknown(name)
-    found = _call(name, points[base])
-    version = getattr(found, "api_version", None)
+    loaded = _call(name, points[base])
+    version = getattr(loaded, "api_version", None)
     if version != API_VERSION:
         raise Unsupported(f"backend {name!r}: expected api_version {API_VERSION}, got {version!r}; update its package")
-    return found
+    return loaded
 
 
 def _unknown(name: object) -> InvalidInput:

@@ -41,10 +41,10 @@ M = TypeVar("M", bound=LanguageModel)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How a run is kept and shown; nothing here changes its result.
+    """Checkpoints and progress of a run. Nothing here changes its result.
 
     Args:
-        folder: where checkpoints go; None keeps none.
+        folder: of checkpoints; None: no checkpoints are written.
         save_every: steps between two checkpoints; 0: only at the end, and on Ctrl-C.
         resume: continue from the newest checkpoint of the folder, if there is one.
         progress: show a bar on stderr.
@@ -102,13 +102,13 @@ def _trainer(
 
 
 def _resume(trainer: Trainer, run: Run) -> None:
-    found = None if run.folder is None else training_state.latest(run.folder)
-    if found is None:
+    newest = None if run.folder is None else training_state.latest(run.folder)
+    if newest is None:
         return
     if not run.resume:
         hint = "resume it, or choose another folder"
-        raise invalid("checkpoint", "a folder without a checkpoint, for a new run", str(found), hint)
-    trainer.restore(training_state.load(found))
+        raise invalid("checkpoint", "a folder without a checkpoint, for a new run", str(newest), hint)
+    trainer.restore(training_state.load(newest))
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def _resume(trainer: Trainer, run: Run) -> None:
 def _data(
     model: LanguageModel, data: Data, held_out: Texts | None, separator: str | None, settings: Settings
 ) -> tuple[BatchSource, list[Document]]:
-    """Where batches come from, and the documents that are kept back."""
+    """The source of batches, and the held-out documents."""
     own = [] if held_out is None else _documents(model, held_out, separator, settings)
     if not _is_texts(data):
         return as_source(cast("Callable[[int], Batch] | Iterable[Batch]", data)), own
@@ -139,11 +139,11 @@ def _documents(model: LanguageModel, data: Any, separator: str | None, settings:
 
 def _texts(data: Sequence[Any], separator: str | None) -> list[Text]:
     """Paths are read, texts and records taken as they are."""
-    found: list[Text] = []
+    texts: list[Text] = []
     for index, item in enumerate(data):
         is_path = isinstance(item, Path)
-        found += documents.read([item], separator) if is_path else [documents.of_record(item, f"data[{index}]")]
-    return found
+        texts += documents.read([item], separator) if is_path else [documents.of_record(item, f"data[{index}]")]
+    return texts
 
 
 def _identity(source: BatchSource, kept_back: Sequence[Document]) -> str:
@@ -158,7 +158,7 @@ def _measure(
     settings: Settings,
     evaluate: Callable[[M], float] | None,
 ) -> Callable[[], float] | None:
-    """The function that evaluates the variables as they are: the caller's, or the loss on the documents kept back."""
+    """The evaluation function: the caller's, or the loss on held-out documents. None without either."""
     pieces = cut(kept_back, settings.context)
     if evaluate is None and not pieces:
         return None

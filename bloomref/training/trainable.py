@@ -63,7 +63,7 @@ def trainable(backbone: "BloomBackbone", settings: Settings) -> Trainable:
     """The factors of the active adapters, or all weights of a model without any. Clause: TRN-18.
 
     Raises:
-        InvalidInput: when everything is frozen; Unsupported: when weights to be trained are kept in 16 bits.
+        InvalidInput: when everything is frozen; Unsupported: when weights to be trained are stored in 16 bits.
     """
     variables = backbone.trainable_variables()
     if not variables:
@@ -77,12 +77,12 @@ def full(backbone: "BloomBackbone", settings: Settings) -> Trainable:
     """All weights. Biases and norms do not decay; the embedding does, as in Megatron, unless the settings say otherwise.
 
     Raises:
-        Unsupported: for weights that are kept in 16 bits: most updates would be rounded away.
+        Unsupported: for weights stored in 16 bits: most updates would be rounded away.
     """
     policy = backbone.policy
     if policy.variable_dtype.name not in ("float32", "float64"):
         hint = "load the model in mixed_bfloat16 or float32, or train adapters"
-        raise Unsupported(describe("dtype", "weights kept in float32 or float64", policy.name, hint))
+        raise Unsupported(describe("dtype", "weights stored in float32 or float64", policy.name, hint))
     params = backbone.params.map(_own)
     config = with_dropout(backbone.config, settings)
     variables = {key: array for key, _, array in params.named()}
@@ -139,8 +139,8 @@ def _identity(
 
 def with_dropout(config: BloomConfig, settings: Settings) -> BloomConfig:
     """The config with the rates of the settings, where they name one."""
-    given = {name: getattr(settings, name) for name in ("attention_dropout", "hidden_dropout")}
-    return config.replace(**{name: rate for name, rate in given.items() if rate is not None})
+    rates = {name: getattr(settings, name) for name in ("attention_dropout", "hidden_dropout")}
+    return config.replace(**{name: rate for name, rate in rates.items() if rate is not None})
 
 
 def gradient_function(
