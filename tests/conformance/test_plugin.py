@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
+from bloomref.conformance.cases import MASKS
+from bloomref.conformance.implementation import FEATURES, Capabilities
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.tags import TAGS
 
@@ -270,3 +273,18 @@ def test_the_page_lists_every_property_and_tag():
         assert f"| `{prop.name}` | {prop.says} | {', '.join(prop.clauses)} | {needs} |" in text
     for name, tag in TAGS.items():
         assert f"| `{name}` | {tag.note} |" in text
+
+
+def test_the_protocol_lists_every_capability_with_its_default():
+    text = (Path(__file__).parents[2] / "specs/97-program-protocol.md").read_text("utf-8")
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("  | `")}
+    defaults = {
+        "dtypes": '`["float32"]`', "masks": "all", "features": "all", "scores": "`float32`", "max_time": "null",
+        "repeatable": "true", "adapters": '`["peft"]`',
+    }  # fmt: skip
+    assert set(defaults) == {item.name for item in fields(Capabilities)}
+    for name, default in defaults.items():
+        assert rows[f"`{name}`"].endswith(f"| {default} |")
+    assert Capabilities() == Capabilities(("float32",), MASKS, frozenset(FEATURES), "float32", None, True, ("peft",))
+    assert all(f"`{name}`" in rows["`masks`"] for name in MASKS)
+    assert all(f"`{name}`" in rows["`features`"] for name in FEATURES)
