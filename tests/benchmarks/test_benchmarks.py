@@ -199,7 +199,7 @@ def test_kernels_of_a_block_are_timed_beside_their_floor():
 
 
 def test_generate_is_timed_next_to_the_engine_alone(monkeypatch):
-    """The same passes through the model: as many, over as many positions; and a figure of each line."""
+    """Both do the same passes through the model: as many, over as many positions."""
     passes = []
     read = Engine.read
     monkeypatch.setattr(
@@ -212,6 +212,9 @@ def test_generate_is_timed_next_to_the_engine_alone(monkeypatch):
     assert [len(row) for row in generate_benchmark.generate(model, ids, 4, {})] == [4, 4]
     assert passes == alone == [(0, (2, 5)), (5, (2, 1)), (6, (2, 1)), (7, (2, 1))]
 
+
+def test_generate_has_a_figure_of_each_line():
+    pytest.importorskip("threadpoolctl")
     plan = generate_benchmark.Plan(
         preset="bloom_tiny_udhr", layers=1, dtype="float32", backend="numpy", rows=[1, 2], tokens=2, rounds=1
     )
