@@ -18,14 +18,14 @@ def layer_norm(
     x: Float[Array, "B T D"], weight: Float[Array, " D"], bias: Float[Array, " D"], epsilon: float
 ) -> Float[Array, "B T D"]:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias, over D, with the biased variance. Clause: EMB-3."""
-    mean = x.mean(axis=-1, keepdims=True)
-    variance = ((x - mean) ** 2).mean(axis=-1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + epsilon) * weight + bias
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(centred).mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + epsilon) * weight + bias
 
 
 def gelu(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
     """The tanh form with BLOOM's literals: 0.79788456 is not sqrt(2 / pi), from which it differs in float64. Clause: MLP-2."""
-    return 0.5 * x * (1.0 + np.tanh(0.79788456 * (x * (1.0 + 0.044715 * x**2))))
+    return 0.5 * (x * (1.0 + np.tanh(0.79788456 * (x * (1.0 + 0.044715 * (x * x))))))
 
 
 def softmax(scores: Float[Array, "B H T S"], visible: Bool[Array, "B #H T S"]) -> Float[Array, "B H T S"]:

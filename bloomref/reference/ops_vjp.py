@@ -27,9 +27,9 @@ def bias_vjp(dy: Float[Array, "B T M"]) -> Float[Array, " M"]:
 
 def normalised(x: Float[Array, "B T D"], epsilon: float) -> tuple[Float[Array, "B T D"], Float[Array, "B T 1"]]:
     """n = (x - mean) / s and s = sqrt(variance + epsilon): a layer norm before its weight and bias."""
-    mean = x.mean(axis=-1, keepdims=True)
-    s = np.sqrt(((x - mean) ** 2).mean(axis=-1, keepdims=True) + epsilon)
-    return (x - mean) / s, s
+    centred = x - x.mean(axis=-1, keepdims=True)
+    s = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + epsilon)
+    return centred / s, s
 
 
 def layer_norm_vjp(
@@ -40,16 +40,20 @@ def layer_norm_vjp(
     The mean depends on every x, and so does s: each removes one direction from g. dw = sum of dy n, db = sum of dy.
     """
     g = dy * weight
-    return (g - g.mean(axis=-1, keepdims=True) - n * (g * n).mean(axis=-1, keepdims=True)) / s
+    along = (g * n).mean(axis=-1, keepdims=True)
+    return (g - g.mean(axis=-1, keepdims=True) - n * along) / s
 
 
 def gelu_vjp(x: Float[Array, "B T F"], dy: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
     """y = x/2 (1 + t), t = tanh(c (x + a x^3)): dx = dy (1/2 (1 + t) + x/2 (1 - t^2) c (1 + 3 a x^2)).
 
-    Computed as 1/2 (1 + t) (1 + (1 - t) c (x + 3 a x^3)) dy: 1 - t^2 = (1 + t)(1 - t).
+    c and a are BLOOM's literals; 1 - t^2 is computed as (1 + t)(1 - t).
     """
-    t = np.tanh(C * (x * (1.0 + A * x**2)))
-    return 0.5 * (1.0 + t) * (1.0 + (1.0 - t) * (C * (x * (1.0 + 3.0 * A * x**2)))) * dy
+    square = x * x
+    t = np.tanh(C * (x * (1.0 + A * square)))
+    inner = C * (x * (1.0 + 3.0 * A * square))  # x times the derivative of the argument of tanh
+    one_plus_t = 1.0 + t
+    return 0.5 * (one_plus_t * (1.0 + inner * (2.0 - one_plus_t))) * dy
 
 
 def softmax_vjp(y: Float[Array, "B H T S"], dy: Float[Array, "B H T S"]) -> Float[Array, "B H T S"]:

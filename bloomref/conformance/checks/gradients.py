@@ -71,6 +71,11 @@ class Noisy(np.ndarray):
         result += noise
         return out[0]
 
+    def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
+        """Let the result of `np.where`, which rounds nothing, keep the class."""
+        result = super().__array_function__(function, types, arguments, options)
+        return result.view(Noisy) if function is np.where and result.dtype.kind == "f" else result
+
 
 def _deviation(ufunc: np.ufunc, method: str, inputs: list[Array]) -> Array | None:
     """Standard deviation of the error of a matrix product, in units of roundoff; None for other operations."""
