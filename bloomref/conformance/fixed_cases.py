@@ -36,10 +36,10 @@ FIXED_CASES: tuple[Case, ...] = (
     Case(_config(3, 6, layer_norm_epsilon=1e-3), seed=14, embedding_std=2e-2, name="large epsilon"),
     Case(_config(3, 6, layer_norm_epsilon=1e-12), seed=15, embedding_std=2e-3, name="small epsilon"),
     Case(
-        _config(6, 4, apply_residual_connection_post_layernorm=True), seed=16, time=12, name="residual after the norm"
+        _config(6, 4, apply_residual_connection_post_layernorm=True), seed=16, time=12, name="post-layernorm residual"
     ),
-    Case(_config(6, 4, tie_word_embeddings=False), seed=17, time=12, name="head of its own"),
-    Case(_config(6, 4, intermediate_dim=29), seed=18, time=12, name="odd inner width"),
+    Case(_config(6, 4, tie_word_embeddings=False), seed=17, time=12, name="untied LM head"),
+    Case(_config(6, 4, intermediate_dim=29), seed=18, time=12, name="odd MLP width"),
     Case(_config(6, 4, 0), seed=19, time=12, name="no layers"),
     Case(_config(6, 4), seed=21, batch=2, time=12, weights="float32", name="24-bit weights"),
     Case(_config(3, 4), seed=22, batch=3, time=9, kind="left", name="LoRA", lora=LORA),

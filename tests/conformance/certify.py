@@ -24,9 +24,9 @@ CASES = {
     "3 heads, right padding": small(3, 5, 2, 9, "right"),
     "5 heads, holes": small(5, 3, 2, 9, "holes"),
     "6 heads, a row of padding": small(6, 4, 2, 8, "padding row"),
-    "12 heads, normed residual": small(12, 2, 2, 10, apply_residual_connection_post_layernorm=True),
-    "16 heads, head of its own": small(16, 2, 1, 10, tie_word_embeddings=False),
-    "24 heads, both": small(
+    "12 heads, post-layernorm residual": small(12, 2, 2, 10, apply_residual_connection_post_layernorm=True),
+    "16 heads, untied LM head": small(16, 2, 1, 10, tie_word_embeddings=False),
+    "24 heads, both of these": small(
         24, 1, 2, 6, "holes", tie_word_embeddings=False, apply_residual_connection_post_layernorm=True
     ),
     "3 heads, 5 layers": small(3, 4, 5, 7),

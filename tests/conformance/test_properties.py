@@ -393,7 +393,7 @@ def test_what_is_lacking_is_said():
     missing = {case.name: subject.missing(case) for case in FIXED_CASES}
     assert "600 positions" in missing["600 positions"]
     assert "adapters in the form of keras" in missing["LoRA of KerasHub"]
-    assert "untied" in missing["head of its own"]
+    assert "untied" in missing["untied LM head"]
     assert "masks with left" in missing["left padding"]
     assert "bfloat16 cannot represent" in Subject(InstrumentedImplementation(), "bfloat16").missing(
         replace(PROBE, weights="float32")
