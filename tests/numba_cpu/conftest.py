@@ -1,5 +1,5 @@
-"""Kernels that a test imports by themselves are kept where the backend keeps them, not beside their sources: Numba
-would not see there that a kernel which another one inlines has changed, nor that the tile has another size."""
+"""Tests that import kernels directly use the backend's cache folder, too. Next to the sources, Numba would miss a
+change in an inlined kernel or another size of the tile."""
 
 try:
     from accel.numba_cpu.jit_cache import use_cache_folder

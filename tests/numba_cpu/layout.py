@@ -1,4 +1,4 @@
-"""The rows of a product, written by the kernels and read back by the layout's formula."""
+"""Packed rows, written by the kernels and read back by the layout's formula."""
 
 import numpy as np
 
@@ -17,6 +17,6 @@ def as_rows(form, x):
 
 
 def read_rows(form, rows, m, k):
-    """What `put_rows` wrote, by the layout's formula: slices of KC steps, rows LDA steps apart."""
+    """Read packed rows by the layout's formula: slices of KC steps, rows LDA steps apart."""
     numbers = widen(rows).reshape(-1, m, LDA * form.width)[:, :, : KC * form.width]
     return numbers.swapaxes(0, 1).reshape(m, -1)[:, :k]

@@ -1,4 +1,4 @@
-"""Python processes with another environment: flags of Numba and of this backend are read once, when it is imported."""
+"""Python processes with another environment: variables of Numba and of this backend are read once, at import."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(*arguments: str, root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run in `root`, whose packages are found first."""
+    """Run Python in `root`, whose packages come first on the path."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("COV_")}
     return subprocess.run(
         [sys.executable, *arguments],
@@ -23,14 +23,14 @@ def python(*arguments: str, root: Path = ROOT, **environment: str) -> subprocess
 
 
 def source_root() -> Path:
-    """The folder whose `accel` this process imports."""
+    """Folder whose `accel` this process imports."""
     import accel
 
     return Path(accel.__file__).parents[1]
 
 
 def copy_packages(target: Path) -> Path:
-    """A copy of the packages, to be changed."""
+    """Copy the packages, to be modified."""
     for package in ("accel", "bloomref"):
         shutil.copytree(
             source_root() / package, target / package, ignore=shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc")

@@ -25,7 +25,7 @@ KINDS = {
 
 
 def run(qkv, heads, width, real, cuts, kind, threads=2):
-    """qkv (B, T, H 3 K) through the cache in the given pieces: (B, T, H K)."""
+    """Attention of qkv (B, T, H 3 K) through the cache, in chunks that end at `cuts`: (B, T, H K)."""
     form = KINDS[kind]
     if form.paired and not HAS_BF16_DOT:
         pytest.skip("this processor, or BLOOMREF_NUMBA_ISA, has no product of bfloat16 pairs")
@@ -55,7 +55,7 @@ def run(qkv, heads, width, real, cuts, kind, threads=2):
 def plain(qkv, heads, width, real, kind, work=np.float64):
     """softmax(q k / sqrt(K) + slope (j - i)) v over the real keys j <= i, with all T x T scores in memory.
 
-    In float32, pairs also round what they multiply: queries and weights.
+    In float32, pairs also round their operands: queries and weights.
     """
     batch, time, _ = qkv.shape
     q, k, v = np.moveaxis(qkv.reshape(batch, time, heads, 3, width), (3, 2), (0, 2))
@@ -75,7 +75,7 @@ def plain(qkv, heads, width, real, kind, work=np.float64):
 
 
 def test_the_formula_keeps_the_heads_apart():
-    """The interleave of the formula itself, by hand: head h, component c, lane k is column (3 h + c) K + k."""
+    """The interleave of the formula, by hand: head h, component c, lane k is column (3 h + c) K + k."""
     qkv = np.arange(18.0).reshape(1, 1, 18)
     assert plain(qkv, 2, 3, np.ones((1, 1), bool), "float32").tolist() == [[[6.0, 7.0, 8.0, 15.0, 16.0, 17.0]]]
 
@@ -86,7 +86,7 @@ def test_the_formula_keeps_the_heads_apart():
     [(1, 1, 5), (3, 7, 40), (2, 16, 131), (9, 33, 30), (3, 64, 257), (2, 80, 128), (1, 96, 300), (12, 5, 129)],
 )
 def test_attention(heads, width, time, kind):
-    """Within 4 times the largest error of the same formula in float32, and one rounding of what is returned."""
+    """Within 4 times the largest error of the same formula in float32, and one rounding of the result."""
     rng = np.random.default_rng(time)
     qkv = rng.standard_normal((2, time, heads * 3 * width)).astype(np.float32)
     real = rng.random((2, time)) < 0.8
@@ -99,7 +99,7 @@ def test_attention(heads, width, time, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pieces_and_threads_do_not_change_a_bit(kind):
+def test_chunks_and_threads_do_not_change_a_bit(kind):
     rng = np.random.default_rng(0)
     qkv, real = rng.standard_normal((2, 270, 5 * 3 * 33)).astype(np.float32), rng.random((2, 270)) < 0.9
     once = run(qkv, 5, 33, real, (0, 270), kind)

@@ -8,7 +8,7 @@ numba = pytest.importorskip("numba", reason="numba is not installed")
 
 from accel.numba_cpu import elementwise  # noqa: E402
 
-STRIDE = 1009  # of the bit patterns; prime, so that every mantissa is met
+STRIDE = 1009  # of the bit patterns; prime, so that mantissas of all kinds occur
 
 
 def kernel(function, out_dtype=np.float32):
@@ -56,7 +56,7 @@ def test_exp_at_its_ends():
 
 
 def test_decay():
-    """The bits of exp where it is used; 0 below, NaN of NaN."""
+    """decay has the bits of exp down to -87, is 0 below, and NaN of NaN."""
     x = floats(-87, 0)
     assert DECAY(x).tobytes() == EXP(x).tobytes()
     assert not DECAY(np.float32([-87.01, -1e30, -np.inf])).any()

@@ -1,4 +1,4 @@
-"""Compiled kernels: kept between runs, thrown away when a source changes, and compiled without liberties."""
+"""Compiled kernels: cached between runs, discarded when a source changes, and compiled without fast-math."""
 
 import ast
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_the_folder_is_named_by_the_sources(tmp_path):
 
 
 def test_the_folder_is_named_by_the_instruction_set():
-    """Sizes of tiles are constants of the compiled code: kernels of two instruction sets must not meet."""
+    """Tile sizes are constants of the compiled code: kernels of two instruction sets must not share a folder."""
     names = {python("-c", FOLDER, root=source_root(), BLOOMREF_NUMBA_ISA=isa).stdout for isa in ("generic", "avx512")}
     assert len(names) == 2
     assert "" not in names
@@ -86,31 +86,31 @@ def test_the_folder_can_be_chosen(tmp_path, monkeypatch):
     assert cache_folder().parent == tmp_path / "bloomref" / "numba"
 
 
-# --- no liberties ------------------------------------------------------------------------------------------------
+# --- no fast-math ------------------------------------------------------------------------------------------------
 
 
 def fastmath_values(source: str) -> list[str]:
-    """What each `fastmath=` is given, and what FASTMATH is set to."""
+    """Values of every `fastmath=` and of FASTMATH in a source."""
     tree = ast.parse(source)
-    found = [ast.unparse(k.value) for node in ast.walk(tree) if isinstance(node, ast.Call)
+    values = [ast.unparse(k.value) for node in ast.walk(tree) if isinstance(node, ast.Call)
              for k in node.keywords if k.arg == "fastmath"]  # fmt: skip
     for node in ast.walk(tree):
         targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
         if any(isinstance(t, ast.Name) and t.id == "FASTMATH" for t in targets):
-            found.append(f"FASTMATH = {ast.unparse(node.value)}")
-    return found
+            values.append(f"FASTMATH = {ast.unparse(node.value)}")
+    return values
 
 
 def test_the_compiler_may_change_no_result():
-    found = {}
+    files = {}
     for path in sorted((source_root() / "accel").rglob("*.py")):
         for value in fastmath_values(path.read_text("utf-8")):
-            found.setdefault(value, []).append(path.name)
-    assert set(found) == {"FASTMATH", "FASTMATH = False"}
-    assert found["FASTMATH = False"] == ["jit.py"]
+            files.setdefault(value, []).append(path.name)
+    assert set(files) == {"FASTMATH", "FASTMATH = False"}
+    assert files["FASTMATH = False"] == ["jit.py"]
 
 
-def test_a_liberty_is_found():
+def test_fast_math_is_detected():
     assert fastmath_values("@njit(fastmath={'contract'})\ndef f(): ...\nFASTMATH: Final = True") == [
         "{'contract'}",
         "FASTMATH = True",
@@ -123,12 +123,12 @@ def test_a_liberty_is_found():
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread only: nothing to compare")
 @pytest.mark.parametrize("policy", ["float32", "bfloat16", "float16"])
 def test_the_number_of_threads_changes_no_bit(policy):
-    """Prompts that are long and short for the work of a thread, then single tokens."""
+    """Prompts longer and shorter than one thread's share, then single tokens."""
     config = BloomConfig(vocabulary_size=210, num_layers=2, num_heads=9, hidden_dim=63, intermediate_dim=300)
     names = dtype_policy(policy)
     engine = Engine(init_params(config, 0, names.variable_dtype), config, names, "numba")
     ids = np.random.default_rng(0).integers(0, 210, (3, 150))
-    found = set()
+    results = set()
     before = numba.get_num_threads()
     try:
         for threads in (1, 2, 2):
@@ -137,7 +137,7 @@ def test_the_number_of_threads_changes_no_bit(policy):
             for a, b in ((0, 140), (140, 143), (143, 144), (144, 150)):
                 hidden = engine.run(cache, a, ids[:, a:b])
                 bits += engine.prepared.logits(hidden, False).tobytes()
-            found.add(bits)
+            results.add(bits)
     finally:
         numba.set_num_threads(before)
-    assert len(found) == 1
+    assert len(results) == 1

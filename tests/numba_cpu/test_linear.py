@@ -1,4 +1,4 @@
-"""Packing and products against NumPy in float64, for every kind of weight and sizes that fit no tile."""
+"""Packing and products against NumPy in float64, for every kind of weight and sizes that are no multiple of a tile."""
 
 import ml_dtypes
 import numpy as np
@@ -44,7 +44,7 @@ SIZES = [
 ]
 
 
-def multiply(kind, x, weight, bias, after=PLAIN, base=None, threads=2):
+def multiply(kind, x, weight, bias, epilogue=PLAIN, base=None, threads=2):
     dtype, form = KINDS[kind]
     if form.paired and not HAS_BF16_DOT:
         pytest.skip("this processor, or BLOOMREF_NUMBA_ISA, has no product of bfloat16 pairs")
@@ -56,9 +56,9 @@ def multiply(kind, x, weight, bias, after=PLAIN, base=None, threads=2):
     out, following = np.full((m, width), np.nan, np.float32), np.full(form.row_elements(m, n), 7, form.rows)
     bias, base = np.pad(bias, (0, width - n)), out if base is None else np.pad(base, ((0, 0), (0, width - n)))
     sums = np.full((threads, SUMS), np.nan, np.float32)
-    packed, epilogue = Projection(panels, bias, n, form.steps(k)), Epilogue(after, base, FLOAT32)
-    product(PackedRows(rows, m), packed, epilogue, out, PackedRows(following, m), sums)
-    return read_rows(form, following, m, n) if after == GELU else out[:, :n]
+    packed = Projection(panels, bias, n, form.steps(k))
+    product(PackedRows(rows, m), packed, Epilogue(epilogue, base, FLOAT32), out, PackedRows(following, m), sums)
+    return read_rows(form, following, m, n) if epilogue == GELU else out[:, :n]
 
 
 def draw(kind, m, n, k, seed=0):
@@ -91,7 +91,7 @@ def test_product(kind, m, n, k):
 
 
 @EVERY_KIND
-def test_what_follows_the_product(kind):
+def test_epilogues(kind):
     """GELU of the sum with the bias; the base plus the sum with the bias."""
     x, weight, bias = draw(kind, 14, 45, 300)
     base = np.random.default_rng(9).standard_normal((14, 45)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Packed weights kept on disk: used while nothing has changed, made anew otherwise, never half written."""
+"""The disk cache of packed weights: used while nothing has changed, else packed again, never half written."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ INPUT = {"token_ids": [[1, 5, 9, 7]]}
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A model whose packed weights are large enough to be kept, below the test's own cache folder."""
+    """A model whose packed weights are large enough to be cached, below the test's own cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(packed_cache.SWITCH, raising=False)
     monkeypatch.setattr(packed_cache, "MIN_CACHED_BYTES", 0)
@@ -65,7 +65,7 @@ def test_each_dtype_has_its_file(folder):
 
 
 @pytest.mark.parametrize("change", ["weights", "config"])
-def test_a_changed_model_is_packed_anew(folder, change):
+def test_a_changed_model_is_packed_again(folder, change):
     load(folder)
     config = CONFIG.replace(num_heads=2) if change == "config" else CONFIG
     hf.save(folder, config, init_params(config, 1))
@@ -75,7 +75,7 @@ def test_a_changed_model_is_packed_anew(folder, change):
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff" * 5000])
-def test_a_damaged_file_is_made_anew(folder, damage):
+def test_a_damaged_file_is_written_again(folder, damage):
     expected = load(folder)(INPUT)
     (path,) = packed_cache.packed_folder().glob("*")
     path.write_bytes(damage)
@@ -105,7 +105,7 @@ def no_space(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_what_belongs_to_no_model_any_more_is_removed(folder, tmp_path):
+def test_files_of_missing_models_are_removed(folder, tmp_path):
     load(folder)
     folder.rename(tmp_path / "elsewhere")
     left = packed_cache.packed_folder() / "interrupted.tmp"
@@ -117,7 +117,7 @@ def test_what_belongs_to_no_model_any_more_is_removed(folder, tmp_path):
     assert files().keys().isdisjoint(before)
 
 
-def test_weights_without_files_and_small_ones_are_not_kept(folder, monkeypatch):
+def test_weights_without_files_and_small_ones_are_not_cached(folder, monkeypatch):
     BloomBackbone.from_params(CONFIG, init_params(CONFIG, 0), backend="numba")
     assert files() == {}
     monkeypatch.setattr(packed_cache, "MIN_CACHED_BYTES", 1 << 20)

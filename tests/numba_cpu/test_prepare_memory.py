@@ -1,4 +1,4 @@
-"""Preparing takes little more memory than the packed weights, and the file's weights stay in the file."""
+"""Preparing takes little more memory than the packed weights; the file's weights stay in the file."""
 
 from pathlib import Path
 
@@ -47,13 +47,13 @@ def test_the_packed_weights_are_the_only_copy_in_memory(tmp_path: Path, stored: 
     assert 0.9 < left <= 1.1
 
 
-def test_what_is_kept_is_what_was_given() -> None:
-    """No copy of arrays in memory either: they are the caller's."""
+def test_stored_weights_are_the_callers_arrays() -> None:
+    """Arrays in memory are not copied either."""
     from bloomref import BloomBackbone
 
     params = init_params(SMALL, 0)
     model = BloomBackbone.from_params(SMALL, params, "bfloat16", backend="numba")
-    assert all(array is kept for (_, _, array), (_, _, kept) in zip(
+    assert all(array is stored for (_, _, array), (_, _, stored) in zip(
         params.named(), model.engine._params.named(), strict=True))  # fmt: skip
     rounded = {key: array for key, _, array in model.params.named()}
     assert all(np.array_equal(array.astype(rounded[key].dtype), rounded[key]) for key, _, array in params.named())

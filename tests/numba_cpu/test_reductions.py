@@ -25,9 +25,9 @@ def lanes():
 def test_sums(length):
     """Within the bound of a sum in any order; trailing zeros change no bit."""
     x = row(length)
-    for found, terms in ((reductions.total_of, x), (reductions.squares_of, x.astype(np.float64) ** 2)):
-        assert abs(found(x, lanes()) - math.fsum(terms)) <= (length + 6) * 2.0**-24 * math.fsum(np.abs(terms))
-        assert found(np.pad(x, (0, 2 * NR)), lanes()) == found(x, lanes())
+    for sum_of, terms in ((reductions.total_of, x), (reductions.squares_of, x.astype(np.float64) ** 2)):
+        assert abs(sum_of(x, lanes()) - math.fsum(terms)) <= (length + 6) * 2.0**-24 * math.fsum(np.abs(terms))
+        assert sum_of(np.pad(x, (0, 2 * NR)), lanes()) == sum_of(x, lanes())
 
 
 def test_lane_by_lane():

@@ -1,4 +1,4 @@
-"""Numba owns the threads: no kernel shares the processor with BLAS, and their number can be set."""
+"""Threads: no kernel shares the processor with BLAS, and the number of threads can be set."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def watch(policy: str, threads: int) -> list[int]:
     [("float32", 2, False), ("bfloat16", 2, False), ("float16", 2, False), ("float64", 1, False), ("float64", 2, True)],
 )
 def test_blas_does_not_run_beside_the_kernels(policy, threads, runs):
-    """In float64 BLAS takes the products, on as many threads as the kernels may use; elsewhere it is never called."""
+    """In float64 BLAS computes the products, on as many threads as the kernels; in other dtypes it is never called."""
     of_model, of_product, taken = watch(policy, threads)
     assert taken == threads
     assert of_product > 5_000_000
@@ -47,7 +47,7 @@ def test_the_environment_sets_the_threads(threads):
 @TWO
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
 def test_a_process_bound_to_one_processor_has_one_thread():
-    """Whatever the machine has."""
+    """The affinity counts, not the CPUs of the machine."""
     bound = f"import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); {COUNT}; print(os.cpu_count())"
     inherited = os.environ.pop("NUMBA_NUM_THREADS", None)
     try:
