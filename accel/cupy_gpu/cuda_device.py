@@ -134,11 +134,12 @@ class CudaDevice:
             return
         with self._device:
             kernel = self._kernels.get(launch.kernel) or self._load(launch)
-            if launch.starts_early and self.starts_early:
-                stream, values = cupy.cuda.get_current_stream().ptr, [_kernel_argument(a, CTYPES) for a in arguments]
+            is_early = launch.starts_early and self.starts_early
+            values = tuple(_kernel_argument(a, CTYPES if is_early else CUPY_TYPES) for a in arguments)
+            if is_early:
+                stream = cupy.cuda.get_current_stream().ptr
                 driver.launch_early(kernel.kernel.ptr, launch.grid, launch.block, launch.shared, stream, values)
             else:
-                values = tuple(_kernel_argument(a, CUPY_TYPES) for a in arguments)
                 kernel(launch.grid, (launch.block, 1, 1), values, shared_mem=launch.shared)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:

@@ -119,9 +119,9 @@ def chosen(engine: Any, choice: Choice, count: int, rows: int = 3) -> Any:
     """
     cache, ids, parts = engine.new_cache(rows, count), np.arange(rows), []
     for start, length in ((0, count // 2), (count // 2, count - count // 2)):
-        facts = Step.at(start, np.ones((rows, start + 1), bool))
+        step = Step.at(start, np.ones((rows, start + 1), bool))
         here = replace(choice, seeds=np.arange(rows), drawn=start)
-        parts.append(engine.prepared.tokens(ids, cache.blocks, facts, here, length))
+        parts.append(engine.prepared.tokens(ids, cache.blocks, step, here, length))
         ids = parts[-1][:, -1]
     return np.concatenate(parts, axis=1)
 

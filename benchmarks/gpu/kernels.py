@@ -77,15 +77,15 @@ def _time_step(job: Job, recorder: RecordingDevice, rows: int) -> tuple[list[Tim
     cache = engine.new_cache(rows, job.context)
     ids = engine.read(cache, 0, ids_of(job.config, rows, last)).argmax(axis=1)
     recorder.launched.clear()
-    facts = Step.at(last, np.ones((rows, job.context), bool))
-    engine.prepared.tokens(ids, cache.blocks, facts, Choice(), 1)
+    step = Step.at(last, np.ones((rows, job.context), bool))
+    engine.prepared.tokens(ids, cache.blocks, step, Choice(), 1)
     launched = list(recorder.launched)
     (choosing,) = cache.blocks.choosing_steps.values()
 
     def reset() -> None:
         """Reset the position, which the choice of a token increments."""
         choosing.begin(np.zeros(rows, np.uint64), 0)
-        choosing.place(ids, last, facts.key_is_real)
+        choosing.place(ids, last, step.key_is_real)
 
     def seconds(work: Launched) -> float:
         replay = recorder.capture(lambda: _launch(job.device, work))

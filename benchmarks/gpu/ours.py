@@ -97,8 +97,8 @@ def _step_seconds(job: Job, rows: int, chooses_on_device: bool) -> float:
     first = engine.read(cache, 0, ids_of(job.config, rows, prompt)).argmax(axis=1)
 
     def with_tokens() -> None:
-        facts = Step.at(prompt, np.ones((rows, prompt + 1), bool))
-        engine.prepared.tokens(first, cache.blocks, facts, Choice(), count)
+        step = Step.at(prompt, np.ones((rows, prompt + 1), bool))
+        engine.prepared.tokens(first, cache.blocks, step, Choice(), count)
 
     def with_scores() -> None:
         ids = first

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import strategies
 from emulated_device import EmulatedDevice
+from host_model import CONFIG, run_blocks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +22,6 @@ from bloomref.dtypes import POLICIES, accumulation_dtype
 from bloomref.errors import InvalidInput, Unsupported
 from bloomref.runtime.backend import Memory, Step
 
-CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=48, intermediate_dim=37)
 FLOAT32 = POLICIES["float32"]
 
 
@@ -44,10 +44,7 @@ def prepare(device: Any, policy: str = "float32", config: BloomConfig = CONFIG) 
 def hidden(prepared: CupyPrepared, ids: Any, real: Any, cuts: tuple[int, ...] = ()) -> Any:
     cache, parts = prepared.new_cache(*ids.shape), []
     for start, stop in zip((0, *cuts), (*cuts, ids.shape[1]), strict=True):
-        x, facts = prepared.embed(ids[:, start:stop]), Step.at(start, real[:, :stop])
-        for layer in range(prepared.config.num_layers):
-            x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
-        parts.append(x)
+        parts.append(run_blocks(prepared, ids[:, start:stop], cache, Step.at(start, real[:, :stop])))
     return parts
 
 
@@ -89,9 +86,9 @@ def test_a_call_in_chunks_equals_the_whole_call(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.usefixtures("emulator")
 def test_one_step_serves_caches_of_several_sizes() -> None:
     case = strategies.Float32Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
-    prepared, facts = prepare(Small()), Step.at(0, case.is_real)
+    prepared, step = prepare(Small()), Step.at(0, case.is_real)
     x = prepared.embed(case.token_ids)
-    few, many = (prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, p), facts)) for p in (5, 9))
+    few, many = (prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, p), step)) for p in (5, 9))
     assert few.tobytes() == many.tobytes()
 
 
@@ -197,15 +194,15 @@ def run_block(config: BloomConfig, batch: int, time: int, policy: str, expected:
 @pytest.mark.usefixtures("emulator")
 def test_one_step_serves_two_devices() -> None:
     case = strategies.Float32Case(CONFIG, seed=6, batch=2, time=5, kind="holes")
-    facts, results = Step.at(0, case.is_real), []
+    step, results = Step.at(0, case.is_real), []
     for name in ("GPU 0", "GPU 1"):
         device = Small()
         device.name = name
         prepared = prepare(device)
         x = prepared.embed(case.token_ids)
-        results.append(prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, 5), facts)).tobytes())
+        results.append(prepared.to_host(prepared.attention_block(0, x, prepared.new_cache(2, 5), step)).tobytes())
     assert results[0] == results[1]
-    assert len(facts.derived) == 2
+    assert len(step.derived) == 2
 
 
 @given(
@@ -291,9 +288,7 @@ def test_a_call_allocates_what_was_estimated(
     assert before == pytest.approx(
         memory.weight_bytes(config, names) + memory.cache_bytes(config, names, batch, time, 4), rel=1e-3
     )
-    facts, x = Step.at(0, np.ones((batch, time), bool)), prepared.embed(np.zeros((batch, time), int))
-    for layer in range(2):
-        x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
+    x = run_blocks(prepared, np.zeros((batch, time), int), cache, Step.at(0, np.ones((batch, time), bool)))
     prepared.logits(prepared.final_norm(x), False)
     need = memory.working_bytes(config, names, batch * time)
     assert 0.4 * need < device.peak - before <= need

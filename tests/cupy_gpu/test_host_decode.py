@@ -12,6 +12,7 @@ import pytest
 import strategies
 from emulated_device import EmulatedDevice
 from fake_cupy import FakeCupy, Graph, Stream, install
+from host_model import CONFIG, run_blocks
 
 from accel import cupy_gpu
 from accel.cupy_gpu import memory, probe
@@ -24,7 +25,6 @@ from bloomref.errors import BadWeights, Unsupported
 from bloomref.runtime.backend import Choice, Step, SupportsWholeStep
 from bloomref.runtime.engine import Engine
 
-CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=48, intermediate_dim=37)
 CASE = strategies.Float32Case(CONFIG, seed=2, batch=3, time=12, kind="left")
 REAL = np.ones(CASE.is_real.shape, bool)
 
@@ -38,9 +38,7 @@ def prepare(policy: str = "float32", device: Any = None, params: Any = CASE.para
 
 def blocks(prepared: CupyPrepared, cache: Any, start: int, stop: int, real: Any) -> Any:
     """Return the logits after column stop - 1, computed block by block."""
-    x, facts = prepared.embed(CASE.token_ids[:, start:stop]), Step.at(start, real[:, :stop])
-    for layer in range(prepared.config.num_layers):
-        x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
+    x = run_blocks(prepared, CASE.token_ids[:, start:stop], cache, Step.at(start, real[:, :stop]))
     return prepared.logits(prepared.final_norm(x), True)[:, 0]
 
 
@@ -164,29 +162,27 @@ def test_twenty_rows_are_a_graph(policy: str, arch: int, config: BloomConfig, ke
     prepared = prepare(policy, device, case.params, config)
     caches, real = [prepared.new_cache(20, 12) for _ in range(3)], np.ones((20, 12), bool)
 
-    def facts(t: int) -> Any:
+    def step_at(t: int) -> Any:
         return Step.at(t, real[:, : t + 1])
 
     device.launched.clear()
     for t in range(4):
-        scores = prepared.step(case.token_ids[:, t], caches[0], facts(t))
-        x = prepared.embed(case.token_ids[:, t : t + 1])
-        for layer in range(2):
-            x = prepared.mlp_block(layer, prepared.attention_block(layer, x, caches[1], facts(t)))
+        scores = prepared.step(case.token_ids[:, t], caches[0], step_at(t))
+        x = run_blocks(prepared, case.token_ids[:, t : t + 1], caches[1], step_at(t))
         assert prepared.logits(prepared.final_norm(x), True)[:, 0].tobytes() == scores.tobytes()
-        prepared.step(case.token_ids[:, t], caches[2], facts(t))
+        prepared.step(case.token_ids[:, t], caches[2], step_at(t))
     assert {name.split("<")[0] for name in device.launched} == kernels
     ids = scores.argmax(1)
     for count in (1, 4):
-        tokens = prepared.tokens(ids, caches[2], facts(4), Choice(), count)
+        tokens = prepared.tokens(ids, caches[2], step_at(4), Choice(), count)
         again, expected = caches[0], []
         for t in range(count):
-            expected.append(prepared.step(expected[-1] if expected else ids, again, facts(4 + t)).argmax(1))
+            expected.append(prepared.step(expected[-1] if expected else ids, again, step_at(4 + t)).argmax(1))
         assert tokens.tolist() == np.stack(expected, 1).tolist()
     assert all(step._replay is not None for step in caches[0].decode_steps.values())
     broken = prepare(policy, device, case.params.map(lambda array: array * np.float32(np.inf)), config)
     with pytest.raises(BadWeights, match=r"^logits: expected finite numbers"):
-        broken.tokens(ids, broken.new_cache(20, 12), facts(0), Choice(), 2)
+        broken.tokens(ids, broken.new_cache(20, 12), step_at(0), Choice(), 2)
 
 
 @pytest.mark.parametrize(
@@ -206,9 +202,9 @@ def test_steps_allocate_at_most_what_was_estimated(batch: int, policy: str, conf
     device.empty = counting  # type: ignore[method-assign]
     prepared = prepare(policy, device, strategies.Float32Case(config, seed=2).params, config)
     cache, before = prepared.new_cache(batch, 100), held
-    facts, ids = Step.at(0, np.ones((batch, 1), bool)), np.zeros(batch, int)
-    prepared.step(ids, cache, facts)
-    prepared.tokens(ids, cache, facts, Choice(1.0, top_k=64), 2)
+    step, ids = Step.at(0, np.ones((batch, 1), bool)), np.zeros(batch, int)
+    prepared.step(ids, cache, step)
+    prepared.tokens(ids, cache, step, Choice(1.0, top_k=64), 2)
     assert 0 < held - before <= memory.step_bytes(config, POLICIES[policy], batch, 100)
 
 
@@ -265,20 +261,20 @@ def test_tokens_do_not_depend_on_how_many_are_requested_at_once(name: str) -> No
 @pytest.mark.clause("BKD-18")
 def test_the_draws_of_a_row_depend_on_its_seed_only() -> None:
     prepared = prepare()
-    cache, facts, ids = prepared.new_cache(3, 12), Step.at(0, np.ones((3, 1), bool)), np.array([5, 5, 5])
-    tokens = prepared.tokens(ids, cache, facts, Choice(3.0, seeds=np.array([1, 2, 1])), 8)
+    cache, step, ids = prepared.new_cache(3, 12), Step.at(0, np.ones((3, 1), bool)), np.array([5, 5, 5])
+    tokens = prepared.tokens(ids, cache, step, Choice(3.0, seeds=np.array([1, 2, 1])), 8)
     assert tokens[0].tolist() == tokens[2].tolist() != tokens[1].tolist()
 
 
 def test_choices_that_are_not_supported_and_nan_are_errors() -> None:
-    prepared, facts = prepare(), Step.at(0, np.ones((2, 1), bool))
+    prepared, step = prepare(), Step.at(0, np.ones((2, 1), bool))
     with pytest.raises(Unsupported, match=r"^tokens: .* 1 to 64 rows in 16 or 32 bits, and top_k up to 64$"):
-        prepared.tokens(np.array([1, 2]), prepared.new_cache(2, 4), facts, Choice(1.0, top_k=65), 1)
+        prepared.tokens(np.array([1, 2]), prepared.new_cache(2, 4), step, Choice(1.0, top_k=65), 1)
     broken = prepare(params=CASE.params.map(lambda array: array * np.float32(np.inf)))
     with pytest.raises(
         BadWeights, match=r"^logits: expected finite numbers; the weights hold NaN or overflow in float32$"
     ):
-        broken.tokens(np.array([1, 2]), broken.new_cache(2, 4), facts, Choice(), 2)
+        broken.tokens(np.array([1, 2]), broken.new_cache(2, 4), step, Choice(), 2)
 
 
 # --- the callers -------------------------------------------------------------------------------------------------

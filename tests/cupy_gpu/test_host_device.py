@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 from emulated_device import EmulatedDevice
 from fake_cupy import CUBLAS_NAMES, NAMES, Array, Driver, FakeCupy, install, product
+from host_model import CONFIG, run_blocks
 
 from accel import cupy_gpu
 from accel.cupy_gpu import driver, probe
 from accel.cupy_gpu.cupy_backend import CupyBackend
-from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES
 from bloomref.errors import InvalidInput
 from bloomref.params import init_params
 from bloomref.runtime.backend import Step
 
 DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
-CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=48, intermediate_dim=37)
 
 
 @pytest.fixture
@@ -181,9 +180,7 @@ def test_a_model_has_the_bits_of_the_emulated_device(fake: FakeCupy, policy: str
         prepared = backend.prepare(init_params(CONFIG, 0, names.variable_dtype), CONFIG, names)
         cache, logits = prepared.new_cache(2, time + 1), b""
         for start, tokens in ((0, ids), (time, ids[:, :1])):
-            x, facts = prepared.embed(tokens), Step.at(start, real[:, : start + tokens.shape[1]])
-            for layer in range(2):
-                x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
+            x = run_blocks(prepared, tokens, cache, Step.at(start, real[:, : start + tokens.shape[1]]))
             logits += prepared.logits(prepared.final_norm(x), False).tobytes()
         results.append(logits)
     assert results[0] == results[1]
