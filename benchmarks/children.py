@@ -26,10 +26,19 @@ class Child:
     Args:
         python: the interpreter; the current one by default.
         log: a file for its stderr; by default that of the current process.
+        checkout: the folder whose packages the process imports; by default those of the current process.
     """
 
-    def __init__(self, module: str, *arguments: str, python: str = sys.executable, log: Path | None = None) -> None:
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        python: str = sys.executable,
+        log: Path | None = None,
+        checkout: Path | None = None,
+    ) -> None:
         self.log = log
+        environment = os.environ if checkout is None else os.environ | {"PYTHONPATH": str(checkout)}
         with open(log or os.devnull, "ab") as file:
             self.process = subprocess.Popen(
                 [python, "-m", module, *arguments],
@@ -37,6 +46,8 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=file if log else None,
                 text=True,
+                cwd=checkout,
+                env=environment,
             )
 
     def ask(self, **request: Any) -> dict[str, Any]:

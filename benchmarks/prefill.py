@@ -3,6 +3,8 @@
 Each participant runs in a separate process and loads the same random weights from the same folder. They run in turns;
 one is stopped while the other runs, so that idle threads do not disturb it. Nothing is timed before the logits agree.
 
+With --before, the reference of another checkout of this repository runs in the same turns.
+
 Example: python -m benchmarks.prefill --preset bloom_560m_multi --tokens 512 --output benchmarks/results/prefill.json
 """
 
@@ -41,6 +43,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--tokens", type=int, default=512, help="length of the prompt")
     parser.add_argument("--rounds", type=int, default=7, help="timed runs of each participant, in turns")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="also time the reference of this checkout")
     parser.add_argument("--output", help="write the report to this JSON file")
     parser.add_argument("--serve", choices=PARTICIPANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -52,6 +55,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     write_model(model_config(arguments.preset), "float32", folder, arguments.tokens)
     options = ("--folder", str(folder), "--tokens", str(arguments.tokens))
     children = {name: Child("benchmarks.prefill", "--serve", name, *options) for name in PARTICIPANTS}
+    if arguments.before:
+        checkout = arguments.before.resolve()
+        children["bloomref before"] = Child("benchmarks.prefill", "--serve", "bloomref", *options, checkout=checkout)
     try:
         agreement = _check(children, folder)
         for child in children.values():
@@ -71,7 +77,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "machine": machine,
         "threads": blas,
         "largest_logit_difference": agreement,
-        "results": {name: _summary([r[name] for r in rounds], arguments.tokens) for name in PARTICIPANTS},
+        "results": {name: _summary([r[name] for r in rounds], arguments.tokens) for name in children},
         "seconds": rounds,
     }
 
@@ -82,7 +88,7 @@ def _check(children: "dict[str, Child]", folder: Path) -> float:
     for child in children.values():
         child.ask(what="logits", file=str(folder / "logits.npy"))
         outputs.append(np.load(folder / "logits.npy"))
-    difference = float(np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max())
+    difference = float(max(np.abs(outputs[0] - other).max() for other in outputs[1:]) / np.abs(outputs[0]).max())
     if not difference < 1e-4:
         raise SystemExit(
             f"logits: expected differences below 1e-4 of the largest logit, got {difference:.2e}; nothing is timed"
