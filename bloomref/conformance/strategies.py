@@ -50,7 +50,7 @@ def schedules(time: int) -> st.SearchStrategy[tuple[int, ...]]:
 
 
 def times(heads: int, usual: tuple[int, int], longest: int | None) -> st.SearchStrategy[int]:
-    """Draw lengths: mostly in the usual range, one in eight long if the number of heads allows it."""
+    """Draw lengths: mostly in the usual range, occasionally one of `LONG` if the number of heads allows it."""
     least, most = usual
     short = st.integers(least, max(least, min(most, longest or most)))
     long = [time for time in LONG if heads * time * time <= ELEMENTS and most < time <= (longest or time)]

@@ -1,4 +1,4 @@
-"""A handful of cases that every adapter is asked about, and what the judge says of all that it answers."""
+"""Cases that every adapter is tested on, and the failures among its answers."""
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
@@ -19,19 +19,19 @@ CASES = (
 
 
 def asked(subject: Subject, case: Case) -> dict[str, Array]:
-    """Everything that the adapter can say of a case but `in_pieces`, by name."""
+    """All outputs of an adapter for a case by name, except `in_pieces`."""
     model = subject.model(case)
-    found = dict(model.trace(case.token_ids, case.is_real)) if hasattr(model, "trace") else {}
-    if hasattr(model, "hidden"):
-        found["final_norm"] = model.hidden(case.token_ids, case.is_real)
-    return found | {"logits": model.logits(case.token_ids, case.is_real)}
+    outputs = dict(model.trace(case.token_ids, case.is_real)) if subject.offers(case, "trace") else {}
+    if subject.offers(case, "hidden"):
+        outputs["final_norm"] = model.hidden(case.token_ids, case.is_real)
+    return outputs | {"logits": model.logits(case.token_ids, case.is_real)}
 
 
 def judged(subject: Subject, case: Case) -> list[str]:
-    """Why, of each answer that is not right."""
+    """Explanations of the failures."""
     judgements = judge(case, subject.tier, asked(subject, case))
     model = subject.model(case)
-    if hasattr(model, "in_pieces"):
+    if subject.offers(case, "in_pieces"):
         pieces = model.in_pieces(case.token_ids, case.is_real, case.cuts, case.time + 3)
         judgements += judge(case, subject.tier, {"logits": pieces})
-    return [found.explanation for found in judgements if found.verdict == "fail"]
+    return [judgement.explanation for judgement in judgements if judgement.verdict == "fail"]

@@ -19,10 +19,10 @@ FIRST, LAST = 128, 4096
 
 
 def certified(case):
-    """(for each row of the batch, name -> lists of balls of its real positions; bits of precision that were needed).
+    """Return (for each row of the batch, name -> lists of balls of its real positions; bits of precision).
 
     Raises:
-        RuntimeError: when no radius is small enough at `LAST` bits.
+        RuntimeError: a radius is too large at `LAST` bits.
     """
     bits = FIRST
     while True:
@@ -43,26 +43,26 @@ class Row:
         self.columns = [int(c) for c in np.flatnonzero(case.is_real[row])]
         self.ids = [int(case.token_ids[row, c]) for c in self.columns]
         self.epsilon = arb(case.config.layer_norm_epsilon)
-        self.seen = {}
+        self.intermediates = {}
 
     def run(self):
         if not self.columns:
             return {}
         p = self.params
-        x = self.note("word_embedding", [balls(p.word_embedding[i]) for i in self.ids])
-        x = self.note("embedding_norm", self.norm(x, p.ln_embedding_weight, p.ln_embedding_bias))
+        x = self.record("word_embedding", [balls(p.word_embedding[i]) for i in self.ids])
+        x = self.record("embedding_norm", self.norm(x, p.ln_embedding_weight, p.ln_embedding_bias))
         for i, layer in enumerate(p.layers):
-            x = self.block(partial(self.note_in, f"layers.{i}."), layer, x)
-        x = self.note("final_norm", self.norm(x, p.ln_final_weight, p.ln_final_bias))
-        self.note("logits", times(x, p.word_embedding if p.lm_head is None else p.lm_head))
-        return self.seen
+            x = self.block(partial(self.record_in, f"layers.{i}."), layer, x)
+        x = self.record("final_norm", self.norm(x, p.ln_final_weight, p.ln_final_bias))
+        self.record("logits", times(x, p.word_embedding if p.lm_head is None else p.lm_head))
+        return self.intermediates
 
-    def note(self, name, value):
-        self.seen[name] = value
+    def record(self, name, value):
+        self.intermediates[name] = value
         return value
 
-    def note_in(self, prefix, name, value):
-        return self.note(prefix + name, value)
+    def record_in(self, prefix, name, value):
+        return self.record(prefix + name, value)
 
     def norm(self, x, weight, bias):
         return [self.norm_one(line, balls(weight), balls(bias)) for line in x]
@@ -74,29 +74,29 @@ class Row:
         scale = (variance + self.epsilon).rsqrt()
         return [c * scale * w + b for c, w, b in zip(centred, weight, bias, strict=True)]
 
-    def block(self, note, layer, x):
+    def block(self, record, layer, x):
         post = self.config.apply_residual_connection_post_layernorm
-        z = note("attention.norm", self.norm(x, layer.ln_attn_weight, layer.ln_attn_bias))
-        x = note("attention_block", added(z if post else x, self.attention(note, layer, z)))
-        z = note("mlp.norm", self.norm(x, layer.ln_mlp_weight, layer.ln_mlp_bias))
-        up = note("mlp.up", affine(z, layer.mlp_up_weight, layer.mlp_up_bias))
-        active = note("mlp.gelu", [[gelu(v) for v in line] for line in up])
-        output = note("mlp.output", affine(active, layer.mlp_down_weight, layer.mlp_down_bias))
-        return note("mlp_block", added(z if post else x, output))
+        z = record("attention.norm", self.norm(x, layer.ln_attn_weight, layer.ln_attn_bias))
+        x = record("attention_block", added(z if post else x, self.attention(record, layer, z)))
+        z = record("mlp.norm", self.norm(x, layer.ln_mlp_weight, layer.ln_mlp_bias))
+        up = record("mlp.up", affine(z, layer.mlp_up_weight, layer.mlp_up_bias))
+        active = record("mlp.gelu", [[gelu(v) for v in line] for line in up])
+        output = record("mlp.output", affine(active, layer.mlp_down_weight, layer.mlp_down_bias))
+        return record("mlp_block", added(z if post else x, output))
 
-    def attention(self, note, layer, z):
+    def attention(self, record, layer, z):
         heads = range(self.config.num_heads)
         query, key, value = (
-            note(f"attention.{name}", [affine(z, layer.qkv_weight[h, c], layer.qkv_bias[h, c]) for h in heads])
+            record(f"attention.{name}", [affine(z, layer.qkv_weight[h, c], layer.qkv_bias[h, c]) for h in heads])
             for c, name in enumerate(("query", "key", "value"))
         )
-        scores = note("attention.scores", [self.scores(h, query[h], key[h]) for h in heads])
-        shares = note("attention.probabilities", [[softmax(line) for line in scores[h]] for h in heads])
+        scores = record("attention.scores", [self.scores(h, query[h], key[h]) for h in heads])
+        shares = record("attention.probabilities", [[softmax(line) for line in scores[h]] for h in heads])
         mixed = [[mix(line, value[h]) for line in shares[h]] for h in heads]
         context = [[v for h in heads for v in mixed[h][t]] for t in range(len(z))]
-        note("attention.context", context)
+        record("attention.context", context)
         width = self.config.hidden_dim
-        return note(
+        return record(
             "attention.output", affine(context, layer.attn_out_weight.reshape(width, width), layer.attn_out_bias)
         )
 
@@ -176,8 +176,8 @@ def enclose(case, values):
     """
     rows, bits = certified(case)
     worst, size = {}, {}
-    for row, seen in enumerate(rows):
-        for name, value in seen.items():
+    for row, intermediates in enumerate(rows):
+        for name, value in intermediates.items():
             error = max(distance(case, row, name, value, values[name]))
             worst[name] = max(worst.get(name, 0.0), error)
             size[name] = max(size.get(name, 0.0), magnitude(value))

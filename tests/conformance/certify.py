@@ -1,4 +1,4 @@
-"""Proves how accurate the float64 reference is on small models: `cd tests && python -m conformance.certify`."""
+"""Prove error bounds of the float64 reference on small models: `cd tests && python -m conformance.certify`."""
 
 from conformance.ball_arithmetic import enclose
 
@@ -7,7 +7,7 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.oracle.truth import truth
 
 PROMISED = 1e-13
-"""Relative to the largest magnitude, for every named intermediate (NUM-7)."""
+"""Largest error of every named intermediate, relative to its largest magnitude (NUM-7)."""
 
 
 def small(heads, head_dim, layers, time, kind="real", gain=1.0, qk_gain=1.0, **changes):
@@ -39,10 +39,10 @@ CASES = {
 
 
 def certificate(case):
-    """(proven errors by name, longdouble's estimates by name, bits that were needed)."""
-    seen = truth(case)
-    proven, bits = enclose(case, seen.values)
-    return proven, seen.self_error, bits
+    """Return (proven errors by name, errors estimated with longdouble by name, bits of precision)."""
+    reference = truth(case)
+    proven, bits = enclose(case, reference.values)
+    return proven, reference.self_error, bits
 
 
 def main():

@@ -36,8 +36,8 @@ def reference(case, dtype):
 
 
 def one(case, tier, **outputs):
-    [found] = judge(case, TIERS[tier], outputs)
-    return found
+    [judgement] = judge(case, TIERS[tier], outputs)
+    return judgement
 
 
 # --- sigma -------------------------------------------------------------------------------------------------------
@@ -75,9 +75,9 @@ def test_sigma_is_the_spread_of_float32(ordering, anchor):
             far = per_position(name, got.astype(np.float64) - right[name], now.is_real)[now.is_real]
             where = allowed[name][now.is_real]
             ratios.setdefault(name, []).extend(far[where > 0] / where[where > 0])
-    typical = {name: float(np.sqrt(np.mean(np.square(found)))) for name, found in ratios.items()}
+    typical = {name: float(np.sqrt(np.mean(np.square(values)))) for name, values in ratios.items()}
     assert {n: r for n, r in typical.items() if n != "word_embedding" and not 0.1 < r < 1.5} == {}
-    assert max(max(found) for found in ratios.values()) < LIMIT
+    assert max(max(values) for values in ratios.values()) < LIMIT
 
 
 def test_sigma_of_a_power_of_two_scale_is_proportional_to_the_roundoff():
@@ -101,8 +101,8 @@ def test_sigma_is_reproducible_and_the_larger_of_both_anchorings():
     names = ["logits", "layers.1.attention.scores"]
     again = montecarlo.errors(replace(now, name="another object"), TIERS["float32"], montecarlo.affordable(now))
     squares = np.zeros((2, 2, 12))
-    for anchoring, found in again:
-        squares[anchoring] += np.square(per_position("logits", found["logits"], now.is_real))
+    for anchoring, by_name in again:
+        squares[anchoring] += np.square(per_position("logits", by_name["logits"], now.is_real))
     assert list(sigma(now, TIERS["float32"], names)) == names
     raw = squares.max(axis=0) / montecarlo.affordable(now)
     steady = (montecarlo.affordable(now) * raw + 2 * np.median(raw)) / (montecarlo.affordable(now) + 2)
@@ -169,17 +169,17 @@ def graded_with(name, at, size=0.0, unrest=0.0):
 
 @pytest.mark.clause("NUM-10")
 def test_noise_beside_a_small_signal_is_not_judged_there_only():
-    found = graded_with("layers.0.attention_block", 2, 0.06)
-    assert found["layers.0.attention_block"] == "++-+++"
-    assert {key: g for key, g in found.items() if g != "++++++" and key != "layers.0.attention_block"} == {}
+    graded = graded_with("layers.0.attention_block", 2, 0.06)
+    assert graded["layers.0.attention_block"] == "++-+++"
+    assert {key: g for key, g in graded.items() if g != "++++++" and key != "layers.0.attention_block"} == {}
 
 
 @pytest.mark.clause("NUM-10")
 def test_what_comes_of_a_lost_position_is_not_judged():
-    found = graded_with("layers.0.attention_block", 2, 0.3)
-    assert found["layers.0.attention.output"] == "++++++"
+    graded = graded_with("layers.0.attention_block", 2, 0.3)
+    assert graded["layers.0.attention.output"] == "++++++"
     assert {
-        found[key] for key in ("layers.0.attention_block", "layers.0.mlp.norm", "layers.1.mlp_block", "logits")
+        graded[key] for key in ("layers.0.attention_block", "layers.0.mlp.norm", "layers.1.mlp_block", "logits")
     } == {"++----"}
 
 
@@ -187,10 +187,10 @@ def test_what_comes_of_a_lost_position_is_not_judged():
 def test_scores_beyond_which_softmax_multiplies_their_noise():
     name = "layers.0.attention.scores"
     assert set(graded_with(name, 3, unrest=0.49).values()) == {"++++++"}
-    found = graded_with(name, 3, unrest=0.51)
-    assert found["layers.0.attention.value"] == "++++++"
-    assert found[name] == found["layers.0.attention.output"] == "+++-++"
-    assert found["layers.0.attention_block"] == found["logits"] == "+++---"
+    graded = graded_with(name, 3, unrest=0.51)
+    assert graded["layers.0.attention.value"] == "++++++"
+    assert graded[name] == graded["layers.0.attention.output"] == "+++-++"
+    assert graded["layers.0.attention_block"] == graded["logits"] == "+++---"
 
 
 # --- what is compared --------------------------------------------------------------------------------------------
@@ -224,8 +224,8 @@ def test_the_table_of_axes():
         expected = 0.0 if name.endswith("scores") else 1.0
         assert np.allclose(per_position(name, value, now.is_real), expected)
     probabilities = np.arange(32.0).reshape(1, 2, 4, 4)
-    found = per_head("attention.probabilities", probabilities, now.is_real)
-    assert found[0, 1, 2] == np.sqrt(np.mean(np.square([24.0, 25.0, 26.0])))
+    rms = per_head("attention.probabilities", probabilities, now.is_real)
+    assert rms[0, 1, 2] == np.sqrt(np.mean(np.square([24.0, 25.0, 26.0])))
     assert visible(now.is_real).sum() == 10
 
 
@@ -237,9 +237,9 @@ def test_the_table_of_axes():
 def test_the_reference_passes_in_every_dtype(dtype):
     for seed in range(5):
         now = case(seed=seed)
-        found = judge(now, tier_of(dtype), reference(now, dtype))
-        assert {j.name: j.explanation for j in found if j.verdict != "pass"} == {}
-        assert [j.name for j in found] == list(truth(now).values)
+        judgements = judge(now, tier_of(dtype), reference(now, dtype))
+        assert {j.name: j.explanation for j in judgements if j.verdict != "pass"} == {}
+        assert [j.name for j in judgements] == list(truth(now).values)
 
 
 @pytest.mark.clause("NUM-9")
@@ -250,19 +250,19 @@ def test_an_error_beyond_the_limit_fails_where_it_is():
     wrong[row, column] += 4.9 * allowed
     assert one(now, "float32", logits=wrong).verdict == "pass"
     wrong[row, column] += 0.2 * allowed
-    found = one(now, "float32", logits=wrong)
-    assert (found.verdict, found.where, round(found.z, 3)) == ("fail", (row, column), 5.1)
-    assert found.explanation.startswith(f"logits at ({row}, {column}): rms error ")
-    assert found.explanation.endswith("that rounding explains (float32; limit 5 times)")
+    judgement = one(now, "float32", logits=wrong)
+    assert (judgement.verdict, judgement.where, round(judgement.z, 3)) == ("fail", (row, column), 5.1)
+    assert judgement.explanation.startswith(f"logits at ({row}, {column}): rms error ")
+    assert judgement.explanation.endswith("that rounding explains (float32; limit 5 times)")
 
 
 def test_a_number_that_is_not_finite_fails():
     now, wrong = case(), truth(case()).values["layers.0.attention.query"].copy()
     row, column = map(int, np.argwhere(now.is_real)[-1])
     wrong[row, 1, column, 2] = np.nan
-    found = one(now, "float32", **{"layers.0.attention.query": wrong})
-    assert (found.verdict, found.where) == ("fail", (row, column))
-    assert found.explanation.endswith("not finite, where the truth is")
+    judgement = one(now, "float32", **{"layers.0.attention.query": wrong})
+    assert (judgement.verdict, judgement.where) == ("fail", (row, column))
+    assert judgement.explanation.endswith("not finite, where the truth is")
 
 
 @pytest.mark.parametrize(
@@ -274,8 +274,8 @@ def test_a_number_that_is_not_finite_fails():
     ],
 )
 def test_a_wrong_form_fails_with_a_sentence(change, said):
-    found = one(case(), "float32", logits=change(truth(case()).values["logits"]))
-    assert (found.verdict, found.explanation) == ("fail", f"logits: {said}")
+    judgement = one(case(), "float32", logits=change(truth(case()).values["logits"]))
+    assert (judgement.verdict, judgement.explanation) == ("fail", f"logits: {said}")
 
 
 def test_16_bit_arrays_are_taken():
@@ -292,20 +292,20 @@ def test_an_unknown_name_is_refused():
 @pytest.mark.clause("NUM-10")
 def test_where_rounding_decides_nothing_is_said():
     wild = case(qk_gain=60.0, gain=3.0, kind="real")
-    found = {j.name: j for j in judge(wild, TIERS["bfloat16-scores"], reference(wild, "float32"))}
-    assert found["layers.0.attention.query"].verdict == "pass"
-    assert found["logits"].verdict == "inconclusive"
-    assert "of the positions can be judged; at the others, rounding alone" in found["logits"].explanation
+    judgements = {j.name: j for j in judge(wild, TIERS["bfloat16-scores"], reference(wild, "float32"))}
+    assert judgements["layers.0.attention.query"].verdict == "pass"
+    assert judgements["logits"].verdict == "inconclusive"
+    assert "of the positions can be judged; at the others, rounding alone" in judgements["logits"].explanation
     assert one(wild, "float32", logits=truth(wild).values["logits"]).verdict == "pass"
 
 
 @pytest.mark.clause("NUM-10")
 def test_what_float16_cannot_hold_is_not_judged():
     big = case(gain=300.0)
-    found = one(big, "float16", logits=truth(big).values["logits"])
+    judgement = one(big, "float16", logits=truth(big).values["logits"])
     assert truth(big).largest > 65504.0
-    assert found.verdict == "inconclusive"
-    assert "which float16 cannot represent" in found.explanation
+    assert judgement.verdict == "inconclusive"
+    assert "which float16 cannot represent" in judgement.explanation
 
 
 def test_a_batch_of_padding_passes():
@@ -337,9 +337,9 @@ def test_tiers():
 @pytest.mark.clause("NUM-9")
 @pytest.mark.parametrize("dtype", budget_study.DTYPES)
 def test_no_false_alarm_in_a_piece_of_the_study(dtype):
-    found = budget_study.false_alarms("numpy", dtype, range(100_000, 100_010))
-    assert found["failures"] == []
-    assert found["pass"] >= (10 if dtype == "float32" else 3)
+    counts = budget_study.false_alarms("numpy", dtype, range(100_000, 100_010))
+    assert counts["failures"] == []
+    assert counts["pass"] >= (10 if dtype == "float32" else 3)
 
 
 def test_the_study_finds_a_planted_mistake_and_prints_its_table(tmp_path, capsys):

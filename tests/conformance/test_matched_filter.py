@@ -56,12 +56,12 @@ CASES = [case(seed, embedding_std=(1.0, 2e-3)[seed % 2]) for seed in range(6)]
 
 def errors_of(lab, dtype=np.float32, name="logits"):
     """Of a model that makes the mistake in real arithmetic, beside the worst Z that the kit sees."""
-    found, worst = [], 0.0
+    errors, worst = [], 0.0
     for now in CASES:
         got = lab(now.config, now.params, dtype=dtype).run(now.token_ids, now.is_real)[name].astype(np.float64)
-        found.append(got - truth(now).values[name])
+        errors.append(got - truth(now).values[name])
         worst = max(worst, judge(now, TIERS["float32"], {name: got})[0].z)
-    return found, worst
+    return errors, worst
 
 
 @pytest.mark.clause("NUM-12")
@@ -79,9 +79,9 @@ def test_a_mistake_below_the_noise_is_named():
 def test_a_mistake_above_the_noise_is_named(lab):
     errors, worst = errors_of(lab)
     assert worst > LIMIT
-    found = [a for a in project(CASES, TIERS["float32"], errors, KNOWN) if a.explains]
-    assert [a.name for a in found] == [lab.__name__]
-    assert found[0].value == pytest.approx(1.0, abs=1e-3)
+    explaining = [a for a in project(CASES, TIERS["float32"], errors, KNOWN) if a.explains]
+    assert [a.name for a in explaining] == [lab.__name__]
+    assert explaining[0].value == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.clause("NUM-12")
@@ -100,8 +100,8 @@ def test_the_standard_error_is_that_of_correct_runs():
         got = InstrumentedModel(now[0].config, now[0].params, dtype=np.float32).run(now[0].token_ids, now[0].is_real)[
             "logits"
         ]
-        found = project(now, TIERS["float32"], [got - truth(now[0]).values["logits"]], KNOWN[:2])
-        scores += [a.value / a.standard_error for a in found]
+        amplitudes = project(now, TIERS["float32"], [got - truth(now[0]).values["logits"]], KNOWN[:2])
+        scores += [a.value / a.standard_error for a in amplitudes]
     assert 0.2 < np.sqrt(np.mean(np.square(scores))) < 1.5
     assert np.abs(scores).max() < 5
 

@@ -62,21 +62,23 @@ def test_another_constant_is_seen(monkeypatch):
 
 def test_the_truth_is_the_reference_and_is_remembered():
     case = CASES["2 heads, left padding"]
-    seen = truth(case)
+    results = truth(case)
     model = BloomBackbone.from_params(case.config, case.params, "float64")
     again = model.trace({"token_ids": case.token_ids, "padding_mask": case.is_real})
-    assert list(seen.values) == list(again)
-    assert all(seen.values[name].tobytes() == again[name].tobytes() for name in again)
-    assert truth(replace(case)) is seen
+    assert list(results.values) == list(again)
+    assert all(results.values[name].tobytes() == again[name].tobytes() for name in again)
+    assert truth(replace(case)) is results
     with pytest.raises(ValueError, match="read-only"):
-        seen.values["logits"][0, 0, 0] = 1.0
+        results.values["logits"][0, 0, 0] = 1.0
 
 
 def test_what_is_computed_in_vain_counts_for_the_range_only():
-    found = truth(CASES["2 heads, left padding"])
-    scores = found.values["layers.1.attention.scores"]
+    results = truth(CASES["2 heads, left padding"])
+    scores = results.values["layers.1.attention.scores"]
     assert (
-        found.reach["layers.1.attention.scores"] == np.abs(scores).max() > found.magnitudes["layers.1.attention.scores"]
+        results.reach["layers.1.attention.scores"]
+        == np.abs(scores).max()
+        > results.magnitudes["layers.1.attention.scores"]
     )
-    assert found.magnitudes["logits"] == np.abs(found.values["logits"][found.case.is_real]).max()
-    assert found.largest == max(np.abs(value).max() for value in found.values.values())
+    assert results.magnitudes["logits"] == np.abs(results.values["logits"][results.case.is_real]).max()
+    assert results.largest == max(np.abs(value).max() for value in results.values.values())

@@ -118,8 +118,11 @@ def test_the_report_as_json(here):
     report = json.loads((here / "report.json").read_text("utf-8"))
     assert result.returncode == 0
     assert report["verdicts"] == {"float32": "conforms"}
-    assert {found["name"]: found["verdict"] for found in report["properties"]}["logits"] == "holds"
+    assert {row["name"]: row["verdict"] for row in report["properties"]}["logits"] == "holds"
     assert report["stale_waivers"] == []
+    assert set(report) == {"implementation", "versions", "verdicts", "properties", "stale_waivers", "not_available"}
+    keys = "name dtype held inconclusive waived failed worst reasons matched excused verdict"
+    assert all(set(row) == set(keys.split()) for row in report["properties"])
 
 
 # --- waivers -------------------------------------------------------------------------------------------------------

@@ -31,13 +31,13 @@ CASE = Case(CONFIG, seed=3, batch=3, time=12, kind="holes", cuts=(5, 9))
 
 
 ADAPTERS = {"peft": Lora((*LINEARS, EMBEDDING)), "keras": Lora(tuple(DENSE_LAYERS), form="keras")}
-ASKED_OF_THE_BENCH = [found for found in PROPERTIES.values() if found.name != "gradients"]
+ASKED_OF_THE_BENCH = [prop for prop in PROPERTIES.values() if prop.name != "gradients"]
 
 
-def case_for(found: Property) -> Case:
-    if found.adapter:
-        return replace(CASE, kind="real", lora=ADAPTERS[found.adapter])
-    return CASE if "holes" in found.kinds else replace(CASE, kind="left")
+def case_for(prop: Property) -> Case:
+    if prop.adapter:
+        return replace(CASE, kind="real", lora=ADAPTERS[prop.adapter])
+    return CASE if "holes" in prop.kinds else replace(CASE, kind="left")
 
 
 # --- one mistake for each property ---------------------------------------------------------------------------------
@@ -107,9 +107,9 @@ class Drifts(InstrumentedModel):
 
 class Overwrites(InstrumentedModel):
     def embedding_lookup(self, token_ids):
-        found = super().embedding_lookup(token_ids)
+        embedded = super().embedding_lookup(token_ids)
         token_ids[:] = 0
-        return found
+        return embedded
 
 
 class NoMaskIsAllPadding(InstrumentedModel):
@@ -169,20 +169,20 @@ class ChangesTheBase(InstrumentedModel):
 
 class WrongGradient(TracedModel):
     def loss_and_gradients(self, *arguments):
-        loss, found = super().loss_and_gradients(*arguments)
-        return loss, found | {"transformer.ln_f.weight": found["transformer.ln_f.weight"] * 1.00001}
+        loss, by_name = super().loss_and_gradients(*arguments)
+        return loss, by_name | {"transformer.ln_f.weight": by_name["transformer.ln_f.weight"] * 1.00001}
 
 
 class NoGradient(TracedModel):
     def loss_and_gradients(self, *arguments):
-        loss, found = super().loss_and_gradients(*arguments)
-        return loss, {key: array for key, array in found.items() if key != "transformer.ln_f.bias"}
+        loss, by_name = super().loss_and_gradients(*arguments)
+        return loss, {key: array for key, array in by_name.items() if key != "transformer.ln_f.bias"}
 
 
 class WrongLoss(TracedModel):
     def loss_and_gradients(self, *arguments):
-        loss, found = super().loss_and_gradients(*arguments)
-        return loss * 1.00001, found
+        loss, by_name = super().loss_and_gradients(*arguments)
+        return loss * 1.00001, by_name
 
 
 class TracedAdapter(Backend):
@@ -225,11 +225,11 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("name", "mistake"), MISTAKES, ids=lambda value: getattr(value, "__name__", value))
 def test_a_property_finds_its_mistake(name, mistake):
-    found = PROPERTIES[name]
-    case = replace(case_for(found), kind="real") if name == "masks" else case_for(found)
+    prop = PROPERTIES[name]
+    case = replace(case_for(prop), kind="real") if name == "masks" else case_for(prop)
     with pytest.raises(Failure) as caught:
-        found.check(Subject(InstrumentedImplementation(mistake), "float64"), case)
-    assert caught.value.clauses == found.clauses
+        prop.check(Subject(InstrumentedImplementation(mistake), "float64"), case)
+    assert caught.value.clauses == prop.clauses
 
 
 @pytest.mark.parametrize("mistake", [WrongGradient, NoGradient, WrongLoss])
@@ -241,9 +241,9 @@ def test_a_wrong_gradient_is_found(mistake, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-@pytest.mark.parametrize("found", ASKED_OF_THE_BENCH, ids=lambda found: found.name)
-def test_a_property_holds_for_the_reference(found, dtype):
-    assert found.check(Subject(InstrumentedImplementation(), dtype), case_for(found)) < 5.0
+@pytest.mark.parametrize("prop", ASKED_OF_THE_BENCH, ids=lambda prop: prop.name)
+def test_a_property_holds_for_the_reference(prop, dtype):
+    assert prop.check(Subject(InstrumentedImplementation(), dtype), case_for(prop)) < 5.0
 
 
 @pytest.mark.clause("CNF-1")
@@ -311,11 +311,11 @@ def test_what_an_implementation_raises_is_its_failure_and_what_the_kit_raises_is
 @pytest.mark.clause("CNF-2")
 def test_what_drowns_in_rounding_is_inconclusive_and_counted():
     drowned = Judgement("logits", "inconclusive", 0.0, (0, 0), "too much rounding")
-    found = Property("drowned", "", (), lambda _subject, _case: [drowned])
+    prop = Property("drowned", "", (), lambda _subject, _case: [drowned])
     subject, counts = Subject(InstrumentedImplementation(), "float32"), Counts("drowned", "float32")
     with pytest.raises(Inconclusive, match="too much rounding"):
-        found.check(subject, CASE)
-    Runner().ask(found, subject, CASE, counts)
+        prop.check(subject, CASE)
+    Runner().ask(prop, subject, CASE, counts)
     assert (counts.passed, counts.inconclusive, counts.verdict, counts.reasons) == (
         0,
         1,
@@ -377,7 +377,7 @@ def test_what_is_lacking_is_said():
         adapters=("peft",),
     )
     subject = Subject(adapter, "float32")
-    reasons = {name: lacking(found, subject) for name, found in PROPERTIES.items()}
+    reasons = {name: lacking(prop, subject) for name, prop in PROPERTIES.items()}
     assert {name for name, reason in reasons.items() if reason} == {
         "padding",
         "shift",
@@ -411,8 +411,8 @@ def test_an_unavailable_implementation_says_why():
 
 
 def test_every_property_is_asked_of_a_fixed_case():
-    for found in PROPERTIES.values():
-        assert [case for case in FIXED_CASES if applies(found, case)], found.name
+    for prop in PROPERTIES.values():
+        assert [case for case in FIXED_CASES if applies(prop, case)], prop.name
     assert len({case.name for case in FIXED_CASES}) == len(FIXED_CASES)
 
 

@@ -57,7 +57,7 @@ def test_transformers_bfloat16_is_emulated(case):
 
 def test_most_operations_agree_in_float16():
     shares = [agreement(c, "hf-eager-float16", shown_by_transformers(c, "float16")) for c in CASES[:6]]
-    assert min(share for found in shares for share in found.values()) >= 0.99
+    assert min(share for by_name in shares for share in by_name.values()) >= 0.99
 
 
 def test_another_gelu_is_seen_in_bfloat16(monkeypatch):
