@@ -80,7 +80,7 @@ def greedy(backend: str, preset: str, tokens: int = 48) -> str:
     for i, (ours, reference) in enumerate(zip(actual, expected, strict=True)):
         wrong = [t for t, pair in enumerate(zip(ours, reference, strict=True)) if pair[0] != pair[1]]
         assert not wrong, f"prompt {i % 3}: token {wrong[0]} is {ours[wrong[0]]}, the reference's {reference[wrong[0]]}"
-    return f"{tokens} tokens behind each of {len(prompts)} prompts, together and alone"
+    return f"{tokens} tokens after each of {len(prompts)} prompts, together and alone"
 
 
 def _continue(backend: str, params: Any, config: Any, prompts: list[list[int]], tokens: int) -> list[Any]:

@@ -141,9 +141,9 @@ def open_groups(report: Report, arguments: argparse.Namespace) -> Iterator[Group
     for groups in PASSES:
         for preset in arguments.presets:
             for group in groups:
-                asked = tuple(name for name in group if name in arguments.participants)
-                if missing := {name for name in asked if not report.has(preset, name)}:
-                    yield preset, tuple(name for name in asked if name in {*missing, *FLOORS})
+                requested = tuple(name for name in group if name in arguments.participants)
+                if missing := {name for name in requested if not report.has(preset, name)}:
+                    yield preset, tuple(name for name in requested if name in {*missing, *FLOORS})
 
 
 def _measure_group(report: Report, preset: str, names: tuple[str, ...], progress: Progress, task: Any) -> None:

@@ -49,7 +49,7 @@ class Chip:
     reserved_shared: int = 1024
     """Bytes of shared memory that the system reserves per thread block."""
 
-    def blocks_held(self, warps: int, registers: int, shared: int) -> int:
+    def resident_blocks(self, warps: int, registers: int, shared: int) -> int:
         """Return the resident thread blocks per SM. Registers are allocated to warps in units of 256."""
         of_warp = math.ceil(registers * 32 / 256) * 256
         by_shared = self.shared // (shared + self.reserved_shared)
@@ -185,10 +185,10 @@ def table(
 
 def _row(preset: str, launch: Launch, size: int, times: int, registers: int, chip: Chip) -> Row:
     warps, blocks = launch.block // 32, math.prod(launch.grid)
-    held = chip.blocks_held(warps, registers, launch.shared)
-    waves = round(blocks / (held * chip.sms), 2)
+    resident = chip.resident_blocks(warps, registers, launch.shared)
+    waves = round(blocks / (resident * chip.sms), 2)
     return Row(
-        preset, name_of(launch), times, blocks, launch.block, registers, launch.shared, held * warps, waves, size
+        preset, name_of(launch), times, blocks, launch.block, registers, launch.shared, resident * warps, waves, size
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import checks, exercise, stages
 from benchmarks.gpu.stages import FAILED, NOT_RUN, PASSED, Check, Result
 
-EQUAL = "3 tokens behind each of 3 prompts, together and alone"
+EQUAL = "3 tokens after each of 3 prompts, together and alone"
 SUCCEEDS, FAILS = (sys.executable, "-c", "print('3 passed')"), (sys.executable, "-c", "raise SystemExit('1 failed')")
 SLEEPS = (sys.executable, "-c", "import time; time.sleep(9)")
 

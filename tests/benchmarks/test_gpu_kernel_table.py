@@ -35,7 +35,7 @@ def compiled(module: str, expressions: tuple[str, ...], arch: int) -> Any:
 def test_resident_blocks_are_bounded_by_warps_registers_and_shared_memory(
     warps: int, registers: int, shared: int, expected: int
 ) -> None:
-    assert Chip().blocks_held(warps, registers, shared) == expected
+    assert Chip().resident_blocks(warps, registers, shared) == expected
 
 
 @pytest.mark.parametrize("preset", paper.PRESETS)
@@ -56,5 +56,5 @@ def test_the_committed_table_is_up_to_date() -> None:
         (r.preset, r.kernel, r.times, r.blocks, r.threads, r.shared_bytes, r.bytes) for r in current
     ]
     for row in known:
-        held = Chip().blocks_held(row.threads // 32, row.registers, row.shared_bytes)
-        assert row.warps_a_processor == held * row.threads // 32
+        resident = Chip().resident_blocks(row.threads // 32, row.registers, row.shared_bytes)
+        assert row.warps_a_processor == resident * row.threads // 32

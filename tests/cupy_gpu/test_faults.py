@@ -98,7 +98,7 @@ FAULTS = (
     Fault("the arrival counter not reset", "attention", "arrival_counter[pair] = 0", "(void)0", DECODE),
     Fault("copies not waited for", "flash", "wait_for_copies<STAGES - 1>();", "", FLASH),
     Fault("the wait one group short", "flash", "wait_for_copies<STAGES - 1>()", "wait_for_copies<STAGES>()", FLASH),
-    Fault("no barrier behind the copies", "flash", "        wait_for_copies<STAGES - 1>();\n        __syncthreads();", "        wait_for_copies<STAGES - 1>();", FLASH),
+    Fault("no barrier after the copies", "flash", "        wait_for_copies<STAGES - 1>();\n        __syncthreads();", "        wait_for_copies<STAGES - 1>();", FLASH),
     Fault("tiles overwritten while they are read", "flash", "        __syncthreads();  // the tiles", "        // the tiles", FLASH),
     Fault("key rows of the wrong lanes", "flash", "lane % 8 + lane / 16 * 8", "lane % 8 + lane / 8 % 2 * 8", FLASH),
     Fault("values not transposed", "flash", "load_matrices_transposed(b", "load_matrices(b", FLASH),
