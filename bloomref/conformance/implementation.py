@@ -17,7 +17,7 @@ OPTIONAL_METHODS = ("hidden", "trace", "in_pieces", "loss_and_gradients", "call"
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an implementation supports. The kit skips everything else and reports why.
+    """Features that an implementation supports. The kit skips all others and reports why.
 
     Args:
         dtypes: dtypes in which it computes.

@@ -1,5 +1,6 @@
 """The test subject: an implementation in one dtype, its models, and what it does not support."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,12 @@ class Subject:
     implementation: Implementation
     dtype: str
     _last: tuple[object, Model] | None = field(default=None, repr=False)
+
+    @property
+    def adapter(self) -> Implementation:
+        """Deprecated name of `implementation`."""
+        warnings.warn("Subject.adapter is now called implementation", DeprecationWarning, stacklevel=2)
+        return self.implementation
 
     @property
     def tier(self) -> Tier:

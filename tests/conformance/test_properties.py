@@ -416,8 +416,11 @@ def test_every_property_is_asked_of_a_fixed_case():
     assert len({case.name for case in FIXED_CASES}) == len(FIXED_CASES)
 
 
-def test_the_former_name_of_the_protocol_warns():
+def test_former_names_warn():
     with pytest.warns(DeprecationWarning, match="is now called Implementation"):
         assert implementation.Adapter is implementation.Implementation
+    subject = Subject(InstrumentedImplementation(), "float32")
+    with pytest.warns(DeprecationWarning, match="is now called implementation"):
+        assert subject.adapter is subject.implementation
     with pytest.raises(AttributeError, match="no attribute 'Adaptor'"):
         _ = implementation.Adaptor

@@ -123,11 +123,11 @@ def errors(case: Case, tier: Tier, samples: int) -> Iterator[tuple[int, dict[str
         return
     exact = truth(case).values
     rng = np.random.Generator(np.random.SFC64(zlib.crc32(case.token_ids.tobytes())))
-    lab = NoisyModel.of(case, Noise(tier, rng))
+    model = NoisyModel.of(case, Noise(tier, rng))
     order = np.tile([0, 1], samples)
-    for anchorings in np.array_split(order, -(-len(order) * _numbers(case) // ELEMENTS)):
-        if len(anchorings):
-            yield from _run(case, lab, anchorings, exact)
+    for anchors in np.array_split(order, -(-len(order) * _numbers(case) // ELEMENTS)):
+        if len(anchors):
+            yield from _run(case, model, anchors, exact)
 
 
 def affordable(case: Case) -> int:
@@ -136,15 +136,15 @@ def affordable(case: Case) -> int:
 
 
 def _run(
-    case: Case, lab: NoisyModel, anchorings: Array, exact: dict[str, Array]
+    case: Case, model: NoisyModel, anchors: Array, exact: dict[str, Array]
 ) -> Iterator[tuple[int, dict[str, Array]]]:
     batch, time = case.token_ids.shape
-    lab.anchors = np.repeat(anchorings * (time - 1), batch)
-    lab.arithmetic.alike = np.repeat(anchorings == 1, batch)
-    seen = lab.run(np.tile(case.token_ids, (len(anchorings), 1)), np.tile(case.is_real, (len(anchorings), 1)))
-    for i, anchoring in enumerate(anchorings):
+    model.anchors = np.repeat(anchors * (time - 1), batch)
+    model.arithmetic.alike = np.repeat(anchors == 1, batch)
+    results = model.run(np.tile(case.token_ids, (len(anchors), 1)), np.tile(case.is_real, (len(anchors), 1)))
+    for i, anchor in enumerate(anchors):
         rows = slice(i * batch, (i + 1) * batch)
-        yield int(anchoring), {name: seen[name][rows] - value for name, value in exact.items()}
+        yield int(anchor), {name: results[name][rows] - value for name, value in exact.items()}
 
 
 def _numbers(case: Case) -> int:

@@ -1,5 +1,5 @@
-"""A run of the kit: cases are drawn, checked, waived and counted.
+"""A run of the kit: cases are drawn, checked, waived and counted. Its pytest side is `conformance.suite`.
 
 Modules in reading order: `resolve` (find the implementation), `waivers` (known failures), `results` (counts and
-report), `runner` (draw and check), `pytest_session` (options and hooks of pytest).
+report), `runner` (draw and check).
 """

@@ -1,2 +1,2 @@
-"""The pytest side of a run. `pytest_session` has its options and its report; `test_conformance` asks the properties and
-the vectors."""
+"""The pytest side of a run: `pytest_session` has the options, the header and the report; `test_conformance` has the tests
+that `pytest --pyargs bloomref.conformance` collects."""
