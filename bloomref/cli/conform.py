@@ -27,9 +27,9 @@ def command(
     program: Annotated[
         str | None, typer.Option(metavar="COMMAND", help="A program in any language (docs/adapters.md).")
     ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="Repeatable.  [default: every declared dtype]")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: every declared dtype.")] = None,
     examples: Annotated[
-        int | None, typer.Option(min=1, help="Number of cases drawn for each property.  [default: 20]")
+        int | None, typer.Option(min=1, help="Number of cases drawn for each property. Default: 20.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the drawn cases.")] = 0,
     waivers: Annotated[
