@@ -1,9 +1,10 @@
-"""Is every line of the reference held by a test? Each small change of its source must make one fail.
+"""Mutation testing of the source: each small change of the reference, the vocabulary and the reader of weights must fail a test.
 
-    python tests/mutation/mutate.py
+    python tests/mutation/mutate.py --json docs/proof/mutations.json
 
-Changes: an operator for another, a number for another, a comparison turned, True for False, a condition negated, an argument
-dropped, a statement removed. A child process runs the tests on the changed module until the first failure; survivors are printed.
+Changes: another operator, another number, a turned comparison, True for False, a negated condition, a dropped argument, a
+removed statement. A child process runs the tests of the file on the changed module until the first failure. Survivors are
+printed.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +30,27 @@ import numpy  # noqa: F401
 import pytest
 
 ROOT = Path(__file__).parents[2]
-UNITS = [
-    *(f"reference/test_{name}" for name in ("ops", "trace", "cache", "model")),
-    "vocabulary/test_alibi",
-    "front_doors/test_golden",
-    "lora/test_lora",
-]
 LOOPBACK = "tests/backend/test_loopback.py::test_the_engine_over_the_reference_is_the_model"
-TESTS = [*(f"tests/unit/{name}.py" for name in UNITS), LOOPBACK]
-FILES = [Path("bloomref/reference/ops.py"), Path("bloomref/reference/model.py")]
-SECONDS = 120
+
+
+def _unit(*names: str) -> list[str]:
+    return [f"tests/unit/{name}.py" for name in names]
+
+
+MODEL = _unit("front_doors/test_golden", "reference/test_trace", "reference/test_cache", "reference/test_model")
+TESTS: dict[str, list[str]] = {
+    "bloomref/reference/ops.py": [*_unit("reference/test_ops"), *MODEL],
+    "bloomref/reference/model.py": [*MODEL, *_unit("vocabulary/test_alibi", "lora/test_lora"), LOOPBACK],
+    "bloomref/reference/lora_ops.py": _unit("lora/test_lora"),
+    "bloomref/alibi.py": _unit("vocabulary/test_alibi"),
+    "bloomref/dtypes.py": _unit("vocabulary/test_dtypes", "front_doors/test_golden"),
+    "bloomref/config.py": _unit("vocabulary/test_config"),
+    "bloomref/params.py": _unit("vocabulary/test_params", "front_doors/test_golden", "lora/test_lora"),
+    "bloomref/formats/safetensors_io.py": _unit("formats/test_formats_safetensors", "formats/test_hostile_files"),
+}
+"""File -> the fast tests that belong to it, in the order in which they run."""
+FILES = [Path(name) for name in TESTS]
+SECONDS = 300
 
 OPERATORS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Add: (ast.Sub,),
@@ -56,7 +70,7 @@ OPERATORS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
 
 
 def mutants(source: str) -> Iterator[tuple[str, str]]:
-    """(what was changed, the changed source) of every single change."""
+    """(description, changed source) of every single change."""
     tree = ast.parse(source)
     for path, node in _walk(tree, ()):
         for what, change in (*_changes(node), *_removals(node)):
@@ -69,7 +83,7 @@ Path_ = tuple[tuple[str, int | None], ...]
 
 
 def _walk(node: ast.AST, path: Path_) -> Iterator[tuple[Path_, ast.AST]]:
-    """Every node that is executed, with the way to it: no annotations, no docstrings."""
+    """Every executed node with its path: no annotations, no docstrings."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list"):
             continue
@@ -137,7 +151,7 @@ def _replace(tree: ast.AST, path: Path_, change: ast.AST) -> None:
 
 
 def survives(copy_of: Path, file: Path, source: str, tests: list[str]) -> bool:
-    """Whether the tests pass on the changed source, in a copy of the repository. A child that hangs has noticed."""
+    """True if the tests pass on the changed source, in a copy of the repository. A child that hangs counts as a failure."""
     (copy_of / file).write_text(source, "utf-8")
     child = os.fork()
     if child == 0:
@@ -154,7 +168,7 @@ def survives(copy_of: Path, file: Path, source: str, tests: list[str]) -> bool:
 
 
 def _run_tests(copy_of: Path, tests: list[str]) -> None:
-    """In the child: leaves with pytest's exit code."""
+    """Run pytest in the child and exit with its code."""
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
@@ -172,37 +186,81 @@ def _run_tests(copy_of: Path, tests: list[str]) -> None:
     os._exit(code)
 
 
-def examine(copy_of: Path, file: Path, tests: list[str]) -> dict[str, Any]:
-    """Every change of one file."""
-    right = (ROOT / file).read_text("utf-8")
-    if not survives(copy_of, file, ast.unparse(ast.parse(right)), tests):
-        raise SystemExit(f"{file}: the tests fail without any change")
-    found = list(mutants(right))
-    alive = []
-    for what, source in found:
-        if survives(copy_of, file, source, tests):
-            alive.append(what)
-            print(f"  survives: {what}", flush=True)
-    (copy_of / file).write_text(right, "utf-8")
-    print(f"{file}: {len(found) - len(alive)} of {len(found)} changes noticed", flush=True)
-    return {"changes": len(found), "survivors": alive}
+@dataclass(frozen=True)
+class Mutant:
+    """One changed source of one file."""
+
+    file: Path
+    change: str
+    source: str
+
+
+class Workers:
+    """Processes with a copy of the repository each, in which they change one file at a time."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folders = [folder / str(i) for i in range(count)]
+        for copy_of in self.folders:
+            for name in ("bloomref", "tests"):
+                shutil.copytree(ROOT / name, copy_of / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copy(ROOT / "pyproject.toml", copy_of)
+
+    def survivors(self, mutants: list[Mutant], report: Callable[[str], None]) -> list[Mutant]:
+        """The mutants on which all tests of their file pass; `report` gets a line of progress now and then."""
+        alive, done = [], 0
+        with ThreadPoolExecutor(len(self.folders)) as pool:
+            for mutant, is_alive in pool.map(self._examine, mutants):
+                done += 1
+                alive += [mutant] if is_alive else []
+                if is_alive:
+                    report(f"survives: {mutant.file}: {mutant.change}")
+                if done % 20 == 0 or done == len(mutants):
+                    report(f"{done} of {len(mutants)} changes, {len(alive)} survive")
+        return alive
+
+    def _examine(self, mutant: Mutant) -> tuple[Mutant, bool]:
+        copy_of = self.folders.pop()
+        try:
+            return mutant, survives(copy_of, mutant.file, mutant.source, TESTS[mutant.file.as_posix()])
+        finally:
+            (copy_of / mutant.file).write_text((ROOT / mutant.file).read_text("utf-8"), "utf-8")
+            self.folders.append(copy_of)
+
+
+def examine(files: list[Path], processes: int) -> dict[str, Any]:
+    """Number of changes and the survivors, by file."""
+    sources = {file: (ROOT / file).read_text("utf-8") for file in files}
+    changes = [Mutant(file, what, changed) for file in files for what, changed in mutants(sources[file])]
+    unchanged = [Mutant(file, "no change", ast.unparse(ast.parse(source))) for file, source in sources.items()]
+    with tempfile.TemporaryDirectory() as folder:
+        workers = Workers(Path(folder), processes)
+        passing = {mutant.file for mutant in workers.survivors(unchanged, lambda _: None)}
+        if failing := [str(file) for file in files if file not in passing]:
+            raise SystemExit(f"{', '.join(failing)}: the tests fail without any change")
+        alive = workers.survivors(changes, lambda line: print(line, flush=True))
+    return {
+        file.as_posix(): {
+            "changes": sum(mutant.file == file for mutant in changes),
+            "survivors": [mutant.change for mutant in alive if mutant.file == file],
+        }
+        for file in files
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", type=Path, default=FILES)
-    parser.add_argument("--tests", nargs="*", default=TESTS)
-    parser.add_argument("--json", type=Path, help="also write the survivors there")
+    parser.add_argument("--files", nargs="*", type=Path, default=FILES, help="files to change; default: all of TESTS")
+    parser.add_argument("--processes", type=int, default=2, help="changes that are examined at a time")
+    parser.add_argument("--json", type=Path, help="also write the result there; files not examined keep their entry")
     options = parser.parse_args()
     sys.dont_write_bytecode = True
-    with tempfile.TemporaryDirectory() as folder:
-        copy_of = Path(folder)
-        for name in ("bloomref", "tests"):
-            shutil.copytree(ROOT / name, copy_of / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", copy_of)
-        result = {file.as_posix(): examine(copy_of, file, options.tests) for file in options.files}
+    result = examine(options.files, options.processes)
+    for name, record in result.items():
+        print(f"{name}: {record['changes'] - len(record['survivors'])} of {record['changes']} changes are detected")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        earlier = json.loads(options.json.read_text("utf-8")) if options.json.exists() else {}
+        merged = {name: entry for name in TESTS if (entry := (earlier | result).get(name))}
+        options.json.write_text(json.dumps(merged, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
