@@ -10,9 +10,9 @@ from bloomref.shapes import Array, Float
 
 
 def slopes(num_heads: int, dtype: DType = FLOAT32) -> Float[Array, " H"]:
-    """One slope a head: computed in float64, rounded once to `dtype`.
+    """The slope of each head, computed in float64 and rounded once to `dtype`.
 
-    With n = 2 ** floor(log2 H): heads 1 ... n get 2 ** (-8 i / n); the others get every second slope of the 2n series.
+    With n = 2 ** floor(log2 H): head i = 1 ... n has 2 ** (-8 i / n); the others have every second slope of a series of 2n heads.
 
     Clauses: ALI-1, ALI-2, ALI-3.
     """

@@ -1,4 +1,4 @@
-"""BloomConfig: every number that shapes a BLOOM, validated once, and its two spellings on disk."""
+"""BloomConfig: the numbers that define a BLOOM, validated once, and their two spellings on disk."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +30,7 @@ _KERAS_KEYS = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "inte
 
 @dataclass(frozen=True, kw_only=True)
 class BloomConfig:
-    """The numbers of one BLOOM. Clauses: CFG-1 ... CFG-11.
+    """The numbers that define one BLOOM. Clauses: CFG-1 ... CFG-11.
 
     Raises:
         InvalidInput: when a field is outside its domain.
@@ -51,7 +51,7 @@ class BloomConfig:
     eos_token_id: int | None = 2
     pad_token_id: int | None = 3
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Keys of a Hugging Face config.json without effect on the result (`pretraining_tp`, ...), kept for a round trip."""
+    """Keys of a Hugging Face config.json without effect on the result (`pretraining_tp`, ...), stored for a round trip."""
 
     def __post_init__(self) -> None:
         for name in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim"):
@@ -92,7 +92,7 @@ class BloomConfig:
     def from_hf(cls, data: Mapping[str, Any]) -> "BloomConfig":
         """Read a Hugging Face `config.json`, in the old or the new spelling of its keys.
 
-        Where both spellings are present the one that transformers honours wins (`n_embed` over `hidden_size`).
+        If both spellings are present, the one that transformers reads wins (`n_embed` over `hidden_size`).
 
         Raises:
             BadWeights: when it is not a BLOOM or lacks a size; InvalidInput: when a value is out of its domain.

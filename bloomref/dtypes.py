@@ -1,8 +1,8 @@
-"""dtype policies, and the one rounding rule of reduced precision.
+"""Dtype policies, and the rounding rule of reduced precision.
 
-NUM-1  A policy names two dtypes: weights are kept in its *variable* dtype and rounded to its *compute* dtype for use.
-NUM-2  A block computes in the *accumulation* dtype (float64 for float64, else float32) and rounds once what leaves it:
-       its output, and the keys and values that it leaves in the cache. Logits leave unrounded.
+NUM-1  A policy names two dtypes: weights are stored in its *variable* dtype and rounded to its *compute* dtype for use.
+NUM-2  A block computes in the *accumulation* dtype (float64 for float64, else float32) and rounds its results once:
+       its output, and the keys and values that it writes to the cache. Logits are not rounded.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _FLOATS: dict[str, DType] = {
 
 @dataclass(frozen=True)
 class DTypePolicy:
-    """How weights are kept and how results are rounded; the names and meanings are those of Keras."""
+    """The dtype of stored weights and that of results; names and meanings are those of Keras."""
 
     name: str
     variable_dtype: DType
@@ -72,10 +72,12 @@ def accumulation_dtype(dtype: DType) -> DType:
 
 
 def cast(array: Array, dtype: DType) -> Array:
-    """Every number rounded once, to nearest, ties to even; `array` itself when it has the dtype (NUM-1)."""
+    """Round every number once, to nearest, ties to even; return `array` itself if it has the dtype (NUM-1)."""
     if (array.dtype.name, dtype.name) != ("float64", "bfloat16"):
         return array.astype(dtype, copy=False)
-    single = array.astype(np.float32)  # ml_dtypes would round here and again: what is dropped here goes to the last bit
+    single = array.astype(
+        np.float32
+    )  # ml_dtypes rounds twice, through float32; rounding that step to odd makes the second step right
     bits = single.view(np.uint32)
     bits -= np.abs(single) > np.abs(array)
     bits |= single != array

@@ -1,4 +1,4 @@
-"""The three ways in which bloomref refuses, and the one form of their messages."""
+"""The three errors of bloomref, and the form of their messages."""
 
 
 class BloomrefError(Exception):

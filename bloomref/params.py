@@ -1,6 +1,6 @@
-"""The weights of a BLOOM, and THE table that gives each one its shape, its Hugging Face key and its Keras path.
+"""The weights of a BLOOM, and the table of each one's shape, Hugging Face key and Keras path.
 
-Nothing else in bloomref knows a weight's name. An entry reads: attribute, axes here, axes as Hugging Face stores it
+No other module names a weight's key. An entry reads: attribute, axes here, axes as Hugging Face stores it
 (a group in parentheses is one stored axis), key; then the Keras path and axes. The per-head interleave of the fused
 query-key-value weight shows in its axes: (H C K) rows, not three blocks (WGT-3).
 """
@@ -136,7 +136,7 @@ class LayerParams:
 
 
 class Source(NamedTuple):
-    """The folder whose files weights are views of, and what changes with them: a backend may keep what it made of them."""
+    """The folder of files that weights are views of, and a state that changes with them: the key of a backend's own files."""
 
     folder: str
     state: str
@@ -144,7 +144,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Params:
-    """The weights of a whole model, all of one dtype. `lm_head` is None when the head is tied to the embedding."""
+    """The weights of a whole model, all of one dtype. `lm_head` is None if the LM head is tied to the embedding."""
 
     word_embedding: Float[Array, "V D"]
     ln_embedding_weight: Float[Array, " D"]
@@ -170,7 +170,7 @@ class Params:
         """Assemble from arrays under their Hugging Face keys (without `transformer.`), in Hugging Face's shapes.
 
         Raises:
-            BadWeights: naming the first key that is missing, unknown, or of a wrong shape.
+            BadWeights: a key is missing, unknown, or has a wrong shape.
         """
         expected = dict(keys(config))
         if difference := mismatch(expected, arrays):
@@ -197,7 +197,7 @@ class Params:
             yield LM_HEAD.hf_key, LM_HEAD, self.lm_head
 
     def map(self, change: Callable[[Array], Array]) -> "Params":
-        """A copy with `change` applied to every array; adapters stay as they are."""
+        """A copy with `change` applied to every array; adapters are shared."""
         arrays = {key: change(array) for key, _, array in self.named()}
         changed = Params.build(len(self.layers), self.lm_head is None, lambda _, key: arrays[key])
         layers = (replace(new, adapters=old.adapters) for new, old in zip(changed.layers, self.layers, strict=True))

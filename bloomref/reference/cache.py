@@ -1,4 +1,4 @@
-"""Keys and values of the positions seen so far. There is no cursor: every write says where (KVC-1)."""
+"""The key-value cache. It has no cursor: every write names its first position (KVC-1)."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from bloomref.shapes import Array, Bool, Float
 
 @dataclass(frozen=True, eq=False)
 class LayerCache:
-    """One layer's keys and values, in the compute dtype."""
+    """Keys and values of one layer, in the compute dtype."""
 
     keys: Float[Array, "B H P K"]
     values: Float[Array, "B H P K"]
@@ -33,7 +33,7 @@ class LayerCache:
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """The layers' caches, and which positions hold a real token: the mask of the prefix is remembered (KVC-3)."""
+    """The caches of all layers, and the mask of real tokens among the positions written so far (KVC-3)."""
 
     layers: tuple[LayerCache, ...]
     is_real: Bool[Array, "B P"]
@@ -48,6 +48,6 @@ class Cache:
         return self.is_real.shape[1]
 
     def select(self, rows: Array) -> "Cache":
-        """A copy that holds the given batch rows, in that order; a row may repeat (beam search)."""
+        """A copy with the given batch rows, in that order; a row may repeat (beam search)."""
         layers = tuple(LayerCache(layer.keys[rows], layer.values[rows]) for layer in self.layers)
         return Cache(layers, self.is_real[rows])
