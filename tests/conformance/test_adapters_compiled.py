@@ -49,7 +49,7 @@ def test_llama_cpp_has_a_head_of_its_own_and_any_width_of_the_mlp():
 @needs_llama
 def test_llama_cpp_says_what_it_lacks():
     config = CASES[0].config.replace(apply_residual_connection_post_layernorm=True)
-    with pytest.raises(Unsupported, match="residual after the norm"):
+    with pytest.raises(Unsupported, match="post layernorm residual"):
         LlamaCpp().load(config, named_weights(config, CASES[0].params), "float32")
 
 

@@ -51,5 +51,5 @@ def test_the_trace_has_every_name():
 def test_what_it_cannot_say_is_unsupported():
     case = CASES[0]
     for change in ({"apply_residual_connection_post_layernorm": True}, {"tie_word_embeddings": False}):
-        with pytest.raises(Unsupported, match="keras-hub: it cannot do"):
+        with pytest.raises(Unsupported, match="keras-hub: it does not support"):
             KerasHub().load(case.config.replace(**change), named_weights(case.config, case.params), "float32")

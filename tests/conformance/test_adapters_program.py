@@ -216,7 +216,7 @@ def test_a_dead_program_is_reported_with_its_last_words_and_started_anew(tmp_pat
     """
     program = stub(tmp_path, body)
     model = loaded(program)
-    with pytest.raises(Failed, match=r"(?s)it died \(status 3\) over the request 'logits'.*segments at fault"):
+    with pytest.raises(Failed, match=r"(?s)it died \(status 3\) during the request 'logits'.*segments at fault"):
         model.logits(CASE.token_ids, CASE.is_real)
     loaded(program)
 
@@ -230,7 +230,7 @@ def test_silence_ends_at_the_time_out(tmp_path):
         time.sleep(60)
     """
     model = loaded(stub(tmp_path, body, timeout=3.0))
-    with pytest.raises(Failed, match="no reply within 3 s over the request 'logits'"):
+    with pytest.raises(Failed, match="no reply within 3 s during the request 'logits'"):
         model.logits(CASE.token_ids, CASE.is_real)
 
 

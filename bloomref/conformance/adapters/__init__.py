@@ -1,1 +1,1 @@
-"""Implementations of BLOOM that the kit knows how to ask. Each module imports its own only when a model is loaded."""
+"""Adapters of implementations of BLOOM. Each module imports its library only when a model is loaded."""

@@ -1,4 +1,4 @@
-"""What the adapters share: the weights in bloomref's axes, and the word about a package that is not there."""
+"""Helpers of the adapters: weights in bloomref's axes, checks of what is installed and supported, versions."""
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -12,38 +12,38 @@ from bloomref.shapes import Array
 
 
 class Failed(BloomrefError, RuntimeError):
-    """An implementation broke down over a question that it should have answered: no reason to skip, but a failure."""
+    """An implementation broke down. The kit counts that as a failure, not as a reason to skip."""
 
 
 def params_of(config: BloomConfig, weights: Mapping[str, Array]) -> Params:
-    """The weights that `Implementation.load` gets, in the axes of bloomref's table.
+    """Convert the weights that `Implementation.load` takes to bloomref's parameters.
 
     Raises:
-        BadWeights: naming the first key that is missing, unknown, or of a wrong shape.
+        BadWeights: a key is missing or unknown, or an array has a wrong shape.
     """
     return Params.from_named(config, {key.removeprefix(hf.PREFIX): array for key, array in weights.items()})
 
 
 def need(name: str, *packages: str, command: str) -> None:
-    """Raises Unsupported, with the command that installs what is missing, unless all `packages` can be imported."""
+    """Raise Unsupported, with the command that installs them, if packages are missing."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise Unsupported(f"{name}: {', '.join(missing)} not installed; pip install {command}")
 
 
 def refuse(name: str, **asked: bool) -> None:
-    """Raises Unsupported, naming the first of the keyword arguments that is true."""
-    for what, wanted in asked.items():
-        if wanted:
-            raise Unsupported(f"{name}: it cannot do {what.replace('_', ' ')}")
+    """Raise Unsupported if a keyword argument is true; its name says what is not supported."""
+    for feature, is_asked in asked.items():
+        if is_asked:
+            raise Unsupported(f"{name}: it does not support {feature.replace('_', ' ')}")
 
 
 def versions_of(*distributions: str) -> dict[str, str]:
-    """The installed versions; a distribution that is not there is left out."""
-    found = {}
+    """Versions of the installed distributions among the given ones."""
+    versions = {}
     for name in distributions:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

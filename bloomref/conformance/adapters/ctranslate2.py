@@ -1,6 +1,6 @@
-"""CTranslate2, by its converter from a folder in Hugging Face layout.
+"""CTranslate2, converted from a folder in Hugging Face layout.
 
-It has no padding: the real tokens of each row are handed over, rows of different lengths in one batch.
+It has no padding: the adapter passes the real tokens of each row, in one batch of rows of different lengths.
 """
 
 import json
@@ -22,7 +22,7 @@ SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_t
 
 
 class CTranslate2:
-    """A float32 model. Its converter takes every config and drops two fields without a word: the waivers have them."""
+    """CTranslate2 in float32. Its converter silently drops two fields of the config (waivers/ctranslate2.toml)."""
 
     name = "ctranslate2"
     capabilities = Capabilities(
@@ -32,15 +32,15 @@ class CTranslate2:
     )
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "CTranslate2Model":
-        """Write a folder, convert it, read the result into memory; the files are gone afterwards.
+        """Write a model folder, convert it, and load the result; the files are temporary.
 
         Raises:
-            Unsupported: CTranslate2, torch or transformers is not installed, or the model is of a form that it does not have.
+            Unsupported: CTranslate2, torch or transformers is not installed, or the model has an unsupported form.
         """
         need(self.name, "ctranslate2", "torch", "transformers", command=INSTALL)
         refuse(
             self.name,
-            any_dtype_but_float32=dtype != "float32",
+            dtypes_other_than_float32=dtype != "float32",
             an_MLP_width_other_than_4_D=config.intermediate_dim != 4 * config.hidden_dim,
             a_model_without_layers=config.num_layers == 0,
         )
@@ -59,7 +59,7 @@ class CTranslate2:
 
 
 def write_tokenizer(folder: Path, size: int) -> None:
-    """Placeholder names for the tokens, without which the converter writes nothing."""
+    """Write a tokenizer of placeholder tokens, which the converter needs."""
     names = [*SPECIAL.values(), *(f"t{i}" for i in range(len(SPECIAL), size))][:size]
     vocabulary = {name: i for i, name in enumerate(names)}
     model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": names[0]}
@@ -71,14 +71,14 @@ def write_tokenizer(folder: Path, size: int) -> None:
 
 
 class CTranslate2Model:
-    """One loaded generator."""
+    """A loaded generator."""
 
     def __init__(self, generator: Any, vocabulary_size: int) -> None:
         self.generator = generator
         self.size = vocabulary_size
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
-        """By `forward_batch`, of the rows that have a token."""
+        """Logits by `forward_batch`, for the rows that have a token; zeros at padding."""
         out = np.zeros((*token_ids.shape, self.size), np.float32)
         rows = np.flatnonzero(is_real.any(axis=1))
         if len(rows):

@@ -1,4 +1,4 @@
-"""A BLOOM in llama.cpp's file format, with a tokenizer of placeholder tokens: what matters is the numbers."""
+"""Writer of a BLOOM in GGUF, llama.cpp's file format, with a tokenizer of placeholder tokens."""
 
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,17 @@ BLOCK = {
     "mlp.dense_h_to_4h": "ffn_up",
     "mlp.dense_4h_to_h": "ffn_down",
 }
-CONTEXT = 2304  # positions that the file says the model was made for; none is refused beyond
+CONTEXT = 2304  # context length in the file; llama.cpp accepts longer inputs
 KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 FILE_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 
 
 def write_gguf(file: Path, config: BloomConfig, params: Params, dtype: str) -> None:
-    """Write a model. llama.cpp keeps query, key and value as three blocks of rows, and has no other residual form.
+    """Write a model. llama.cpp stores query, key and value as three blocks of rows, and has no post-layernorm residual.
 
     Args:
-        dtype: of the matrices, "float32", "float16" or "bfloat16"; everything else stays float32.
+        dtype: dtype of the matrices, "float32", "float16" or "bfloat16"; everything else is float32.
     """
     import gguf
 
@@ -75,7 +75,7 @@ def _name(key: str) -> str:
 
 
 def _blocks(fused: Array) -> Array:
-    """(H, C, K[, D]) to (C H K[, D])."""
+    """Reorder the fused rows from (H, C, K[, D]) to (C H K[, D])."""
     return fused.swapaxes(0, 1).reshape(-1, *fused.shape[3:])
 
 

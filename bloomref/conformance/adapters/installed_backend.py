@@ -1,4 +1,4 @@
-"""bloomref itself, on any of its backends: `--backend numpy`."""
+"""bloomref itself, on one of its backends: `--backend numpy`."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -23,7 +23,7 @@ from bloomref.shapes import Array, Bool, Float, Int
 
 
 class Backend:
-    """A backend by the name that `bloomref backends` lists."""
+    """A backend, by its name in `bloomref backends`."""
 
     capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"), adapters=FORMS)
 
@@ -31,10 +31,11 @@ class Backend:
         self.name = name
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "BackendModel":
-        """Weights prepared by the backend.
+        """Load a model on the backend.
 
         Raises:
-            Unsupported: the backend is not installed, or cannot run this here; InvalidInput: there is none of that name.
+            Unsupported: the backend is not installed, or cannot run this model here.
+            InvalidInput: no backend has this name.
         """
         backbone = BloomBackbone.from_params(config, params_of(config, weights), dtype, backend=self.name)
         traces = isinstance(backbone.engine.prepared, SupportsTrace)
@@ -45,7 +46,7 @@ class Backend:
 
 
 class BackendModel:
-    """A model that runs through bloomref's engine."""
+    """A model that runs in bloomref's engine."""
 
     def __init__(self, backbone: BloomBackbone) -> None:
         self.backbone = backbone
@@ -78,7 +79,7 @@ class BackendModel:
 
 
 class TracedModel(BackendModel):
-    """A model whose intermediates have names."""
+    """A model on a backend that traces intermediates and computes gradients."""
 
     def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Mapping[str, Array]:
         return self.backbone.trace({"token_ids": token_ids, "padding_mask": is_real})

@@ -1,7 +1,7 @@
-"""KerasHub's BLOOM; on JAX, unless Keras was imported or KERAS_BACKEND was set to something else.
+"""KerasHub's BLOOM; on JAX, unless Keras was imported or KERAS_BACKEND was set to another backend.
 
-On JAX each question is one program, compiled at XLA's lowest optimization level: a drawn case has shapes of its own, and is asked
-few questions. Nothing else than XLA's choice of instructions depends on that.
+On JAX each call is one program, compiled at XLA's lowest optimization level, because every random
+case has other shapes and few calls. The level changes XLA's choice of instructions only.
 """
 
 import os
@@ -26,7 +26,7 @@ INSTALL = '"keras>=3.10" "keras-hub>=0.20" "jax>=0.4"'
 
 
 class KerasHub:
-    """BloomBackbone and BloomCausalLM. float64 is left out: in Keras its layer norms and softmax are float32 (docs/findings.md)."""
+    """KerasHub without float64, in which Keras computes layer norm and softmax in float32 (docs/findings.md)."""
 
     name = "keras-hub"
     capabilities = Capabilities(
@@ -37,17 +37,17 @@ class KerasHub:
     )
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "KerasModel":
-        """A new backbone, each variable of which is assigned.
+        """Build a model, and assign each of its variables.
 
         Raises:
-            Unsupported: KerasHub is not installed, or has no way to say what the config says.
+            Unsupported: KerasHub is not installed, or does not support the config.
         """
         os.environ.setdefault("KERAS_BACKEND", "jax")
         need(self.name, "keras", "keras_hub", command=INSTALL)
         refuse(
             self.name,
-            the_residual_after_the_norm=config.apply_residual_connection_post_layernorm,
-            a_head_of_its_own=not config.tie_word_embeddings,
+            a_post_layernorm_residual=config.apply_residual_connection_post_layernorm,
+            an_untied_LM_head=not config.tie_word_embeddings,
         )
         return KerasModel(config, _build(config, params_of(config, weights), dtype))
 
@@ -73,7 +73,7 @@ def _build(config: BloomConfig, params: Params, dtype: str) -> Any:
 
 @contextmanager
 def _without_initial_values() -> Iterator[None]:
-    """Inside, random initial values are zeros: they will be assigned, and JAX would compile a generator for each shape."""
+    """Context in which random initial values are zeros: JAX would compile a generator for each shape."""
     from keras import initializers
 
     def zeros(_self: object, shape: Any, dtype: Any = None) -> Array:  # noqa: ARG001
@@ -86,7 +86,7 @@ def _without_initial_values() -> Iterator[None]:
 
 
 def _variable(backbone: Any, key: str, path: str) -> Any:
-    """The variable at a path such as `layers/bloom_decoder_1/_self_attention_layer/_query_dense/vars/0`."""
+    """Return the variable at a path such as `layers/bloom_decoder_1/_self_attention_layer/_query_dense/vars/0`."""
     model = {
         "reversible_embedding": backbone.token_embedding,
         "layer_normalization": backbone.embeddings_layer_norm,
@@ -100,7 +100,7 @@ def _variable(backbone: Any, key: str, path: str) -> Any:
 
 
 class KerasModel:
-    """One loaded model."""
+    """A loaded model."""
 
     def __init__(self, config: BloomConfig, model: Any) -> None:
         self.config = config
@@ -108,7 +108,7 @@ class KerasModel:
         self.compiled: dict[str, Callable[..., Any]] = {}
 
     def adapted(self, path: Path) -> "KerasModel":
-        """By `enable_lora` on the layers that the file has factors of, and `load_lora_weights`."""
+        """Apply a LoRA file by `enable_lora`, on the layers for which it has factors, and `load_lora_weights`."""
         rank, kernels = keras_lora.read(path, self.config)
         with _without_initial_values():
             self.model.backbone.enable_lora(rank, sorted({layer for _, layer in kernels}))
@@ -122,14 +122,14 @@ class KerasModel:
         return _array(self._run(self.model.backbone, "backbone", _inputs(token_ids, is_real)))
 
     def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> dict[str, Array]:
-        """All names of MOD-8; the scores with an ALiBi that counts from the last key, which differs by a constant in each row."""
-        seen = self._run(self._observed, "observed", _inputs(token_ids, is_real))
-        return {name: _array(tensor) for name, tensor in seen.items()}
+        """All intermediates of MOD-8. ALiBi counts from the last key, which shifts each row of scores by a constant."""
+        tensors = self._run(self._traced, "traced", _inputs(token_ids, is_real))
+        return {name: _array(tensor) for name, tensor in tensors.items()}
 
     def in_pieces(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int = 0
     ) -> Float[Array, "B T V"]:
-        """By `call_with_cache`, which takes no mask: `is_real` has no way in."""
+        """Logits by `call_with_cache`, which takes no mask: `is_real` is ignored."""
         from keras import ops
 
         del is_real
@@ -145,18 +145,18 @@ class KerasModel:
         return np.concatenate(parts, axis=1)
 
     def call(self, token_ids: Any, padding_mask: Any) -> Array:
-        """The model called on a dictionary; without a mask, on one of ones, since there is no call without."""
+        """Call the model on a dictionary. KerasHub needs a mask: None becomes ones."""
         mask = np.ones_like(np.asarray(token_ids)) if padding_mask is None else padding_mask
         return _array(self._run(self.model, "model", {"token_ids": token_ids, "padding_mask": mask}))
 
-    def _observed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        with observed(self.model.backbone) as seen:
+    def _traced(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        with observed(self.model.backbone) as tensors:
             hidden = self.model.backbone(inputs)
         logits = self.model.backbone.token_embedding(hidden, reverse=True)
-        return seen | {"final_norm": hidden, "logits": logits}
+        return tensors | {"final_norm": hidden, "logits": logits}
 
     def _run(self, function: Callable[..., Any], name: str, *arguments: Any) -> Any:
-        """`function(*arguments)`; on JAX as one program, which is kept for the next call of these shapes."""
+        """Call `function(*arguments)`; on JAX as one compiled program, cached by `name`."""
         import keras
 
         if keras.backend.backend() != "jax":
@@ -181,12 +181,12 @@ def _compile(function: Callable[..., Any], variables: Sequence[Any]) -> Callable
 
 
 def _inputs(token_ids: Array, is_real: Array) -> dict[str, Array]:
-    """KerasHub has no call without a mask; a full one stands for it."""
+    """Inputs of KerasHub, which needs a mask: without padding it is all ones."""
     return {"token_ids": np.asarray(token_ids, np.int32), "padding_mask": is_real.astype(np.int32)}
 
 
 def _array(tensor: Any) -> Array:
-    """float32, which holds every 16-bit number."""
+    """Convert a tensor to float32, which represents every 16-bit number."""
     from keras import ops
 
     return np.array(ops.convert_to_numpy(ops.cast(tensor, "float32")))
@@ -194,61 +194,63 @@ def _array(tensor: Any) -> Array:
 
 @contextmanager
 def observed(backbone: Any) -> Iterator[dict[str, Any]]:
-    """A dictionary that fills with what enters and leaves the layers of a BloomBackbone, under the names of MOD-8."""
-    seen: dict[str, Any] = {}
+    """Context that records inputs and outputs of the layers of a BloomBackbone, by the names of MOD-8."""
+    tensors: dict[str, Any] = {}
     with ExitStack() as patches:
-        for layer, note in _notes(backbone, seen):
-            patches.enter_context(mock.patch.object(layer, "call", _watched(layer.call, note)))
-        yield seen
+        for layer, record in _hooks(backbone, tensors):
+            patches.enter_context(mock.patch.object(layer, "call", _hooked(layer.call, record)))
+        yield tensors
 
 
-Note = Callable[[Any, Any], None]
+Hook = Callable[[Any, Any], None]
+"""Called with the first input and the output of a layer."""
 
 
-def _watched(call: Callable[..., Any], note: Note) -> Callable[..., Any]:
-    def watched(first: Any = None, *rest: Any, **named: Any) -> Any:
+def _hooked(call: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
+    def hooked(first: Any = None, *rest: Any, **named: Any) -> Any:
         result = call(*(() if first is None else (first, *rest)), **named)
-        note(first, result)
+        hook(first, result)
         return result
 
-    return watched
+    return hooked
 
 
-def _notes(backbone: Any, seen: dict[str, Any]) -> Iterator[tuple[Any, Note]]:
-    yield backbone.token_embedding, _output(seen, "word_embedding")
-    yield backbone.embeddings_layer_norm, _output(seen, "embedding_norm")
+def _hooks(backbone: Any, tensors: dict[str, Any]) -> Iterator[tuple[Any, Hook]]:
+    """Yield each layer with the hook that records its tensors."""
+    yield backbone.token_embedding, _output(tensors, "word_embedding")
+    yield backbone.embeddings_layer_norm, _output(tensors, "embedding_norm")
     for i, layer in enumerate(backbone.transformer_layers):
         name, attention = f"layers.{i}", layer._self_attention_layer
-        yield layer._pre_attention_layernorm, _output(seen, f"{name}.attention.norm")
+        yield layer._pre_attention_layernorm, _output(tensors, f"{name}.attention.norm")
         for part in ("query", "key", "value"):
-            yield getattr(attention, f"_{part}_dense"), _heads(seen, f"{name}.attention.{part}")
-        yield attention._alibi_layer, _output(seen, f"{name}.attention.scores")
-        yield attention._softmax, _output(seen, f"{name}.attention.probabilities")
-        yield attention._output_dense, _both(seen, f"{name}.attention.context", f"{name}.attention.output")
-        yield layer._post_attention_layernorm, _both(seen, f"{name}.attention_block", f"{name}.mlp.norm")
-        yield layer._mlp_intermediate_dense, _output(seen, f"{name}.mlp.up")
-        yield layer._mlp_output_dense, _both(seen, f"{name}.mlp.gelu", f"{name}.mlp.output")
-        yield layer, _output(seen, f"{name}.mlp_block")
+            yield getattr(attention, f"_{part}_dense"), _heads(tensors, f"{name}.attention.{part}")
+        yield attention._alibi_layer, _output(tensors, f"{name}.attention.scores")
+        yield attention._softmax, _output(tensors, f"{name}.attention.probabilities")
+        yield attention._output_dense, _both(tensors, f"{name}.attention.context", f"{name}.attention.output")
+        yield layer._post_attention_layernorm, _both(tensors, f"{name}.attention_block", f"{name}.mlp.norm")
+        yield layer._mlp_intermediate_dense, _output(tensors, f"{name}.mlp.up")
+        yield layer._mlp_output_dense, _both(tensors, f"{name}.mlp.gelu", f"{name}.mlp.output")
+        yield layer, _output(tensors, f"{name}.mlp_block")
 
 
-def _output(seen: dict[str, Any], name: str) -> Note:
-    def note(_input: Any, output: Any) -> None:
-        seen[name] = output
+def _output(tensors: dict[str, Any], name: str) -> Hook:
+    def record(_input: Any, output: Any) -> None:
+        tensors[name] = output
 
-    return note
-
-
-def _both(seen: dict[str, Any], before: str, after: str) -> Note:
-    def note(given: Any, output: Any) -> None:
-        seen[before], seen[after] = given, output
-
-    return note
+    return record
 
 
-def _heads(seen: dict[str, Any], name: str) -> Note:
-    """(B, T, H, K) to (B, H, T, K)."""
+def _both(tensors: dict[str, Any], before: str, after: str) -> Hook:
+    def record(inputs: Any, output: Any) -> None:
+        tensors[before], tensors[after] = inputs, output
 
-    def note(_input: Any, output: Any) -> None:
-        seen[name] = output.swapaxes(1, 2)
+    return record
 
-    return note
+
+def _heads(tensors: dict[str, Any], name: str) -> Hook:
+    """Record an output of (B, T, H, K) as (B, H, T, K)."""
+
+    def record(_input: Any, output: Any) -> None:
+        tensors[name] = output.swapaxes(1, 2)
+
+    return record

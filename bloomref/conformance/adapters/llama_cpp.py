@@ -1,7 +1,7 @@
-"""llama.cpp by the low-level interface of llama-cpp-python, from a GGUF file that is written for the purpose.
+"""llama.cpp by the low-level interface of llama-cpp-python, from a temporary GGUF file.
 
-A row of a batch is a sequence of its own. llama.cpp has no padding: only the real tokens of a row are handed over. Matrices are
-of the dtype asked for, keys and values too; flash attention is off, since it keeps some sums in float16.
+Each row of a batch is a separate sequence. llama.cpp has no padding: the adapter passes the real tokens of a row only.
+Matrices, keys and values have the dtype of the model. Flash attention is off, since it accumulates some sums in float16.
 """
 
 import ctypes
@@ -38,17 +38,17 @@ GRAPH = {
     "result_norm": "final_norm",
     "result_output": "logits",
 }
-"""What llama.cpp calls the nodes of its graph, and clause MOD-8 the same numbers."""
+"""Name of a node in llama.cpp's graph -> name of the intermediate (MOD-8)."""
 IN_BLOCK = {*GRAPH.values()} - {"embedding_norm", "final_norm", "logits"}
 CACHE_TYPES = {"float32": 0, "float16": 1}
 
 
 class LlamaCpp:
-    """A model of float32 or of float16. What the CPU's kernels make of float32 is a finding (docs/findings.md).
+    """llama.cpp in float32 or float16. Its CPU kernels round float32 products further (docs/findings.md).
 
     Args:
-        keys: dtype of the cached keys and values, if not the model's.
-        flash: 1 computes the attention by llama.cpp's flash kernel, 0 does not, -1 leaves it to llama.cpp.
+        keys: dtype of the cached keys and values; None: that of the model.
+        flash: 1 uses llama.cpp's flash attention kernel, 0 does not, -1 lets llama.cpp choose.
     """
 
     name = "llama.cpp"
@@ -62,15 +62,15 @@ class LlamaCpp:
         self.keys, self.flash = keys, flash
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "LlamaModel":
-        """Write a GGUF file and have llama.cpp read it into memory; the file is gone afterwards.
+        """Write a GGUF file and load it into memory; the file is temporary.
 
         Raises:
-            Unsupported: llama-cpp-python or gguf is not installed, or llama.cpp has no such model.
+            Unsupported: llama-cpp-python or gguf is not installed, or llama.cpp does not support the model.
         """
         need(self.name, "llama_cpp", "gguf", command=INSTALL)
         refuse(
             self.name,
-            the_residual_after_the_norm=config.apply_residual_connection_post_layernorm,
+            a_post_layernorm_residual=config.apply_residual_connection_post_layernorm,
             a_model_without_layers=config.num_layers == 0,
             heads_of_width_1=config.head_dim == 1,  # it ends the process
         )
@@ -87,7 +87,7 @@ class LlamaCpp:
 
 @cache
 def library() -> Any:
-    """llama.cpp's functions, with its messages turned off."""
+    """Load llama.cpp's functions, with logging turned off."""
     import llama_cpp
 
     lib = llama_cpp.llama_cpp
@@ -100,7 +100,7 @@ def library() -> Any:
 
 @dataclass
 class Node:
-    """One computed tensor of the graph: its name, its numbers, one row a token."""
+    """A computed tensor of the graph: the name of the intermediate, and values with one row a token."""
 
     name: str
     values: Array
@@ -108,7 +108,7 @@ class Node:
 
 @dataclass(eq=False)
 class LlamaModel:
-    """One loaded model; a context, with its cache, is made for each row."""
+    """A loaded model; each row of a batch runs in a new context, which has its own cache."""
 
     config: BloomConfig
     file: Path
@@ -137,7 +137,7 @@ class LlamaModel:
     def in_pieces(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int = 0
     ) -> Float[Array, "B T V"]:
-        """The cache has room for `capacity` positions, rounded up as llama.cpp does."""
+        """Logits of calls over a cache of `capacity` positions, rounded up by llama.cpp."""
         out = np.zeros((*token_ids.shape, self.config.vocabulary_size), np.float32)
         for row, (ids, real) in enumerate(zip(token_ids, is_real, strict=True)):
             with Context(self, max(capacity, token_ids.shape[1]), None) as context:
@@ -147,27 +147,33 @@ class LlamaModel:
         return out
 
     def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> dict[str, Array]:
-        """Those of MOD-8 that are nodes of llama.cpp's graph (`GRAPH`), read while it is computed."""
-        found: dict[str, Array] = {}
+        """Intermediates that are nodes of llama.cpp's graph (`GRAPH`), read while it computes."""
+        tensors: dict[str, Array] = {}
         for row, (ids, real) in enumerate(zip(token_ids, is_real, strict=True)):
             nodes: list[Node] = []
             with Context(self, token_ids.shape[1], nodes) as context:
                 context.decode(ids[real], 0)
             for node in nodes:
                 shape = (*token_ids.shape, node.values.shape[-1])
-                found.setdefault(node.name, np.zeros(shape, np.float32))[row, real] = node.values
-        for name in [name for name in found if name.endswith(QKV)]:
-            found |= self._split(name.removesuffix("qkv"), found.pop(name))
-        return found
+                tensors.setdefault(node.name, np.zeros(shape, np.float32))[row, real] = node.values
+        for name in [name for name in tensors if name.endswith(QKV)]:
+            tensors |= self._split(name.removesuffix("qkv"), tensors.pop(name))
+        return tensors
 
     def _split(self, prefix: str, fused: Float[Array, "B T N"]) -> dict[str, Array]:
-        """(B, T, C H K) to query, key and value of (B, H, T, K)."""
+        """Split (B, T, C H K) into query, key and value of (B, H, T, K)."""
         parts = fused.reshape(*fused.shape[:2], 3, self.config.num_heads, self.config.head_dim)
         return {f"{prefix}{name}": parts[:, :, c].swapaxes(1, 2) for c, name in enumerate(("query", "key", "value"))}
 
 
 class Context:
-    """A cache for one sequence, and where wanted a list that fills with the nodes of its graph."""
+    """A context of llama.cpp for one sequence.
+
+    Args:
+        model: the model.
+        room: capacity of the cache, in positions.
+        nodes: a list to which the nodes of the graph are appended, or None.
+    """
 
     def __init__(self, model: LlamaModel, room: int, nodes: list[Node] | None) -> None:
         self.lib, self.size, self.room = library(), model.config.vocabulary_size, max(room, 1)
@@ -192,7 +198,7 @@ class Context:
         self.lib.llama_free(self.context)
 
     def decode(self, ids: Int[Array, " T"], position: int) -> Float[Array, "T V"]:
-        """Logits of tokens that start at a position, over what was decoded before."""
+        """Decode tokens from a position on, over the cache, and return their logits."""
         if not len(ids):
             return np.zeros((0, self.size), np.float32)
         self.batch.n_tokens = len(ids)
@@ -207,7 +213,7 @@ class Context:
 
 
 def _watch(nodes: list[Node]) -> Callable[[Any, bool, Any], bool]:
-    """The callback of llama.cpp's scheduler: asked whether a node is wanted, then called when it is computed."""
+    """Return a callback of the scheduler: it selects the nodes of `GRAPH`, and appends each when it is computed."""
     base = _ggml()
 
     def watch(tensor: Any, asking: bool, _data: Any) -> bool:
@@ -223,7 +229,7 @@ def _watch(nodes: list[Node]) -> Callable[[Any, bool, Any], bool]:
 
 
 def _name(node: str) -> str:
-    """`ffn_inp-3` is `layers.3.attention_block`, `inp_norm` (perhaps with a number) is of the model; any other node is empty."""
+    """Name of the intermediate of a node, or "": `ffn_inp-3` is `layers.3.attention_block`."""
     base, _, layer = node.partition("-")
     name = GRAPH.get(base, "")
     return f"layers.{layer}.{name}" if name in IN_BLOCK else name
@@ -231,7 +237,7 @@ def _name(node: str) -> str:
 
 @cache
 def _ggml() -> Any:
-    """The library below llama.cpp, for the functions that read a tensor."""
+    """Load ggml, the library below llama.cpp, for the functions that read a tensor."""
     import llama_cpp
 
     folder = Path(str(llama_cpp.__file__)).parent / "lib"

@@ -1,6 +1,6 @@
-"""Any program in any language: one JSON request a line on its standard input, one JSON reply a line on its standard output.
+"""A program in any language, which reads one JSON request a line and writes one JSON reply a line.
 
-Tensors travel as safetensors files in a scratch folder. Clauses: PRG-1 ... PRG-13 (specs/97-program-protocol.md).
+Tensors are exchanged as temporary safetensors files. Clauses: PRG-1 ... PRG-13 (specs/97-program-protocol.md).
 """
 
 import contextlib
@@ -29,20 +29,20 @@ from bloomref.shapes import Array, Bool, Float, Int
 PROTOCOL = 1
 METHODS = ("logits", "hidden", "trace", "in_pieces", "loss_and_gradients", "call", "adapted")
 KINDS: dict[str, type[Exception]] = {"InvalidInput": InvalidInput, "Unsupported": Unsupported, "BadWeights": BadWeights}
-TAIL = 2000  # characters of standard error that a report quotes
-GRACE = 5.0  # seconds that a program gets to end by itself
+TAIL = 2000  # characters of standard error that a message quotes
+GRACE = 5.0  # seconds until a program that should end is killed
 
 
 class Program:
-    """The adapter of a command. The program starts at once, says hello, and starts again if it dies.
+    """An implementation that is a program. It starts at once, and again if it dies.
 
     Args:
-        command: as a shell would read it, without a shell: `"./mybloom --threads 1"`.
-        timeout: seconds that a request may take; a program that takes longer is ended.
+        command: command line with the quoting of a shell, run without one: `"./mybloom --threads 1"`.
+        timeout: seconds that a request may take; then the program is ended.
 
     Raises:
-        Unsupported: the command cannot be started, or speaks another version of the protocol.
-        Failed: it starts, but does not answer as the protocol says.
+        Unsupported: the program cannot be started, or has another version of the protocol.
+        Failed: it starts, but violates the protocol.
     """
 
     def __init__(self, command: str, timeout: float = 120.0) -> None:
@@ -54,29 +54,29 @@ class Program:
         self._versions = {str(name): str(value) for name, value in hello.get("versions", {}).items()}
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "ProgramModel":
-        """Weights are written once; the program reads them now, and again whenever another model was asked in between."""
+        """Write the weights, and have the program load them; it does so again after requests for another model."""
         return ProgramModel(self.process, self.methods, config, weights, dtype)
 
     def versions(self) -> Mapping[str, str]:
         return self._versions
 
     def close(self) -> None:
-        """Tell the program to end."""
+        """End the program."""
         self.process.close()
 
 
-def _capabilities(told: Mapping[str, Any]) -> Capabilities:
+def _capabilities(declared: Mapping[str, Any]) -> Capabilities:
     known = [item.name for item in fields(Capabilities)]
-    unknown = set(told) - {*known}
+    unknown = set(declared) - {*known}
     if unknown:
         raise Failed(describe("hello: capabilities", f"some of {', '.join(known)}", min(unknown)))
-    lists = {name: value for name, value in told.items() if isinstance(value, list)}
+    lists = {name: value for name, value in declared.items() if isinstance(value, list)}
     features = {"features": frozenset(lists.pop("features"))} if "features" in lists else {}
-    return Capabilities(**{**told, **{name: tuple(value) for name, value in lists.items()}, **features})
+    return Capabilities(**{**declared, **{name: tuple(value) for name, value in lists.items()}, **features})
 
 
 class ProgramModel:
-    """One model. Of the methods, it has those that the program said it has."""
+    """A loaded model; it has the optional methods that the program declares."""
 
     def __init__(
         self, process: "Process", methods: frozenset[str], config: BloomConfig, weights: Mapping[str, Array], dtype: str
@@ -95,10 +95,10 @@ class ProgramModel:
         return method
 
     def _adapted(self, path: Path) -> "ProgramModel":
-        """Loaded anew, with a copy of the adapter, since the program may have to read it again (PRG-13)."""
-        kept = self._folder / path.name
-        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, kept)
-        self._load["adapter"] = str(kept)
+        """Load the model again with a copy of the adapter, since the program may read it several times (PRG-13)."""
+        copy = self._folder / path.name
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
+        self._load["adapter"] = str(copy)
         self._process.loaded = None
         self._current()
         return self
@@ -121,33 +121,33 @@ class ProgramModel:
     def _loss_and_gradients(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
     ) -> tuple[float, dict[str, Array]]:
-        found = self._ask("loss_and_gradients", {}, token_ids=token_ids, is_real=is_real, labels=labels)
-        return float(self._the("loss", found).reshape(())), found
+        outputs = self._ask("loss_and_gradients", {}, token_ids=token_ids, is_real=is_real, labels=labels)
+        return float(self._pop("loss", outputs).reshape(())), outputs
 
     def _call(self, token_ids: Any, padding_mask: Any) -> Array:
-        """What NumPy makes of the arguments, legal or not."""
+        """Call the public API with the arguments as NumPy arrays, valid or not."""
         mask = {} if padding_mask is None else {"padding_mask": np.asarray(padding_mask)}
-        return self._the("logits", self._ask("call", {}, token_ids=np.asarray(token_ids), **mask))
+        return self._pop("logits", self._ask("call", {}, token_ids=np.asarray(token_ids), **mask))
 
     def _one(self, request: str, token_ids: Array, is_real: Array, more: Mapping[str, Any] | None = None) -> Array:
         name = "hidden" if request == "hidden" else "logits"
-        return self._the(name, self._ask(request, more or {}, token_ids=token_ids, is_real=is_real))
+        return self._pop(name, self._ask(request, more or {}, token_ids=token_ids, is_real=is_real))
 
-    def _the(self, name: str, found: dict[str, Array]) -> Array:
-        if name not in found:
-            raise Failed(describe("outputs", f"a tensor {name!r}", sorted(found)))
-        return found.pop(name)
+    def _pop(self, name: str, outputs: dict[str, Array]) -> Array:
+        if name not in outputs:
+            raise Failed(describe("outputs", f"a tensor {name!r}", sorted(outputs)))
+        return outputs.pop(name)
 
     def _ask(self, request: str, more: Mapping[str, Any], **inputs: Array) -> dict[str, Array]:
         self._current()
         with TemporaryDirectory(prefix="bloomref_program_") as folder:
-            given, wanted = Path(folder) / "inputs.safetensors", Path(folder) / "outputs.safetensors"
-            write_safetensors(given, {name: _transport(name, array) for name, array in inputs.items()})
-            self._process.ask({"request": request, "inputs": str(given), "outputs": str(wanted), **more})
-            return _read(wanted, request)
+            sent, answered = Path(folder) / "inputs.safetensors", Path(folder) / "outputs.safetensors"
+            write_safetensors(sent, {name: _transport(name, array) for name, array in inputs.items()})
+            self._process.ask({"request": request, "inputs": str(sent), "outputs": str(answered), **more})
+            return _read(answered, request)
 
     def _current(self) -> None:
-        """Have the program read this model, unless it is the one that it read last."""
+        """Have the program load this model, unless it loaded this one last."""
         if self._process.loaded is not self:
             self._process.loaded = None
             self._process.ask(self._load)
@@ -155,19 +155,19 @@ class ProgramModel:
 
 
 def scratch(owner: object) -> Path:
-    """A new folder, which is removed with its owner."""
+    """Create a folder that is removed with its owner."""
     folder = mkdtemp(prefix="bloomref_program_")
     weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 
 
 def json_config(config: BloomConfig) -> dict[str, Any]:
-    """config.json, in which the MLP width is always spelled out."""
+    """Content of config.json, always with the MLP width."""
     return config.to_hf() | {"intermediate_size": config.intermediate_dim}
 
 
 def _transport(name: str, array: Array) -> Array:
-    """Token ids and labels as int64; what is no integer, and a mask, stays as it is."""
+    """Convert integer token ids and labels to int64; other arrays stay as they are."""
     return array.astype(np.int64) if array.dtype.kind in "iu" and name != "padding_mask" else array
 
 
@@ -179,27 +179,27 @@ def _read(file: Path, request: str) -> dict[str, Array]:
 
 
 class Process:
-    """The running program, and the lines to and from it."""
+    """A running program, and the exchange of lines with it."""
 
     def __init__(self, command: Sequence[str], timeout: float) -> None:
         self.command, self.timeout = list(command), timeout
         self.loaded: object = None
         self.popen: subprocess.Popen[str] | None = None
-        self._said: dict[str, Any] | None = None
+        self._hello: dict[str, Any] | None = None
 
     def hello(self) -> dict[str, Any]:
-        """What the program says of itself."""
+        """Start the program if necessary, and return its reply to `hello`."""
         if self.popen is None:
             self._start()
-        assert self._said is not None
-        return self._said
+        assert self._hello is not None
+        return self._hello
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The reply to one request; a refusal is raised as the class that it names (PRG-5).
+        """Send a request and return the reply (PRG-5).
 
         Raises:
-            InvalidInput, Unsupported, BadWeights: as the program says.
-            Failed: for any other error, and when it dies, hangs, or answers with something that is not a reply.
+            InvalidInput, Unsupported, BadWeights: the program refuses with that class.
+            Failed: the program reports any other error, dies, times out, or violates the protocol.
         """
         self.hello()
         reply = self._exchange(request)
@@ -233,10 +233,10 @@ class Process:
         self._lines: Queue[str] = Queue()
         assert self.popen.stdout is not None
         Thread(target=_pump, args=(self.popen.stdout, self._lines), daemon=True).start()
-        self._said = self._exchange({"request": "hello", "protocol": PROTOCOL})
-        if self._said.get("protocol") != PROTOCOL:
+        self._hello = self._exchange({"request": "hello", "protocol": PROTOCOL})
+        if self._hello.get("protocol") != PROTOCOL:
             self.close()
-            raise Unsupported(describe(f"{self.command[0]}: protocol", str(PROTOCOL), self._said.get("protocol")))
+            raise Unsupported(describe(f"{self.command[0]}: protocol", str(PROTOCOL), self._hello.get("protocol")))
 
     def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
         assert self.popen is not None
@@ -262,19 +262,19 @@ class Process:
         return reply
 
     def _failure(self, what: str, request: Mapping[str, Any]) -> Failed:
-        """The error to raise; the program, whose state nobody knows, is ended."""
+        """End the program, whose state is unknown, and return the error to raise."""
         popen, self.popen, self.loaded = self.popen, None, None
         assert popen is not None
         status = popen.poll() if what != "it died" else popen.wait(GRACE)
         _end(popen, grace=0.0)
         tail = self._errors.read_text("utf-8", "replace")[-TAIL:].strip()
-        told = f" (status {status})" if status is not None else ""
-        said = f"; its standard error ends:\n{tail}" if tail else "; its standard error is empty"
-        return Failed(f"{' '.join(self.command)}: {what}{told} over the request {request['request']!r}{said}")
+        code = f" (status {status})" if status is not None else ""
+        errors = f"; its standard error ends:\n{tail}" if tail else "; its standard error is empty"
+        return Failed(f"{' '.join(self.command)}: {what}{code} during the request {request['request']!r}{errors}")
 
 
 def _pump(stream: IO[str], lines: "Queue[str]") -> None:
-    """Lines of a stream into a queue, and an empty one at its end."""
+    """Copy the lines of a stream to a queue; an empty line marks the end."""
     with stream:
         for line in stream:
             lines.put(line)
@@ -282,9 +282,9 @@ def _pump(stream: IO[str], lines: "Queue[str]") -> None:
 
 
 def _end(popen: "subprocess.Popen[str]", grace: float = GRACE) -> None:
-    """Close its input, which asks it to end (PRG-11); then kill it."""
+    """Close the input of a program, which asks it to end (PRG-11); after `grace` seconds, kill it."""
     assert popen.stdin is not None
-    with contextlib.suppress(OSError):  # what was left to write met a closed pipe
+    with contextlib.suppress(OSError):  # buffered data may meet a closed pipe
         popen.stdin.close()
     try:
         popen.wait(grace)

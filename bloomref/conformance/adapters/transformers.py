@@ -1,8 +1,8 @@
-"""transformers' eager BLOOM on torch, as installed; and in float64, which takes two patches.
+"""transformers' eager BLOOM on torch, as installed, and patched for float64.
 
-In a model of dtype float64, transformers computes the softmax of the scores and the ALiBi slopes in float32. That costs 1e-9 to
-1e-4 of accuracy, and under left padding it turns real positions into NaN. `TransformersFloat64` gives the module that defines
-the model a `torch` whose name `float32` means float64; the code that runs is transformers' own otherwise.
+In a float64 model, transformers computes softmax and ALiBi slopes in float32. The errors are 1e-9 to 1e-4, and with left
+padding real positions become NaN. `TransformersFloat64` gives the module of the model a `torch` whose `float32` is float64;
+nothing else is changed.
 """
 
 import inspect
@@ -25,7 +25,7 @@ INSTALL = '"torch>=2.6" "transformers>=5.0"'
 
 
 class Transformers:
-    """The model as installed, in the dtype asked for."""
+    """transformers as installed."""
 
     name = "transformers"
     capabilities = Capabilities(
@@ -35,10 +35,10 @@ class Transformers:
     )
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "TorchModel":
-        """The weights become the model's own tensors; nothing is initialised.
+        """Build a model from the weights, without initialisation.
 
         Raises:
-            Unsupported: torch or transformers is not installed; the MLP is not 4 D wide.
+            Unsupported: torch or transformers is not installed, or the MLP width is not 4 D.
         """
         need(self.name, "torch", "transformers", command=INSTALL)
         refuse(self.name, an_MLP_width_other_than_4_D=config.intermediate_dim != 4 * config.hidden_dim)
@@ -49,20 +49,20 @@ class Transformers:
 
 
 class TransformersFloat64(Transformers):
-    """The model with the softmax and the slopes of its float64 in float64."""
+    """transformers in float64, with softmax and slopes patched to float64."""
 
     name = "transformers-float64"
     capabilities = Capabilities(dtypes=("float64",), features=Transformers.capabilities.features)
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "TorchModel":
-        """As `Transformers.load`."""
+        """Build a model as `Transformers.load`, which runs inside `in_float64`."""
         model = super().load(config, weights, dtype)
         return TorchModel(model.model, in_float64)
 
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Inside, transformers computes slopes and softmax in float64."""
+    """Context in which transformers computes slopes and softmax in float64."""
     import torch
     from transformers.models.bloom import modeling_bloom
 
@@ -96,14 +96,14 @@ def _build(config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> Any
 
 
 class TorchModel:
-    """One loaded model. `patched` is entered around every call."""
+    """A loaded model. Every call runs inside the context `patched`."""
 
     def __init__(self, model: Any, patched: Callable[[], AbstractContextManager[None]]) -> None:
         self.model = model
         self.patched = patched
 
     def adapted(self, path: Path) -> "TorchModel":
-        """By peft, which puts its own modules into the model.
+        """Apply a PEFT adapter by peft, which replaces modules of the model.
 
         Raises:
             Unsupported: peft is not installed.
@@ -112,7 +112,7 @@ class TorchModel:
         from peft import PeftModel
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a tied head keeps the matrix of the base: so it does (LRA-4)
+            warnings.simplefilter("ignore")  # a warning that the tied head uses the base embedding, as LRA-4 requires
             model = PeftModel.from_pretrained(self.model, str(path)).get_base_model()
         return TorchModel(model.train(False), self.patched)
 
@@ -123,16 +123,16 @@ class TorchModel:
         return self.trace(token_ids, is_real)["final_norm"]
 
     def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> dict[str, Array]:
-        """All names of MOD-8 but the scores, which never leave transformers' attention function."""
-        with observed(self.model) as seen:
+        """All intermediates of MOD-8 but the scores, which stay inside transformers' attention function."""
+        with observed(self.model) as tensors:
             output = self._run(token_ids, is_real, use_cache=False, output_attentions=True)
-        seen |= {f"layers.{i}.attention.probabilities": _array(p) for i, p in enumerate(output.attentions)}
-        return seen | {"logits": _array(output.logits)}
+        tensors |= {f"layers.{i}.attention.probabilities": _array(p) for i, p in enumerate(output.attentions)}
+        return tensors | {"logits": _array(output.logits)}
 
     def in_pieces(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int = 0
     ) -> Float[Array, "B T V"]:
-        """Over a DynamicCache, which grows by itself; each piece gets the mask of all positions so far."""
+        """Logits of calls over a DynamicCache, which grows by itself. Each call gets the mask of all positions so far."""
         from transformers import DynamicCache
 
         del capacity
@@ -145,9 +145,9 @@ class TorchModel:
     def loss_and_gradients(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
     ) -> tuple[float, dict[str, Array]]:
-        """The loss of GRD-1 and GRD-2 and its gradients by autograd, from the model's logits, in float32 or wider.
+        """Loss of GRD-1 and GRD-2 from the model's logits, in float32 or float64, and its gradients by autograd.
 
-        transformers' own loss is never wider than float32, and counts tokens that follow padding.
+        transformers' own loss is float32 at most, and counts tokens that follow padding.
         """
         import torch
 
@@ -164,7 +164,7 @@ class TorchModel:
         return loss.item(), gradients
 
     def call(self, token_ids: Any, padding_mask: Any) -> Array:
-        """`model(input_ids, attention_mask)` of what `torch.tensor` makes of the arguments."""
+        """Call the model on the arguments, converted by `torch.tensor`."""
         import torch
 
         mask = None if padding_mask is None else torch.tensor(padding_mask)
@@ -178,7 +178,7 @@ class TorchModel:
             return self._call(token_ids, is_real, **options)
 
     def _call(self, token_ids: Array, is_real: Array, **options: Any) -> Any:
-        """Without a mask where nothing is padded: another path of transformers."""
+        """Call the model; without padding there is no mask, which is another path of transformers."""
         import torch
 
         mask = None if is_real.all() else torch.tensor(np.ascontiguousarray(is_real, np.int64))
@@ -186,7 +186,7 @@ class TorchModel:
 
 
 def _array(tensor: Any) -> Array:
-    """float64 stays, every other dtype becomes float32, which holds it exactly."""
+    """Convert a tensor to float64 if it is float64, and otherwise to float32, which is exact."""
     import torch
 
     wide = tensor.detach() if tensor.dtype == torch.float64 else tensor.detach().float()
@@ -195,17 +195,19 @@ def _array(tensor: Any) -> Array:
 
 @contextmanager
 def observed(model: Any) -> Iterator[dict[str, Array]]:
-    """A dictionary that fills with what enters and leaves the modules of a BloomForCausalLM, under the names of MOD-8."""
-    seen: dict[str, Array] = {}
+    """Context that records inputs and outputs of the modules of a BloomForCausalLM, by name (MOD-8)."""
+    tensors: dict[str, Array] = {}
     handles = []
     for name, module in _modules(model.transformer):
-        handles.append(module.register_forward_hook(_keep(seen, name)))
+        handles.append(module.register_forward_hook(_record(tensors, name)))
     for i, block in enumerate(model.transformer.h):
         attention = block.self_attention
-        handles.append(attention.query_key_value.register_forward_hook(_keep_split(seen, i, attention)))
-        handles.append(attention.dense.register_forward_pre_hook(_keep_input(seen, f"layers.{i}.attention.context")))
+        handles.append(attention.query_key_value.register_forward_hook(_record_split(tensors, i, attention)))
+        handles.append(
+            attention.dense.register_forward_pre_hook(_record_input(tensors, f"layers.{i}.attention.context"))
+        )
     try:
-        yield seen
+        yield tensors
     finally:
         for handle in handles:
             handle.remove()
@@ -226,25 +228,25 @@ def _modules(body: Any) -> Iterator[tuple[str, Any]]:
     yield "final_norm", body.ln_f
 
 
-def _keep(seen: dict[str, Array], name: str) -> Callable[..., None]:
+def _record(tensors: dict[str, Array], name: str) -> Callable[..., None]:
     def hook(_module: object, _inputs: object, output: Any) -> None:
-        seen[name] = _array(output[0] if isinstance(output, tuple) else output)
+        tensors[name] = _array(output[0] if isinstance(output, tuple) else output)
 
     return hook
 
 
-def _keep_input(seen: dict[str, Array], name: str) -> Callable[..., None]:
+def _record_input(tensors: dict[str, Array], name: str) -> Callable[..., None]:
     def hook(_module: object, inputs: Any) -> None:
-        seen[name] = _array(inputs[0])
+        tensors[name] = _array(inputs[0])
 
     return hook
 
 
-def _keep_split(seen: dict[str, Array], layer: int, attention: Any) -> Callable[..., None]:
-    """Query, key and value as transformers' own function splits them."""
+def _record_split(tensors: dict[str, Array], layer: int, attention: Any) -> Callable[..., None]:
+    """Record query, key and value, split by transformers' own function."""
 
     def hook(_module: object, _inputs: object, fused: Any) -> None:
         for name, part in zip(("query", "key", "value"), attention._reshape(fused), strict=True):
-            seen[f"layers.{layer}.attention.{name}"] = _array(part)
+            tensors[f"layers.{layer}.attention.{name}"] = _array(part)
 
     return hook
