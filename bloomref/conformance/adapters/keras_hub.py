@@ -19,7 +19,7 @@ from bloomref.conformance.adapters.common import need, params_of, refuse, versio
 from bloomref.conformance.implementation import FEATURES, Capabilities
 from bloomref.formats import keras_lora
 from bloomref.formats.keras import places
-from bloomref.params import Params
+from bloomref.params import PROJECTIONS, Params
 from bloomref.shapes import Array, Bool, Float, Int
 
 INSTALL = '"keras>=3.10" "keras-hub>=0.20" "jax>=0.4"'
@@ -222,7 +222,7 @@ def _hooks(backbone: Any, tensors: dict[str, Any]) -> Iterator[tuple[Any, Hook]]
     for i, layer in enumerate(backbone.transformer_layers):
         name, attention = f"layers.{i}", layer._self_attention_layer
         yield layer._pre_attention_layernorm, _output(tensors, f"{name}.attention.norm")
-        for part in ("query", "key", "value"):
+        for part in PROJECTIONS:
             yield getattr(attention, f"_{part}_dense"), _heads(tensors, f"{name}.attention.{part}")
         yield attention._alibi_layer, _output(tensors, f"{name}.attention.scores")
         yield attention._softmax, _output(tensors, f"{name}.attention.probabilities")

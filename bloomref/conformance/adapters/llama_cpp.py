@@ -20,6 +20,7 @@ from bloomref.conformance.adapters.common import Failed, need, params_of, refuse
 from bloomref.conformance.adapters.gguf_file import write_gguf
 from bloomref.conformance.implementation import FEATURES, Capabilities
 from bloomref.errors import Unsupported
+from bloomref.params import PROJECTIONS
 from bloomref.shapes import Array, Bool, Float, Int
 
 INSTALL = '"llama-cpp-python>=0.3" "gguf>=0.10"'
@@ -163,7 +164,7 @@ class LlamaModel:
     def _split(self, prefix: str, fused: Float[Array, "B T N"]) -> dict[str, Array]:
         """Split (B, T, C H K) into query, key and value of (B, H, T, K)."""
         parts = fused.reshape(*fused.shape[:2], 3, self.config.num_heads, self.config.head_dim)
-        return {f"{prefix}{name}": parts[:, :, c].swapaxes(1, 2) for c, name in enumerate(("query", "key", "value"))}
+        return {f"{prefix}{name}": parts[:, :, c].swapaxes(1, 2) for c, name in enumerate(PROJECTIONS)}
 
 
 class Context:

@@ -19,6 +19,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import need, refuse, versions_of
 from bloomref.conformance.implementation import FEATURES, Capabilities
+from bloomref.params import PROJECTIONS
 from bloomref.shapes import Array, Bool, Float, Int
 
 INSTALL = '"torch>=2.6" "transformers>=5.0"'
@@ -246,7 +247,7 @@ def _record_split(tensors: dict[str, Array], layer: int, attention: Any) -> Call
     """Record query, key and value, split by transformers' own function."""
 
     def hook(_module: object, _inputs: object, fused: Any) -> None:
-        for name, part in zip(("query", "key", "value"), attention._reshape(fused), strict=True):
+        for name, part in zip(PROJECTIONS, attention._reshape(fused), strict=True):
             tensors[f"layers.{layer}.attention.{name}"] = _array(part)
 
     return hook

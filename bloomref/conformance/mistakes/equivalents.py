@@ -7,7 +7,7 @@ import numpy as np
 
 from bloomref.conformance.mistakes.mistake import mistake
 from bloomref.conformance.mistakes.mlp import tanh_gelu
-from bloomref.conformance.model.instrumented import GELU_CUBIC, InstrumentedCache, InstrumentedModel
+from bloomref.conformance.model.instrumented import GELU_CONSTANT, GELU_CUBIC, InstrumentedCache, InstrumentedModel
 from bloomref.params import LoraFactors, Params
 from bloomref.reference import lora
 from bloomref.shapes import Array
@@ -191,7 +191,7 @@ class GeluSqrtTwoOverPi(InstrumentedModel):
 @mistake("gelu-by-sigmoid", "writes the tanh form of GELU with a sigmoid", "MLP-2", first="mlp.gelu", equivalent=True)
 class GeluBySigmoid(InstrumentedModel):
     def gelu(self, x: Array) -> Array:
-        twice = 2.0 * 0.79788456 * x * (1.0 + GELU_CUBIC * x * x)
+        twice = 2.0 * GELU_CONSTANT * x * (1.0 + GELU_CUBIC * x * x)
         return x / (1.0 + np.exp(-np.clip(twice, -80.0, 80.0)))
 
 

@@ -20,11 +20,11 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.model.lora_hooks import LoraHooks
 from bloomref.lora.adapter import Adapter
 from bloomref.params import LayerParams, Params
+from bloomref.reference import ops_vjp
 from bloomref.runtime.inputs import token_batch
 from bloomref.shapes import Array, Bool, Float, Int
 
-GELU_CONSTANT = 0.79788456
-GELU_CUBIC = 0.044715
+GELU_CONSTANT, GELU_CUBIC = ops_vjp.C, ops_vjp.A
 
 
 class Arithmetic:

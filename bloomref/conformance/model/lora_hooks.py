@@ -12,36 +12,37 @@ from bloomref.shapes import Array, Float
 
 
 class LoraHooks:
-    """The part of an `InstrumentedModel` that runs an adapter; without one nothing happens here."""
+    """The part of an `InstrumentedModel` that applies a LoRA adapter; without an adapter it changes nothing."""
 
     adapter: Adapter | None
     arithmetic: Any
     dtype: np.dtype[Any]
 
     def adapted(self, params: Params) -> Params:
-        """The weights, and what is added to their products."""
+        """Return the weights with the factors of the adapter attached."""
         return params if self.adapter is None else attach(params, self.parts(self.adapter))
 
     def parts(self, adapter: Adapter) -> Parts:
-        return {key: tuple(self.part(key, part) for part in found) for key, found in adapter.parts.items()}
+        """Return the factors of the adapter, by the key of the weight."""
+        return {key: tuple(self.part(key, part) for part in parts) for key, parts in adapter.parts.items()}
 
     def part(self, key: str, part: LoraFactors) -> LoraFactors:
-        """As it is used; `key` is that of its weight: `h.0.mlp.dense_h_to_4h.weight`."""
+        """Return the factors that the model computes with. `key` names the weight: `h.0.mlp.dense_h_to_4h.weight`."""
         del key
         return replace(part, a=part.a.astype(self.dtype), b=part.b.astype(self.dtype))
 
     def adapt(self, owner: LayerParams | Params, attribute: str, x: Array, y: Array) -> Array:
-        """y, which a weight has made of x, with what its adapters make of x (LRA-1)."""
+        """Add the products of the factors and x to y, the product of the weight and x (LRA-1)."""
         for part in owner.adapters.get(attribute, ()):
             y = self.arithmetic.stored(y + self.delta(part, x))
         return y
 
     def delta(self, part: LoraFactors, x: Array) -> Float[Array, "B T M"]:
-        """scale B A x; x are the token ids where the embedding is adapted."""
+        """scale B A x; for an adapter of the embedding, x is the token ids."""
         return self.arithmetic.wide(part.scale * self.product(part, self.narrow(part, x)))
 
     def narrow(self, part: LoraFactors, x: Array) -> Array:
-        """A x: (B, T, R), or in KerasHub's form (B, T, H, R)."""
+        """A x: (B, T, R), or (B, T, H, R) in KerasHub's form."""
         if part.kind == "embedding":
             return part.a.T[x]
         if part.kind == "heads":
@@ -50,7 +51,7 @@ class LoraHooks:
         return self.arithmetic.matmul(x, part.a.T)
 
     def product(self, part: LoraFactors, narrow: Array) -> Float[Array, "B T M"]:
-        """B of that; in KerasHub's form in the rows of one projection of the fused weight."""
+        """B A x from A x; in KerasHub's form, in the rows of one projection of the fused weight."""
         if part.kind != "heads":
             return self.arithmetic.matmul(narrow, part.b.T)
         y = np.zeros((*narrow.shape[:3], 3, part.b.shape[1]), narrow.dtype)
