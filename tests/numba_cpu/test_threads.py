@@ -78,3 +78,14 @@ def test_the_threads_can_be_set():
         assert isa.thread_count() == 1
     finally:
         numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("environment", "expected"), [({}, "None 10000"), ({"GOMP_SPINCOUNT": "7"}, "7 7")])
+def test_the_backend_sets_how_long_idle_threads_spin(environment, expected, monkeypatch):
+    """Unless the user has set it. The import of a kernel module sets nothing."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    code = (
+        "import os; from accel.numba_cpu import isa, make_backend; before = os.environ.get('GOMP_SPINCOUNT'); "
+        "make_backend(); print(before, os.environ['GOMP_SPINCOUNT'])"
+    )
+    assert python("-c", code, root=source_root(), **environment).stdout.strip() == expected
