@@ -16,8 +16,8 @@ import numpy as np
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
-from bloomref.conformance.oracle.budgets import GRADABLE, LIMIT, Judgement
-from bloomref.conformance.oracle.truth import REMEMBERED
+from bloomref.conformance.oracle.budgets import LIMIT, MAX_NOISE, Judgement
+from bloomref.conformance.oracle.truth import CACHED_CASES
 from bloomref.conformance.subject import Subject, full_key
 from bloomref.dtypes import DType
 from bloomref.params import Params, keys
@@ -27,7 +27,7 @@ from bloomref.shapes import Array, Bool, Float, Int
 UNITS = {"float32": 2.0**-24, "float64": 2.0**-53 * np.sqrt(2.0)}
 """Unit roundoff by dtype. In float64 the oracle's own error is as large as that of the implementation, hence
 sqrt(2)."""
-ONLY = f"gradients are asked in {' and '.join(UNITS)} only"
+DTYPES_ONLY = f"gradients are asked in {' and '.join(UNITS)} only"
 SIMULATED = 2.0**-24
 """Unit roundoff of the simulation: that of float32, whose errors float64 can represent. Errors are proportional to the
 unit."""
@@ -107,7 +107,7 @@ def _judge(name: str, result: Array, expected: Array, allowed: float) -> Judgeme
         explanation = f"{name}: expected shape {expected.shape}, got {result.shape}"
         return Judgement(name, "fail", np.inf, (0, 0), explanation)
     error, signal = _rms(result - expected), _rms(expected)
-    if np.isfinite(error) and allowed > GRADABLE * signal:
+    if np.isfinite(error) and allowed > MAX_NOISE * signal:
         explanation = f"{name}: rounding alone may change it by {allowed:.2g} of {signal:.2g}"
         return Judgement(name, "inconclusive", 0.0, (0, 0), explanation)
     z = error / allowed if error else 0.0
@@ -138,13 +138,13 @@ def _run(case: Case, params: Params, view: View = model.view) -> dict[str, Array
     return {"loss": np.asarray(result.loss)} | by_name
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(CACHED_CASES)
 def exact(case: Case) -> dict[str, Array]:
     """The loss, and the gradients by Hugging Face key, in float64."""
     return _run(case, case.params)
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(CACHED_CASES)
 def spread(case: Case) -> dict[str, float]:
     """Root mean square error by name, at the unit `SIMULATED`: over samples and elements, the larger of both anchors of
     ALiBi."""

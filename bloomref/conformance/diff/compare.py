@@ -13,7 +13,7 @@ import numpy as np
 from bloomref.conformance.cases import Case
 from bloomref.conformance.diff.operands import Operand
 from bloomref.conformance.mistakes import MISTAKES, NO_INTERMEDIATE, Mistake
-from bloomref.conformance.oracle.budgets import GRADABLE, LIMIT, budget, worst_position
+from bloomref.conformance.oracle.budgets import LIMIT, MAX_NOISE, budget, worst_position
 from bloomref.conformance.oracle.intermediates import observable, per_position
 from bloomref.conformance.oracle.matched_filter import Amplitude, project
 from bloomref.conformance.oracle.montecarlo import SAMPLES, Noise
@@ -165,7 +165,7 @@ def measure(
     """
     signal = per_position(name, truth(case).values[name], case.is_real)
     rms = rms_error(case, name, error)
-    judged = graded & (allowed <= GRADABLE * signal)
+    judged = graded & (allowed <= MAX_NOISE * signal)
     z, where = worst_position(rms, allowed, judged)
     norm = np.sqrt(np.square(signal).sum())
     relative = float(np.sqrt(np.square(rms).sum()) / norm) if norm else 0.0

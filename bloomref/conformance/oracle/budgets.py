@@ -13,7 +13,7 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.oracle import montecarlo
 from bloomref.conformance.oracle.intermediates import observable, per_head, per_position
 from bloomref.conformance.oracle.precision import TIERS, Tier, tier_of
-from bloomref.conformance.oracle.truth import REMEMBERED, truth
+from bloomref.conformance.oracle.truth import CACHED_CASES, truth
 from bloomref.errors import invalid
 from bloomref.shapes import Array, Bool, Float
 
@@ -21,16 +21,16 @@ __all__ = ["LIMIT", "TIERS", "Judgement", "Tier", "judge", "sigma", "tier_of"]
 
 LIMIT = 5.0
 """Largest Z that passes."""
-GRADABLE = 0.05
+MAX_NOISE = 0.05
 """Largest noise-to-signal ratio of a position that is judged: above it, sigma does not describe the error."""
-PRIOR = 2
+MEDIAN_WEIGHT = 2
 """Weight of the median variance over all positions, in samples."""
-ENOUGH = 0.5
+MIN_JUDGED = 0.5
 """Smallest share of the real positions that must be judged; below it, an intermediate that does not fail is
 inconclusive."""
-WILD = 0.25
+MAX_UPSTREAM_NOISE = 0.25
 """Noise-to-signal ratio above which everything computed from a position is excluded, too."""
-CALM = 0.5
+MAX_SCORE_NOISE = 0.5
 """Noise of a head's scores above which softmax amplifies it; everything computed from such a position is excluded."""
 
 
@@ -78,7 +78,7 @@ def sigma(case: Case, tier: Tier, names: Iterable[str] | None = None) -> dict[st
     return dict(by_name) if names is None else {name: by_name[name] for name in names}
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(CACHED_CASES)
 def budget(case: Case, tier: Tier) -> Budget:
     """Compute the budget of a case by Monte-Carlo arithmetic. Deterministic: the token ids are the seed."""
     spread, head_noise = _sampled(case, tier)
@@ -88,9 +88,9 @@ def budget(case: Case, tier: Tier) -> Budget:
 
 
 def _smoothed(spread: Float[Array, "B T"], graded: Bool[Array, "B T"], samples: int) -> Float[Array, "B T"]:
-    """Add the median variance of all positions as `PRIOR` samples: a few samples may all be small by chance."""
+    """Add the median variance of all positions as `MEDIAN_WEIGHT` samples: a few samples may all be small by chance."""
     median = np.median(np.square(spread[graded])) if graded.any() else 0.0
-    variance = (samples * np.square(spread) + PRIOR * median) / (samples + PRIOR)
+    variance = (samples * np.square(spread) + MEDIAN_WEIGHT * median) / (samples + MEDIAN_WEIGHT)
     return np.sqrt(np.where(spread > 0.0, variance, 0.0))
 
 
@@ -128,11 +128,11 @@ def _graded(case: Case, sigma: Mapping[str, Array], head_noise: Mapping[str, Arr
     for name, allowed in sigma.items():
         signal = _signal(case, name)
         if name in head_noise:
-            usable = usable & (head_noise[name] <= CALM)
+            usable = usable & (head_noise[name] <= MAX_SCORE_NOISE)
         elif name.endswith(("norm", "block")):
-            quiet = usable & (allowed <= WILD * signal)
+            quiet = usable & (allowed <= MAX_UPSTREAM_NOISE * signal)
             usable = usable & np.logical_and.accumulate(quiet | ~case.is_real, axis=1)
-        graded[name] = usable & (allowed <= GRADABLE * signal)
+        graded[name] = usable & (allowed <= MAX_NOISE * signal)
     return graded
 
 
@@ -211,7 +211,7 @@ def _measured(case: Case, tier: Tier, name: str, error: Array) -> Judgement:
         rms = per_position(name, error, case.is_real)
     z, where = worst_position(rms, allowed, graded)
     share = graded.sum() / case.is_real.sum()
-    if z <= LIMIT and share < ENOUGH:
+    if z <= LIMIT and share < MIN_JUDGED:
         return Judgement(name, "inconclusive", z, where, _too_noisy(tier, name, share))
     text = (
         f"{name} at {where}: rms error {rms[where]:.2g}, {z:.2g} times the {allowed[where]:.2g} that rounding explains"
@@ -221,5 +221,5 @@ def _measured(case: Case, tier: Tier, name: str, error: Array) -> Judgement:
 
 
 def _too_noisy(tier: Tier, name: str, share: float) -> str:
-    reason = f"at the others, rounding alone ({tier.where}) may change it by more than {GRADABLE:.0%}"
+    reason = f"at the others, rounding alone ({tier.where}) may change it by more than {MAX_NOISE:.0%}"
     return f"{name}: only {share:.0%} of the positions can be judged; {reason}"

@@ -20,9 +20,9 @@ from bloomref.conformance.oracle.precision import Tier
 from bloomref.conformance.oracle.truth import truth
 from bloomref.shapes import Array, Float
 
-CLEAR = 5.0
+MIN_SIGNIFICANCE = 5.0
 """Smallest significant amplitude, in standard errors."""
-NEAR_ONE = 0.2
+MAX_DEVIATION = 0.2
 """Largest distance from 1 of the amplitude of a mistake that the implementation makes."""
 
 
@@ -52,8 +52,8 @@ class Amplitude:
     @property
     def explains(self) -> bool:
         """True if the mistake explains the error: its amplitude is significant and about 1, and the rest is noise."""
-        clear = abs(self.value) > CLEAR * self.standard_error
-        return clear and abs(self.value - 1.0) < NEAR_ONE and self.residual <= LIMIT
+        clear = abs(self.value) > MIN_SIGNIFICANCE * self.standard_error
+        return clear and abs(self.value - 1.0) < MAX_DEVIATION and self.residual <= LIMIT
 
 
 def project(

@@ -17,7 +17,7 @@ from bloomref.conformance.oracle.intermediates import observable
 from bloomref.reference import lora
 from bloomref.shapes import Array, Float, Int
 
-REMEMBERED = 16
+CACHED_CASES = 16
 """Number of cases whose results are cached; equal cases share an entry."""
 
 
@@ -77,9 +77,9 @@ class _Extended(InstrumentedModel):
         return alibi.slopes(self.config.num_heads, np.dtype(np.float64)).astype(self.dtype)
 
 
-@lru_cache(REMEMBERED)
+@lru_cache(CACHED_CASES)
 def truth(case: Case) -> Truth:
-    """Compute the truth of a case. The results of the last `REMEMBERED` cases are cached."""
+    """Compute the truth of a case. The results of the last `CACHED_CASES` cases are cached."""
     params = case.params.astype(np.dtype(np.float64))
     if case.adapter is not None:
         params = lora.attach(params, case.adapter.parts)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from bloomref.conformance.cases import Case
-from bloomref.conformance.checks.gradients import ONLY, UNITS
+from bloomref.conformance.checks.gradients import DTYPES_ONLY, UNITS
 from bloomref.conformance.checks.outcome import Failure
 from bloomref.conformance.properties import Property
 from bloomref.conformance.run.results import Counts
@@ -19,7 +19,7 @@ from bloomref.conformance.subject import PROBE, Subject
 
 EXAMPLES = 20
 """Default number of cases drawn for each property."""
-USUAL = 24
+USUAL_TIME = 24
 """Largest number of positions of a drawn case, except for the occasional long one."""
 SHRINK_SECONDS = 15.0
 """Time limit for shrinking a failing case."""
@@ -82,7 +82,7 @@ class Runner:
 
 def drawn(prop: Property, subject: Subject) -> st.SearchStrategy[Case]:
     """Cases that the implementation supports and to which the property applies."""
-    able, longest = subject.implementation.capabilities, min(USUAL, prop.longest or USUAL)
+    able, longest = subject.implementation.capabilities, min(USUAL_TIME, prop.longest or USUAL_TIME)
     if prop.adapter:
         return adapted_cases(able, prop.adapter, kinds=prop.kinds, max_time=longest)
     return cases(
@@ -111,7 +111,7 @@ def lacking(prop: Property, subject: Subject) -> str | None:
     if prop.adapter and prop.adapter not in able.adapters:
         return f"{name} declares no adapters in the form of {prop.adapter}"
     if prop.name == "gradients" and subject.dtype not in UNITS:
-        return ONLY
+        return DTYPES_ONLY
     if not set(prop.kinds) & set(able.masks):
         return f"{name} declares no masks of {', '.join(prop.kinds)}"
     if prop.rows > 1 and "batch" not in able.features:

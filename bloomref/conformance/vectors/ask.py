@@ -14,7 +14,7 @@ import numpy as np
 from bloomref.backbone import BloomBackbone
 from bloomref.causal_lm import BloomCausalLM
 from bloomref.conformance.adapters.installed_backend import Backend
-from bloomref.conformance.checks.gradients import ONLY, UNITS
+from bloomref.conformance.checks.gradients import DTYPES_ONLY, UNITS
 from bloomref.conformance.checks.outcome import Failure, conclude
 from bloomref.conformance.checks.rerun import verdict
 from bloomref.conformance.oracle.budgets import Judgement
@@ -171,7 +171,7 @@ def _call(subject: Subject, vector: Vector) -> Outputs:
 def _loss(subject: Subject, vector: Vector) -> Outputs:
     _need(subject, vector, "loss_and_gradients")
     if subject.dtype not in UNITS:
-        raise Unsupported(ONLY)
+        raise Unsupported(DTYPES_ONLY)
     token_ids, mask, labels = (np.array(vector.arguments[name]) for name in ("token_ids", "padding_mask", "labels"))
     loss, gradients = subject.ask(vector.case, "loss_and_gradients", token_ids, mask.astype(bool), labels)
     outputs = {"loss": np.asarray(loss)} | {name: np.asarray(value) for name, value in gradients.items()}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bloomref.conformance.oracle.budgets import ENOUGH, LIMIT, Judgement, worst_position
+from bloomref.conformance.oracle.budgets import LIMIT, MIN_JUDGED, Judgement, worst_position
 from bloomref.conformance.oracle.intermediates import observable, per_position
 from bloomref.shapes import Array, Bool, Float
 
@@ -52,7 +52,7 @@ def _by_position(
     text = f"{name} at {where}: rms error {rms[where]:.2g}, {z:.2g} times sigma (limit {LIMIT:g})"
     if z > LIMIT:
         return Judgement(name, "fail", z, where, text)
-    enough = judged.sum() >= ENOUGH * is_real.sum()
+    enough = judged.sum() >= MIN_JUDGED * is_real.sum()
     return Judgement(name, "pass" if enough else "inconclusive", z, where, text)
 
 

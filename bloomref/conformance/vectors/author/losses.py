@@ -6,7 +6,7 @@ import numpy as np
 
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks import gradients
-from bloomref.conformance.oracle.budgets import GRADABLE
+from bloomref.conformance.oracle.budgets import MAX_NOISE
 from bloomref.conformance.vectors.author.draft import TIER_NAMES, Answer, Draft, case_of
 from bloomref.conformance.vectors.author.models import MODELS
 
@@ -48,7 +48,7 @@ def _answer(case: Case) -> Answer:
         sigma = np.full(len(TIER_NAMES), np.nan)
         for dtype, unit in gradients.UNITS.items():
             allowed = spread[name] * unit / gradients.SIMULATED
-            sigma[TIER_NAMES.index(dtype)] = allowed if allowed <= GRADABLE * signal else np.inf
+            sigma[TIER_NAMES.index(dtype)] = allowed if allowed <= MAX_NOISE * signal else np.inf
         tensors[name] = (value.astype(np.float64), sigma)
     return tensors
 
