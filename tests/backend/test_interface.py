@@ -4,37 +4,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import strategies
+from backend_cases import SMALL, extend, whole
 
 from bloomref import alibi
-from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES, accumulation_dtype, dtype_policy
 from bloomref.params import Params
 from bloomref.runtime import registry
 from bloomref.runtime.backend import Prepared, Step
 
 FLOAT32 = dtype_policy("float32")
-CONFIG = BloomConfig(vocabulary_size=40, num_layers=2, num_heads=3, hidden_dim=15, intermediate_dim=11)
-SMALL = strategies.Float32Case(CONFIG, seed=1, time=7, kind="left")
+CONFIG, LAYERS = SMALL.config, SMALL.config.num_layers
 PARAMS = SMALL.params.astype(np.dtype(np.float32))
 
 
 def prepare(name: str, policy: str = "float32", params: Params = PARAMS) -> Any:
     chosen = dtype_policy(policy)
     return registry.choose(name, CONFIG, chosen).prepare(params.astype(chosen.variable_dtype), CONFIG, chosen)
-
-
-def extend(prepared: Prepared, cache: Any, start: int, token_ids: Any, is_real: Any) -> Any:
-    """Final hidden states of the positions from `start` on; `is_real` covers the positions before them as well."""
-    facts = Step.at(start, is_real)
-    x = prepared.embed(token_ids)
-    for layer in range(CONFIG.num_layers):
-        x = prepared.mlp_block(layer, prepared.attention_block(layer, x, cache, facts))
-    return prepared.final_norm(x)
-
-
-def whole(prepared: Prepared, token_ids: Any, is_real: Any) -> Any:
-    return extend(prepared, prepared.new_cache(*token_ids.shape), 0, token_ids, is_real)
 
 
 def bits(prepared: Prepared, hidden: Any) -> bytes:
@@ -47,27 +32,27 @@ def test_caches_and_prepared_models_are_independent(backend: str) -> None:
     ids, real = SMALL.token_ids, SMALL.is_real
 
     def steps(between: bool) -> list[bytes]:
-        cache, its, found = mine.new_cache(*ids.shape), mine.new_cache(*ids.shape), []
+        cache, second, states = mine.new_cache(*ids.shape), mine.new_cache(*ids.shape), []
         for t in range(ids.shape[1]):
-            found.append(bits(mine, extend(mine, cache, t, ids[:, t : t + 1], real[:, : t + 1])))
+            states.append(bits(mine, extend(mine, LAYERS, cache, t, ids[:, t : t + 1], real[:, : t + 1])))
             if between:
-                extend(mine, its, t, ids[::-1, t : t + 1], real[::-1, : t + 1])
-                whole(other, ids, real)
-        return found
+                extend(mine, LAYERS, second, t, ids[::-1, t : t + 1], real[::-1, : t + 1])
+                whole(other, LAYERS, ids, real)
+        return states
 
     assert steps(True) == steps(False)
-    assert bits(mine, whole(mine, ids, real)) != bits(other, whole(other, ids, real))
+    assert bits(mine, whole(mine, LAYERS, ids, real)) != bits(other, whole(other, LAYERS, ids, real))
 
 
 @pytest.mark.clause("BKD-2")
 def test_a_call_is_a_function_of_its_arguments(backend: str) -> None:
     prepared, ids, real = prepare(backend), SMALL.token_ids, SMALL.is_real
     cache = prepared.new_cache(ids.shape[0], ids.shape[1] + 2)
-    first = bits(prepared, extend(prepared, cache, 0, ids, real))
-    later = bits(prepared, extend(prepared, cache, 4, ids[:, 4:], real))
-    assert bits(prepared, extend(prepared, cache, 4, ids[:, 4:], real)) == later  # the same call again
-    extend(prepared, cache, 2, ids[::-1, 2:], real)  # rewound, with other tokens
-    assert bits(prepared, extend(prepared, cache, 0, ids, real)) == first  # and back
+    first = bits(prepared, extend(prepared, LAYERS, cache, 0, ids, real))
+    later = bits(prepared, extend(prepared, LAYERS, cache, 4, ids[:, 4:], real))
+    assert bits(prepared, extend(prepared, LAYERS, cache, 4, ids[:, 4:], real)) == later  # the same call again
+    extend(prepared, LAYERS, cache, 2, ids[::-1, 2:], real)  # rewound, with other tokens
+    assert bits(prepared, extend(prepared, LAYERS, cache, 0, ids, real)) == first  # and back
 
 
 @pytest.mark.clause("BKD-3")
@@ -76,21 +61,21 @@ def test_arguments_and_returned_hidden_states_stay_as_they_are(backend: str) -> 
     ids, real = SMALL.token_ids.copy(), SMALL.is_real.copy()
     facts, cache = Step.at(0, real), prepared.new_cache(*ids.shape)
     weights = [array.tobytes() for _, _, array in PARAMS.named()]
-    held, seen = [], []
+    states, bytes_of = [], []
 
     def keep(hidden: Any) -> None:
-        held.append(hidden)
-        seen.append(bits(prepared, hidden))
+        states.append(hidden)
+        bytes_of.append(bits(prepared, hidden))
 
     keep(prepared.embed(ids))
     for layer in range(CONFIG.num_layers):
-        keep(prepared.attention_block(layer, held[-1], cache, facts))
-        keep(prepared.mlp_block(layer, held[-1]))
-    keep(prepared.final_norm(held[-1]))
-    prepared.logits(held[-1], False)
-    prepared.logits(held[-1], True)
-    whole(prepared, ids[::-1], real)
-    assert [bits(prepared, x) for x in held] == seen
+        keep(prepared.attention_block(layer, states[-1], cache, facts))
+        keep(prepared.mlp_block(layer, states[-1]))
+    keep(prepared.final_norm(states[-1]))
+    prepared.logits(states[-1], False)
+    prepared.logits(states[-1], True)
+    whole(prepared, LAYERS, ids[::-1], real)
+    assert [bits(prepared, x) for x in states] == bytes_of
     assert np.array_equal(ids, SMALL.token_ids)
     assert np.array_equal(facts.key_is_real, SMALL.is_real)
     assert [array.tobytes() for _, _, array in PARAMS.named()] == weights
@@ -100,15 +85,15 @@ def test_arguments_and_returned_hidden_states_stay_as_they_are(backend: str) -> 
 def test_select_copies(backend: str) -> None:
     prepared, ids, real = prepare(backend), SMALL.token_ids, SMALL.is_real
     cache = prepared.new_cache(ids.shape[0], ids.shape[1])
-    extend(prepared, cache, 0, ids[:, :-1], real[:, :-1])
+    extend(prepared, LAYERS, cache, 0, ids[:, :-1], real[:, :-1])
     rows = np.array([1, 0, 1])
     chosen = cache.select(rows)
-    last = extend(prepared, cache, ids.shape[1] - 1, ids[:, -1:], real)
+    last = extend(prepared, LAYERS, cache, ids.shape[1] - 1, ids[:, -1:], real)
     expected = prepared.to_host(last)[rows]
-    got = prepared.to_host(extend(prepared, chosen, ids.shape[1] - 1, ids[rows, -1:], real[rows]))
+    got = prepared.to_host(extend(prepared, LAYERS, chosen, ids.shape[1] - 1, ids[rows, -1:], real[rows]))
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
-    extend(prepared, chosen, 0, ids[rows][::-1], real[rows])  # overwrites the copy, and nothing else
-    assert bits(prepared, extend(prepared, cache, ids.shape[1] - 1, ids[:, -1:], real)) == bits(prepared, last)
+    extend(prepared, LAYERS, chosen, 0, ids[rows][::-1], real[rows])  # overwrites the copy, and nothing else
+    assert bits(prepared, extend(prepared, LAYERS, cache, ids.shape[1] - 1, ids[:, -1:], real)) == bits(prepared, last)
 
 
 @pytest.mark.clause("BKD-12")
@@ -117,7 +102,7 @@ def test_slopes_come_from_the_vocabulary(backend: str, monkeypatch: pytest.Monke
 
     def hidden(name: str) -> Any:
         prepared = prepare(name)
-        return prepared.to_host(whole(prepared, ids, real))[real]
+        return prepared.to_host(whole(prepared, LAYERS, ids, real))[real]
 
     before = hidden(backend)
     slopes = alibi.slopes
@@ -131,7 +116,7 @@ def test_slopes_come_from_the_vocabulary(backend: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("policy", POLICIES)
 def test_dtypes_on_the_host(backend: str, policy: str) -> None:
     prepared = prepare(backend, policy)
-    hidden = whole(prepared, SMALL.token_ids, SMALL.is_real)
+    hidden = whole(prepared, LAYERS, SMALL.token_ids, SMALL.is_real)
     there = prepared.to_host(hidden)
     assert there.dtype == dtype_policy(policy).compute_dtype
     assert there.shape == (*SMALL.token_ids.shape, CONFIG.hidden_dim)

@@ -1,4 +1,4 @@
-"""What a backend says that a model needs is what it takes."""
+"""The memory that a backend estimates for a model is the memory that the model takes."""
 
 import tracemalloc
 from typing import Any
@@ -19,10 +19,10 @@ EVERY_POLICY = pytest.mark.parametrize("policy", POLICIES)
 EITHER_HEAD = pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
 
 
-def told(backend: str, config: BloomConfig, policy: str) -> Memory:
+def estimate(backend: str, config: BloomConfig, policy: str) -> Memory:
     chosen = registry.load(backend)
     if not isinstance(chosen, SupportsMemoryEstimate):
-        pytest.skip(f"backend {backend!r} does not tell")
+        pytest.skip(f"backend {backend!r} gives no estimate")
     return chosen.memory(config, dtype_policy(policy), BATCH, LENGTH)
 
 
@@ -31,14 +31,14 @@ def prepare(backend: str, config: BloomConfig, policy: str) -> Any:
     return registry.load(backend).prepare(init_params(config, 0, names.variable_dtype), config, names)
 
 
-def held(root: Any) -> int:
-    """Bytes of all arrays that can be reached from an object, on whichever device; each buffer once."""
-    seen, buffers, waiting = set(), {}, [root]
+def allocated(root: Any) -> int:
+    """Bytes of all arrays that can be reached from an object, on any device; each buffer counts once."""
+    visited, buffers, waiting = set(), {}, [root]
     while waiting:
         value = waiting.pop()
-        if id(value) in seen or isinstance(value, type):
+        if id(value) in visited or isinstance(value, type):
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if hasattr(value, "nbytes") and hasattr(value, "shape"):
             while hasattr(value.base, "nbytes"):
                 value = value.base
@@ -54,17 +54,17 @@ def held(root: Any) -> int:
 @EITHER_HEAD
 @EVERY_POLICY
 def test_weights_and_cache(backend: str, policy: str, config: BloomConfig) -> None:
-    """Slopes and the like are not counted: within a hundredth. In the emulator each array has guard zones."""
+    """Within a hundredth: slopes and other small arrays are not counted. In the emulator each array has guard zones."""
     near = 0.03 if backend == "cupy-emulated" else 0.01
-    need, prepared = told(backend, config, policy), prepare(backend, config, policy)
-    assert held(prepared) == pytest.approx(need.weights, rel=near)
-    assert held(prepared.new_cache(BATCH, LENGTH)) == pytest.approx(need.cache, rel=near)
+    need, prepared = estimate(backend, config, policy), prepare(backend, config, policy)
+    assert allocated(prepared) == pytest.approx(need.weights, rel=near)
+    assert allocated(prepared.new_cache(BATCH, LENGTH)) == pytest.approx(need.cache, rel=near)
 
 
 @pytest.mark.clause("BKD-15")
 @EVERY_POLICY
 def test_working_space(backend: str, policy: str) -> None:
-    need, names = told(backend, CONFIG, policy), dtype_policy(policy)
+    need, names = estimate(backend, CONFIG, policy), dtype_policy(policy)
     logits = BATCH * CONFIG.vocabulary_size * accumulation_dtype(names.compute_dtype).itemsize
     assert need.working >= logits
     if backend in ("numpy", "numba"):  # elsewhere the temporaries are not where they could be counted
@@ -85,6 +85,6 @@ def peak_of_a_step(prepared: Any) -> int:
     try:
         before = tracemalloc.get_traced_memory()[0]
         cache, _ = decode(prepared)
-        return tracemalloc.get_traced_memory()[1] - before - held(cache)
+        return tracemalloc.get_traced_memory()[1] - before - allocated(cache)
     finally:
         tracemalloc.stop()

@@ -1,20 +1,20 @@
-"""Models and batches on which backends are held to the reference, and the budget of their errors.
+"""Models and batches on which backends are compared with the reference, and the budget of their errors.
 
 The budget. On the same rounded weights and the same input, the float64 reference is the truth. The root mean square of a
 token's error may be at most
 
     4 x (the largest such error, over the tokens of the batch, of the reference run in the same policy)
-      + (unit roundoff of what is returned) x (root mean square of the token's true values).
+      + (unit roundoff of the result) x (root mean square of the token's true values).
 
-The first term says what the arithmetic of this policy costs on these very numbers, whatever their scale; the factor leaves
-room for another order of the same operations. The second allows one rounding where the reference happens to be exact.
+The first term is the error of this policy's arithmetic on these numbers, at any scale. The factor leaves room for another
+order of the same operations. The second term allows one rounding where the reference happens to be exact.
 
 float64 has no wider reference: its error is that of the float32 reference times 2**-29, the ratio of the two units (the
 weights of every case are float32 numbers).
 
-A backend may also round the inputs of products to the compute dtype, where the processor multiplies nothing else (ROUNDED:
-those of weights; on tensor cores those of attention, too). Its budget counts the error of the reference with exactly these
-roundings, put in through the taps, if that is the larger one.
+A backend may also round the inputs of products to the compute dtype, where the processor multiplies nothing else. ROUNDED
+lists them: the inputs of products with weights; on tensor cores also those of attention. The budget then uses the error of
+the reference with these roundings, inserted through the taps, if that is the larger one.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ ROUNDED = {
 }
 """The named intermediates that a backend may round to the compute dtype of a policy."""
 BIT_EQUAL = {("numba", policy) for policy in POLICIES[1:]}
-"""Where a position's bits depend on nothing but the positions before it: not on chunks, other rows or the capacity."""
+"""(backend, policy) where the bits of a position depend only on the positions before it, not on chunks, other rows or capacity."""
 
 
 def config(heads: int, width: int, inner: int, vocabulary: int = 45, layers: int = 2, **changes: Any) -> BloomConfig:
@@ -149,9 +149,9 @@ class Trial:
     def check(
         self, run: Callable[[Prepared], Numbers], returned: str | None = None, real: Any = None, noise: float = 0.0
     ) -> Numbers:
-        """Hold `run(prepared)` to the budget on the real positions; returns what the backend gave.
+        """Compare `run(prepared)` with the budget on the real positions, and return the result of the backend.
 
-        `noise`: an error of the policy that the reference may lack by its luck, such as another order of a sum.
+        `noise`: an error of the policy that the reference may lack by luck, such as another order of a sum.
         """
         got, exact = run(self.tested), run(self.truth)
         real = self.case.is_real[:, : got.shape[1]] if real is None else real
@@ -186,7 +186,7 @@ class Trial:
 
 
 def rms(x: Numbers) -> Numbers:
-    """Over the last axis."""
+    """Root mean square over the last axis."""
     return np.sqrt(np.mean(np.square(x), axis=-1))
 
 
@@ -199,7 +199,7 @@ def sum_noise(x: Numbers, weight: Numbers, unit: float) -> float:
 
 
 def put(prepared: Prepared, x: Numbers) -> Any:
-    """Hidden states on the device; the reference takes what it is given, so it is given its own dtype."""
+    """Hidden states on the device. The reference computes in the dtype of its input, so it gets the dtype of its weights."""
     if isinstance(prepared, NumpyPrepared):
         x = x.astype(prepared.params.word_embedding.dtype)
     return prepared.from_host(x)

@@ -51,23 +51,23 @@ def linear(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def attention(z: Array, weights: Mapping[str, Array], heads: int, real: Array) -> Array:
-    """a of ATT-9; rows of padding columns are left at the output bias (they see nothing)."""
+    """`a` of ATT-9; the rows of padded positions are the output bias, since no key is visible to them."""
     batch, time, width = z.shape
     k_width = width // heads
     fused = linear(z, weights["self_attention.query_key_value.weight"], weights["self_attention.query_key_value.bias"])
     context = np.zeros_like(z)
     for b, h, t in np.ndindex(batch, heads, time):
-        seen = [s for s in range(t + 1) if real[b, s]]
-        if not real[b, t] or not seen:
+        visible = [s for s in range(t + 1) if real[b, s]]
+        if not real[b, t] or not visible:
             continue
         at = h * 3 * k_width
         query = fused[b, t, at : at + k_width]
         scores = [
             float(query @ fused[b, s, at + k_width : at + 2 * k_width]) / math.sqrt(k_width)
             + slopes(heads)[h] * (s - t)
-            for s in seen
+            for s in visible
         ]
-        for p, s in zip(softmax(scores), seen, strict=True):
+        for p, s in zip(softmax(scores), visible, strict=True):
             context[b, t, h * k_width : (h + 1) * k_width] += p * fused[b, s, at + 2 * k_width : at + 3 * k_width]
     return linear(context, weights["self_attention.dense.weight"], weights["self_attention.dense.bias"])
 

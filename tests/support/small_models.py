@@ -55,7 +55,7 @@ def text_lm(seed: int = 0, vocabulary_size: int = TOKENS + 12, heads: int = 3, s
 
 @dataclass(frozen=True)
 class Drawn:
-    """A model that is made when first asked for: hypothesis forbids drawing at random while it draws."""
+    """A model that is built at first use: hypothesis forbids random numbers while it draws."""
 
     config: BloomConfig
     seed: int

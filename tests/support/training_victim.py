@@ -1,4 +1,4 @@
-"""A run of training that is there to be killed: `python tests/support/training_victim.py FOLDER`. It says when it begins and ends."""
+"""A training run for a test to kill: `python tests/support/training_victim.py FOLDER`. It prints when it begins and ends."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the engine owes a backend: legal calls only, and no hidden states brought to the host without need."""
+"""Duties of the engine: it makes legal calls only, and moves no hidden states to the host without need."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ CONFIG = BloomConfig(vocabulary_size=20, num_layers=2, num_heads=3, hidden_dim=1
 
 
 class Watched:
-    """A prepared model that notes every call and insists on its being legal."""
+    """A prepared model that records every call and asserts that it is legal."""
 
     def __init__(self, engine: Engine) -> None:
         self.calls: list[str] = []
