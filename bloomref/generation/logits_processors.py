@@ -17,11 +17,12 @@ class LogitsProcessors:
         self._bias_values = np.fromiter(bias.values(), np.float64, len(bias))
         self._penalty = float(options.repetition_penalty)
         self._ngram_size = options.no_repeat_ngram_size
-        self._active = bool(bias) or self._penalty != 1.0 or self._ngram_size > 0
+        self.active = bool(bias) or self._penalty != 1.0 or self._ngram_size > 0
+        """False if `options` change no logits."""
 
     def each(self, scores: Float[Array, "N V"], histories: Sequence[Sequence[int]]) -> Float[Array, "N V"]:
         """Processed scores of several sequences: a copy, or `scores` itself if no processor is active."""
-        if not self._active:
+        if not self.active:
             return scores
         return np.stack([self(row, history) for row, history in zip(scores, histories, strict=True)])
 
@@ -32,7 +33,7 @@ class LogitsProcessors:
             scores: logits, or log-probabilities in beam search; not modified.
             history: real tokens of the sequence, prompt and continuation.
         """
-        if not self._active:
+        if not self.active:
             return scores
         scores = scores.astype(np.float64)
         scores[self._bias_ids] += self._bias_values

@@ -94,12 +94,7 @@ def _select(rows: list[Row], indices: list[int], decoder: Decoder) -> list[Row]:
 def choice(task: Task) -> Choice | None:
     """The task's options as a backend's `Choice`; None for options that only the host implements."""
     options = task.options
-    if (
-        options.logit_bias
-        or options.repetition_penalty != 1.0
-        or options.no_repeat_ngram_size
-        or options.min_p is not None
-    ):
+    if task.processors().active or options.min_p is not None:
         return None
     forbidden = task.forbidden if task.forbidden.any() else None
     if options.strategy == "greedy":

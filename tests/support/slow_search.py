@@ -1,4 +1,4 @@
-"""Generation once more, the plain way: every step recomputes the whole text, one prompt at a time, without a cache."""
+"""Generation without a cache, to compare with: each step recomputes the whole sequence, one prompt at a time."""
 
 from typing import Any
 
@@ -10,7 +10,11 @@ Array = np.ndarray[Any, Any]
 
 
 def slow_generate(lm: BloomCausalLM, prompt: list[int], **options: Any) -> list[int]:
-    """The new tokens. Options as of `generate`; only `max_new_tokens` and a list, None or "auto" of stop tokens."""
+    """New token ids of one prompt.
+
+    Args:
+        options: those of `generate`, with `max_new_tokens` for the length; `stop_token_ids` is a list, None or "auto".
+    """
     search = Search(lm, prompt, options)
     if options.get("num_beams", 1) > 1:
         return search.beam(options["num_beams"], options["length_penalty"])
@@ -20,6 +24,8 @@ def slow_generate(lm: BloomCausalLM, prompt: list[int], **options: Any) -> list[
 
 
 class Search:
+    """The decoding strategies, written from their definitions."""
+
     def __init__(self, lm: BloomCausalLM, prompt: list[int], options: dict[str, Any]) -> None:
         self.lm, self.prompt, self.options = lm, prompt, options
         stops = options.get("stop_token_ids", "auto")
@@ -39,9 +45,9 @@ class Search:
         for token in set(ids):
             scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
         size = self.options.get("no_repeat_ngram_size", 0)
-        seen = {tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)} if size else set()
+        ngrams = {tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)} if size else set()
         for token in range(len(scores)):
-            if size and tuple([*ids, token][-size:]) in seen:
+            if size and tuple([*ids, token][-size:]) in ngrams:
                 scores[token] = -np.inf
         return scores
 
@@ -74,7 +80,7 @@ class Search:
         return new
 
     def beam(self, num_beams: int, length_penalty: float) -> list[int]:
-        """Scores of finished texts are sums of log-probabilities over (new tokens) ** length_penalty."""
+        """The score of a finished text is its log-probability / (number of new tokens) ** length_penalty."""
         running: list[tuple[float, list[int]]] = [(0.0, [])]
         finished: list[tuple[float, list[int]]] = []
         while running:

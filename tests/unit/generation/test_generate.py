@@ -110,8 +110,8 @@ def test_a_beam_search_as_wide_as_the_tree_finds_the_most_likely_text() -> None:
         lm = make_lm(config, seed)
         every = [[a, b, c] for a in range(4) for b in range(4) for c in range(4)]
         best = max(lm.score(every, context=[1]), key=lambda score: score.log_likelihood)
-        found = lm.generate([1], max_new_tokens=3, num_beams=64, stop_token_ids=None, strip_prompt=True)
-        assert tuple(found) == best.token_ids
+        generated = lm.generate([1], max_new_tokens=3, num_beams=64, stop_token_ids=None, strip_prompt=True)
+        assert tuple(generated) == best.token_ids
 
 
 @pytest.mark.clause("GEN-1")
@@ -134,8 +134,8 @@ def test_a_row_that_may_choose_nothing_ends() -> None:
     for options in ({}, {"num_beams": 3}, {"penalty_alpha": 0.5, "top_k": 4}, {"temperature": 1.0, "seed": 0}):
         assert LM.generate([[5], [6, 7]], max_new_tokens=3, logit_bias=nothing, **options) == [[5], [6, 7]]
     for options in ({}, {"num_beams": 3}, {"penalty_alpha": 0.5, "top_k": 4}):
-        found = LM.generate([5], max_new_tokens=50, no_repeat_ngram_size=1, stop_token_ids=None, **options)
-        assert sorted(found) == list(range(20))
+        generated = LM.generate([5], max_new_tokens=50, no_repeat_ngram_size=1, stop_token_ids=None, **options)
+        assert sorted(generated) == list(range(20))
 
 
 # --- against transformers ------------------------------------------------------------------------
@@ -168,8 +168,8 @@ def test_transformers_generates_the_same(seed: int) -> None:
         }
     bias = {int(i): float(rng.normal()) for i in rng.integers(0, size, seed % 4)}
     stops = sorted({int(i) for i in rng.integers(0, size, seed % 3)})
-    found = lm.generate(prompts, stop_token_ids=stops, logit_bias=bias, strip_prompt=True, **options)
-    assert found == transformers_generate(lm, prompts, stops, bias, options)
+    generated = lm.generate(prompts, stop_token_ids=stops, logit_bias=bias, strip_prompt=True, **options)
+    assert generated == transformers_generate(lm, prompts, stops, bias, options)
 
 
 def transformers_generate(
@@ -210,7 +210,7 @@ def test_transformers_ends_at_the_same_stop_strings(tmp_path: Any) -> None:
         for stop in ("h", "th", "e t", "s", "i", " i", "tt"):
             ids = TEXT_LM.tokenizer(prompt)
             options: Any = {"max_new_tokens": 8, "no_repeat_ngram_size": 2}
-            found = TEXT_LM.generate(ids, None, None, stop_strings=[stop, "zz"], logit_bias=likely, **options)
+            generated = TEXT_LM.generate(ids, None, None, stop_strings=[stop, "zz"], logit_bias=likely, **options)
             ends: Any = {"eos_token_id": None, "pad_token_id": 3, "stop_strings": [stop, "zz"], "tokenizer": tokenizer}
             with in_float64(), torch.no_grad():
                 output = model.generate(
@@ -221,8 +221,8 @@ def test_transformers_ends_at_the_same_stop_strings(tmp_path: Any) -> None:
                     **ends,
                     **options,
                 )
-            assert found == output[0].tolist(), (prompt, stop)
-            ended += len(found) < len(ids) + 8
+            assert generated == output[0].tolist(), (prompt, stop)
+            ended += len(generated) < len(ids) + 8
     assert ended > 10
 
 

@@ -17,7 +17,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 SCORES = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
 
 
-def kept(scores: Array) -> list[int]:
+def allowed(scores: Array) -> list[int]:
     return [int(i) for i in np.flatnonzero(scores > -np.inf)]
 
 
@@ -27,27 +27,27 @@ def random_scores(seed: int, size: int = 30, ties: bool = False) -> Array:
 
 
 def test_truncations_by_hand() -> None:
-    assert kept(top_k(SCORES, 2)) == [0, 1]
-    assert kept(top_k(SCORES, 99)) == [0, 1, 2, 3, 4]
-    assert kept(top_k(np.array([1.0, 2.0, 1.0, 0.0]), 2)) == [0, 1, 2]
-    assert kept(top_p(SCORES, 0.69)) == [0, 1]
-    assert kept(top_p(SCORES, 0.71)) == [0, 1, 2]
-    assert kept(top_p(SCORES, 1e-9)) == [0]
-    assert kept(top_p(SCORES, 1.0)) == [0, 1, 2, 3, 4]
-    assert kept(top_p(np.zeros(4), 0.5)) == [0, 1]
-    assert kept(min_p(SCORES, 0.3)) == [0, 1, 2]
-    assert kept(min_p(SCORES, 0.0)) == [0, 1, 2, 3, 4]
-    assert kept(min_p(SCORES, 1.0)) == [0]
+    assert allowed(top_k(SCORES, 2)) == [0, 1]
+    assert allowed(top_k(SCORES, 99)) == [0, 1, 2, 3, 4]
+    assert allowed(top_k(np.array([1.0, 2.0, 1.0, 0.0]), 2)) == [0, 1, 2]
+    assert allowed(top_p(SCORES, 0.69)) == [0, 1]
+    assert allowed(top_p(SCORES, 0.71)) == [0, 1, 2]
+    assert allowed(top_p(SCORES, 1e-9)) == [0]
+    assert allowed(top_p(SCORES, 1.0)) == [0, 1, 2, 3, 4]
+    assert allowed(top_p(np.zeros(4), 0.5)) == [0, 1]
+    assert allowed(min_p(SCORES, 0.3)) == [0, 1, 2]
+    assert allowed(min_p(SCORES, 0.0)) == [0, 1, 2, 3, 4]
+    assert allowed(min_p(SCORES, 1.0)) == [0]
 
 
 def test_the_order_is_temperature_top_k_top_p_min_p() -> None:
     # without the temperature, top_p=0.6 keeps two; halving it first makes 0 alone hold that much of the two
     options = GenerationOptions(temperature=0.5, top_k=2, top_p=0.6)
-    assert kept(truncate(SCORES, options)) == [0]
-    assert kept(truncate(SCORES, GenerationOptions(top_k=2, top_p=0.6))) == [0, 1]
+    assert allowed(truncate(SCORES, options)) == [0]
+    assert allowed(truncate(SCORES, GenerationOptions(top_k=2, top_p=0.6))) == [0, 1]
     # top_p counts within what top_k left: 0.4 / 0.7 is enough for 0.57
-    assert kept(truncate(SCORES, GenerationOptions(top_k=2, top_p=0.57))) == [0]
-    assert kept(truncate(SCORES, GenerationOptions(top_p=0.57))) == [0, 1]
+    assert allowed(truncate(SCORES, GenerationOptions(top_k=2, top_p=0.57))) == [0]
+    assert allowed(truncate(SCORES, GenerationOptions(top_p=0.57))) == [0, 1]
 
 
 @pytest.mark.clause("GEN-8")
@@ -57,9 +57,9 @@ def test_processors_by_hand() -> None:
     np.testing.assert_array_equal(penalized, [1.0, -4.0, 1.0, -1.0])
     biased = LogitsProcessors(GenerationOptions(logit_bias={2: -3.0, 0: -np.inf}, repetition_penalty=2.0))(scores, [2])
     np.testing.assert_array_equal(biased, [-np.inf, -2.0, -4.0, -1.0])
-    assert kept(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=2))(scores, [0, 1, 0, 2, 0])) == [0, 3]
-    assert kept(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=1))(scores, [0, 3])) == [1, 2]
-    assert kept(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=3))(scores, [0, 1])) == [0, 1, 2, 3]
+    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=2))(scores, [0, 1, 0, 2, 0])) == [0, 3]
+    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=1))(scores, [0, 3])) == [1, 2]
+    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=3))(scores, [0, 1])) == [0, 1, 2, 3]
     np.testing.assert_array_equal(scores, [2.0, -2.0, 1.0, -1.0])
 
 
@@ -67,7 +67,7 @@ def test_processors_by_hand() -> None:
 def test_a_truncation_never_empties_and_keeps_the_likeliest(seed: int, k: int, p: float, m: float, ties: bool) -> None:
     scores = random_scores(seed, ties=ties)
     for truncated in (top_k(scores, k), top_p(scores, p), min_p(scores, m)):
-        left = kept(truncated)
+        left = allowed(truncated)
         assert argmax(scores) in left
         np.testing.assert_array_equal(truncated[left], scores[left])
         dropped = np.setdiff1d(np.arange(30), left)
@@ -78,7 +78,7 @@ def test_a_truncation_never_empties_and_keeps_the_likeliest(seed: int, k: int, p
 @given(SEEDS, st.floats(1e-6, 0.999))
 def test_top_p_is_the_smallest_set_that_reaches_p(seed: int, p: float) -> None:
     scores = random_scores(seed)
-    probabilities = np.sort(softmax(scores)[kept(top_p(scores, p))])
+    probabilities = np.sort(softmax(scores)[allowed(top_p(scores, p))])
     assert probabilities.sum() >= p - 1e-9
     assert probabilities[1:].sum() < p + 1e-9
 
@@ -104,10 +104,11 @@ def test_generated_tokens_follow_the_model() -> None:
     allowed = lm.tokenizer("abcdef the")
     bias: Any = {i: 0.0 if i in allowed else -np.inf for i in range(TOKENS)}
     rows = 4000
-    found = lm.generate([[5, 9]] * rows, max_new_tokens=1, temperature=2.0, logit_bias=bias, seed=11, strip_prompt=True)
+    options: Any = {"max_new_tokens": 1, "temperature": 2.0, "logit_bias": bias, "seed": 11, "strip_prompt": True}
+    first_tokens = [ids[0] for ids in lm.generate([[5, 9]] * rows, **options)]
     logits = lm.logits({"token_ids": [[5, 9]]})[0, -1] / 2.0
     logits[[i for i in range(TOKENS + 12) if i not in allowed]] = -np.inf
-    assert chi_square([ids[0] for ids in found], logits) < 40
+    assert chi_square(first_tokens, logits) < 40
 
 
 def chi_square(drawn: list[int], scores: Array) -> float:
@@ -168,5 +169,5 @@ def test_processors_are_those_of_transformers(
         no_repeat_ngram_size=ngram,
         logit_bias=bias,
     )
-    found = truncate(LogitsProcessors(options)(scores, history), options)
-    np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-6)  # its bias is float32
+    processed = truncate(LogitsProcessors(options)(scores, history), options)
+    np.testing.assert_allclose(processed, expected[0].numpy(), rtol=1e-6)  # its bias is float32
