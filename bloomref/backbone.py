@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
-from bloomref.config import BloomConfig
+from bloomref.config import SIZES, BloomConfig
 from bloomref.dtypes import DTypePolicy, dtype_policy
 from bloomref.errors import invalid
 from bloomref.lora.adapter_set import AdapterSet
@@ -30,16 +30,7 @@ _EXTRA_ARGUMENTS = (
     "eos_token_id",
     "pad_token_id",
 )
-_ARGUMENTS = (
-    "vocabulary_size",
-    "num_layers",
-    "num_heads",
-    "hidden_dim",
-    "intermediate_dim",
-    "dropout",
-    "layer_norm_epsilon",
-    *_EXTRA_ARGUMENTS,
-)
+_ARGUMENTS = (*SIZES, "dropout", "layer_norm_epsilon", *_EXTRA_ARGUMENTS)
 
 
 @dataclass(frozen=True)
@@ -251,7 +242,7 @@ class BloomBackbone(LoraMethods):
         return values | {name: getattr(self, name) for name in _ARGUMENTS}
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{name}={getattr(self, name)}" for name in _ARGUMENTS[:5])
+        sizes = ", ".join(f"{name}={getattr(self, name)}" for name in SIZES)
         return f"BloomBackbone({sizes}, dtype={self.policy.name!r}): {self.count_params():,} parameters"
 
     # --- use -------------------------------------------------------------------------------------

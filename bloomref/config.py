@@ -25,7 +25,8 @@ _HF_KEYS: dict[str, tuple[str, ...]] = {
     "pad_token_id": ("pad_token_id",),
 }
 _REQUIRED = ("vocabulary_size", "hidden_dim", "num_layers", "num_heads")
-_KERAS_KEYS = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "layer_norm_epsilon")
+SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+IGNORED_LABEL = -100  # a label that does not count in the loss, as in torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class BloomConfig:
     """Keys of a Hugging Face config.json without effect on the result (`pretraining_tp`, ...), stored for a round trip."""
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim"):
+        for name in SIZES:
             check_integer(name, getattr(self, name), minimum=0 if name == "num_layers" else 1)
         if self.hidden_dim % self.num_heads:
             raise invalid("hidden_dim", f"a multiple of num_heads={self.num_heads}", self.hidden_dim)
@@ -99,14 +100,15 @@ class BloomConfig:
         """
         if data.get("model_type", "bloom") != "bloom":
             raise BadWeights(f"config.json: expected model_type 'bloom', got {data['model_type']!r}")
-        found = {name: data[key] for name, keys in _HF_KEYS.items() for key in reversed(keys) if key in data}
-        missing = [" or ".join(_HF_KEYS[name]) for name in _REQUIRED if name not in found]
+        present = {name: next((key for key in keys if key in data), None) for name, keys in _HF_KEYS.items()}
+        missing = [" or ".join(_HF_KEYS[name]) for name in _REQUIRED if present[name] is None]
         if missing:
             raise BadWeights(f"config.json: expected the keys {', '.join(missing)}, got {sorted(data)}")
-        check_integer("hidden_dim", found["hidden_dim"], minimum=1)
-        found.setdefault("intermediate_dim", 4 * found["hidden_dim"])
-        found["extra"] = {key: value for key, value in data.items() if key not in _KNOWN_HF}
-        return cls(**found)
+        fields = {name: data[key] for name, key in present.items() if key is not None}
+        check_integer("hidden_dim", fields["hidden_dim"], minimum=1)
+        fields.setdefault("intermediate_dim", 4 * fields["hidden_dim"])
+        extra = {key: value for key, value in data.items() if key not in _KNOWN_HF}
+        return cls(**fields, extra=extra)
 
     def to_hf(self) -> dict[str, Any]:
         """A `config.json` that transformers reads. An MLP width other than 4 D is stored as `intermediate_size`."""
@@ -124,18 +126,19 @@ class BloomConfig:
         Raises:
             BadWeights: when a size is missing; InvalidInput: when a value is out of its domain.
         """
-        missing = [key for key in _KERAS_KEYS[:5] if key not in data]
+        missing = [key for key in SIZES if key not in data]
         if missing:
             raise BadWeights(f"config.json: expected the keys {', '.join(missing)}, got {sorted(data)}")
         rate = data.get("dropout", 0.0)
-        known = {key: data[key] for key in _KERAS_KEYS if key in data}
-        return cls(**known, attention_dropout=rate, hidden_dropout=rate)
+        fields = {key: data[key] for key in (*SIZES, "layer_norm_epsilon") if key in data}
+        return cls(**fields, attention_dropout=rate, hidden_dropout=rate)
 
     def to_keras(self) -> dict[str, Any]:
         """The constructor arguments of KerasHub's BloomBackbone.
 
         Raises:
-            InvalidInput: when it cannot be expressed there (untied head, the other residual form, two rates). Clause: CFG-9.
+            InvalidInput: for what KerasHub has not: an untied LM head, the post-layernorm residual, or two dropout rates.
+                Clause: CFG-9.
         """
         expressible = {
             "apply_residual_connection_post_layernorm": False,
@@ -144,9 +147,9 @@ class BloomConfig:
         }
         for name, expected in expressible.items():
             if getattr(self, name) != expected:
-                wanted = f"{expected} for the Keras layout, which cannot say otherwise"
-                raise invalid(name, wanted, getattr(self, name), "save with format='hf'")
-        return {key: getattr(self, key) for key in _KERAS_KEYS} | {"dropout": self.hidden_dropout}
+                hint = "save with format='hf'"
+                raise invalid(name, f"{expected}, the one value of the Keras layout", getattr(self, name), hint)
+        return {key: getattr(self, key) for key in (*SIZES, "layer_norm_epsilon")} | {"dropout": self.hidden_dropout}
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as plain JSON-compatible values."""

@@ -46,12 +46,11 @@ def _stored_shape(axes: str, config: BloomConfig) -> tuple[int, ...]:
 
 
 # fmt: off
-MODEL_WEIGHTS: tuple[Weight, ...] = (
-    Weight("word_embedding",      "V D", "V, D", "word_embeddings.weight",           "reversible_embedding/vars/0",  "V, D"),
+WORD_EMBEDDING = Weight("word_embedding",      "V D", "V, D", "word_embeddings.weight",           "reversible_embedding/vars/0",  "V, D")
+INPUT_WEIGHTS: tuple[Weight, ...] = (
+    WORD_EMBEDDING,
     Weight("ln_embedding_weight", "D",   "D",    "word_embeddings_layernorm.weight", "layer_normalization/vars/0",   "D"),
     Weight("ln_embedding_bias",   "D",   "D",    "word_embeddings_layernorm.bias",   "layer_normalization/vars/1",   "D"),
-    Weight("ln_final_weight",     "D",   "D",    "ln_f.weight",                      "layer_normalization_1/vars/0", "D"),
-    Weight("ln_final_bias",       "D",   "D",    "ln_f.bias",                        "layer_normalization_1/vars/1", "D"),
 )
 LAYER_WEIGHTS: tuple[Weight, ...] = (
     Weight("ln_attn_weight",  "D",       "D",          "input_layernorm.weight",                "_pre_attention_layernorm/vars/0",              "D"),
@@ -67,6 +66,11 @@ LAYER_WEIGHTS: tuple[Weight, ...] = (
     Weight("mlp_down_weight", "D F",     "D, F",       "mlp.dense_4h_to_h.weight",              "_mlp_output_dense/vars/0",                     "F, D"),
     Weight("mlp_down_bias",   "D",       "D",          "mlp.dense_4h_to_h.bias",                "_mlp_output_dense/vars/1",                     "D"),
 )
+OUTPUT_WEIGHTS: tuple[Weight, ...] = (
+    Weight("ln_final_weight",     "D",   "D",    "ln_f.weight",                      "layer_normalization_1/vars/0", "D"),
+    Weight("ln_final_bias",       "D",   "D",    "ln_f.bias",                        "layer_normalization_1/vars/1", "D"),
+)
+MODEL_WEIGHTS = (*INPUT_WEIGHTS, *OUTPUT_WEIGHTS)
 # fmt: on
 LM_HEAD = Weight("lm_head", "V D", "V, D", "lm_head.weight", "", "")
 PROJECTIONS = ("query", "key", "value")  # the axis C of the fused weight
@@ -186,12 +190,12 @@ class Params:
 
     def named(self) -> Iterator[tuple[str, Weight, Array]]:
         """(Hugging Face key, table row, array), in the order of the forward pass."""
-        for weight in MODEL_WEIGHTS[:3]:
+        for weight in INPUT_WEIGHTS:
             yield weight.hf_key, weight, getattr(self, weight.attribute)
         for i, layer in enumerate(self.layers):
             for weight in LAYER_WEIGHTS:
                 yield layer_key(i, weight), weight, getattr(layer, weight.attribute)
-        for weight in MODEL_WEIGHTS[3:]:
+        for weight in OUTPUT_WEIGHTS:
             yield weight.hf_key, weight, getattr(self, weight.attribute)
         if self.lm_head is not None:
             yield LM_HEAD.hf_key, LM_HEAD, self.lm_head
@@ -206,6 +210,14 @@ class Params:
     def astype(self, dtype: DType) -> "Params":
         """The weights rounded to `dtype`; arrays that have it already are shared."""
         return self.map(lambda array: cast(array, dtype))
+
+
+HF_PREFIX = "transformer."
+
+
+def full_key(key: str) -> str:
+    """A weight's name in checkpoints of causal language models, for its key (which has no prefix)."""
+    return key if key == LM_HEAD.hf_key else HF_PREFIX + key
 
 
 def layer_key(index: int, weight: Weight) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bloomref.conformance.vectors.author.clauses import specified
-from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, Weight
+from bloomref.params import INPUT_WEIGHTS, LAYER_WEIGHTS, LM_HEAD, OUTPUT_WEIGHTS, Weight
 from bloomref.presets.preset_registry import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -40,9 +40,9 @@ def files_by_clause(root: Path = ROOT) -> dict[str, list[str]]:
 
 
 def weight_table() -> str:
-    rows = [_weight_row(w, "layers", "") for w in MODEL_WEIGHTS[:3]]
+    rows = [_weight_row(w, "layers", "") for w in INPUT_WEIGHTS]
     rows += [_weight_row(w, "layers/bloom_decoder{i}", "h.i.") for w in LAYER_WEIGHTS]
-    rows += [_weight_row(w, "layers", "") for w in MODEL_WEIGHTS[3:]]
+    rows += [_weight_row(w, "layers", "") for w in OUTPUT_WEIGHTS]
     rows += [_weight_row(LM_HEAD, "", "")]
     return _table(("attribute", "axes", "Hugging Face key", "axes", "Keras path", "axes"), rows)
 

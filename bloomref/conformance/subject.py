@@ -15,7 +15,7 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.implementation import Implementation, Model, offers
 from bloomref.conformance.oracle.precision import Tier, tier_of
 from bloomref.errors import Unsupported
-from bloomref.params import LM_HEAD, Params
+from bloomref.params import Params, full_key
 from bloomref.shapes import Array
 
 
@@ -143,8 +143,3 @@ def named_weights(config: BloomConfig, params: Params) -> dict[str, Array]:
         full_key(key): array.astype(np.float32).reshape(weight.hf_shape(config))
         for key, weight, array in params.named()
     }
-
-
-def full_key(key: str) -> str:
-    """Return the key of Hugging Face's causal model for a key of `bloomref.params`."""
-    return key if key == LM_HEAD.hf_key else f"transformer.{key}"

@@ -15,14 +15,13 @@ from bloomref.formats.files import regular_file, shard_path, staged_model, weigh
 from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFile, write_safetensors
 from bloomref.formats.tokenizer_files import write_hf_tokenizer
 from bloomref.formats.validation_cache import is_noted, note
-from bloomref.params import LM_HEAD, MODEL_WEIGHTS, Params, Source, Weight, keys
+from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING, Params, Source, Weight, full_key, keys
 from bloomref.shapes import Array
 from bloomref.validation import mismatch
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PREFIX = "transformer."
 _STALE = (WEIGHTS, INDEX, "model-*-of-*.safetensors", "model.weights.json", "*.weights.h5")
 # buffers that checkpoints of transformers before 4.21 may carry; they hold no weight
 _INERT = ("h.*.self_attention.scale_mask_softmax.causal_mask",)
@@ -105,12 +104,12 @@ class HfWeights:
         )
         if not same:
             raise BadWeights(
-                f"{LM_HEAD.hf_key}: expected the bytes of {MODEL_WEIGHTS[0].hf_key}, to which config.json ties it, got "
+                f"{LM_HEAD.hf_key}: expected the bytes of {WORD_EMBEDDING.hf_key}, to which config.json ties it, got "
                 "other ones; set tie_word_embeddings to false in config.json if the head is really separate"
             )
 
 
-_TIED = (MODEL_WEIGHTS[0].hf_key, LM_HEAD.hf_key)
+_TIED = (WORD_EMBEDDING.hf_key, LM_HEAD.hf_key)
 
 
 def _check_names(expected: Mapping[str, Weight], stored: Mapping[str, Any]) -> None:
@@ -157,16 +156,16 @@ def _file_name(value: object) -> str:
 
 
 def _canonical(files: Mapping[str, tuple[SafetensorsFile, str]]) -> dict[str, tuple[SafetensorsFile, str]]:
-    prefixed = {name for name in files if name.startswith(PREFIX)}
+    prefixed = {name for name in files if name.startswith(HF_PREFIX)}
     plain = {name for name in files if name not in prefixed and name != LM_HEAD.hf_key and not name.startswith(_HEADS)}
     if prefixed and plain:
         raise BadWeights(
-            f"weights: expected every name with {PREFIX!r} or every name without, "
+            f"weights: expected every name with {HF_PREFIX!r} or every name without, "
             f"got {min(prefixed)} and {min(plain)} in one checkpoint"
         )
-    named = {name.removeprefix(PREFIX): value for name, value in files.items()}
+    named = {name.removeprefix(HF_PREFIX): value for name, value in files.items()}
     if len(named) < len(files):
-        raise BadWeights(f"weights: expected {LM_HEAD.hf_key} once, got it with and without {PREFIX!r}")
+        raise BadWeights(f"weights: expected {LM_HEAD.hf_key} once, got it with and without {HF_PREFIX!r}")
     return {name: value for name, value in named.items() if not any(fnmatchcase(name, p) for p in _INERT)}
 
 
@@ -219,8 +218,7 @@ def save(
 
 def _stored(params: Params, config: BloomConfig) -> Iterator[tuple[str, Array]]:
     for key, weight, array in params.named():
-        prefix = "" if key == LM_HEAD.hf_key else PREFIX
-        yield prefix + key, array.reshape(weight.hf_shape(config))
+        yield full_key(key), array.reshape(weight.hf_shape(config))
 
 
 def _write_weights(stage: Path, arrays: Iterator[tuple[str, Array]], max_shard_bytes: int) -> None:

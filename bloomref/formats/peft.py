@@ -8,9 +8,9 @@ from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.arrays import check_finite
 from bloomref.formats.files import read_json, staged_model, write_json
 from bloomref.formats.hf import PICKLED
-from bloomref.formats.peft_config import EMBEDDING, PREFIX, LoraConfig
+from bloomref.formats.peft_config import EMBEDDING, LoraConfig
 from bloomref.formats.safetensors_io import FLOATS, SafetensorsFile, write_safetensors
-from bloomref.params import Weight
+from bloomref.params import HF_PREFIX, Weight
 from bloomref.shapes import Array
 
 CONFIG = "adapter_config.json"
@@ -60,8 +60,8 @@ def read(folder: Path, config: BloomConfig) -> tuple[LoraConfig, Pairs]:
 
 def _outer(file: SafetensorsFile) -> str:
     """Adapters of the bare BloomModel lack `transformer.`"""
-    prefixed = any(name.startswith(_OUTER + PREFIX) for name in file.entries)
-    return _OUTER + PREFIX if prefixed else _OUTER
+    prefixed = any(name.startswith(_OUTER + HF_PREFIX) for name in file.entries)
+    return _OUTER + HF_PREFIX if prefixed else _OUTER
 
 
 def _stored_names(key: str) -> tuple[str, str]:
@@ -111,4 +111,4 @@ def save(folder: Path, lora: LoraConfig, pairs: Mapping[str, tuple[Array, Array]
 def _stored(pairs: Mapping[str, tuple[Array, Array]]) -> Iterator[tuple[str, Array]]:
     for key, pair in sorted(pairs.items()):
         for name, array in zip(_stored_names(key), pair, strict=True):
-            yield f"{_OUTER}{PREFIX}{name}", array
+            yield f"{_OUTER}{HF_PREFIX}{name}", array

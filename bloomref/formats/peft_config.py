@@ -11,10 +11,9 @@ from typing import Any
 
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe, invalid
-from bloomref.params import Weight, keys
+from bloomref.params import HF_PREFIX, Weight, keys
 from bloomref.validation import check_bool, check_integer, check_real
 
-PREFIX = "transformer."
 LINEARS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 EMBEDDING = "word_embeddings"
 ALL_LINEAR = "all-linear"
@@ -134,13 +133,13 @@ class LoraConfig:
             return False
         if not self.layers_to_transform or isinstance(self.target_modules, str):
             return True
-        layer = re.match(r"transformer\.h\.(\d+)\.", module)
+        layer = re.match(re.escape(HF_PREFIX) + r"h\.(\d+)\.", module)
         return layer is not None and int(layer[1]) in self.layers_to_transform
 
 
 def module_name(key: str) -> str:
     """Of the module whose weight has this Hugging Face key."""
-    return PREFIX + key.removesuffix(".weight")
+    return HF_PREFIX + key.removesuffix(".weight")
 
 
 def _is_adaptable(weight: Weight) -> bool:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from bloomref.config import IGNORED_LABEL
 from bloomref.shapes import Array, Bool, Float, Int
 
-IGNORED = -100
 _LOGIT_BYTES = 2**28  # of the logits that exist at a time: 267 positions in float32 at BLOOM's 250,880 tokens
 _PRODUCT_BYTES = 2**26  # of a slice of the product that is added to the head's gradient
 
@@ -15,7 +15,7 @@ def targets(
     labels: Int[Array, "B T"] | None,
     document: Int[Array, "B T"] | None,
 ) -> Int[Array, "B T"]:
-    """The token that each position predicts: the label of the next column, or IGNORED (GRD-1).
+    """The token that each position predicts: the label of the next column, or IGNORED_LABEL (GRD-1).
 
     Args:
         labels: the token at each column; None: `token_ids`.
@@ -24,8 +24,8 @@ def targets(
     counts = is_real[:, :-1] & is_real[:, 1:]
     if document is not None:
         counts &= document[:, :-1] == document[:, 1:]
-    predicted = np.full(token_ids.shape, IGNORED, np.int64)
-    predicted[:, :-1] = np.where(counts, (token_ids if labels is None else labels)[:, 1:], IGNORED)
+    predicted = np.full(token_ids.shape, IGNORED_LABEL, np.int64)
+    predicted[:, :-1] = np.where(counts, (token_ids if labels is None else labels)[:, 1:], IGNORED_LABEL)
     return predicted
 
 

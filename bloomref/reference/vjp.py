@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bloomref.config import BloomConfig
+from bloomref.config import IGNORED_LABEL, BloomConfig
 from bloomref.dtypes import DType, accumulation_dtype
 from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, LayerParams, LoraFactors, Params, layer_key
 from bloomref.reference import loss, model
@@ -230,7 +230,7 @@ def loss_and_gradients(
 
     dx = _layer_norm_vjp(params, config, "ln_embedding_weight", "ln_embedding_bias", embedded, dx, into)
     _lookup_vjp(params, token_ids, dx, into)
-    return LossGradients(value, int((targets != loss.IGNORED).sum()), into.arrays, dx)
+    return LossGradients(value, int((targets != IGNORED_LABEL).sum()), into.arrays, dx)
 
 
 def _lookup_vjp(params: Params, token_ids: Int[Array, "B T"], dx: Float[Array, "B T D"], into: Collector) -> None:
@@ -264,7 +264,7 @@ def _head_vjp(
     params: Params, config: BloomConfig, x: Float[Array, "B T D"], targets: Int[Array, "B T"], into: Collector
 ) -> tuple[float, Float[Array, "B T D"]]:
     """The loss of the last block's output, and dx. Positions without a target skip the head. Clauses: MOD-4 ... MOD-6."""
-    counted = targets != loss.IGNORED
+    counted = targets != IGNORED_LABEL
     hidden = model.final_norm(params, config, x)[counted]
     tied = params.lm_head is None
     head = params.word_embedding if params.lm_head is None else params.lm_head

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bloomref.config import BloomConfig
+from bloomref.config import IGNORED_LABEL, BloomConfig
 from bloomref.dtypes import DTypePolicy, accumulation_dtype, cast
 from bloomref.errors import Unsupported, invalid
 from bloomref.params import Params
@@ -273,7 +273,7 @@ def gradients(
     value, by_key = backend.loss_and_gradients(
         params, config, ids, targets, numbers, trainable or (lambda _: True), rng
     )
-    return value, int((targets != loss.IGNORED).sum()), by_key
+    return value, int((targets != IGNORED_LABEL).sum()), by_key
 
 
 def _prepare(backend: Backend, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:

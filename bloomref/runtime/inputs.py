@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from bloomref.config import IGNORED_LABEL
 from bloomref.dtypes import floating_dtype
 from bloomref.errors import InvalidInput, invalid
 from bloomref.shapes import Array, Bool, Int
 
 _KEYS = ("token_ids", "padding_mask")
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bloomref.config import IGNORED_LABEL
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.shapes import Array, Float, Int
-from bloomref.training.packing import IGNORED, Batch, Piece, lay_out
+from bloomref.training.packing import Batch, Piece, lay_out
 
 if TYPE_CHECKING:
     from bloomref.runtime.engine import Engine
@@ -29,8 +30,9 @@ def mean_loss(engine: "Engine", batches: Sequence[Batch]) -> float:
 def token_losses(engine: "Engine", batch: Batch) -> Float[Array, " N"]:
     """Nats of every token that counts, row by row; a row is one document."""
     hidden = engine.hidden(TokenBatch(batch.token_ids, batch.is_real))
-    wanted = batch.labels[:, 1:]
-    states, labels = hidden[:, :-1][wanted != IGNORED], wanted[wanted != IGNORED]
+    targets = batch.labels[:, 1:]
+    counts = targets != IGNORED_LABEL
+    states, labels = hidden[:, :-1][counts], targets[counts]
     step = max(1, _LOGITS // engine.config.vocabulary_size)
     parts = [slice(start, start + step) for start in range(0, len(labels), step)]
     return np.concatenate([_cross_entropy(engine.logits(states[None, part])[0], labels[part]) for part in parts])

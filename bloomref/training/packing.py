@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bloomref.config import IGNORED_LABEL
 from bloomref.shapes import Array, Bool, Int
 from bloomref.training.documents import Document
-
-IGNORED = -100  # a label that does not count, as in torch
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows of tokens. A label is the column's own token, to be predicted from the columns before it, or IGNORED.
+    """Rows of tokens. A label is the column's own token, to be predicted from the columns before it, or IGNORED_LABEL.
 
     `document` numbers the documents of a row; a position sees the earlier ones of its own number only, and the first of
     each is not predicted. None: a row is one document.
@@ -45,14 +44,16 @@ def cut(documents: Sequence[Document], context: int) -> list[Piece]:
     A piece begins with the last token of the one before, so that every token but a document's first is predicted once. A
     piece that nothing is to be learned from is left out.
     """
-    return [piece for document in documents for piece in _cut(document, context) if (piece.labels != IGNORED).any()]
+    return [
+        piece for document in documents for piece in _cut(document, context) if (piece.labels != IGNORED_LABEL).any()
+    ]
 
 
 def _cut(document: Document, context: int) -> Iterator[Piece]:
     for start in range(0, len(document.token_ids) - 1, context - 1):
         ids = document.token_ids[start : start + context]
-        labels = np.where(document.is_target[start : start + context], ids, IGNORED)
-        labels[0] = IGNORED
+        labels = np.where(document.is_target[start : start + context], ids, IGNORED_LABEL)
+        labels[0] = IGNORED_LABEL
         yield Piece(ids, labels)
 
 
@@ -77,7 +78,7 @@ def lay_out(rows: Sequence[Sequence[Piece]], pad_id: int) -> Batch:
     batch = Batch(
         np.full((len(rows), width), pad_id, np.int64),
         np.zeros((len(rows), width), bool),
-        np.full((len(rows), width), IGNORED, np.int64),
+        np.full((len(rows), width), IGNORED_LABEL, np.int64),
         np.full((len(rows), width), -1, np.int64),
     )
     for index, row in enumerate(rows):

@@ -25,7 +25,7 @@ from parity import hugging_face
 from parity.cases import HEADS, PADDINGS, ParityCase, case, case_of
 from transformers.models.bloom import modeling_bloom
 
-from bloomref.config import BloomConfig
+from bloomref.config import IGNORED_LABEL, BloomConfig
 from bloomref.params import LoraFactors, Params, keys
 from bloomref.reference import lora, loss, vjp
 
@@ -54,7 +54,7 @@ def draw_labels(drawn: ParityCase) -> np.ndarray:
     """Random labels, a fifth of them ignored."""
     rng = np.random.default_rng(drawn.seed)
     labels = rng.integers(0, drawn.config.vocabulary_size, drawn.token_ids.shape)
-    labels[rng.random(labels.shape) < 0.2] = loss.IGNORED
+    labels[rng.random(labels.shape) < 0.2] = IGNORED_LABEL
     return labels
 
 
@@ -73,7 +73,7 @@ def theirs(model: torch.nn.Module, drawn: ParityCase, labels: np.ndarray) -> tup
     logits = model(torch.from_numpy(drawn.token_ids), attention_mask=mask).logits
     handle.remove()
     total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    value = total / max(1, int((targets != loss.IGNORED).sum()))
+    value = total / max(1, int((targets != IGNORED_LABEL).sum()))
     value.backward()
     gradients = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
     return value.item(), gradients | {"inputs": embedded[0].grad.numpy()}
@@ -118,7 +118,7 @@ def test_what_is_drawn(seeds: range):
     assert {config.apply_residual_connection_post_layernorm for config in configs} == {True, False}
     assert {config.tie_word_embeddings for config in configs} == {True, False}
     assert any(drawn.token_ids.shape[1] > 257 for drawn in cases)
-    counted = [(loss.targets(d.token_ids, d.is_real, draw_labels(d), None) != loss.IGNORED).sum() for d in cases]
+    counted = [(loss.targets(d.token_ids, d.is_real, draw_labels(d), None) != IGNORED_LABEL).sum() for d in cases]
     assert sum(number > 0 for number in counted) >= 50
 
 

@@ -18,12 +18,11 @@ from accel.numba_cpu.isa import thread_count
 from accel.numba_cpu.training import kernels, lora_products
 from accel.numba_cpu.training.dropout import Rng, drop, undrop
 from bloomref import alibi
-from bloomref.config import BloomConfig
+from bloomref.config import IGNORED_LABEL, BloomConfig
 from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, LayerParams, LoraFactors, Params, layer_key
 
 LOGIT_BYTES = 1 << 29  # of the logits that exist at a time
 SLICE_BYTES = 1 << 26  # of a slice of the product that is added to the gradient of the head
-IGNORED = -100
 
 
 @dataclass(eq=False)
@@ -273,7 +272,7 @@ class TrainingPass:
         params = self.params
         tied = params.lm_head is None
         head, key = (params.word_embedding, _MODEL["word_embedding"]) if tied else (params.lm_head, _MODEL["lm_head"])
-        (rows,) = np.nonzero(targets != IGNORED)
+        (rows,) = np.nonzero(targets != IGNORED_LABEL)
         normed = self._norm(x[rows], params.ln_final_weight, params.ln_final_bias)
         dhead = np.zeros(head.shape, np.float32) if self.gradients.is_trainable(key) else None
         losses, dnormed = np.zeros(len(rows)), np.empty_like(normed)

@@ -6,8 +6,7 @@ from importlib.util import find_spec
 
 from bloomref.config import BloomConfig
 from bloomref.errors import BloomrefError, Unsupported
-from bloomref.formats import hf
-from bloomref.params import Params
+from bloomref.params import HF_PREFIX, Params
 from bloomref.shapes import Array
 
 
@@ -21,7 +20,7 @@ def params_of(config: BloomConfig, weights: Mapping[str, Array]) -> Params:
     Raises:
         BadWeights: a key is missing or unknown, or an array has a wrong shape.
     """
-    return Params.from_named(config, {key.removeprefix(hf.PREFIX): array for key, array in weights.items()})
+    return Params.from_named(config, {key.removeprefix(HF_PREFIX): array for key, array in weights.items()})
 
 
 def need(name: str, *packages: str, command: str) -> None:

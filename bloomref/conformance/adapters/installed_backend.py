@@ -13,8 +13,7 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of, versions_of
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.lora_cases import FORMS
-from bloomref.conformance.subject import full_key
-from bloomref.params import keys
+from bloomref.params import full_key, keys
 from bloomref.runtime import registry
 from bloomref.runtime.backend import SupportsTrace
 from bloomref.runtime.engine import Engine

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from bloomref import alibi
-from bloomref.config import BloomConfig
+from bloomref.config import IGNORED_LABEL, BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.oracle.budgets import LIMIT, MAX_NOISE, Judgement
 from bloomref.conformance.oracle.truth import CACHED_CASES
-from bloomref.conformance.subject import Subject, full_key
+from bloomref.conformance.subject import Subject
 from bloomref.dtypes import DType
-from bloomref.params import Params, keys
-from bloomref.reference import loss, model, vjp
+from bloomref.params import Params, full_key, keys
+from bloomref.reference import model, vjp
 from bloomref.shapes import Array, Bool, Float, Int
 
 UNITS = {"float32": 2.0**-24, "float64": 2.0**-53 * np.sqrt(2.0)}
@@ -128,7 +128,7 @@ def labels(case: Case) -> Int[Array, "B T"]:
     if "labels" in vars(case):
         return vars(case)["labels"]
     ids = np.random.default_rng(case.seed + 3).integers(0, case.config.vocabulary_size, case.token_ids.shape)
-    return np.where(counted(case), ids, loss.IGNORED)
+    return np.where(counted(case), ids, IGNORED_LABEL)
 
 
 def _run(case: Case, params: Params, view: View = model.view) -> dict[str, Array]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from small_models import make_lm, small_tokenizer, text_lm
 from strategies import FLOAT64, configs
 
+from bloomref.config import IGNORED_LABEL
 from bloomref.errors import InvalidInput
 from bloomref.reference.vjp import loss_and_gradients
 from bloomref.runtime.engine import Engine
@@ -16,7 +17,7 @@ from bloomref.training import documents
 from bloomref.training.batches import Packed, Replayed, steps_of
 from bloomref.training.documents import Document, Text, read, split, tokenize
 from bloomref.training.evaluation import in_rows, mean_loss
-from bloomref.training.packing import IGNORED, Batch, best_fit, cut, lay_out
+from bloomref.training.packing import Batch, best_fit, cut, lay_out
 from bloomref.training.settings import Settings
 
 TOKENIZER = small_tokenizer()
@@ -158,7 +159,7 @@ def test_every_token_but_the_first_is_predicted_once(seed: int, count: int, long
 def predicted(batch: Batch) -> list[tuple[int, int]]:
     """(token before, token) of everything that counts."""
     assert batch.document is not None
-    rows, columns = np.nonzero(batch.labels != IGNORED)
+    rows, columns = np.nonzero(batch.labels != IGNORED_LABEL)
     assert (columns > 0).all()
     assert (batch.document[rows, columns] == batch.document[rows, columns - 1]).all()
     assert (batch.labels[rows, columns] == batch.token_ids[rows, columns]).all()
@@ -238,7 +239,7 @@ def test_a_piece_without_anything_to_learn_is_left_out() -> None:
     ids = np.arange(10)
     pieces = cut([Document(ids, ids >= 8)], 5)
     assert [piece.token_ids.tolist() for piece in pieces] == [[4, 5, 6, 7, 8], [8, 9]]
-    assert [piece.labels.tolist() for piece in pieces] == [[IGNORED] * 4 + [8], [IGNORED, 9]]
+    assert [piece.labels.tolist() for piece in pieces] == [[IGNORED_LABEL] * 4 + [8], [IGNORED_LABEL, 9]]
     with pytest.raises(InvalidInput, match="at least one token to predict"):
         Packed([Document(ids, ids < 0)], Settings(context=5, completion_only=True), 0)
 

@@ -20,11 +20,11 @@ from bloomref.formats.files import write_json
 from bloomref.formats.peft_config import EMBEDDING as EMBEDDING_MODULE
 from bloomref.formats.peft_config import LINEARS
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
-from bloomref.params import LM_HEAD, MODEL_WEIGHTS
+from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING
 from bloomref.shapes import Array
 
-EMBEDDING = hf.PREFIX + MODEL_WEIGHTS[0].hf_key
-QKV = f"{hf.PREFIX}h.0.self_attention.query_key_value.weight"
+EMBEDDING = HF_PREFIX + WORD_EMBEDDING.hf_key
+QKV = f"{HF_PREFIX}h.0.self_attention.query_key_value.weight"
 ADAPTED = "heads3"
 Weights = dict[str, Array]
 IDS = [[0, 4, 2, 1], [3, 3, 0, 4]]
@@ -43,7 +43,7 @@ def _cast(dtype: Any) -> Callable[[Weights], Weights]:
 
 
 def _without_prefix(weights: Weights) -> Weights:
-    return {key.removeprefix(hf.PREFIX): array for key, array in weights.items()}
+    return {key.removeprefix(HF_PREFIX): array for key, array in weights.items()}
 
 
 def _with(key: str, change: Callable[[Weights], Array]) -> Callable[[Weights], Weights]:
@@ -70,8 +70,8 @@ RIGHT: dict[str, tuple[str, str, Callable[[Weights], Weights]]] = {
 }  # fmt: skip
 """Valid folders: name -> clauses, comment, and a change of the weights of the model "tiny"."""
 WRONG: dict[str, tuple[str, str, Callable[[Weights], Weights]]] = {
-    "wgt-missing": ("WGT-5", "a bias is missing", _without(f"{hf.PREFIX}h.0.mlp.dense_h_to_4h.bias")),
-    "wgt-unknown": ("WGT-5", "a weight that no BLOOM has", _with(f"{hf.PREFIX}h.0.mlp.gate.weight", lambda w: w[EMBEDDING])),
+    "wgt-missing": ("WGT-5", "a bias is missing", _without(f"{HF_PREFIX}h.0.mlp.dense_h_to_4h.bias")),
+    "wgt-unknown": ("WGT-5", "a weight that no BLOOM has", _with(f"{HF_PREFIX}h.0.mlp.gate.weight", lambda w: w[EMBEDDING])),
     "wgt-shape": ("WGT-5", "a matrix stored transposed", _with(QKV, lambda w: np.ascontiguousarray(w[QKV].T))),
     "wgt-head-differs": ("WGT-4", "a head other than the embedding, though the config ties them", _with(LM_HEAD.hf_key, lambda w: w[EMBEDDING] * 2.0)),
     "wgt-nan": ("WGT-7", "a NaN among the weights", _with(QKV, _nan)),
