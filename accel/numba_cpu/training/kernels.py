@@ -1,4 +1,4 @@
-"""What lies between the products of a training step, forwards and backwards, in float32 over rows.
+"""Kernels between the matrix products of a training step, forwards and backwards, in float32 over rows.
 
 `dx` is the gradient of the loss by x. A kernel that overwrites one of its arguments says so.
 """
@@ -24,7 +24,7 @@ f32 = np.float32
 
 @jit_parallel
 def norm(x: Any, weight: Any, bias: Any, epsilon: Any, out: Any, threads: int) -> None:
-    """EMB-3 of every row."""
+    """Layer norm of every row (EMB-3)."""
     for t in prange(threads):
         lanes = np.empty(NR, np.float32)
         for i in range(len(x) * t // threads, len(x) * (t + 1) // threads):
@@ -33,7 +33,7 @@ def norm(x: Any, weight: Any, bias: Any, epsilon: Any, out: Any, threads: int) -
 
 @jit
 def _norm_back_row(x: Any, weight: Any, epsilon: Any, dz: Any, n: Any, g: Any, lanes: Any) -> None:
-    """n = (x - mean) / s becomes its row; g becomes the gradient by x: with g = dz weight, (g - mean(g) - n mean(g n)) / s."""
+    """Write n = (x - mean) / s and the gradient by x into n and g: with g = dz weight, (g - mean(g) - n mean(g n)) / s."""
     width = f32(x.size)
     mean = total_of(x, lanes) / width
     for j in range(x.size):
@@ -132,7 +132,7 @@ def _gelu_row(up: Any, out: Any) -> None:
 
 @jit_parallel
 def gelu_rows(up: Any, out: Any) -> None:
-    """MLP-2."""
+    """GELU of every row (MLP-2)."""
     for i in prange(len(up)):
         _gelu_row(up[i], out[i])
 
@@ -150,21 +150,21 @@ def _gelu_back_row(up: Any, d: Any) -> None:
 
 @jit_parallel
 def gelu_back(up: Any, d: Any) -> None:
-    """d, the gradient by gelu(up), becomes that by up."""
+    """Overwrite d, the gradient by gelu(up), with the gradient by up."""
     for i in prange(len(up)):
         _gelu_back_row(up[i], d[i])
 
 
 @jit_parallel
 def add_bias(y: Any, bias: Any) -> None:
-    """Overwrites y."""
+    """y += bias, in place."""
     for i in prange(len(y)):
         _add(y[i], bias, y[i])
 
 
 @jit_parallel
 def add_rows(y: Any, x: Any) -> None:
-    """y += x."""
+    """y += x, in place."""
     for i in prange(len(y)):
         _add(y[i], x[i], y[i])
 
@@ -189,7 +189,7 @@ def _bias_row(row: Any, scale: Any, slope: Any, t: int, shown: Any) -> None:
 
 @jit
 def _softmax_row(row: Any, lanes: Any) -> None:
-    """Zeros where no key is seen (ATT-8)."""
+    """Softmax of one row; zeros where no key is visible (ATT-8)."""
     peak = _largest(row, lanes)
     if peak == f32(-math.inf):
         row[:] = f32(0.0)
@@ -200,7 +200,7 @@ def _softmax_row(row: Any, lanes: Any) -> None:
 
 @jit_parallel
 def softmax(scores: Any, scale: Any, slopes: Any, document: Any) -> None:
-    """scores (B, H, T, T), products of queries and keys, become attention probabilities. Clauses: ALI-4, ATT-4 ... ATT-8.
+    """Overwrite scores (B, H, T, T), products of queries and keys, with attention probabilities. Clauses: ALI-4, ATT-4 ... ATT-8.
 
     `document` (B, T) is negative for padding; positions of one number see each other.
     """
@@ -225,7 +225,7 @@ def _softmax_back_row(p: Any, d: Any, inner: Any, scale: Any) -> None:
 
 @jit_parallel
 def softmax_back(probabilities: Any, d: Any, scale: Any) -> None:
-    """d, the gradient by the probabilities, becomes that by the products of queries and keys."""
+    """Overwrite d, the gradient by the probabilities, with the gradient by the products of queries and keys."""
     batch, heads, time, _ = d.shape
     for item in prange(batch * heads):
         b, h = item // heads, item % heads
@@ -240,14 +240,14 @@ def softmax_back(probabilities: Any, d: Any, scale: Any) -> None:
 
 
 @jit_parallel
-def cross_entropy(logits: Any, wanted: Any, share: Any, losses: Any) -> None:
-    """losses (N) in nats; logits (N, V) become their gradient: `share` times (softmax(logits) - one_hot(wanted))."""
+def cross_entropy(logits: Any, targets: Any, weight: Any, losses: Any) -> None:
+    """Losses (N) in nats; logits (N, V) are overwritten with their gradient, weight (softmax(logits) - one_hot(target))."""
     for i in prange(len(logits)):
         lanes, row = np.empty(NR, np.float32), logits[i]
         peak = _largest(row, lanes)
-        chosen = row[wanted[i]] - peak
+        chosen = row[targets[i]] - peak
         _powers(row, peak)
         total = total_of(row, lanes)
         losses[i] = math.log(total) - chosen
-        _times(row, share / total)
-        row[wanted[i]] -= share
+        _times(row, weight / total)
+        row[targets[i]] -= weight

@@ -223,8 +223,8 @@ def test_merging_rounds_to_the_variable_dtype_not_to_that_of_the_file():
     single = replace(factors, a=factors.a.astype(np.float32), b=factors.b.astype(np.float32))
     adapted = lora.attach(params, {"h.0.mlp.dense_h_to_4h.weight": (single,)})
     merged = lora.merged(adapted, np.dtype(np.float32)).layers[0]
-    wanted = params.layers[0].mlp_up_weight.astype(np.float32) + lora.delta_weight(single)
-    np.testing.assert_array_equal(merged.mlp_up_weight, wanted)
+    expected = params.layers[0].mlp_up_weight.astype(np.float32) + lora.delta_weight(single)
+    np.testing.assert_array_equal(merged.mlp_up_weight, expected)
     assert merged.mlp_up_weight.dtype == np.float32
     assert merged.mlp_down_weight is params.layers[0].mlp_down_weight
 
@@ -235,8 +235,8 @@ def test_what_is_trainable_and_how_much():
     assert model.count_trainable_params() == model.count_params() == count_params(CONFIG)
     model.enable_lora(4)
     size = CONFIG.sizes
-    wanted = 2 * 2 * (size["D"] * size["H"] * 4 + 4 * size["K"])
-    assert model.count_trainable_params() == wanted
+    expected = 2 * 2 * (size["D"] * size["H"] * 4 + 4 * size["K"])
+    assert model.count_trainable_params() == expected
     assert model.count_params() == count_params(CONFIG)
     assert not any("bias" in name for name in model.trainable_variables())
     model.add_adapter(name="second")
@@ -244,7 +244,7 @@ def test_what_is_trainable_and_how_much():
     assert model.count_trainable_params() == 2 * (8 * 12 + 36 * 8)
     listed = model.adapters
     assert {name: facts["weight"] for name, facts in listed.items()} == {"default": 0.0, "second": 1.0}
-    assert listed["default"] == {"weight": 0.0, "modules": ["query_key_value"], "ranks": [4], "parameters": wanted}
+    assert listed["default"] == {"weight": 0.0, "modules": ["query_key_value"], "ranks": [4], "parameters": expected}
     model.set_adapter(None)
     assert model.trainable_variables() == {}
 
@@ -278,10 +278,10 @@ def test_dropout_of_an_adapter_acts_in_training_only():
 def test_a_saved_model_answers_as_the_adapted_one(tmp_path: Any):
     lm = BloomCausalLM(backbone(Float32Case(CONFIG)))
     adapted(Float32Case(CONFIG), "peft", model=lm)
-    wanted = lm(TOKENS)
+    expected = lm(TOKENS)
     lm.save_to_preset(tmp_path)
-    found = BloomCausalLM.from_preset(tmp_path, dtype="float64")
-    np.testing.assert_allclose(found(TOKENS), wanted, rtol=1e-11, atol=1e-11)
+    reloaded = BloomCausalLM.from_preset(tmp_path, dtype="float64")
+    np.testing.assert_allclose(reloaded(TOKENS), expected, rtol=1e-11, atol=1e-11)
 
 
 def test_weights_trained_after_a_look_at_the_adapters_are_saved():

@@ -51,7 +51,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray, budget: float = 1e-12) -
 @settings(max_examples=60)
 def test_every_hidden_state_equals_the_loops(case):
     config = case.config
-    with trace.record() as seen:
+    with trace.record() as values:
         hidden(case)
     states = [
         "embedding_norm",
@@ -67,7 +67,7 @@ def test_every_hidden_state_equals_the_loops(case):
         post_norm_residual=config.apply_residual_connection_post_layernorm,
     )
     for name, state in zip([*states, "final_norm"], expected, strict=True):
-        assert_close(seen[name], state)
+        assert_close(values[name], state)
 
 
 @pytest.mark.clause("MOD-5", "MOD-6")
@@ -94,19 +94,19 @@ def test_an_untied_head_does_not_touch_the_embedding():
 def test_the_residual_of_both_blocks(flag):
     """With a block's output forced to zero, only its residual is left."""
     config = CONFIG.replace(apply_residual_connection_post_layernorm=flag)
-    case, seen = Float32Case(config), {}
+    case, values = Float32Case(config), {}
 
     def silence(name, value):
-        seen[name] = value.copy()
+        values[name] = value.copy()
         return np.zeros_like(value) if name.endswith(("attention.output", "mlp.output")) else value
 
     with trace.observe(silence):
         hidden(case)
     for i in range(2):
-        before = seen["embedding_norm"] if i == 0 else seen["layers.0.mlp_block"]
-        between = seen[f"layers.{i}.attention_block"]
-        assert np.array_equal(between, seen[f"layers.{i}.attention.norm"] if flag else before)
-        assert np.array_equal(seen[f"layers.{i}.mlp_block"], seen[f"layers.{i}.mlp.norm"] if flag else between)
+        before = values["embedding_norm"] if i == 0 else values["layers.0.mlp_block"]
+        between = values[f"layers.{i}.attention_block"]
+        assert np.array_equal(between, values[f"layers.{i}.attention.norm"] if flag else before)
+        assert np.array_equal(values[f"layers.{i}.mlp_block"], values[f"layers.{i}.mlp.norm"] if flag else between)
 
 
 @pytest.mark.clause("MOD-2", "MOD-4")
@@ -131,15 +131,15 @@ NORMS = {
 def test_every_layer_norm_takes_epsilon_from_the_config(name, epsilon):
     """Each norm's input is made small, so that epsilon decides its size."""
     before, weights_of = NORMS[name]
-    case, seen = Float32Case(CONFIG.replace(layer_norm_epsilon=epsilon)), {}
+    case, values = Float32Case(CONFIG.replace(layer_norm_epsilon=epsilon)), {}
 
     def shrink(name, value):
-        seen[name] = value * 1e-3 if name == before else value.copy()
-        return seen[name]
+        values[name] = value * 1e-3 if name == before else value.copy()
+        return values[name]
 
     with trace.observe(shrink):
         hidden(case)
-    assert_close(seen[name], naive.layer_norm(seen[before], *weights_of(case.params), epsilon))
+    assert_close(values[name], naive.layer_norm(values[before], *weights_of(case.params), epsilon))
 
 
 # --- positions, masks, rows --------------------------------------------------------------------------------------
@@ -167,9 +167,9 @@ def test_a_token_sees_itself_and_what_was_before():
         assert changed.tolist() == [False] * t + [True] * (7 - t)
     alone = case.params.layers[0].qkv_bias[:, 2].reshape(-1)  # with zero weights, the only value seen is the bias
     layer = dataclasses.replace(case.params.layers[0], qkv_weight=np.zeros((3, 3, 5, 15)))
-    with trace.record() as seen:
+    with trace.record() as values:
         model.forward(dataclasses.replace(case.params, layers=(layer,)), CONFIG, case.token_ids, case.is_real)
-    assert_close(seen["layers.0.attention.context"], np.broadcast_to(alone, (1, 7, 15)))
+    assert_close(values["layers.0.attention.context"], np.broadcast_to(alone, (1, 7, 15)))
 
 
 @pytest.mark.clause("ATT-7", "ATT-8", "MOD-9")
@@ -189,21 +189,21 @@ def test_large_scores_and_padding_give_no_nan(dtype, kind):
     """Scores of some thousands, under left padding: here masks that are added overflow in float16."""
     case = Float32Case(CONFIG, 3, time=9, kind=kind)
     loud = case.params.map(lambda a: 30 * a if a.shape == (3, 3, 5, 15) else a).astype(dtype)
-    with trace.record(lambda name: name.endswith("scores")) as seen:
+    with trace.record(lambda name: name.endswith("scores")) as values:
         x = model.forward(loud, CONFIG, case.token_ids, case.is_real)
-    assert np.abs(seen["layers.0.attention.scores"]).max() > 500
+    assert np.abs(values["layers.0.attention.scores"]).max() > 500
     assert np.isfinite(x.astype(float)).all()
 
 
 @pytest.mark.clause("ATT-8")
 def test_a_padding_column_of_the_reference_sees_nothing():
     case = Float32Case(CONFIG, time=8, kind="holes", batch=3)
-    with trace.record(lambda name: name.endswith(("probabilities", "context"))) as seen:
+    with trace.record(lambda name: name.endswith(("probabilities", "context"))) as values:
         hidden(case)
     padding = ~case.is_real
     assert padding.any()
-    assert not seen["layers.1.attention.context"][padding].any()
-    assert not seen["layers.1.attention.probabilities"].swapaxes(1, 2)[padding].any()
+    assert not values["layers.1.attention.context"][padding].any()
+    assert not values["layers.1.attention.probabilities"].swapaxes(1, 2)[padding].any()
 
 
 @pytest.mark.clause("ALI-4", "ATT-7")
@@ -257,9 +257,9 @@ def test_empty_batches_and_sequences(batch, time):
 @pytest.mark.clause("EMB-5", "CFG-11")
 def test_the_row_of_the_pad_token_is_an_ordinary_row():
     case = Float32Case(CONFIG.replace(pad_token_id=3))
-    with trace.record() as seen:
+    with trace.record() as values:
         hidden(case, np.array([[3, 3]]), np.ones((1, 2), bool))
-    assert np.array_equal(seen["word_embedding"][0], case.params.word_embedding[[3, 3]])
+    assert np.array_equal(values["word_embedding"][0], case.params.word_embedding[[3, 3]])
 
 
 @pytest.mark.clause("CFG-8", "CFG-11")
@@ -278,10 +278,10 @@ def test_inert_keys_and_special_tokens_do_not_enter_the_model():
 def test_dtypes_of_every_intermediate(dtype):
     case = Float32Case(CONFIG)
     params = case.params.astype(dtype)
-    with trace.record() as seen:
+    with trace.record() as values:
         model.logits(params, model.forward(params, CONFIG, case.token_ids, case.is_real))
     rounded = ("embedding_norm", "attention_block", "mlp_block", "final_norm")
-    for name, value in seen.items():
+    for name, value in values.items():
         expected = dtype if name.endswith(rounded) else accumulation_dtype(dtype)
         assert value.dtype == expected, name
 
@@ -302,7 +302,7 @@ def test_a_block_rounds_once_what_leaves_it(case, dtype):
     """Each half-precision block equals the float32 block on the widened input, rounded: its output, keys and values."""
     params, config = case.params.astype(dtype), case.config
     wide = params.astype(FLOAT32)
-    seen = model.view(config, case.is_real, 0, FLOAT32)
+    view = model.view(config, case.is_real, 0, FLOAT32)
     x = model.embed(params, config, case.token_ids)
     assert_same_bits(x, model.embed(wide, config, case.token_ids).astype(dtype))
 
@@ -312,9 +312,9 @@ def test_a_block_rounds_once_what_leaves_it(case, dtype):
     for layer, wide_layer in zip(params.layers, wide.layers, strict=True):
         narrow_cache = LayerCache.empty(config, case.batch, case.time, dtype)
         wide_cache = LayerCache.empty(config, case.batch, case.time, FLOAT32)
-        attended = model.attention_block(layer, config, x, narrow_cache, seen)
+        attended = model.attention_block(layer, config, x, narrow_cache, view)
         with trace.observe(round_cached):
-            expected = model.attention_block(wide_layer, config, x.astype(FLOAT32), wide_cache, seen)
+            expected = model.attention_block(wide_layer, config, x.astype(FLOAT32), wide_cache, view)
         assert_same_bits(attended, expected.astype(dtype))
         assert_same_bits(narrow_cache.keys, wide_cache.keys.astype(dtype))
         x = model.mlp_block(layer, config, attended)
@@ -350,9 +350,9 @@ def test_long_sequences_and_nine_heads_stay_near_float64(dtype, budget):
     params = case.params.astype(dtype)
     results, probabilities = [], []
     for weights in (params, params.astype(FLOAT64)):
-        with trace.record(lambda name: name.endswith("probabilities")) as seen:
+        with trace.record(lambda name: name.endswith("probabilities")) as values:
             results.append(model.forward(weights, config, case.token_ids, case.is_real).astype(float))
-        probabilities.append(seen["layers.0.attention.probabilities"])
+        probabilities.append(values["layers.0.attention.probabilities"])
     total_variation = np.abs(probabilities[0] - probabilities[1]).sum(-1).max() / 2
     assert total_variation <= {FLOAT32: 1e-4, HALVES[0]: 3e-3, HALVES[1]: 2e-2}[dtype]
     assert np.abs(results[0] - results[1]).max() <= budget
@@ -364,9 +364,9 @@ def test_long_sequences_and_nine_heads_stay_near_float64(dtype, budget):
 def trained(config: BloomConfig, seed: int | None) -> dict[str, np.ndarray]:
     case = Float32Case(config)
     rng = None if seed is None else np.random.default_rng(seed)
-    with trace.record() as seen:
+    with trace.record() as values:
         model.forward(case.params, config, case.token_ids, case.is_real, rng=rng)
-    return dict(seen)
+    return dict(values)
 
 
 @pytest.mark.clause("MOD-10")
@@ -386,32 +386,32 @@ def test_dropout_follows_its_seed():
 
 @pytest.mark.clause("MOD-7")
 def test_hidden_dropout_acts_on_the_output_of_both_blocks():
-    seen = trained(CONFIG.replace(hidden_dropout=0.25), 5)
+    values = trained(CONFIG.replace(hidden_dropout=0.25), 5)
     halves = [("embedding_norm", "layers.0.attention.output", "layers.0.attention_block")]
     halves += [("layers.0.attention_block", "layers.0.mlp.output", "layers.0.mlp_block")]
     for before, output, after in halves:
-        added = seen[after] - seen[before]
+        added = values[after] - values[before]
         dropped = np.abs(added) < 1e-14
         assert 0 < dropped.sum() < dropped.size / 2
-        np.testing.assert_allclose(added[~dropped], seen[output][~dropped] / 0.75, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(added[~dropped], values[output][~dropped] / 0.75, rtol=0, atol=1e-13)
     plain = trained(CONFIG, None)  # nothing before the first block's output knows of it
     for name in ("embedding_norm", "layers.0.attention.probabilities", "layers.0.attention.context"):
-        assert_same_bits(seen[name], plain[name])
+        assert_same_bits(values[name], plain[name])
 
 
 @pytest.mark.clause("MOD-7")
 def test_attention_dropout_acts_on_the_probabilities_only():
     rate = 0.25
-    seen, plain = trained(CONFIG.replace(attention_dropout=rate), 5), trained(CONFIG, None)
+    values, plain = trained(CONFIG.replace(attention_dropout=rate), 5), trained(CONFIG, None)
     name = "layers.0.attention"
-    assert_same_bits(seen[f"{name}.probabilities"], plain[f"{name}.probabilities"])
-    assert not np.allclose(seen[f"{name}.context"], plain[f"{name}.context"])
+    assert_same_bits(values[f"{name}.probabilities"], plain[f"{name}.probabilities"])
+    assert not np.allclose(values[f"{name}.context"], plain[f"{name}.context"])
     # the first query sees one key, with probability 1: each head's context is dropped whole, or divided by 1 - rate
-    first = (seen[f"{name}.context"] / plain[f"{name}.context"])[:, 0].reshape(2, 3, 5)
+    first = (values[f"{name}.context"] / plain[f"{name}.context"])[:, 0].reshape(2, 3, 5)
     assert np.allclose(first[..., 0], first[..., 4])
     assert all(np.isclose(factor, 0) or np.isclose(factor, 1 / (1 - rate)) for factor in first[..., 0].flat)
-    added = seen["layers.0.mlp_block"] - seen["layers.0.attention_block"]
-    np.testing.assert_allclose(added, seen["layers.0.mlp.output"], rtol=0, atol=1e-13)
+    added = values["layers.0.mlp_block"] - values["layers.0.attention_block"]
+    np.testing.assert_allclose(added, values["layers.0.mlp.output"], rtol=0, atol=1e-13)
 
 
 @pytest.mark.clause("MOD-7")

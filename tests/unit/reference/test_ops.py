@@ -54,10 +54,10 @@ def test_layer_norm_of_a_large_common_offset_keeps_its_digits():
 
 def test_operations_leave_their_inputs_alone():
     x, gain, shift = normal(0, 1, 3, 8), normal(1, 8), normal(2, 8)
-    kept = x.copy(), gain.copy(), shift.copy()
+    before = x.copy(), gain.copy(), shift.copy()
     ops.layer_norm(x, gain, shift, 1e-5), ops.gelu(x), ops.linear(x, normal(3, 5, 8), normal(4, 5))
     ops.dropout(x, 0.5, np.random.default_rng(0))
-    assert all(np.array_equal(a, b) for a, b in zip((x, gain, shift), kept, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip((x, gain, shift), before, strict=True))
 
 
 @pytest.mark.clause("MLP-2")
@@ -86,12 +86,12 @@ def test_softmax_runs_over_the_visible_keys_only(seed, time, keys, scale):
     scores, visible = scores_and_mask(seed, time, keys, scale)
     got = ops.softmax(scores.copy(), visible)
     for b, h, t in np.ndindex(2, 3, time):
-        seen = visible[b, 0, t]
+        is_visible = visible[b, 0, t]
         expected = np.zeros(keys)
-        if seen.any():
-            expected[seen] = naive.softmax(scores[b, h, t, seen].tolist())
+        if is_visible.any():
+            expected[is_visible] = naive.softmax(scores[b, h, t, is_visible].tolist())
         np.testing.assert_allclose(got[b, h, t], expected, rtol=1e-13, atol=0)
-        assert not got[b, h, t, ~seen].any()
+        assert not got[b, h, t, ~is_visible].any()
 
 
 @pytest.mark.clause("ATT-6")

@@ -35,7 +35,7 @@ def run(case: strategies.Float32Case) -> np.ndarray:
 @given(strategies.cases())
 @settings(max_examples=30)
 def test_names_order_and_shapes(case):
-    with trace.record() as seen:
+    with trace.record() as values:
         run(case)
     layers = [(f"layers.{i}.{name}", axes) for i in range(case.config.num_layers) for name, axes in IN_LAYER.items()]
     expected = [
@@ -45,11 +45,11 @@ def test_names_order_and_shapes(case):
         ("final_norm", "B T D"),
         ("logits", "B T V"),
     ]
-    assert list(seen) == [name for name, _ in expected]
+    assert list(values) == [name for name, _ in expected]
     batch, time = case.token_ids.shape
     sizes = case.config.sizes | {"B": batch, "T": time, "S": time}
     for name, axes in expected:
-        assert seen[name].shape == tuple(sizes[letter] for letter in axes.split()), name
+        assert values[name].shape == tuple(sizes[letter] for letter in axes.split()), name
 
 
 @pytest.mark.clause("MOD-11")
@@ -57,10 +57,10 @@ def test_names_order_and_shapes(case):
 @settings(max_examples=20)
 def test_recording_changes_nothing(case):
     alone = run(case)
-    with trace.record() as seen:
+    with trace.record() as values:
         recorded = run(case)
     assert np.array_equal(alone, recorded)
-    assert np.array_equal(seen["logits"], alone)
+    assert np.array_equal(values["logits"], alone)
 
 
 CASE = strategies.Float32Case(
@@ -71,26 +71,26 @@ CASE = strategies.Float32Case(
 
 @pytest.mark.clause("MOD-8")
 def test_recorded_values_fit_together():
-    with trace.record() as seen:
+    with trace.record() as values:
         run(CASE)
     for i in range(2):
         at = f"layers.{i}.attention."
-        scores, probabilities = seen[at + "scores"], seen[at + "probabilities"]
+        scores, probabilities = values[at + "scores"], values[at + "probabilities"]
         visible = np.tril(np.ones((6, 6), bool)) & CASE.is_real[:, None, None, :] & CASE.is_real[:, None, :, None]
         assert np.isfinite(scores).all()  # scores are those before the mask
         weights = np.where(visible, np.exp(scores), 0.0)
         total = weights.sum(-1, keepdims=True)
         np.testing.assert_allclose(probabilities, weights / np.where(total == 0, 1, total), rtol=1e-12, atol=1e-15)
-        context = np.einsum("BHTS,BHSK->BTHK", probabilities, seen[at + "value"]).reshape(2, 6, 12)
-        np.testing.assert_allclose(seen[at + "context"], context, rtol=0, atol=1e-13)
-        before = seen["embedding_norm"] if i == 0 else seen["layers.0.mlp_block"]
-        np.testing.assert_array_equal(seen[f"layers.{i}.attention_block"], before + seen[at + "output"])
+        context = np.einsum("BHTS,BHSK->BTHK", probabilities, values[at + "value"]).reshape(2, 6, 12)
+        np.testing.assert_allclose(values[at + "context"], context, rtol=0, atol=1e-13)
+        before = values["embedding_norm"] if i == 0 else values["layers.0.mlp_block"]
+        np.testing.assert_array_equal(values[f"layers.{i}.attention_block"], before + values[at + "output"])
 
 
 def test_only_what_is_asked_for_is_kept():
-    with trace.record(lambda name: name.endswith("scores")) as seen:
+    with trace.record(lambda name: name.endswith("scores")) as values:
         run(CASE)
-    assert list(seen) == ["layers.0.attention.scores", "layers.1.attention.scores"]
+    assert list(values) == ["layers.0.attention.scores", "layers.1.attention.scores"]
 
 
 def test_an_observer_can_replace_a_value():
@@ -102,15 +102,15 @@ def test_an_observer_can_replace_a_value():
     with trace.observe(uniform), trace.record() as outer:
         run(CASE)
     assert "logits" in outer  # the inner observer is the one that answers
-    seen = {}
+    values = {}
 
     def both(name, value):
-        seen[name] = uniform(name, value).copy()
+        values[name] = uniform(name, value).copy()
         return uniform(name, value)
 
     with trace.observe(both):
         changed = run(CASE)
-    counts = seen["layers.1.attention.probabilities"][CASE.is_real.sum(1) == 6]
+    counts = values["layers.1.attention.probabilities"][CASE.is_real.sum(1) == 6]
     np.testing.assert_allclose(counts[..., 3, :4], 0.25)
     assert not np.allclose(changed, run(CASE))
     assert not zeros.any()  # the model works in place, but not on the observer's arrays
@@ -139,10 +139,10 @@ def test_threads_do_not_see_each_other():
 
     def work(i):
         barrier.wait()
-        with trace.record() as seen:
+        with trace.record() as values:
             for _ in range(5):
                 run(cases[i])
-        recorded[i] = seen
+        recorded[i] = values
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(cases))]
     for thread in threads:

@@ -28,8 +28,8 @@ DROPPING = CONFIG.replace(attention_dropout=0.3, hidden_dropout=0.2)
 
 
 def block_of(case: Float32Case, name: str, layer: Any = None) -> tape.Block:
-    seen = model.view(case.config, case.is_real, 0, np.dtype(np.float64))
-    attention, mlp = vjp._blocks(case.params.layers[0] if layer is None else layer, case.config, seen)
+    view = model.view(case.config, case.is_real, 0, np.dtype(np.float64))
+    attention, mlp = vjp._blocks(case.params.layers[0] if layer is None else layer, case.config, view)
     return attention if name == "attention" else mlp
 
 
@@ -42,8 +42,8 @@ rates = st.sampled_from((0.0, 0.4))
 def reverse(case: Float32Case, name: str, x: Array, dy: Array, rng: Any) -> tuple[Array, dict[str, Array]]:
     """dx, and gradients by attribute."""
     into = vjp.Collector(lambda _: True, {}, {}).of_layer(0)
-    kept = tape.BlockRecord(block_of(case, name), x, rng, None)
-    dx = REVERSE[name](case.params.layers[0], case.config, kept, dy, into)
+    record = tape.BlockRecord(block_of(case, name), x, rng, None)
+    dx = REVERSE[name](case.params.layers[0], case.config, record, dy, into)
     return dx, {attribute: into.arrays[key] for attribute, key in into.keys.items() if key in into.arrays}
 
 
@@ -83,13 +83,13 @@ def test_block(case, name, rate, seed):
 def test_a_block_is_linear_in_dy(case, name, seed):
     shape = (case.batch, case.time, case.config.hidden_dim)
     x, one, other = (normal(seed + i, *shape) for i in range(3))
-    (dx, found), (dx1, found1), (dx2, found2) = (
+    (dx, both), (dx1, first), (dx2, second) = (
         reverse(case, name, x, dy, None) for dy in (2 * one - 3 * other, one, other)
     )
     np.testing.assert_allclose(dx, 2 * dx1 - 3 * dx2, rtol=0, atol=1e-11 * (1 + np.abs(dx1).max()))
-    for key, gradient in found.items():
-        bound = 1e-11 * (1 + np.abs(found1[key]).max() + np.abs(found2[key]).max())
-        np.testing.assert_allclose(gradient, 2 * found1[key] - 3 * found2[key], rtol=0, atol=bound)
+    for key, gradient in both.items():
+        bound = 1e-11 * (1 + np.abs(first[key]).max() + np.abs(second[key]).max())
+        np.testing.assert_allclose(gradient, 2 * first[key] - 3 * second[key], rtol=0, atol=bound)
 
 
 # --- the whole model ---------------------------------------------------------------------------------------------
@@ -98,13 +98,13 @@ def test_a_block_is_linear_in_dy(case, name, seed):
 def forward_loss(case: Float32Case, params: Params, labels: Array, rng: Any = None) -> float:
     """By loops over the positions, from the logits of the forward pass."""
     logits = model.logits(params, model.forward(params, case.config, case.token_ids, case.is_real, rng=rng))
-    found = []
+    losses = []
     for b, t in np.ndindex(case.batch, case.time - 1):
         label = labels[b, t + 1]
         if case.is_real[b, t] and case.is_real[b, t + 1] and label != -100:
             row = logits[b, t]
-            found.append(np.log(np.exp(row - row.max()).sum()) + row.max() - row[label])
-    return float(np.mean(found)) if found else 0.0
+            losses.append(np.log(np.exp(row - row.max()).sum()) + row.max() - row[label])
+    return float(np.mean(losses)) if losses else 0.0
 
 
 def draw_labels(case: Float32Case) -> Array:
@@ -140,11 +140,11 @@ def test_every_gradient_is_the_derivative_of_the_loss(case, rate):
     def rng() -> Any:
         return np.random.default_rng(case.seed) if rate else None
 
-    found = gradients(case, labels, rng=rng())
-    assert found.loss == pytest.approx(forward_loss(case, params, labels, rng()), rel=1e-12)
-    assert list(keys(case.config)) == [(key, w) for key, w in keys(case.config) if key in found.gradients]
+    result = gradients(case, labels, rng=rng())
+    assert result.loss == pytest.approx(forward_loss(case, params, labels, rng()), rel=1e-12)
+    assert list(keys(case.config)) == [(key, w) for key, w in keys(case.config) if key in result.gradients]
     for index, (key, _, array) in enumerate(params.named()):
-        direction, gradient = normal(case.seed + index, *array.shape), found.gradients[key]
+        direction, gradient = normal(case.seed + index, *array.shape), result.gradients[key]
         step = 1e-3 * min(1.0, float(np.abs(array).mean()))  # of an embedding of 2e-3, a millionth
 
         def along(h: float, key: str = key, array: Array = array, v: Array = direction) -> float:
@@ -157,10 +157,10 @@ def test_every_gradient_is_the_derivative_of_the_loss(case, rate):
 @pytest.mark.clause("GRD-4")
 @given(cases())
 def test_gradients_have_the_keys_shapes_and_dtype_of_the_weights(case):
-    found = gradients(case)
-    assert {key: g.shape for key, g in found.gradients.items()} == {k: a.shape for k, _, a in case.params.named()}
-    assert {g.dtype for g in found.gradients.values()} == {np.dtype(np.float64)}
-    assert found.inputs.shape == (case.batch, case.time, case.config.hidden_dim)
+    result = gradients(case)
+    assert {key: g.shape for key, g in result.gradients.items()} == {k: a.shape for k, _, a in case.params.named()}
+    assert {g.dtype for g in result.gradients.values()} == {np.dtype(np.float64)}
+    assert result.inputs.shape == (case.batch, case.time, case.config.hidden_dim)
 
 
 @pytest.mark.clause("GRD-4")
@@ -210,11 +210,11 @@ def test_what_is_not_counted_has_no_influence(case, seed):
     assert_all_close(beside.gradients, alone.gradients)
 
 
-def assert_all_close(found: dict[str, Array], expected: dict[str, Array], tolerance: float = 1e-11) -> None:
-    assert set(found) == set(expected)
+def assert_all_close(actual: dict[str, Array], expected: dict[str, Array], tolerance: float = 1e-11) -> None:
+    assert set(actual) == set(expected)
     for key, array in expected.items():
         largest = max(float(np.abs(array).max(initial=0.0)), 1e-3)
-        np.testing.assert_allclose(found[key], array, rtol=0, atol=tolerance * largest, err_msg=key)
+        np.testing.assert_allclose(actual[key], array, rtol=0, atol=tolerance * largest, err_msg=key)
 
 
 @pytest.mark.clause("GRD-2")
@@ -222,10 +222,10 @@ def assert_all_close(found: dict[str, Array], expected: dict[str, Array], tolera
 def test_where_nothing_counts_the_loss_and_all_gradients_are_zero(shape):
     params = init_params(CONFIG, 0)
     nothing = np.full(shape, -100)
-    found = vjp.loss_and_gradients(params, CONFIG, np.ones(shape, int), np.ones(shape, bool), nothing)
-    assert (found.loss, found.counted) == (0.0, 0)
-    assert len(found.gradients) == len(list(keys(CONFIG)))
-    assert not any(g.any() for g in found.gradients.values())
+    result = vjp.loss_and_gradients(params, CONFIG, np.ones(shape, int), np.ones(shape, bool), nothing)
+    assert (result.loss, result.counted) == (0.0, 0)
+    assert len(result.gradients) == len(list(keys(CONFIG)))
+    assert not any(g.any() for g in result.gradients.values())
 
 
 @pytest.mark.clause("GRD-3")
@@ -239,14 +239,14 @@ def test_later_positions_have_no_influence_on_an_earlier_loss(case, last):
 @pytest.mark.clause("GRD-12")
 @given(cases(kinds=[kind for kind in MASKS if kind != "real"]), seeds)
 def test_padding_has_no_influence(case, seed):
-    found = gradients(case)
+    result = gradients(case)
     other = np.random.default_rng(seed).integers(0, case.config.vocabulary_size, case.token_ids.shape)
     token_ids = np.where(case.is_real, case.token_ids, other)
-    assert not found.inputs[~case.is_real].any()
+    assert not result.inputs[~case.is_real].any()
     other = vjp.loss_and_gradients(case.params, case.config, token_ids, case.is_real)
-    assert (found.loss, found.counted) == (other.loss, other.counted)
-    assert np.array_equal(found.inputs, other.inputs)
-    assert_all_close(found.gradients, other.gradients, 1e-14)  # zeros change the order of the embedding's sums
+    assert (result.loss, result.counted) == (other.loss, other.counted)
+    assert np.array_equal(result.inputs, other.inputs)
+    assert_all_close(result.gradients, other.gradients, 1e-14)  # zeros change the order of the embedding's sums
 
 
 # --- documents ---------------------------------------------------------------------------------------------------
@@ -261,10 +261,10 @@ def test_documents_in_one_row_are_documents_in_rows_of_their_own(case, seed):
     packed = gradients(case, document=document)
     counted, total, sums = 0, 0.0, {key: np.zeros_like(g) for key, g in packed.gradients.items()}
     for number in range(case.time + 1):  # every document in a batch of its own, where the others are padding
-        found = vjp.loss_and_gradients(case.params, case.config, case.token_ids, case.is_real & (document == number))
-        counted, total = counted + found.counted, total + found.loss * found.counted
-        for key, gradient in found.gradients.items():
-            sums[key] += gradient * found.counted
+        result = vjp.loss_and_gradients(case.params, case.config, case.token_ids, case.is_real & (document == number))
+        counted, total = counted + result.counted, total + result.loss * result.counted
+        for key, gradient in result.gradients.items():
+            sums[key] += gradient * result.counted
     assert packed.counted == counted
     assert packed.loss * counted == pytest.approx(total, rel=1e-11)
     assert_all_close({key: g * counted for key, g in packed.gradients.items()}, sums, 1e-10)
@@ -292,20 +292,20 @@ def test_a_document_may_stand_at_any_column():
 def test_what_is_not_trainable_is_absent_and_the_rest_is_the_same(case, seed):
     rng = np.random.default_rng(seed)
     chosen = {key for key, _ in keys(case.config) if rng.random() < 0.3}
-    found, everything = gradients(case, trainable=chosen.__contains__), gradients(case)
-    assert set(found.gradients) == chosen
-    assert all(found.gradients[key].tobytes() == everything.gradients[key].tobytes() for key in chosen)
+    result, everything = gradients(case, trainable=chosen.__contains__), gradients(case)
+    assert set(result.gradients) == chosen
+    assert all(result.gradients[key].tobytes() == everything.gradients[key].tobytes() for key in chosen)
 
 
 @pytest.mark.clause("GRD-6")
 def test_a_frozen_weight_costs_no_product(monkeypatch):
     case = Float32Case(CONFIG)
-    wanted = "h.1.mlp.dense_h_to_4h.weight"
+    trainable = "h.1.mlp.dense_h_to_4h.weight"
     products, inner = [], ops_vjp.linear_weight_vjp
     monkeypatch.setattr(vjp, "linear_weight_vjp", lambda x, dy: products.append(dy.shape) or inner(x, dy))
     monkeypatch.setattr(loss, "_add_product", lambda *_: pytest.fail("a frozen head"))
     monkeypatch.setattr(vjp, "add_rows", lambda *_: pytest.fail("a frozen embedding"))
-    assert set(gradients(case, trainable=wanted.__eq__).gradients) == {wanted}
+    assert set(gradients(case, trainable=trainable.__eq__).gradients) == {trainable}
     assert products == [(2, 6, CONFIG.intermediate_dim)]
 
 
@@ -313,8 +313,8 @@ def test_a_frozen_weight_costs_no_product(monkeypatch):
 @given(cases(), rates, seeds)
 def test_recomputed_or_kept_is_the_same(case, rate, seed):
     case = replace(case, config=case.config.replace(attention_dropout=rate, hidden_dropout=rate))
-    found = [gradients(case, rng=np.random.default_rng(seed), checkpoint=c) for c in (True, False)]
-    assert same(*found)
+    results = [gradients(case, rng=np.random.default_rng(seed), checkpoint=c) for c in (True, False)]
+    assert same(*results)
 
 
 WIDE = BloomConfig(vocabulary_size=64, num_layers=2, num_heads=4, hidden_dim=64, intermediate_dim=256)
@@ -337,8 +337,8 @@ def test_another_layer_takes_the_memory_of_its_blocks_inputs():
     deep = WIDE.replace(num_layers=2 + more)
     grown = peak_bytes(deep, time) - peak_bytes(WIDE, time)
     assert grown < 1.2 * more * 2 * state
-    kept = peak_bytes(deep, time, checkpoint=False) - peak_bytes(WIDE, time, checkpoint=False)
-    assert kept > 8 * grown, "the measurement sees what checkpointing saves"
+    retained = peak_bytes(deep, time, checkpoint=False) - peak_bytes(WIDE, time, checkpoint=False)
+    assert retained > 8 * grown, "the measurement sees what checkpointing saves"
 
 
 @pytest.mark.clause("GRD-8")
@@ -392,11 +392,11 @@ def test_16_bit_weights_have_the_gradients_of_the_same_weights_in_float32(dtype)
     case = Float32Case(CONFIG, seed=3)
     narrow = case.params.astype(np.dtype(dtype))
     wide = narrow.astype(np.dtype(np.float32))
-    found, expected = (
+    result, expected = (
         vjp.loss_and_gradients(params, CONFIG, case.token_ids, case.is_real) for params in (narrow, wide)
     )
-    assert same(found, expected)
-    assert {g.dtype for g in found.gradients.values()} == {np.dtype(np.float32)}
+    assert same(result, expected)
+    assert {g.dtype for g in result.gradients.values()} == {np.dtype(np.float32)}
 
 
 @pytest.mark.clause("GRD-5")
@@ -405,10 +405,10 @@ def test_16_bit_weights_have_the_gradients_of_the_same_weights_in_float32(dtype)
 def test_float32_is_near_float64(case):
     exact = gradients(replace(case, gain=1.0, embedding_std=1.0))
     single = replace(case, gain=1.0, embedding_std=1.0).params.astype(np.dtype(np.float32))
-    found = vjp.loss_and_gradients(single, case.config, case.token_ids, case.is_real)
-    assert found.inputs.dtype == np.float32
-    assert found.loss == pytest.approx(exact.loss, rel=1e-4, abs=1e-4)
-    assert {g.dtype for g in found.gradients.values()} == {np.dtype(np.float32)}
+    result = vjp.loss_and_gradients(single, case.config, case.token_ids, case.is_real)
+    assert result.inputs.dtype == np.float32
+    assert result.loss == pytest.approx(exact.loss, rel=1e-4, abs=1e-4)
+    assert {g.dtype for g in result.gradients.values()} == {np.dtype(np.float32)}
 
 
 # --- adapters ----------------------------------------------------------------------------------------------------
@@ -450,12 +450,12 @@ def test_adapters(case, rate):
     def rng() -> Any:
         return np.random.default_rng(case.seed) if rate else None
 
-    found = vjp.loss_and_gradients(params, case.config, case.token_ids, case.is_real, labels, rng=rng())
+    result = vjp.loss_and_gradients(params, case.config, case.token_ids, case.is_real, labels, rng=rng())
     factors = lora.factors(params)
-    assert found.loss == pytest.approx(forward_loss(case, params, labels, rng()), rel=1e-12)
-    assert set(found.gradients) == {key for key, _ in keys(case.config)} | set(factors)
+    assert result.loss == pytest.approx(forward_loss(case, params, labels, rng()), rel=1e-12)
+    assert set(result.gradients) == {key for key, _ in keys(case.config)} | set(factors)
     for index, (key, factor) in enumerate(factors.items()):
-        direction, gradient = normal(index, *factor.shape), found.gradients[key]
+        direction, gradient = normal(index, *factor.shape), result.gradients[key]
 
         def along(h: float, key: str = key, factor: Array = factor, v: Array = direction) -> float:
             return forward_loss(case, lora.with_factors(params, {key: factor + h * v}), labels, rng())
@@ -466,4 +466,4 @@ def test_adapters(case, rate):
         params, case.config, case.token_ids, case.is_real, labels, rng=rng(), trainable=factors.__contains__
     )
     assert set(frozen.gradients) == set(factors)
-    assert all(frozen.gradients[key].tobytes() == found.gradients[key].tobytes() for key in factors)
+    assert all(frozen.gradients[key].tobytes() == result.gradients[key].tobytes() for key in factors)
