@@ -169,7 +169,7 @@ class BloomTokenizer:
         return b"" if token_id in self._special_ids else _to_bytes(self.id_to_token(token_id))
 
     def has_token(self, id: int) -> bool:
-        """Whether a token has this id."""
+        """True if a token has this id."""
         return 0 <= id < len(self._tokens) and self._tokens[id] is not None
 
     @property

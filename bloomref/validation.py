@@ -52,7 +52,7 @@ def did_you_mean(name: str, known: Collection[str], count: int = 1) -> str:
 
 
 def mismatch(expected: Collection[str], actual: Collection[str]) -> str:
-    """How two sets of names differ, `missing a, b; unknown c`; empty where they do not."""
+    """Difference between two sets of names, as `missing a, b; unknown c`; empty where they are equal."""
     groups = {"missing": [n for n in expected if n not in actual], "unknown": [n for n in actual if n not in expected]}
     more = {kind: f" and {len(names) - 3} more" if len(names) > 3 else "" for kind, names in groups.items()}
     return "; ".join(f"{kind} {', '.join(names[:3])}{more[kind]}" for kind, names in groups.items() if names)

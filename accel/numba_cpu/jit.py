@@ -1,4 +1,4 @@
-"""How every kernel is compiled: with NumPy's rules for division, without the GIL, into the cache of `jit_cache`."""
+"""The compiler of every kernel: NumPy's rules for division, no GIL, and the cache of `jit_cache`."""
 
 from typing import Final
 

@@ -24,7 +24,7 @@ Take = Callable[[int, Any], tuple[Array, bool]]
 
 @dataclass(frozen=True)
 class Format:
-    """How numbers of one compute dtype are stored.
+    """Storage of the numbers of one compute dtype.
 
     Args:
         weight: NumPy dtype of a packed weight's elements.

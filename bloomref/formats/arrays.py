@@ -1,4 +1,4 @@
-"""What both layouts do with stored numbers: check that they are finite, and round them to another dtype, in pieces."""
+"""Stored numbers of both layouts: checked to be finite and rounded to another dtype, in chunks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -105,7 +105,7 @@ def common_dtype(dtypes: Iterable[DType]) -> DType:
 
 
 def is_narrower(dtype: DType, than: DType) -> bool:
-    """Whether finite numbers of the second dtype can overflow in the first."""
+    """True if finite numbers of the second dtype can overflow in the first."""
     largest: Any = ml_dtypes.finfo
     return float(largest(dtype).max) < float(largest(than).max)
 

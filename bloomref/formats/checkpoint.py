@@ -12,7 +12,7 @@ from bloomref.formats import hf, keras
 from bloomref.formats.arrays import check_fits
 from bloomref.formats.files import read_json
 from bloomref.formats.tokenizer_files import tokenizer_files
-from bloomref.formats.validation_cache import is_noted, note
+from bloomref.formats.validation_cache import is_noted, remember
 from bloomref.params import Params
 
 Layout = Literal["hf", "keras"]
@@ -35,7 +35,7 @@ class Checkpoint:
     layout: Layout
     config: BloomConfig
     declared_dtype: str | None
-    """What config.json says of the stored dtype; the weights decide where they are present."""
+    """Stored dtype according to config.json. Where the weights are present, their dtype counts."""
 
     @cached_property
     def weights(self) -> Weights:
@@ -86,7 +86,7 @@ class Checkpoint:
         if not is_noted(params.source, dtype.name):
             for key, _, array in params.named():
                 check_fits(array, dtype, key)
-            note(params.source, dtype.name, sum(array.nbytes for _, _, array in params.named()))
+            remember(params.source, dtype.name, sum(array.nbytes for _, _, array in params.named()))
         return params
 
     def replace_config(self, config: BloomConfig) -> "Checkpoint":

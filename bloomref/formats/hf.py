@@ -14,7 +14,7 @@ from bloomref.formats.arrays import check_finite, common_dtype, convert, into_sh
 from bloomref.formats.files import regular_file, shard_path, staged_model, weight_map, write_json
 from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFile, write_safetensors
 from bloomref.formats.tokenizer_files import write_hf_tokenizer
-from bloomref.formats.validation_cache import is_noted, note
+from bloomref.formats.validation_cache import is_noted, remember
 from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING, Params, Source, Weight, full_key, keys
 from bloomref.shapes import Array
 from bloomref.validation import mismatch
@@ -29,7 +29,7 @@ _HEADS = ("score.", "classifier.", "qa_outputs.")
 
 
 def exists(folder: Path) -> bool:
-    """Whether the folder has weights in this layout."""
+    """True if the folder has weights in this layout."""
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
@@ -64,7 +64,7 @@ class HfWeights:
         params = Params.build(config.num_layers, config.tie_word_embeddings, get)
         if config.tie_word_embeddings and LM_HEAD.hf_key in self.files:
             self._check_tied()
-        note(source, "finite", sum(array.nbytes for _, _, array in params.named()))
+        remember(source, "finite", sum(array.nbytes for _, _, array in params.named()))
         return replace(params, source=source)
 
     @property

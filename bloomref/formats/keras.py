@@ -27,7 +27,7 @@ _STALE = (WEIGHTS, INDEX, TASK_WEIGHTS, "task.json", "model_*.weights.h5", "mode
 
 
 def exists(folder: Path) -> bool:
-    """Whether the folder has weights in this layout."""
+    """True if the folder has weights in this layout."""
     return any((folder / name).exists() for name in (WEIGHTS, INDEX, TASK_WEIGHTS))
 
 
@@ -35,7 +35,7 @@ def exists(folder: Path) -> bool:
 
 
 def describes(data: Mapping[str, Any]) -> bool:
-    """Whether a config.json is that of a serialized Keras object."""
+    """True if a config.json is that of a serialized Keras object."""
     return "registered_name" in data or "class_name" in data
 
 

@@ -23,12 +23,12 @@ Pairs = dict[str, tuple[Array, Array]]
 
 
 def exists(folder: Path) -> bool:
-    """Whether this is such a folder."""
+    """True if the folder has an adapter of PEFT."""
     return (folder / CONFIG).is_file()
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """What the folder's adapter adapts.
+    """Configuration of the folder's adapter.
 
     Raises:
         BadWeights: when its config is missing or damaged; Unsupported: when it is no plain LoRA.

@@ -1,4 +1,4 @@
-"""What a LoRA adapter of PEFT adapts, with which ranks and scales: adapter_config.json, and the matching of module names.
+"""adapter_config.json of PEFT: the adapted modules of a LoRA adapter, its ranks and scales; matching of module names.
 
 Modules have the names that they have in transformers' BloomForCausalLM: `transformer.h.0.self_attention.query_key_value`.
 """
@@ -78,7 +78,7 @@ class LoraConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LoraConfig":
-        """What an adapter_config.json says.
+        """Read the contents of an adapter_config.json.
 
         Raises:
             Unsupported: for another method than LoRA, and for any of its variants; BadWeights: for a value out of its domain.

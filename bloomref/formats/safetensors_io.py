@@ -141,7 +141,7 @@ def _entry(value: object, begin: int, size: int, name: str) -> Entry:
 
 
 def _second_opinion(path: Path) -> None:
-    """What the package that defines the format refuses is refused here, whatever the checks above have overlooked."""
+    """Refuse every file that the `safetensors` package refuses, even if it passes the checks above."""
     from safetensors import SafetensorError, safe_open
 
     try:

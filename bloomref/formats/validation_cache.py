@@ -1,4 +1,4 @@
-"""What was found out about large files is noted, so that they are not read through again until they change.
+"""Results of checks of large files are cached, so that a file is not read again until it changes.
 
 A note is an empty file below the user's cache folder, whose name is a hash of where the files lie, their sizes, times and inodes.
 """
@@ -15,8 +15,8 @@ def is_noted(source: Source | None, fact: str) -> bool:
     return source is not None and _path(source, fact).exists()
 
 
-def note(source: Source | None, fact: str, size: int) -> None:
-    """Where nothing can be written, nothing is noted."""
+def remember(source: Source | None, fact: str, size: int) -> None:
+    """Cache that `fact` holds for the files. Nothing happens where the cache folder cannot be written."""
     if source is not None and size >= MIN_CACHED_BYTES:
         with suppress(OSError):
             path = _path(source, fact)

@@ -67,7 +67,7 @@ def _fetch_weights(repo: str, folder: Path, revision: str) -> None:
 
 
 def _commit(folder: Path, revision: str) -> str:
-    """What a snapshot's folder is named after."""
+    """Commit of a snapshot: the name of its folder, or else the revision."""
     return folder.name if _SHA1.fullmatch(folder.name) else revision
 
 
@@ -185,5 +185,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """What a message quotes of another package's error."""
+    """First line of another package's error, to be quoted in a message."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -21,7 +21,7 @@ DISCLAIMER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What is known of a checkpoint without opening it."""
+    """Facts about a checkpoint that are known without opening it."""
 
     name: str
     description: str
@@ -43,7 +43,7 @@ class Preset:
         return Path(__file__).parent / self.name if self.source == "embedded" else None
 
     def summary(self) -> dict[str, Any]:
-        """What `BloomBackbone.presets` shows."""
+        """The entry of `BloomBackbone.presets`."""
         return {
             "description": self.description,
             "parameters": self.parameters,

@@ -96,7 +96,7 @@ def as_source(data: Callable[[int], Batch] | Iterable[Batch]) -> BatchSource:
 
 
 def steps_of(settings: Settings, source: BatchSource) -> int:
-    """How many updates a run makes.
+    """Number of updates of a run.
 
     Raises:
         InvalidInput: when neither the settings nor the source know.

@@ -126,7 +126,7 @@ def _data(
 
 
 def _is_texts(data: Any) -> bool:
-    """Whether it is no source of batches."""
+    """True if `data` is texts or files, not a source of batches."""
     return isinstance(data, (str, Path)) or (isinstance(data, Sequence) and not any(isinstance(d, Batch) for d in data))
 
 

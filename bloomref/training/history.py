@@ -1,4 +1,4 @@
-"""What a run reports: one record a step, one an evaluation. It holds nothing that differs between two equal runs."""
+"""Records of a run: one per step, one per evaluation. They are the same for two equal runs."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -21,7 +21,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the evaluation gave after `step` updates: the held-out loss in nats a token, or a function's own figure."""
+    """Result after `step` updates: the held-out loss in nats per token, or the value of the caller's function."""
 
     step: int
     loss: float

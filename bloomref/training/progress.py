@@ -1,4 +1,4 @@
-"""How a run shows itself on stderr: loss, tokens a second, time left."""
+"""Progress of a run on stderr: loss, tokens per second, time left."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from bloomref.training.history import Evaluation, StepRecord
 
 
 class Progress(Protocol):
-    """What the loop tells."""
+    """Receiver of the loop's reports."""
 
     def step(self, record: StepRecord) -> None: ...
 
@@ -51,9 +51,9 @@ class Bar:
 
 
 @contextmanager
-def shown(wanted: bool, done: int, steps: int) -> Iterator[Progress]:
+def shown(visible: bool, done: int, steps: int) -> Iterator[Progress]:
     """A progress bar on stderr, or silence."""
-    if not wanted:
+    if not visible:
         yield Silent()
         return
     bar = Bar(done, steps)

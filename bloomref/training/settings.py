@@ -1,4 +1,4 @@
-"""How a model is trained: one frozen, validated object. What is not here does not change the result."""
+"""Settings of training: one frozen, validated object. Nothing else changes the result."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -33,7 +33,7 @@ class Settings:
     weight_decay: float = 0.0
     """Decoupled: a weight loses `learning_rate * weight_decay` of itself at each step. Never biases and norms."""
     decay_embedding: bool = True
-    """Whether the embedding decays as the other matrices do."""
+    """True: the embedding decays as the other matrices do."""
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8

@@ -1,4 +1,4 @@
-"""What of a model is trained, and how: all of its weights, or the factors of its adapters, in arrays of their own."""
+"""Trainable variables of a model, in separate arrays: all of its weights, or the factors of its adapters."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -131,7 +131,7 @@ def _decays(weight: Weight, settings: Settings) -> bool:
 def _identity(
     backbone: "BloomBackbone", variables: Mapping[str, Array], frozen: Iterable[Array], facts: object = None
 ) -> str:
-    """What must be the same for a run to be continued: sizes, dtype, the names and shapes that are trained, frozen weights."""
+    """Fingerprint of the facts that a resumed run must share: sizes, dtype, names and shapes, frozen weights."""
     shapes = {name: array.shape for name, array in variables.items()}
     texts = [backbone.config.to_dict(), backbone.policy.name, shapes, facts]
     return fingerprint(frozen, json.dumps(texts, sort_keys=True))

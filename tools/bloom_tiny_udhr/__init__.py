@@ -1,1 +1,1 @@
-"""How the embedded preset was made: corpus, tokenizer, training. `python -m tools.bloom_tiny_udhr.make_tiny_udhr --help`."""
+"""Makes the embedded preset: corpus, tokenizer, training. `python -m tools.bloom_tiny_udhr.make_tiny_udhr --help`."""

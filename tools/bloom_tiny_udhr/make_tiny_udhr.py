@@ -47,7 +47,7 @@ TRAINERS: dict[str, Any] = {"torch": udhr_training, "bloomref": udhr_own_trainin
 
 
 def corpus_figures(declarations: Sequence[Declaration], stream: Stream) -> dict[str, Any]:
-    """What the preset was made from."""
+    """Figures of the corpus from which the preset was made."""
     training = sum(len(s.encode()) for d in declarations for s in d.training_sections())
     held_out = sum(len(item["text"].encode()) for item in held_out_items(declarations))
     return {

@@ -220,7 +220,7 @@ def train_step(model: Any, optimizer: Any, batch: npt.NDArray[np.int64], clip: f
 
 
 def steps_in(minutes: float, stream: Stream, settings: Settings) -> int:
-    """How many steps fit in so many minutes, from the time of a few steps of a throw-away model."""
+    """Number of steps that fit in so many minutes, from the time of a few steps of a throw-away model."""
     model = make_model(settings)
     optimizer = make_optimizer(model, settings)
     source = batches(stream, settings, 0)
