@@ -82,7 +82,7 @@ ROOMS = {
     "kit_mistakes": room("bloomref.conformance.mistakes", "vocabulary reference formats lora kit_cases kit_model"),
     "kit_adapters": room(
         "bloomref.conformance.adapters",
-        "vocabulary interface registry inputs engine formats lora backbone package kit_cases kit_model kit_subject",
+        "vocabulary interface registry inputs engine formats lora backbone package kit_cases kit_model",
     ),
     "kit_properties": room("bloomref.conformance.properties", "kit_cases kit_oracle kit_subject kit_checks"),
     "kit_run": room(

@@ -32,7 +32,7 @@ def command(
         list[str] | None, typer.Option("--stop", help="Stop string, which ends the text; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    adapter: shared.Adapter = None,
+    adapter: shared.AdapterOption = None,
     backend: shared.Backend = "auto",
     dtype: shared.DType = None,
     revision: shared.Revision = None,

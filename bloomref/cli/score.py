@@ -13,7 +13,7 @@ def command(
         str | None, typer.Option("--context", "-c", help="Score TEXT as the continuation of this text.")
     ] = None,
     model: shared.Model = shared.DEFAULT_PRESET,
-    adapter: shared.Adapter = None,
+    adapter: shared.AdapterOption = None,
     backend: shared.Backend = "auto",
     dtype: shared.DType = None,
     revision: shared.Revision = None,

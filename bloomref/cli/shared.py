@@ -33,7 +33,7 @@ Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or
 Backend = Annotated[
     str, typer.Option("--backend", help="numpy, another name that `bloomref backends` lists, or auto.", metavar="NAME")
 ]
-Adapter = Annotated[
+AdapterOption = Annotated[
     str | None,
     typer.Option("--adapter", help="LoRA: a folder of PEFT, a .lora.h5 file of KerasHub, hf://user/repo, or a name."),
 ]

@@ -1,4 +1,4 @@
-"""Stored numbers of both layouts: checked to be finite and rounded to another dtype, in chunks."""
+"""Stored numbers, in both layouts: check that they are finite, and round them to another dtype, in chunks."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -108,16 +108,3 @@ def is_narrower(dtype: DType, than: DType) -> bool:
     """True if finite numbers of the second dtype can overflow in the first."""
     largest: Any = ml_dtypes.finfo
     return float(largest(dtype).max) < float(largest(than).max)
-
-
-def into_shards(arrays: Iterable[tuple[str, Array]], max_bytes: int) -> list[dict[str, Array]]:
-    """The named arrays in their order, a new group wherever the next one would pass `max_bytes`."""
-    shards: list[dict[str, Array]] = [{}]
-    size = 0
-    for name, array in arrays:
-        if shards[-1] and size + array.nbytes > max_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = array
-        size += array.nbytes
-    return shards

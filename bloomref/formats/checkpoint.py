@@ -12,7 +12,7 @@ from bloomref.formats import hf, keras
 from bloomref.formats.arrays import check_fits
 from bloomref.formats.files import read_json
 from bloomref.formats.tokenizer_files import tokenizer_files
-from bloomref.formats.validation_cache import is_noted, remember
+from bloomref.formats.validation_cache import is_validated, record_validated
 from bloomref.params import Params
 
 Layout = Literal["hf", "keras"]
@@ -83,10 +83,10 @@ class Checkpoint:
         if self.layout == "keras":
             return self.params(dtype)
         params = self.params()
-        if not is_noted(params.source, dtype.name):
+        if not is_validated(params.source, dtype.name):
             for key, _, array in params.named():
                 check_fits(array, dtype, key)
-            remember(params.source, dtype.name, sum(array.nbytes for _, _, array in params.named()))
+            record_validated(params.source, dtype.name, sum(array.nbytes for _, _, array in params.named()))
         return params
 
     def replace_config(self, config: BloomConfig) -> "Checkpoint":

@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bloomref.errors import BadWeights, InvalidInput, describe
+from bloomref.shapes import Array
 
 MAX_JSON_BYTES = 100_000_000  # a tokenizer.json of BLOOM has 15 MB, the index of its largest checkpoint 70 kB
 
@@ -176,3 +177,16 @@ def _replace_files(stage: Path, target: Path, stale: tuple[str, ...]) -> None:
         for path in target.glob(pattern):
             if path.relative_to(target) not in names:
                 path.unlink()
+
+
+def into_shards(arrays: Iterable[tuple[str, Array]], max_bytes: int) -> list[dict[str, Array]]:
+    """Named arrays in their order, in groups of at most `max_bytes`; a larger array is a group by itself."""
+    shards: list[dict[str, Array]] = [{}]
+    size = 0
+    for name, array in arrays:
+        if shards[-1] and size + array.nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    return shards

@@ -10,11 +10,11 @@ from typing import Any
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
-from bloomref.formats.arrays import check_finite, common_dtype, convert, into_shards
-from bloomref.formats.files import regular_file, shard_path, staged_model, weight_map, write_json
+from bloomref.formats.arrays import check_finite, common_dtype, convert
+from bloomref.formats.files import into_shards, regular_file, shard_path, staged_model, weight_map, write_json
 from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFile, write_safetensors
 from bloomref.formats.tokenizer_files import write_hf_tokenizer
-from bloomref.formats.validation_cache import is_noted, remember
+from bloomref.formats.validation_cache import is_validated, record_validated
 from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING, Params, Source, Weight, full_key, keys
 from bloomref.shapes import Array
 from bloomref.validation import mismatch
@@ -56,15 +56,15 @@ class HfWeights:
         """
         self._check(config)
         target, source = self.dtype if dtype is None else dtype, self.source
-        seen = is_noted(source, "finite")
+        is_checked = is_validated(source, "finite")
 
         def get(weight: Weight, key: str) -> Array:
-            return self._read(key, target, seen).reshape(weight.shape(config))
+            return self._read(key, target, is_checked).reshape(weight.shape(config))
 
         params = Params.build(config.num_layers, config.tie_word_embeddings, get)
         if config.tie_word_embeddings and LM_HEAD.hf_key in self.files:
             self._check_tied()
-        remember(source, "finite", sum(array.nbytes for _, _, array in params.named()))
+        record_validated(source, "finite", sum(array.nbytes for _, _, array in params.named()))
         return replace(params, source=source)
 
     @property

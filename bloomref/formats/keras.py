@@ -10,8 +10,8 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
-from bloomref.formats.arrays import check_finite, common_dtype, into_shards, is_narrower, rounded
-from bloomref.formats.files import read_json, staged_model, write_json
+from bloomref.formats.arrays import check_finite, common_dtype, is_narrower, rounded
+from bloomref.formats.files import into_shards, read_json, staged_model, write_json
 from bloomref.formats.keras_h5 import Variable, read_sharded, read_single, write_h5
 from bloomref.formats.tokenizer_files import keras_dtype, write_keras_tokenizer
 from bloomref.params import PROJECTIONS, Params, Weight, count_params, keys

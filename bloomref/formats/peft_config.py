@@ -30,7 +30,16 @@ _INERT: tuple[str, ...] = (
 )
 _INERT += ("megatron_core", "qalora_group_size", "peft_type", "init_lora_weights")
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
-_UNSAFE = re.compile(r"\(\?|\\[1-9]|[)}\]*+?][*+{]|\{|.{201}")
+_UNSAFE = re.compile(
+    r"""
+    \(\?                 # groups with options, look-around, conditions
+    | \\[1-9]            # back-references
+    | [)}\]*+?] [*+{]    # a repeated group, set or repetition: backtracking may take exponential time
+    | \{                 # counted repetition
+    | .{201}             # an expression that is longer than 200 characters
+    """,
+    re.VERBOSE,
+)
 _QUANTIFIER = re.compile(r"(?<!\\)[*+?]")
 
 

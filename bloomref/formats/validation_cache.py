@@ -1,6 +1,7 @@
-"""Results of checks of large files are cached, so that a file is not read again until it changes.
+"""Cache of checks that large files have passed, so that they are read through again only after a change.
 
-A note is an empty file below the user's cache folder, whose name is a hash of where the files lie, their sizes, times and inodes.
+An entry is an empty file in the user's cache folder. Its name is a hash of the check and of the files' folder, sizes,
+times and inodes.
 """
 
 import hashlib
@@ -11,18 +12,19 @@ from bloomref.cache_folder import MIN_CACHED_BYTES, user_cache_folder
 from bloomref.params import Source
 
 
-def is_noted(source: Source | None, fact: str) -> bool:
-    return source is not None and _path(source, fact).exists()
+def is_validated(source: Source | None, check: str) -> bool:
+    """True if the files have passed the check before, and have not changed since."""
+    return source is not None and _path(source, check).exists()
 
 
-def remember(source: Source | None, fact: str, size: int) -> None:
-    """Cache that `fact` holds for the files. Nothing happens where the cache folder cannot be written."""
+def record_validated(source: Source | None, check: str, size: int) -> None:
+    """Record that files of `size` bytes have passed a check. Small files, and folders that cannot be written, are skipped."""
     if source is not None and size >= MIN_CACHED_BYTES:
         with suppress(OSError):
-            path = _path(source, fact)
+            path = _path(source, check)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 
 
-def _path(source: Source, fact: str) -> Path:
-    return user_cache_folder("noted") / hashlib.sha256(f"{source} {fact}".encode()).hexdigest()[:32]
+def _path(source: Source, check: str) -> Path:
+    return user_cache_folder("noted") / hashlib.sha256(f"{source} {check}".encode()).hexdigest()[:32]

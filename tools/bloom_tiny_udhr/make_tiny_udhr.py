@@ -33,7 +33,7 @@ from tools.bloom_tiny_udhr.udhr_corpus import (
     read_declarations,
 )
 from tools.bloom_tiny_udhr.udhr_tokenizer import save_tokenizer, train_tokenizer, write_json
-from tools.bloom_tiny_udhr.udhr_training import Settings, Stream, make_stream
+from tools.bloom_tiny_udhr.udhr_training import Recipe, Stream, make_stream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +84,7 @@ def publish(folder: Path, out: Path) -> None:
 
 def build(args: argparse.Namespace, package: Path, console: Console) -> None:
     """Trains the preset, measures the files written, and puts the folder in place."""
-    settings = Settings()
+    settings = Recipe()
     declarations = read_declarations(package)
     items = held_out_items(declarations)
     texts = [section for d in declarations for section in d.training_sections()]

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from tools.bloom_tiny_udhr.udhr_training import Settings, Stream
+    from tools.bloom_tiny_udhr.udhr_training import Recipe, Stream
 
 
-def make_model(settings: Settings, seed: int, backend: str = "numpy") -> BloomCausalLM:
+def make_model(settings: Recipe, seed: int, backend: str = "numpy") -> BloomCausalLM:
     """A BLOOM with random weights; dropout is a setting of the training."""
     backbone = BloomBackbone(
         vocabulary_size=settings.vocab_size,
@@ -42,7 +42,7 @@ def make_model(settings: Settings, seed: int, backend: str = "numpy") -> BloomCa
     return BloomCausalLM(backbone)
 
 
-def source(stream: Stream, settings: Settings, seed: int) -> Callable[[int], Batch]:
+def source(stream: Stream, settings: Recipe, seed: int) -> Callable[[int], Batch]:
     """Batch number i: the windows of ``udhr_training``, drawn from the seed and i."""
 
     def batch(index: int) -> Batch:
@@ -83,7 +83,7 @@ def train(
     stream: Stream,
     tokenizer: Any,
     items: Sequence[dict[str, Any]],
-    settings: Settings,
+    settings: Recipe,
     steps: int,
     seed: int,
     console: Console,

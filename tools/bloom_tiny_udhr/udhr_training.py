@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Recipe:
     """Sizes and training settings; the defaults are those of the shipped preset."""
 
     tokenizer_size: int = 4080
@@ -87,7 +87,7 @@ def window(stream: Stream, length: int, rng: np.random.Generator) -> npt.NDArray
     return np.concatenate([[EOS_ID], stream.tokens[start : start + length - 1]])
 
 
-def batches(stream: Stream, settings: Settings, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+def batches(stream: Stream, settings: Recipe, seed: int) -> Iterator[npt.NDArray[np.int64]]:
     """Endless training batches (batch, context + 1)."""
     rng = np.random.default_rng(seed)
     while True:
@@ -142,7 +142,7 @@ def bits_per_byte(
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def make_model(settings: Settings) -> Any:
+def make_model(settings: Recipe) -> Any:
     """A BLOOM with random weights, and with dropout on the outputs of attention and feed-forward."""
     from transformers import BloomConfig, BloomForCausalLM
 
@@ -164,7 +164,7 @@ def make_model(settings: Settings) -> Any:
     return BloomForCausalLM(config)
 
 
-def learning_rate(step: int, steps: int, settings: Settings) -> float:
+def learning_rate(step: int, steps: int, settings: Recipe) -> float:
     """Linear warm-up, then a cosine down to a twentieth of the peak."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
@@ -190,7 +190,7 @@ def evaluate_folder(folder: Path, items: Sequence[dict[str, Any]]) -> dict[str, 
     return bits_per_byte(model, Tokenizer.from_file(str(folder / "tokenizer.json")), items)
 
 
-def make_optimizer(model: Any, settings: Settings) -> Any:
+def make_optimizer(model: Any, settings: Recipe) -> Any:
     """AdamW, with weight decay on the matrices only."""
     import torch
 
@@ -219,7 +219,7 @@ def train_step(model: Any, optimizer: Any, batch: npt.NDArray[np.int64], clip: f
     return float(loss.detach())
 
 
-def steps_in(minutes: float, stream: Stream, settings: Settings) -> int:
+def steps_in(minutes: float, stream: Stream, settings: Recipe) -> int:
     """Number of steps that fit in so many minutes, from the time of a few steps of a throw-away model."""
     model = make_model(settings)
     optimizer = make_optimizer(model, settings)
@@ -246,7 +246,7 @@ def train(
     stream: Stream,
     tokenizer: Any,
     items: Sequence[dict[str, Any]],
-    settings: Settings,
+    settings: Recipe,
     steps: int,
     seed: int,
     console: Console,
