@@ -20,12 +20,11 @@ def low_rank(factors: LoraFactors, x: Array, rng: np.random.Generator | None = N
     if factors.kind == "embedding":
         return factors.scale * (factors.a.T[x] @ factors.b.T)
     x = dropout(x, factors.dropout, rng)
-    a, b = factors.a.astype(x.dtype, copy=False), factors.b.astype(x.dtype, copy=False)
+    a, b = factors.a.astype(x.dtype), factors.b.astype(x.dtype)
     if factors.kind == "matrix":
         return factors.scale * (x @ a.T @ b.T)
-    batch, time, width = x.shape
-    heads = a.shape[1]
-    narrow = (x @ a.reshape(width, -1)).reshape(batch, time, heads, -1)  # (B, T, H, R)
-    y = np.zeros((batch, time, heads, 3, b.shape[1]), x.dtype)  # (B, T, H, C, K), the rows of the fused weight (ATT-2)
+    (batch, time, _), (width, heads, rank), head_dim = x.shape, a.shape, b.shape[1]
+    narrow = (x @ a.reshape(width, heads * rank)).reshape(batch, time, heads, rank)
+    y = np.zeros((batch, time, heads, 3, head_dim), x.dtype)  # (B, T, H, C, K), the rows of the fused weight (ATT-2)
     y[:, :, :, factors.projection] = factors.scale * (narrow @ b)
-    return y.reshape(batch, time, -1)
+    return y.reshape(batch, time, heads * 3 * head_dim)

@@ -71,7 +71,7 @@ def attention(
     keys, values = map(widen, cache.write(view.start, key, value))  # (B, H, S, K) each
 
     scale = 1.0 / math.sqrt(config.head_dim)
-    scores = (scale * query) @ keys.swapaxes(-1, -2) + view.bias  # (B, H, T, S); ATT-4: the bias is not scaled
+    scores = (scale * query) @ keys.swapaxes(2, 3) + view.bias  # (B, H, T, S); ATT-4: the bias is not scaled
     probabilities = softmax(tap("attention.scores", scores), view.visible)  # (B, H, T, S)
     weights = dropout(tap("attention.probabilities", probabilities), config.attention_dropout, rng)
 
@@ -138,7 +138,7 @@ def forward(
 def project(layer: LayerParams, name: str, x: Float[Array, "B T N"], rng: Rng = None) -> Float[Array, "B T M"]:
     """x W^T + b with the weight and the bias of that name, plus the terms of the weight's LoRA adapters. Clause: LRA-1."""
     weight, bias = getattr(layer, f"{name}_weight"), getattr(layer, f"{name}_bias")
-    y = linear(x, widen(weight.reshape(bias.size, -1)), bias.reshape(-1))
+    y = linear(x, widen(weight.reshape(bias.size, x.shape[-1])), bias.ravel())
     for factors in layer.adapters.get(f"{name}_weight", ()):
         y = y + low_rank(factors, x, rng)
     return y

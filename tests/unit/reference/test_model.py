@@ -324,6 +324,14 @@ def test_a_block_rounds_once_what_leaves_it(case, dtype):
     assert_same_bits(model.logits(params, final), model.logits(wide, final.astype(FLOAT32)))
 
 
+@pytest.mark.clause("NUM-2")
+def test_a_wide_array_is_not_copied():
+    """Widening the head of a float32 model would otherwise cost its size once more."""
+    for dtype in (FLOAT32, FLOAT64):
+        x = np.zeros((1, 2, 3), dtype)
+        assert model.widen(x) is x
+
+
 def assert_same_bits(a: np.ndarray, b: np.ndarray) -> None:
     assert a.dtype == b.dtype
     assert a.tobytes() == b.tobytes()
