@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from accel.numba_cpu import make_backend
 from accel.numba_cpu.structs import AttentionScratch, CacheView, CallShape, Epilogue, Norm, PackedRows
 from benchmarks.machine import command_line, describe_machine
 
@@ -88,9 +89,7 @@ def table(what: str, rows: list[dict[str, Any]]) -> Table:
 
 def block_kernels(preset: str, dtype: str, tokens: int) -> list[Kernel]:
     """The kernels of one block, in order."""
-    from accel.numba_cpu.jit_cache import use_cache_folder
-
-    use_cache_folder()
+    make_backend()  # the cache folder of kernels, and how long idle threads spin
     import numba
 
     from accel.numba_cpu import attention, linear, norm, weight_packing
