@@ -158,10 +158,10 @@ class BloomTokenizer:
 
     def token_to_id(self, token: str) -> int:
         """Raises: InvalidInput: when it is not in the vocabulary."""
-        found = self._backend.token_to_id(token) if isinstance(token, str) else None
-        if found is None:
+        token_id = self._backend.token_to_id(token) if isinstance(token, str) else None
+        if token_id is None:
             raise invalid("token", f"one of the {self.vocabulary_size()} tokens of the vocabulary", repr(token))
-        return found
+        return token_id
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes that a token adds to a text without special tokens: none for a special token."""
@@ -272,7 +272,7 @@ def _restore(state: str, special: dict[str, str]) -> BloomTokenizer:
 
 def _named_specials(folder: Path) -> dict[str, str]:
     """The special tokens that Hugging Face's side files name, where they are named."""
-    found: dict[str, str] = {}
+    tokens: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             data = read_json(folder / name)
@@ -280,8 +280,8 @@ def _named_specials(folder: Path) -> dict[str, str]:
                 value = data.get(key)
                 token = value.get("content") if isinstance(value, dict) else value
                 if isinstance(token, str):
-                    found[key] = token
-    return found
+                    tokens[key] = token
+    return tokens
 
 
 def _read_vocabulary(vocabulary: object) -> dict[str, int]:

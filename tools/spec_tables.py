@@ -29,11 +29,11 @@ def marked_clauses(source: str) -> set[str]:
 
 def files_by_clause(root: Path = ROOT) -> dict[str, list[str]]:
     """Clause id -> test files that mark it."""
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for path in sorted((root / "tests").rglob("test_*.py")):
         for name in marked_clauses(path.read_text("utf-8")):
-            found.setdefault(name, []).append(path.relative_to(root).as_posix())
-    return found
+            files.setdefault(name, []).append(path.relative_to(root).as_posix())
+    return files
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -94,9 +94,9 @@ def fill(text: str, name: str, table: str) -> str:
     return f"{before}{opening}{table}{closing}{after}"
 
 
-def stale(wanted: Mapping[Path, tuple[str, str]]) -> dict[Path, str]:
+def stale(sections: Mapping[Path, tuple[str, str]]) -> dict[Path, str]:
     """The files whose section is not as it should be -> their text as it should be."""
-    filled = {path: fill(path.read_text("utf-8"), *section) for path, section in wanted.items()}
+    filled = {path: fill(path.read_text("utf-8"), *section) for path, section in sections.items()}
     return {path: text for path, text in filled.items() if text != path.read_text("utf-8")}
 
 

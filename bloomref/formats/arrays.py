@@ -97,11 +97,11 @@ def _widen_half(target: Array, array: Array) -> None:
 
 def common_dtype(dtypes: Iterable[DType]) -> DType:
     """The narrowest dtype that holds every number of `dtypes` exactly."""
-    found = {dtype.name: dtype for dtype in dtypes}
+    by_name = {dtype.name: dtype for dtype in dtypes}
     for name in ("float64", "float32"):
-        if name in found:
-            return found[name]
-    return next(iter(found.values())) if len(found) == 1 else np.dtype(np.float32)
+        if name in by_name:
+            return by_name[name]
+    return next(iter(by_name.values())) if len(by_name) == 1 else np.dtype(np.float32)
 
 
 def is_narrower(dtype: DType, than: DType) -> bool:

@@ -61,11 +61,11 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} twice")
-    return found
+    return members
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
@@ -85,10 +85,10 @@ def weight_map(path: Path) -> dict[str, Any]:
     Raises:
         BadWeights: when the index has none.
     """
-    found = read_json(path).get("weight_map")
-    if not isinstance(found, dict) or not found:
-        raise BadWeights(describe(f"{path.name}: weight_map", "an object that names a file for every weight", found))
-    return found
+    files = read_json(path).get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise BadWeights(describe(f"{path.name}: weight_map", "an object that names a file for every weight", files))
+    return files
 
 
 def shard_path(folder: Path, name: object, index: str) -> Path:

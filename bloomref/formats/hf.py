@@ -170,10 +170,10 @@ def _canonical(files: Mapping[str, tuple[SafetensorsFile, str]]) -> dict[str, tu
 
 
 def _no_weights(folder: Path) -> Exception:
-    found = sorted(path.name for path in folder.iterdir())
-    if any(name.endswith(PICKLED) for name in found):
+    names = sorted(path.name for path in folder.iterdir())
+    if any(name.endswith(PICKLED) for name in names):
         return Unsupported(PICKLE_MESSAGE.format(where=folder))
-    return BadWeights(describe(f"{folder}", f"{WEIGHTS} or {INDEX}", ", ".join(found) or "an empty folder"))
+    return BadWeights(describe(f"{folder}", f"{WEIGHTS} or {INDEX}", ", ".join(names) or "an empty folder"))
 
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")

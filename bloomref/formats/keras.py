@@ -58,10 +58,10 @@ def read_config(folder: Path, data: Mapping[str, Any]) -> BloomConfig:
 def _with_hf_fields(config: BloomConfig, path: Path) -> BloomConfig:
     if not path.exists():
         return config
-    kept = read_json(path).get("hf_config")
-    if not isinstance(kept, dict):
+    fields = read_json(path).get("hf_config")
+    if not isinstance(fields, dict):
         return config
-    full = BloomConfig.from_hf(kept)
+    full = BloomConfig.from_hf(fields)
     return full if full.to_keras() == config.to_keras() else config
 
 

@@ -74,8 +74,8 @@ def read_single(path: Path, prefix: str = "", integers: tuple[str, ...] = ()) ->
     Raises:
         BadWeights: when the file is damaged or hostile. Unsupported: when a variable is quantized.
     """
-    found = _variables(path, integers)
-    return {name.removeprefix(prefix): found[name] for name in found if name.startswith(prefix)}
+    variables = _variables(path, integers)
+    return {name.removeprefix(prefix): variables[name] for name in variables if name.startswith(prefix)}
 
 
 def read_sharded(path: Path) -> dict[str, Variable]:
@@ -88,13 +88,13 @@ def read_sharded(path: Path) -> dict[str, Variable]:
     paths = {name: shard_path(path.parent, name, path.name) for names in index.values() for name in names}
     for file_path in paths.values():
         regular_file(file_path)
-    found: dict[str, Variable] = {}
+    variables: dict[str, Variable] = {}
     for file_name, file_path in paths.items():
         for name, variable in _variables(file_path).items():
-            if file_name not in index.get("/" + name.rpartition("/")[0], []) or name in found:
+            if file_name not in index.get("/" + name.rpartition("/")[0], []) or name in variables:
                 raise BadWeights(f"{file_name}: {name}: expected a variable that {path.name} places in this file, once")
-            found[name] = variable
-    return found
+            variables[name] = variable
+    return variables
 
 
 def _file_names(value: object, index: str) -> list[str]:

@@ -53,14 +53,14 @@ def read(path: Path, config: BloomConfig) -> tuple[int, Kernels]:
     stored = variables(path)
     rank = _rank(stored, path.name)
     names = {f"lora/{_index(i, n)}/vars/": (i, n) for i in range(config.num_layers) for n in reversed(OFFSETS)}
-    found = {prefix: place for prefix, place in names.items() if prefix + "lora_kernel_a" in stored}
-    wanted = {prefix + kernel for prefix in found for kernel in ("lora_kernel_a", "lora_kernel_b")}
-    for name in sorted(wanted ^ (stored.keys() - {_RANK})):
-        problem = "missing" if name in wanted else f"not of a model with {config.num_layers} layers"
+    adapted = {prefix: place for prefix, place in names.items() if prefix + "lora_kernel_a" in stored}
+    expected = {prefix + kernel for prefix in adapted for kernel in ("lora_kernel_a", "lora_kernel_b")}
+    for name in sorted(expected ^ (stored.keys() - {_RANK})):
+        problem = "missing" if name in expected else f"not of a model with {config.num_layers} layers"
         raise BadWeights(f"{path.name}: expected two factors for each adapted layer, got {name}: {problem}")
-    if not found:
+    if not adapted:
         raise BadWeights(describe(path.name, "factors of at least one layer", "none"))
-    return rank, {place: _pair(stored, prefix, config, place[1], rank) for prefix, place in found.items()}
+    return rank, {place: _pair(stored, prefix, config, place[1], rank) for prefix, place in adapted.items()}
 
 
 def variables(path: Path) -> dict[str, Variable]:

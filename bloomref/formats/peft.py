@@ -51,10 +51,10 @@ def read(folder: Path, config: BloomConfig) -> tuple[LoraConfig, Pairs]:
     file = SafetensorsFile(folder / WEIGHTS)
     targets = lora.targets(config)
     outer = _outer(file)
-    wanted = {outer + name for key in targets for name in _stored_names(key)}
-    for name in sorted(wanted ^ set(file.entries)):
-        problem = "missing" if name in wanted else "one that adapter_config.json and the model do not have"
-        raise BadWeights(f"{WEIGHTS}: expected the {len(wanted)} factors of {CONFIG}, got {name}: {problem}")
+    expected = {outer + name for key in targets for name in _stored_names(key)}
+    for name in sorted(expected ^ set(file.entries)):
+        problem = "missing" if name in expected else "one that adapter_config.json and the model do not have"
+        raise BadWeights(f"{WEIGHTS}: expected the {len(expected)} factors of {CONFIG}, got {name}: {problem}")
     return lora, {key: _pair(file, outer, key, weight, config, lora.rank(key)) for key, weight in targets.items()}
 
 

@@ -93,11 +93,11 @@ class LoraConfig:
             Unsupported: for another method than LoRA, and for any of its variants; BadWeights: for a value out of its domain.
         """
         _check_supported(data)
-        given = {name: data[name] for name in (*_USED, *_MATCHING) if data.get(name) is not None}
-        if isinstance(given.get("layers_to_transform"), int):
-            given["layers_to_transform"] = [given["layers_to_transform"]]
+        fields = {name: data[name] for name in (*_USED, *_MATCHING) if data.get(name) is not None}
+        if isinstance(fields.get("layers_to_transform"), int):
+            fields["layers_to_transform"] = [fields["layers_to_transform"]]
         try:
-            return cls(**given)
+            return cls(**fields)
         except InvalidInput as error:
             raise BadWeights(f"adapter_config.json: {error}") from error
 
@@ -121,13 +121,13 @@ class LoraConfig:
             if name.rpartition(".")[2] == "lm_head":
                 hint = "adapt the layers below it instead"
                 raise Unsupported(describe("target_modules", "modules other than the head", name, hint))
-        found = {
+        targets = {
             key: weight for key, weight in keys(config) if _is_adaptable(weight) and self._adapts(module_name(key))
         }
-        if not found:
+        if not targets:
             hint = f"known: {', '.join((*LINEARS, EMBEDDING, ALL_LINEAR))}"
             raise invalid("target_modules", "modules of this model", str(self.target_modules), hint)
-        return found
+        return targets
 
     def rank(self, key: str) -> int:
         """Of the adapter of the weight with this Hugging Face key."""
@@ -155,12 +155,12 @@ def _is_adaptable(weight: Weight) -> bool:
     return weight.hf_key.removesuffix(".weight").rpartition(".")[2] in (*LINEARS, EMBEDDING)
 
 
-def _fits(wanted: str | tuple[str, ...], module: str) -> bool:
-    if wanted == ALL_LINEAR:
+def _fits(patterns: str | tuple[str, ...], module: str) -> bool:
+    if patterns == ALL_LINEAR:
         return module.rpartition(".")[2] in LINEARS
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in wanted)
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in patterns)
 
 
 def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:

@@ -79,14 +79,15 @@ class SafetensorsFile:
     def pieces(self, name: str) -> Iterator[Array]:
         """The tensor as flat consecutive views; the memory of what has been consumed is given back."""
         flat, begin = self.view(name).reshape(-1), self.entries[name].start
-        kept = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        released = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
         step = _PIECE // flat.itemsize
         for start in range(0, flat.size, step):
             yield flat[start : start + step]
             stop = (begin + min(start + step, flat.size) * flat.itemsize) // mmap.PAGESIZE * mmap.PAGESIZE
-            if stop > kept and hasattr(mmap, "MADV_DONTNEED"):  # the pages stay in the file: a later read fetches them
-                self._map.madvise(mmap.MADV_DONTNEED, kept, stop - kept)
-                kept = stop
+            # the pages stay in the file: a later read fetches them
+            if stop > released and hasattr(mmap, "MADV_DONTNEED"):
+                self._map.madvise(mmap.MADV_DONTNEED, released, stop - released)
+                released = stop
 
 
 def _read_only(array: Array) -> Array:

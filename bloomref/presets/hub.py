@@ -117,16 +117,16 @@ def _check_digest(path: Path, repo: str) -> None:
         )
 
 
-def _no_weights(repo: str, revision: str, wanted: str = f"{hf.WEIGHTS} or {hf.INDEX}") -> BloomrefError:
+def _no_weights(repo: str, revision: str, expected: str = f"{hf.WEIGHTS} or {hf.INDEX}") -> BloomrefError:
     try:
         from huggingface_hub import HfApi
 
         names = HfApi().list_repo_files(repo, revision=revision)
     except Exception as error:
-        return BadWeights(f"hf://{repo}: expected {wanted}, got a repository without it ({first_line(error)})")
+        return BadWeights(f"hf://{repo}: expected {expected}, got a repository without it ({first_line(error)})")
     if any(name.endswith(hf.PICKLED) for name in names):
         return Unsupported(hf.PICKLE_MESSAGE.format(where=f"hf://{repo}"))
-    return BadWeights(describe(f"hf://{repo}", wanted, ", ".join(sorted(names))))
+    return BadWeights(describe(f"hf://{repo}", expected, ", ".join(sorted(names))))
 
 
 def _translated(error: Exception, repo: str, revision: str) -> BloomrefError:

@@ -83,11 +83,11 @@ class Replayed:
     def __call__(self, index: int, /) -> Batch:
         if index < self._next:
             self._iterator, self._next = iter(self._batches), 0
-        found = next(islice(self._iterator, index - self._next, None), None)
-        if found is None:
+        batch = next(islice(self._iterator, index - self._next, None), None)
+        if batch is None:
             raise invalid("data", f"at least {index + 1} batches", "fewer")
         self._next = index + 1
-        return found
+        return batch
 
 
 def as_source(data: Callable[[int], Batch] | Iterable[Batch]) -> BatchSource:

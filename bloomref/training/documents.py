@@ -136,5 +136,5 @@ def split(documents: Sequence[Document], share: float, seed: int) -> tuple[list[
     if count >= len(documents):
         raise invalid("held_out", f"a share that leaves some of the {len(documents)} documents", share)
     drawn = set(np.random.default_rng([seed, 2]).permutation(len(documents))[:count].tolist())
-    kept = [document for i, document in enumerate(documents) if i not in drawn]
-    return kept, [documents[i] for i in sorted(drawn)]
+    training = [document for i, document in enumerate(documents) if i not in drawn]
+    return training, [documents[i] for i in sorted(drawn)]

@@ -32,8 +32,8 @@ class TrainingState:
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint."""
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return max(found, key=lambda path: path.name, default=None)
+    paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return max(paths, key=lambda path: path.name, default=None)
 
 
 def save(folder: Path, step: int, state: TrainingState) -> None:

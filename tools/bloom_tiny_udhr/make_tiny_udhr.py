@@ -64,8 +64,8 @@ def corpus_figures(declarations: Sequence[Declaration], stream: Stream) -> dict[
 def versions(trainer: str) -> dict[str, str]:
     """Versions of what the run depends on."""
     names = ["torch", "transformers"] if trainer == "torch" else ["bloomref"]
-    found = {name: version(name) for name in (*names, "tokenizers", "safetensors", "numpy")}
-    return {"python": platform.python_version(), **found}
+    versions = {name: version(name) for name in (*names, "tokenizers", "safetensors", "numpy")}
+    return {"python": platform.python_version(), **versions}
 
 
 def publish(folder: Path, out: Path) -> None:
