@@ -25,22 +25,24 @@ def command(
     lora_alpha: Annotated[
         float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 8]")
     ] = None,
-    lora_dropout: Annotated[float | None, typer.Option(help="Of the adapter's input.  [default: 0]")] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="Dropout of the adapter's input.  [default: 0]")] = None,
     target_modules: Annotated[
         list[str] | None,
         typer.Option(help="Layers to adapt, or all-linear; may be repeated.  [default: query_key_value]"),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Updates; without it, --epochs decides.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
-    batch: Annotated[int, typer.Option(help="Rows of one pass.")] = 8,
+    batch: Annotated[int, typer.Option(help="Rows of one forward and backward pass.")] = 8,
     context: Annotated[int, typer.Option(help="Tokens of a row.")] = 256,
-    accumulate: Annotated[int, typer.Option(help="Passes that make one update.")] = 1,
-    lr: Annotated[float, typer.Option(help="The peak of the learning rate.")] = 1e-3,
-    warmup: Annotated[int, typer.Option(help="Steps to that peak.")] = 0,
-    weight_decay: Annotated[float, typer.Option(help="Decoupled, of matrices only.")] = 0.0,
+    accumulate: Annotated[int, typer.Option(help="Passes whose gradients make one update.")] = 1,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up to the peak.")] = 0,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay, of matrices only.")] = 0.0,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradients.")] = 1.0,
-    dropout: Annotated[float | None, typer.Option(help="Of both blocks' outputs.  [default: the model's]")] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of the data, of dropout and of a new adapter.")] = 0,
+    dropout: Annotated[
+        float | None, typer.Option(help="Dropout of both blocks' outputs.  [default: the model's]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the data, dropout and a new adapter.")] = 0,
     held_out: Annotated[str, typer.Option(help="Share of documents to evaluate on, or a file of them.")] = "0",
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: at the end.")] = 0,
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Write the weights of the best evaluation.")] = False,

@@ -40,11 +40,11 @@ class Settings:
     clip: float | None = 1.0
     """Largest norm of all gradients together; None: gradients stay as they are."""
     attention_dropout: float | None = None
-    """Of the attention probabilities; None: the model's own rate."""
+    """Dropout rate of the attention probabilities; None: the model's rate."""
     hidden_dropout: float | None = None
-    """Of the outputs of both blocks; None: the model's own rate."""
+    """Dropout rate of the outputs of both blocks; None: the model's rate."""
     seed: int = 0
-    """Of the order of the data, the held-out part and dropout."""
+    """Seed of the order of the data, the held-out part and dropout."""
     held_out: float = 0.0
     """Share of the documents that is kept back for evaluation."""
     eval_every: int = 0
