@@ -21,7 +21,7 @@ def power_of_two(heads: int) -> int:
 
 
 class OtherSlopes(InstrumentedModel):
-    """A lab with slopes of its own."""
+    """A model with other slopes, which `numbers` returns."""
 
     def numbers(self, heads: int) -> list[float]:
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Other ways of computing the same: controls, to which no check may object."""
+"""Equivalents: other ways of computing the same function, to which no check may object."""
 
 import math
 from dataclasses import replace

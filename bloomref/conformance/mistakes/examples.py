@@ -1,4 +1,4 @@
-"""For each mistake a small case that shows it."""
+"""A small case that shows each mistake."""
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
@@ -10,7 +10,7 @@ CONFIG = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=6, hidden_dim=3
 
 
 def example(mistake: Mistake, seed: int = 0) -> Case:
-    """A case that has what the mistake needs, and nothing else out of the ordinary."""
+    """Return a case that meets the needs of a mistake, and is ordinary otherwise."""
     needs = mistake.needs
     config = CONFIG.replace(
         num_heads=10 if "odd-heads" in needs else 6,

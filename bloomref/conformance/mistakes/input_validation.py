@@ -1,4 +1,4 @@
-"""Mistakes in what is accepted: inputs that must be refused are taken for something else."""
+"""Mistakes in input validation: input that must be refused is accepted."""
 
 from typing import Any
 

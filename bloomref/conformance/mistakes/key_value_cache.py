@@ -1,4 +1,4 @@
-"""Mistakes that only a run over a cache shows."""
+"""Mistakes that only several calls over a cache show."""
 
 import numpy as np
 
@@ -226,8 +226,8 @@ class UnwrittenSeen(InstrumentedModel):
         return (np.concatenate([keys, slot], 2), np.concatenate([values, slot], 2)) if start else (keys, values)
 
     def visible(self, is_real: Array, start: int) -> Array:
-        seen = super().visible(is_real, start)
-        return np.concatenate([seen, np.ones_like(seen[..., :1])], axis=-1) if start else seen
+        visible = super().visible(is_real, start)
+        return np.concatenate([visible, np.ones_like(visible[..., :1])], axis=-1) if start else visible
 
     def bias(self, is_real: Array, start: int) -> Array:
         bias = super().bias(is_real, start)

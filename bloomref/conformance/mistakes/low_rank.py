@@ -1,4 +1,4 @@
-"""Mistakes with adapters: in their scale, in how factors are read, in where they act and in how they are merged."""
+"""Mistakes with LoRA adapters: their scale, their factors, where they act, and merging."""
 
 import math
 from dataclasses import replace
@@ -288,7 +288,7 @@ class LoraBiasDropped(InstrumentedModel):
 )
 class LoraFirstLayerOnly(InstrumentedModel):
     def parts(self, adapter: Adapter) -> Parts:
-        return {key: found for key, found in super().parts(adapter).items() if key.startswith(("h.0.", "word"))}
+        return {key: parts for key, parts in super().parts(adapter).items() if key.startswith(("h.0.", "word"))}
 
 
 @mistake(
@@ -300,7 +300,7 @@ class LoraFirstLayerOnly(InstrumentedModel):
 )
 class LoraEmbeddingIgnored(InstrumentedModel):
     def parts(self, adapter: Adapter) -> Parts:
-        return {key: found for key, found in super().parts(adapter).items() if not key.startswith("word")}
+        return {key: parts for key, parts in super().parts(adapter).items() if not key.startswith("word")}
 
 
 @mistake(

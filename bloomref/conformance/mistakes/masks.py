@@ -1,4 +1,4 @@
-"""Mistakes in what a query sees, and in the softmax over it."""
+"""Mistakes in masks and in softmax."""
 
 import math
 

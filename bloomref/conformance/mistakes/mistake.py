@@ -53,7 +53,7 @@ class Mistake:
 
 
 REGISTRY: list[Mistake] = []
-"""Every mistake that the decorator `mistake` has seen, in the order of import."""
+"""Every registered mistake, in the order of import."""
 
 
 def mistake(

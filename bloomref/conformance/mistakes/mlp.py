@@ -1,4 +1,4 @@
-"""Mistakes in the perceptron."""
+"""Mistakes in the MLP."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Mistakes in what is added to what."""
+"""Mistakes in residuals."""
 
 import numpy as np
 

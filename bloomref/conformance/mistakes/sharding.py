@@ -1,4 +1,4 @@
-"""Mistakes in dividing a model over two ranks; where the heads are odd there is one rank, and no mistake."""
+"""Mistakes in splitting a model over two ranks; with an odd number of heads there is one rank, and no mistake."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from bloomref.shapes import Array
 
 
 class TwoRanks(InstrumentedModel):
-    """A lab that knows how many ranks it stands for."""
+    """A model that simulates two ranks, or one if the number of heads is odd."""
 
     @property
     def ranks(self) -> int:

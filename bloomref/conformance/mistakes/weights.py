@@ -1,4 +1,4 @@
-"""Mistakes in reading the weights: each array is there, but not where it belongs."""
+"""Mistakes in loading weights: arrays in the wrong place, order or dtype."""
 
 from collections.abc import Callable
 from dataclasses import replace

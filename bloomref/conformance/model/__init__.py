@@ -1,1 +1,1 @@
-"""A BLOOM in which every operation can be overridden: known mistakes and Monte-Carlo rounding are made of it."""
+"""Instrumented BLOOM: every operation can be overridden, for known mistakes and Monte-Carlo arithmetic."""
