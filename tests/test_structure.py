@@ -6,11 +6,13 @@ from tools.structure import (
     at_commit,
     components,
     definitions,
+    figures,
     import_graph,
     main,
     read_by_a_reader,
     repeated_names,
     upward,
+    working_tree,
 )
 
 SOURCES = {
@@ -60,6 +62,13 @@ def test_one_role_in_both_accelerators_may_have_one_name():
 
 def test_classes_functions_and_aliases_are_definitions():
     assert definitions(SOURCES, "Step") == 2
+
+
+def test_the_house_has_one_direction_and_no_circle():
+    now = figures(working_tree())
+    assert now["imports that point upward"] == now["kit: imports that point upward"] == 0
+    assert now["circles of modules"] == 0
+    assert now["lines that the reference imports"] < 1030
 
 
 def test_an_unknown_commit_is_refused():

@@ -21,7 +21,7 @@ OPERAND = (
 
 def command(
     a: Annotated[str, typer.Argument(help=OPERAND, metavar="A")],
-    b: Annotated[str, typer.Argument(help="As A. [default: oracle]", metavar="B", show_default=False)] = "oracle",
+    b: Annotated[str, typer.Argument(help="As A. Default: oracle.", metavar="B", show_default=False)] = "oracle",
     dtype: Annotated[
         str, typer.Option("--dtype", help="float64, float32, float16 or bfloat16, for names without @DTYPE.")
     ] = "float32",

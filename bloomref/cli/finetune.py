@@ -21,14 +21,12 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write: an adapter, or a model with --full.")],
     model: shared.Model = shared.DEFAULT_PRESET,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of an adapter.")] = False,
-    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapter.  [default: 8]")] = None,
-    lora_alpha: Annotated[
-        float | None, typer.Option(help="The adapter is scaled by alpha / rank.  [default: 8]")
-    ] = None,
-    lora_dropout: Annotated[float | None, typer.Option(help="Dropout of the adapter's input.  [default: 0]")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapter. Default: 8.")] = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="The adapter is scaled by alpha / rank. Default: 8.")] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="Dropout of the adapter's input. Default: 0.")] = None,
     target_modules: Annotated[
         list[str] | None,
-        typer.Option(help="Layers to adapt, or all-linear; may be repeated.  [default: query_key_value]"),
+        typer.Option(help="Layers to adapt, or all-linear; may be repeated. Default: query_key_value."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Updates; without it, --epochs decides.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
@@ -40,7 +38,7 @@ def command(
     weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay, of matrices only.")] = 0.0,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradients.")] = 1.0,
     dropout: Annotated[
-        float | None, typer.Option(help="Dropout of both blocks' outputs.  [default: the model's]")
+        float | None, typer.Option(help="Dropout of both blocks' outputs. Default: the model's.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of the data, dropout and a new adapter.")] = 0,
     held_out: Annotated[str, typer.Option(help="Share of documents to evaluate on, or a file of them.")] = "0",

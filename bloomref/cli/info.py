@@ -17,7 +17,7 @@ def command(
     model: Annotated[str, typer.Argument(help="A preset's name, hf://user/repo, or a folder.")] = DEFAULT_PRESET,
     backend: Annotated[
         str | None,
-        typer.Option("--backend", help="Memory on this one, or auto.  [default: all that work here]", metavar="NAME"),
+        typer.Option("--backend", help="Memory on this one, or auto. Default: all that work here.", metavar="NAME"),
     ] = None,
     batch: Annotated[int, typer.Option(help="Rows generated at once, for the memory table.", min=1)] = 1,
     length: Annotated[int, typer.Option(help="Positions of prompt and continuation, likewise.", min=1)] = 2048,

@@ -26,7 +26,7 @@ Model = Annotated[
 DType = Annotated[
     str | None,
     typer.Option(
-        "--dtype", help="float64, float32, float16, bfloat16, mixed_*, or auto (as stored).  [default: float32]"
+        "--dtype", help="float64, float32, float16, bfloat16, mixed_*, or auto (as stored). Default: float32."
     ),
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub repository.")]

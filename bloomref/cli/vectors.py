@@ -19,7 +19,7 @@ def command(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--folder", "--output", "-o", metavar="DIR", help="Folder of the vectors.  [default: specs/vectors]"
+            "--folder", "--output", "-o", metavar="DIR", help="Folder of the vectors. Default: specs/vectors."
         ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare the folder with a fresh one; write nothing.")] = False,
@@ -32,7 +32,7 @@ def command(
     program: Annotated[
         str | None, typer.Option(metavar="COMMAND", help="Ask a program in any language (docs/adapters.md).")
     ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="Dtype to ask; repeatable.  [default: all supported]")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Dtype to ask; repeatable. Default: all supported.")] = None,
     waivers: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Known failures (docs/conformance.md); repeatable.")
     ] = None,
