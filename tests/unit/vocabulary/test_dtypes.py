@@ -78,3 +78,10 @@ def test_float64_becomes_bfloat16_in_one_rounding():
     rounded = cast(values, floating_dtype("bfloat16")).astype(np.float64)
     np.testing.assert_array_equal(rounded, expected)
     np.testing.assert_array_equal(np.signbit(rounded), np.signbit(expected))
+
+
+@pytest.mark.clause("NUM-1")
+def test_a_cast_to_its_own_dtype_copies_nothing():
+    for policy in POLICIES.values():
+        array = np.ones(3, policy.compute_dtype)
+        assert cast(array, policy.compute_dtype) is array
