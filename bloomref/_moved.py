@@ -1,4 +1,6 @@
-"""Documented module paths of earlier versions: importing one gives the module at its new path, and a DeprecationWarning."""
+"""Documented module paths of earlier versions:
+importing one gives the module at its new path, and a DeprecationWarning.
+"""
 
 import sys
 import warnings

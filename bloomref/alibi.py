@@ -12,7 +12,7 @@ from bloomref.shapes import Array, Float
 def slopes(num_heads: int, dtype: DType = FLOAT32) -> Float[Array, " H"]:
     """The slope of each head, computed in float64 and rounded once to `dtype`.
 
-    With n = 2 ** floor(log2 H): head i = 1 ... n has 2 ** (-8 i / n); the others have every second slope of a series of 2n heads.
+    With n = 2 ** floor(log2 H): head i = 1 ... n has 2 ** (-8 i / n); the rest, every second slope of 2n heads.
 
     Clauses: ALI-1, ALI-2, ALI-3.
     """

@@ -198,12 +198,12 @@ class BloomBackbone(LoraMethods):
             preset: a built-in name (`BloomBackbone.presets`), `hf://user/repo`, `kaggle://user/model/keras/variation`,
                 or a local folder in Hugging Face or Keras layout.
             load_weights: False: random weights of the preset's sizes; only the config and the tokenizer are downloaded.
-            **kwargs: `dtype` (None is float32; "auto" is the dtype of the files); `revision` of a hub repository; `backend`;
-                and any other argument of the constructor, which overrides the preset's value.
+            **kwargs: `dtype` (None is float32; "auto" is the dtype of the files); `revision` of a hub repository;
+                `backend`; and any other argument of the constructor, which overrides the preset's value.
 
         Raises:
-            InvalidInput: for an unknown preset; BadWeights: for files that are damaged or of another model; Unsupported: when an
-            optional package or the network is missing.
+            InvalidInput: for an unknown preset; BadWeights: for files that are damaged or of another model;
+            Unsupported: when an optional package or the network is missing.
         """
         return cls._load(preset, load_weights, kwargs)[0]
 
@@ -251,7 +251,8 @@ class BloomBackbone(LoraMethods):
         """Final hidden states, in the compute dtype.
 
         Args:
-            inputs: `{"token_ids": (B, T) integers, "padding_mask": (B, T) of 0 and 1}`. Without a mask all tokens are real.
+            inputs: `{"token_ids": (B, T) integers, "padding_mask": (B, T) of 0 and 1}`.
+                Without a mask all tokens are real.
             training: apply dropout.
             seed: of dropout; None: a fresh seed.
 
@@ -259,8 +260,8 @@ class BloomBackbone(LoraMethods):
             (B, T, D). Positions of padding hold finite numbers without meaning.
 
         Raises:
-            InvalidInput: for wrong inputs; the message names the key, the expected and the actual value. Unsupported: for dropout
-            on a backend without it.
+            InvalidInput: for wrong inputs; the message names the key, the expected and the actual value. Unsupported:
+            for dropout on a backend without it.
         """
         batch = token_batch(inputs, self.config.vocabulary_size)
         return self.engine.hidden(batch, np.random.default_rng(seed) if training else None)
@@ -297,7 +298,10 @@ class BloomBackbone(LoraMethods):
         return self.engine.params
 
     def replace_params(self, params: Params) -> None:
-        """Replace the weights by others of the same config, and remove all adapters. Arrays may be shared, as in `from_params`."""
+        """Replace the weights by others of the same config, and remove all adapters.
+
+        Arrays may be shared, as in `from_params`.
+        """
         self.engine = self.engine.with_params(params)
         self._adapters = None
 
@@ -306,9 +310,11 @@ class BloomBackbone(LoraMethods):
         return count_params(self.config)
 
     def save_to_preset(self, path: str | Path, format: Literal["hf", "keras"] = "hf") -> None:
-        """Write config and weights as a folder that transformers ("hf") or KerasHub ("keras") loads, in the variable dtype.
+        """Write config and weights as a folder that transformers ("hf") or KerasHub
+        ("keras") loads, in the variable dtype.
 
-        Active adapters are merged into the written weights; `save_adapter` writes them separately. An interrupted call leaves no
+        Active adapters are merged into the written weights;
+        `save_adapter` writes them separately. An interrupted call leaves no
         folder: files are written under temporary names and renamed.
 
         Raises:

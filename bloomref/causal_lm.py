@@ -136,16 +136,16 @@ class BloomCausalLM(LoraMethods):
         """The mean cross-entropy of the next tokens, in nats, and its gradient by each of `trainable_variables()`.
 
         Args:
-            inputs: `{"token_ids": (B, T), "padding_mask": (B, T)}`, as for the backbone, and `"labels": (B, T)`: the token
-                at each position, not shifted, or -100 to ignore it. Without labels, every real token counts.
+            inputs: `{"token_ids": (B, T), "padding_mask": (B, T)}`, as for the backbone, and `"labels": (B, T)`: the
+                token at each position, not shifted, or -100 to ignore it. Without labels, every real token counts.
 
         Returns:
-            The loss, and the gradients by variable name. A gradient has the shape of its variable, in float32 (float64 for a
-            float64 model). There is no dropout. Clauses: GRD-1 ... GRD-13.
+            The loss, and the gradients by variable name. A gradient has the shape of its variable, in float32 (float64
+            for a float64 model). There is no dropout. Clauses: GRD-1 ... GRD-13.
 
         Raises:
-            InvalidInput: for wrong inputs; the message names the key, the expected and the actual value. Unsupported: on a
-            backend without gradients.
+            InvalidInput: for wrong inputs; the message names the key, the expected and the actual value. Unsupported:
+            on a backend without gradients.
         """
         batch, labels = labelled_batch(inputs, self._vocabulary_size)
         variables = self.trainable_variables()
@@ -170,8 +170,8 @@ class BloomCausalLM(LoraMethods):
         """Train in place: all weights or, with active adapters, only their factors.
 
         Args:
-            data: the path of a text file or of a `.jsonl` file of {"text"} or {"prompt", "completion"}; a list of `Path`s, of
-                texts or of such objects; or batches: a function of their number, or an iterable
+            data: the path of a text file or of a `.jsonl` file of {"text"} or {"prompt", "completion"}; a list of
+                `Path`s, of texts or of such objects; or batches: a function of their number, or an iterable
                 (`bloomref.training.packing.Batch`).
             held_out: evaluation data: a share in [0, 1) of the documents, or separate documents in a form of `data`.
             separator: text between two documents of a text file; None: a file is one document.
@@ -275,14 +275,14 @@ class BloomCausalLM(LoraMethods):
                 `penalty_alpha` with `top_k`; `repetition_penalty`, `no_repeat_ngram_size`, `logit_bias`;
                 `stop_strings`. Greedy is the default.
 
-        A text ends after the stop string that ended it, never inside a character; special tokens of the continuation are not
-        shown. The result of a prompt does not depend on the other prompts of the batch; row i with `seed` draws the tokens of
-        a single prompt with `seed + i`. Among tokens with equal logits the lowest id is chosen. Ids without a token in the
-        tokenizer are never chosen. A row ends when no id may be chosen.
+        A text ends after the stop string that ended it, never inside a character; special tokens of the continuation
+        are not shown. The result of a prompt does not depend on the other prompts of the batch; row i with `seed` draws
+        the tokens of a single prompt with `seed + i`. Among tokens with equal logits the lowest id is chosen. Ids
+        without a token in the tokenizer are never chosen. A row ends when no id may be chosen.
 
         Raises:
-            InvalidInput: for a wrong argument; the message names it, the expected and the actual value. BadWeights: for logits
-            that are not finite.
+            InvalidInput: for a wrong argument; the message names it, the expected and the actual value. BadWeights: for
+            logits that are not finite.
         """
         chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **options)
         check_bool("strip_prompt", strip_prompt)
@@ -309,8 +309,8 @@ class BloomCausalLM(LoraMethods):
         """The continuation of one text, in pieces, each as soon as it is final.
 
         A piece never ends within a character, and the pieces joined are `generate(..., strip_prompt=True)`. Beam search
-        yields nothing before its end. Closing the iterator ends the generation. The generator's return value is the number
-        of generated tokens, including the stop token.
+        yields nothing before its end. Closing the iterator ends the generation. The generator's return value is the
+        number of generated tokens, including the stop token.
 
         Raises:
             InvalidInput: at once, as `generate`.
@@ -464,7 +464,10 @@ class BloomCausalLM(LoraMethods):
 
 
 class _Vocabulary:
-    """The bytes of each id, and the ids that may not be chosen. Without a tokenizer, every id may be chosen and none has text."""
+    """The bytes of each id, and the ids that may not be chosen.
+
+    Without a tokenizer, every id may be chosen and none has text.
+    """
 
     def __init__(self, tokenizer: BloomTokenizer | None, size: int) -> None:
         self._tokenizer = tokenizer

@@ -52,7 +52,7 @@ class BloomConfig:
     eos_token_id: int | None = 2
     pad_token_id: int | None = 3
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Keys of a Hugging Face config.json without effect on the result (`pretraining_tp`, ...), stored for a round trip."""
+    """Other keys of a Hugging Face config.json (`pretraining_tp` ...): without effect, stored for a round trip."""
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -137,7 +137,7 @@ class BloomConfig:
         """The constructor arguments of KerasHub's BloomBackbone.
 
         Raises:
-            InvalidInput: for what KerasHub has not: an untied LM head, the post-layernorm residual, or two dropout rates.
+            InvalidInput: for an untied LM head, the post-layernorm residual, or two dropout rates: KerasHub has none.
                 Clause: CFG-9.
         """
         expressible = {

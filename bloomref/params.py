@@ -78,13 +78,13 @@ PROJECTIONS = ("query", "key", "value")  # the axis C of the fused weight
 
 @dataclass(frozen=True, eq=False)
 class LoraFactors:
-    """The two narrow matrices that LoRA (arXiv:2106.09685) adds to one weight: numbers, no code. Clauses: LRA-1 ... LRA-4.
+    """The low-rank matrices that LoRA (arXiv:2106.09685) adds to one weight. Clauses: LRA-1 ... LRA-4.
 
-    | kind        | weight                         | a         | b      | added to the product of x                       |
-    |-------------|--------------------------------|-----------|--------|-------------------------------------------------|
-    | "matrix"    | stored matrix (M, N)           | (R, N)    | (M, R) | scale x a^T b^T                                 |
-    | "heads"     | `qkv_weight[:, projection]`    | (D, H, R) | (R, K) | scale x a[:, h] b, for each head h              |
-    | "embedding" | `word_embedding` (V, D)        | (R, V)    | (D, R) | scale a[:, token_ids]^T b^T                     |
+    | kind        | weight                      | a         | b      | added to the product of x          |
+    | ----------- | --------------------------- | --------- | ------ | ---------------------------------- |
+    | "matrix"    | stored matrix (M, N)        | (R, N)    | (M, R) | scale x a^T b^T                    |
+    | "heads"     | `qkv_weight[:, projection]` | (D, H, R) | (R, K) | scale x a[:, h] b, for each head h |
+    | "embedding" | `word_embedding` (V, D)     | (R, V)    | (D, R) | scale a[:, token_ids]^T b^T        |
 
     Args:
         name: of the adapter that the factors belong to.
@@ -107,7 +107,7 @@ class LoraFactors:
         return self.b.shape[0] if self.kind == "heads" else self.b.shape[1]
 
     def key(self, weight_key: str, factor: str) -> str:
-        """Name of factor "a" or "b": `h.0.mlp.dense_h_to_4h.lora_A.default.weight`; `weight_key` is Hugging Face's key."""
+        """Name of factor "a" or "b" of a Hugging Face key: `h.0.mlp.dense_h_to_4h.lora_A.default.weight`."""
         module = weight_key.removesuffix(".weight")
         if self.kind == "heads":
             return f"{module}.{PROJECTIONS[self.projection]}.lora_kernel_{factor}.{self.name}"
@@ -140,7 +140,7 @@ class LayerParams:
 
 
 class Source(NamedTuple):
-    """The folder of files that weights are views of, and a state that changes with them: the key of a backend's own files."""
+    """The folder of memory-mapped weights, and a state that changes with its files. Backends name caches by it."""
 
     folder: str
     state: str
@@ -162,7 +162,7 @@ class Params:
 
     @classmethod
     def build(cls, num_layers: int, tied: bool, get: Callable[[Weight, str], Any]) -> "Params":
-        """Assemble from `get(table row, Hugging Face key without prefix)`, which returns an array of the row's shape."""
+        """Assemble from `get(table row, Hugging Face key without prefix)`, an array of the row's shape."""
         model: dict[str, Any] = {w.attribute: get(w, w.hf_key) for w in MODEL_WEIGHTS}
         layers = tuple(
             LayerParams(**{w.attribute: get(w, layer_key(i, w)) for w in LAYER_WEIGHTS}) for i in range(num_layers)

@@ -1,4 +1,5 @@
-"""The documents are true: Python blocks run, shell blocks parse, paths exist, generated tables are current, no block goes unchecked.
+"""The documents are true: Python blocks run, shell blocks parse, paths exist,
+generated tables are current, no block goes unchecked.
 
 A block that cannot be checked says why on the line before its fence: `<!-- skip: reason -->`.
 """

@@ -1,4 +1,7 @@
-"""Rules for names and docstrings: one name for one thing, the field's words, sentences that stand alone. Each check can fail."""
+"""Rules for names and docstrings: one name for one thing, the field's words, sentences that stand alone.
+
+Each check can fail.
+"""
 
 import ast
 import tomllib

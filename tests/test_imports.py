@@ -1,4 +1,7 @@
-"""Who may import whom, from one table; and what `import bloomref` loads and costs. Each check is shown to be able to fail."""
+"""Who may import whom, from one table; and what `import bloomref` loads and costs.
+
+Each check is shown to be able to fail.
+"""
 
 import ast
 import os
@@ -133,7 +136,9 @@ PREFIXES = {prefix: name for name, room in ROOMS.items() for prefix in room.modu
 
 
 def room_of(module: str) -> str | None:
-    """The room with the longest prefix of the module's name; a new module right in `bloomref` needs a line of its own."""
+    """The room with the longest prefix of the module's name;
+    a new module right in `bloomref` needs a line of its own.
+    """
     name = module
     while name not in PREFIXES and "." in name:
         name = name.rpartition(".")[0]

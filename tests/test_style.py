@@ -1,4 +1,7 @@
-"""The style that a tool can see: letters of the dimension key, linters, sizes, and no traces of a machine. Each check can fail."""
+"""The style that a tool can see: letters of the dimension key, linters, sizes, and no traces of a machine.
+
+Each check can fail.
+"""
 
 import ast
 import re
@@ -159,7 +162,9 @@ def closure(path: Path) -> set[Path]:
 
 
 def test_the_forward_pass_can_be_held_in_mind():
-    """All that a reader must know of the library to follow `model`: its vocabulary, operations, cache, trace and adapters."""
+    """All that a reader must know of the library to follow `model`:
+    its vocabulary, operations, cache, trace and adapters.
+    """
     files = closure(ROOT / "bloomref/reference/model.py")
     assert {path.stem for path in files} >= {"shapes", "errors", "dtypes", "config", "alibi", "params", "ops", "cache"}
     assert sum(map(lines, files)) < 1020

@@ -1,1 +1,4 @@
-"""Programs for the maintainers of bloomref: `python -m tools.NAME --help`. They work on a checkout and are not part of the wheel."""
+"""Programs for the maintainers of bloomref: `python -m tools.NAME --help`.
+
+They work on a checkout and are not part of the wheel.
+"""

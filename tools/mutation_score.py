@@ -1,7 +1,8 @@
 """Mutation score of the kit: `python -m tools.mutation_score`, in a checkout of the repository.
 
-The kit checks a mutant for every known mistake, with its own cases. `bloomref diff` compares each mutant with the oracle, in
-the small case that shows the mistake. Every equivalent must pass. Writes docs/proof/mistakes.json and the tables of docs/proof.md.
+The kit checks a mutant for every known mistake, with its own cases. `bloomref diff` compares each mutant with the
+oracle, in the small case that shows the mistake. Every equivalent must pass.
+Writes docs/proof/mistakes.json and the tables of docs/proof.md.
 """
 
 import argparse

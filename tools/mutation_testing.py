@@ -1,7 +1,7 @@
 """Mutation testing of the kit: which property detects each known mistake.
 
-Every mistake runs as an implementation of its own. All of them are asked the same cases, in the kit's own order and number,
-so that the truth and the budget of a case are computed once.
+Every mistake runs as an implementation of its own. All of them are asked the same cases, in the kit's own order and
+number, so that the truth and the budget of a case are computed once.
 """
 
 import time
@@ -79,7 +79,9 @@ def detect(
 
 
 def _is_pending(detection: Detection, tested: Property) -> bool:
-    """True if the mutant is undetected and the property may detect it: a mistake of adapters shows only with an adapter."""
+    """True if the mutant is undetected and the property may detect it:
+    a mistake of adapters shows only with an adapter.
+    """
     return not detection.found_by and (bool(tested.adapter) or not detection.mistake.is_of_adapters)
 
 

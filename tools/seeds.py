@@ -1,7 +1,8 @@
 """Run the fast tests with many random seeds, each in a fresh interpreter: `python -m tools.seeds --help`.
 
-A property test draws other examples with each seed. A suite that passes with one seed only has a test that holds by luck; this
-command finds it. Hypothesis keeps no examples between two runs here, so that each seed alone decides what is drawn.
+A property test draws other examples with each seed. A suite that passes with one seed only has a test that holds by
+luck; this command finds it. Hypothesis keeps no examples between two runs here,
+so that each seed alone decides what is drawn.
 """
 
 import argparse
@@ -32,7 +33,9 @@ EXAMPLES = """examples:
 """
 HEADER = ("seed", "passed", "failed", "seconds", "failures")
 Run = dict[str, Any]
-"""Result of one seed: `seed`, `passed`, `failed`, `skipped` (counts), `seconds`, and `failures`, the ids of the failed tests."""
+"""Result of one seed: `seed`, `passed`, `failed`, `skipped` (counts), `seconds`,
+and `failures`, the ids of the failed tests.
+"""
 
 
 def command(seed: int, paths: Sequence[str], workers: int, report: Path | str) -> list[str]:

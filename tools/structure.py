@@ -1,4 +1,5 @@
-"""Figures of the library's structure, at one commit or beside an earlier one: `python -m tools.structure --before 508b762`.
+"""Figures of the library's structure, at one commit or beside an earlier one:
+`python -m tools.structure --before 508b762`.
 
 Rooms are the folders and the top-level modules of `bloomref`, `accel` and `tools`. Every import counts: at the top of a
 module, in a function, and for type checkers alone.

@@ -1,8 +1,8 @@
 """A disk cache of packed weights, memory-mapped, so that the second start of a large model packs nothing.
 
 A model whose weights come from files names them in `Params.source`. Its packed weights are one file for each folder and
-dtype, below the user's cache folder. The file is written once, under a temporary name, and is valid while the model's files,
-its config and the layout do not change. Decoding from a mapped file is as fast as from memory.
+dtype, below the user's cache folder. The file is written once, under a temporary name, and is valid while the model's
+files, its config and the layout do not change. Decoding from a mapped file is as fast as from memory.
 """
 
 import hashlib

@@ -1,4 +1,6 @@
-"""`bloomref diff`: the first intermediate at which two implementations differ, and the known mistake that explains it."""
+"""`bloomref diff`: the first intermediate at which two implementations differ,
+and the known mistake that explains it.
+"""
 
 import sys
 from pathlib import Path

@@ -117,7 +117,9 @@ def _held_out(value: str) -> tuple[float, list[Path] | None]:
 
 
 def _lora(full: bool, rank: int | None, alpha: float | None, dropout: float | None, targets: list[str] | None) -> Any:
-    """The fields of PEFT's LoraConfig that were given, the others at their defaults; None when all weights are trained."""
+    """The fields of PEFT's LoraConfig that were given,
+    the others at their defaults; None when all weights are trained.
+    """
     modules = targets[0] if targets == ["all-linear"] else targets
     options = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": modules}
     named = {name: value for name, value in options.items() if value is not None}

@@ -24,7 +24,8 @@ def command(
     revision: Revision = None,
     json: Json = False,
 ) -> None:
-    """Show a checkpoint's config, parameters, dtype, and the memory it needs by backend and dtype; or what an adapter is.
+    """Show a checkpoint's config, parameters, dtype,
+    and the memory it needs by backend and dtype; or what an adapter is.
 
     Example: bloomref info bloom_560m_multi --length 512
     """

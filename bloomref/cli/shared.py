@@ -62,7 +62,9 @@ def load_on(
 
 
 def compile_kernels(backend: interface.Backend, policy: DTypePolicy, quiet: bool) -> None:
-    """Where a backend has to compile, before the first token rather than at it: a silent half minute looks like a fault."""
+    """Where a backend has to compile, before the first token rather than at it:
+    a silent half minute looks like a fault.
+    """
     if not isinstance(backend, interface.SupportsCompilation) or backend.is_compiled(policy):
         return
     with nullcontext() if quiet else working("compiling kernels for this processor, once: about half a minute"):

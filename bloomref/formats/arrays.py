@@ -35,7 +35,10 @@ def check_finite(array: Array, name: str) -> None:
 
 
 def check_fits(array: Array, dtype: DType, name: str) -> None:
-    """Raises BadWeights where a finite number would not be finite in `dtype`. Rounding keeps the order: two numbers tell."""
+    """Raises BadWeights where a finite number would not be finite in `dtype`.
+
+    Rounding keeps the order: two numbers tell.
+    """
     if array.size and is_narrower(dtype, array.dtype):
         with np.errstate(over="ignore"):
             extremes = cast(np.array([array.min(), array.max()]), dtype)

@@ -1,7 +1,7 @@
 """HDF5 weight files as Keras writes them: plain datasets `.../vars/N`, in one file or in shards with a json index.
 
-An HDF5 file can point out of itself (soft and external links, external storage, virtual datasets) and can claim far more
-data than it holds (fill values, filters). Keras writes none of these, so every one is refused.
+An HDF5 file can point out of itself (soft and external links, external storage, virtual datasets) and can claim far
+more data than it holds (fill values, filters). Keras writes none of these, so every one is refused.
 """
 
 from collections.abc import Iterator, Mapping

@@ -40,8 +40,8 @@ def read(folder: Path, config: BloomConfig) -> tuple[LoraConfig, Pairs]:
     """An adapter for a model of `config`. The arrays are copies, in the stored dtype.
 
     Raises:
-        BadWeights: when files are missing, damaged, hostile, or have other factors than their config names for this model.
-        Unsupported: when the adapter is no plain LoRA, or is stored as a pickle.
+        BadWeights: when files are missing, damaged, hostile, or have other factors than their config names for this
+        model. Unsupported: when the adapter is no plain LoRA, or is stored as a pickle.
     """
     lora = read_config(folder)
     if not (folder / WEIGHTS).exists() and any(p.name.endswith(PICKLED) for p in folder.iterdir()):

@@ -1,6 +1,7 @@
 """adapter_config.json of PEFT: the adapted modules of a LoRA adapter, its ranks and scales; matching of module names.
 
-Modules have the names that they have in transformers' BloomForCausalLM: `transformer.h.0.self_attention.query_key_value`.
+Modules have the names that they have in transformers' BloomForCausalLM:
+`transformer.h.0.self_attention.query_key_value`.
 """
 
 import math
@@ -90,7 +91,8 @@ class LoraConfig:
         """Read the contents of an adapter_config.json.
 
         Raises:
-            Unsupported: for another method than LoRA, and for any of its variants; BadWeights: for a value out of its domain.
+            Unsupported: for another method than LoRA, and for any of its variants;
+            BadWeights: for a value out of its domain.
         """
         _check_supported(data)
         fields = {name: data[name] for name in (*_USED, *_MATCHING) if data.get(name) is not None}

@@ -1,7 +1,8 @@
 """The safetensors file format, read by memory map and written as a stream.
 
-A file is a little-endian u64, that many bytes of JSON header, and the tensors' bytes without overlap or hole. The header
-gives each tensor `dtype`, `shape` and `data_offsets` [start, stop) counted from the header's end. bfloat16 is decoded
+A file is a little-endian u64, that many bytes of JSON header, and the tensors' bytes without overlap or hole. The
+header gives each tensor `dtype`, `shape` and `data_offsets` [start,
+stop) counted from the header's end. bfloat16 is decoded
 here: NumPy has no such dtype, and the reader of the safetensors package refuses it for NumPy.
 """
 

@@ -18,7 +18,10 @@ def is_validated(source: Source | None, check: str) -> bool:
 
 
 def record_validated(source: Source | None, check: str, size: int) -> None:
-    """Record that files of `size` bytes have passed a check. Small files, and folders that cannot be written, are skipped."""
+    """Record that files of `size` bytes have passed a check.
+
+    Small files, and folders that cannot be written, are skipped.
+    """
     if source is not None and size >= MIN_CACHED_BYTES:
         with suppress(OSError):
             path = _path(source, check)

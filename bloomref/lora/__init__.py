@@ -1,4 +1,7 @@
-"""LoRA of whole models: adapters on a backbone, switched, mixed, merged, read and written. Its formulas are in `reference.lora`."""
+"""LoRA of whole models: adapters on a backbone, switched, mixed, merged, read and written.
+
+Its formulas are in `reference.lora`.
+"""
 
 from bloomref.lora.methods import LoraConfig, LoraMethods
 

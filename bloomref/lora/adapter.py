@@ -89,7 +89,9 @@ def from_keras(name: str, kernels: Mapping[tuple[int, str], tuple[Array, Array]]
 
 
 def new_peft(name: str, config: BloomConfig, settings: LoraConfig, seed: int, dtype: DType) -> Adapter:
-    """A fresh adapter with PEFT's initialisation: A uniform within 1 / sqrt(N), B zero; of the embedding, A zero, B normal."""
+    """A fresh adapter with PEFT's initialisation: A uniform within 1 / sqrt(N), B zero;
+    of the embedding, A zero, B normal.
+    """
     rng = np.random.default_rng(seed)
 
     def pair(key: str, weight: Weight) -> tuple[Array, Array]:

@@ -1,13 +1,13 @@
 """Adapters from and to the files of PEFT and of KerasHub, and the exact conversions between their two forms.
 
-PEFT has one A for all rows of a matrix; KerasHub has one A for each head and one B for all heads. Neither form represents
-the other's adapters at the same rank, but both represent every matrix at a high enough rank (LRA-14):
+PEFT has one A for all rows of a matrix; KerasHub has one A for each head and one B for all heads. Neither form
+represents the other's adapters at the same rank, but both represent every matrix at a high enough rank (LRA-14):
 
-    KerasHub's query, key or value of rank R is a matrix of rank H R in PEFT's form. The A of each head occupies R rows of A;
-    B is repeated as a block for each head. Several projections of one weight are concatenated along the rank.
+    KerasHub's query, key or value of rank R is a matrix of rank H R in PEFT's form. The A of each head occupies R rows
+    of A; B is repeated as a block for each head. Several projections of one weight are concatenated along the rank.
 
-    PEFT's fused matrix is three projections of rank K, the head width, in KerasHub's form. B is the identity, and the A of
-    each head is that head's part of scale B A.
+    PEFT's fused matrix is three projections of rank K, the head width, in KerasHub's form. B is the identity, and the A
+    of each head is that head's part of scale B A.
 """
 
 import math

@@ -47,8 +47,9 @@ class LoraMethods(ABC):
 
         Args:
             rank: R, the inner dimension of the factors.
-            target_layer_names: layers to adapt: `query_dense` and `value_dense` (the default), `key_dense`, `output_dense`,
-                `mlp_intermediate_dense`, `mlp_output_dense`. Query, key and value have factors (D, H, R) and (R, K).
+            target_layer_names: layers to adapt: `query_dense` and `value_dense` (the default), `key_dense`,
+                `output_dense`, `mlp_intermediate_dense`, `mlp_output_dense`.
+                Query, key and value have factors (D, H, R) and (R, K).
             name: name of the adapter.
             seed: seed of A. B is zero, so the model's results do not change yet.
 
@@ -73,7 +74,8 @@ class LoraMethods(ABC):
             config: a LoraConfig, or a dictionary of its fields; None is PEFT's default, rank 8 on `query_key_value`.
 
         Raises:
-            InvalidInput: for a config that matches no weight of this model, or a name in use; Unsupported: for the LM head.
+            InvalidInput: for a config that matches no weight of this model,
+            or a name in use; Unsupported: for the LM head.
         """
         settings = config if isinstance(config, LoraConfig) else _settings(config or {})
         adapters = self.adapter_set
@@ -156,7 +158,9 @@ class LoraMethods(ABC):
         return sum(array.size for array in self.trainable_variables().values())
 
     def trainable_variables(self) -> dict[str, Array]:
-        """Variable name -> array: the factors of the active adapters or, without adapters, all weights of a trainable model."""
+        """Variable name -> array: the factors of the active adapters or,
+        without adapters, all weights of a trainable model.
+        """
         adapters = self.adapter_set
         if adapters.active:
             return {} if adapters.is_merged else adapters.factors()

@@ -1,8 +1,9 @@
 """The built-in presets: data, no logic.
 
 Names follow KerasHub, sizes the config.json of each repository, parameter counts the closed formula (a test recomputes
-them). A commit is pinned only where public records show that it holds safetensors. The weights are not part of bloomref, but for `bloom_tiny_udhr`: they belong to
-BigScience, under its own licence, and are fetched from the hub when a preset is first used.
+them). A commit is pinned only where public records show that it holds safetensors. The weights are not part of
+bloomref, but for `bloom_tiny_udhr`: they belong to BigScience, under its own licence,
+and are fetched from the hub when a preset is first used.
 """
 
 from dataclasses import dataclass

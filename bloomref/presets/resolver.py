@@ -17,7 +17,8 @@ def resolve(preset: str | Path, *, weights: bool = True, revision: str | None = 
 
     Args:
         preset: a built-in name; `hf://user/repo` or `hf://user/repo@revision`;
-            `kaggle://user/model/framework/variation`, with `/version` or without; or a folder, which a `Path` always is.
+            `kaggle://user/model/framework/variation`, with `/version` or without;
+            or a folder, which a `Path` always is.
         weights: False fetches the config and the tokenizer only.
         revision: a branch, tag or commit of a hub repository; None is the preset's own, else "main".
 

@@ -72,13 +72,14 @@ def delta_weight(factors: LoraFactors) -> Float[Array, "M N"]:
 
 
 def merged(params: Params, dtype: DType | None = None) -> Params:
-    """Weights without adapters that answer as `params` with theirs: W + the sum of scale B A, rounded once. Clause: LRA-6.
+    """Weights without adapters that answer as `params` with theirs:
+    W + the sum of scale B A, rounded once. Clause: LRA-6.
 
     An adapted embedding serves the lookup alone, so a head that was tied to it becomes a separate matrix.
 
     Args:
-        dtype: of the adapted weights, which are rounded to it before the sum; None: that of `params`. Weights without an
-            adapter are shared as they are.
+        dtype: of the adapted weights, which are rounded to it before the sum; None: that of `params`. Weights without
+            an adapter are shared as they are.
     """
     dtype = dtype or params.word_embedding.dtype
     head = params.word_embedding if params.lm_head is None and params.adapters else params.lm_head

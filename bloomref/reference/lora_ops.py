@@ -1,4 +1,4 @@
-"""The product of LoRA (arXiv:2106.09685): scale B A x, added to a weight's product with x. Clauses: LRA-1 ... LRA-4, LRA-9.
+"""LoRA (arXiv:2106.09685): scale B A x, added to a weight's product with x. Clauses: LRA-1 ... LRA-4, LRA-9.
 
 Factors are widened to the dtype of x; x is under dropout in training.
 """

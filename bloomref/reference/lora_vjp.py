@@ -1,4 +1,7 @@
-"""The backward pass of `lora_ops`: from dy, the gradient by y = scale B A x, the gradients by x, A and B. Clause: LRA-9."""
+"""The backward pass of `lora_ops`: from dy, the gradient by y = scale B A x, the gradients by x, A and B.
+
+Clause: LRA-9.
+"""
 
 from copy import deepcopy
 from typing import NamedTuple

@@ -30,7 +30,8 @@ def targets(
 
 
 def cross_entropy(logits: Float[Array, "N V"], target: Int[Array, " N"]) -> tuple[float, Float[Array, "N V"]]:
-    """Sum over the rows of log(sum of exp(logits)) - logits[target], and its gradient, softmax(logits) - one_hot(target).
+    """Sum over the rows of log(sum of exp(logits)) - logits[target],
+    and its gradient, softmax(logits) - one_hot(target).
 
     The gradient overwrites `logits`, which is the largest array of a training step.
     """

@@ -1,8 +1,8 @@
 """BLOOM (arXiv:2211.05100), executed: embed -> L x (attention block, MLP block) -> final norm -> logits.
 
 The hidden state x is (B, T, D) in the compute dtype, which is that of the weights. A block widens x to the accumulation
-dtype, computes there, and rounds its result once (NUM-2). `tap` names an intermediate (MOD-8) and returns it. `rng` turns
-dropout on; outside training it is None.
+dtype, computes there, and rounds its result once (NUM-2). `tap` names an intermediate (MOD-8) and returns it. `rng`
+turns dropout on; outside training it is None.
 """
 
 import math
@@ -103,7 +103,7 @@ def final_norm(params: Params, config: BloomConfig, x: Float[Array, "B T D"]) ->
 
 
 def logits(params: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """hidden E^T, in the accumulation dtype; an untied LM head takes the place of the embedding E. Clauses: MOD-5, MOD-6."""
+    """hidden E^T, in the accumulation dtype; an untied LM head replaces the embedding E. Clauses: MOD-5, MOD-6."""
     head = params.word_embedding if params.lm_head is None else params.lm_head  # (V, D)
     return tap("logits", widen(hidden) @ widen(head).T)
 
@@ -136,7 +136,7 @@ def forward(
 
 
 def project(layer: LayerParams, name: str, x: Float[Array, "B T N"], rng: Rng = None) -> Float[Array, "B T M"]:
-    """x W^T + b with the weight and the bias of that name, plus the terms of the weight's LoRA adapters. Clause: LRA-1."""
+    """x W^T + b with the weight and bias of that name, plus the products of its LoRA factors. Clause: LRA-1."""
     weight, bias = getattr(layer, f"{name}_weight"), getattr(layer, f"{name}_bias")
     y = linear(x, widen(weight.reshape(bias.size, x.shape[-1])), bias.ravel())
     for factors in layer.adapters.get(f"{name}_weight", ()):

@@ -1,7 +1,7 @@
 """The operations of BLOOM, one formula each.
 
-Arrays are in the accumulation dtype (NUM-2), and so are results; the vectors of a layer may have a narrower dtype, which
-NumPy promotes.
+Arrays are in the accumulation dtype (NUM-2), and so are results; the vectors of a layer may have a narrower dtype,
+which NumPy promotes.
 """
 
 import numpy as np
@@ -24,7 +24,7 @@ def layer_norm(
 
 
 def gelu(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
-    """The tanh form with BLOOM's literals: 0.79788456 is not sqrt(2 / pi), from which it differs in float64. Clause: MLP-2."""
+    """The tanh form with BLOOM's literals; in float64, 0.79788456 differs from sqrt(2 / pi). Clause: MLP-2."""
     return 0.5 * (x * (1.0 + np.tanh(0.79788456 * (x * (1.0 + 0.044715 * (x * x))))))
 
 
@@ -38,7 +38,7 @@ def softmax(scores: Float[Array, "B H T S"], visible: Bool[Array, "B #H T S"]) -
 
 
 def dropout(x: Float[Array, "*N"], rate: float, rng: np.random.Generator | None) -> Float[Array, "*N"]:
-    """Zeros with probability `rate`, the rest divided by 1 - rate; x itself without a generator. Clauses: MOD-7, MOD-10."""
+    """Zero with probability `rate`, else x / (1 - rate); x without a generator. Clauses: MOD-7, MOD-10."""
     if rng is None or rate == 0.0:
         return x
     return np.where(rng.random(x.shape, np.float32) < rate, 0.0, x / (1.0 - rate)).astype(x.dtype)

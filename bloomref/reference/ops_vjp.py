@@ -1,4 +1,5 @@
-"""Vector-Jacobian products (VJP) of the operations in `ops`: from dy, the gradient of a scalar by y = f(x), its gradient by x.
+"""Vector-Jacobian products (VJP) of the operations in `ops`:
+from dy, the gradient of a scalar by y = f(x), its gradient by x.
 
 Formulas are per position; sums over positions are spelled out. Arrays are in the accumulation dtype, as in `ops`.
 """
@@ -57,7 +58,9 @@ def gelu_vjp(x: Float[Array, "B T F"], dy: Float[Array, "B T F"]) -> Float[Array
 
 
 def softmax_vjp(y: Float[Array, "B H T S"], dy: Float[Array, "B H T S"]) -> Float[Array, "B H T S"]:
-    """y = softmax(scores): dscore = y (dy - sum of dy y over the keys); 0 where a key is not visible, for y is 0 there."""
+    """y = softmax(scores): dscore = y (dy - sum of dy y over the keys);
+    0 where a key is not visible, for y is 0 there.
+    """
     return y * (dy - (dy * y).sum(axis=-1, keepdims=True))
 
 

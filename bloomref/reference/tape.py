@@ -20,7 +20,9 @@ _READ_BACKWARDS |= {f"mlp.{name}" for name in ("norm", "up", "gelu")}
 
 @dataclass(frozen=True, eq=False)
 class BlockRecord:
-    """One block of the forward pass: its input, the generator before its draws, and its intermediates unless checkpointed."""
+    """One block of the forward pass: its input, the generator before its draws,
+    and its intermediates unless checkpointed.
+    """
 
     run: Block
     x: Float[Array, "B T D"]

@@ -1,7 +1,8 @@
 """Gradients of BLOOM: the backward pass of `model`, block by block. Read `ops_vjp` and `loss` first.
 
 The forward pass is that of `model`; a block's backward pass reads the intermediates that `tape` recorded.
-`dx` is the gradient of the loss by x. Everything is computed and returned in the accumulation dtype; nothing is rounded.
+`dx` is the gradient of the loss by x.
+Everything is computed and returned in the accumulation dtype; nothing is rounded.
 """
 
 import math
@@ -44,8 +45,8 @@ class LossGradients:
     counted: int
     """Number of tokens in the mean."""
     gradients: dict[str, Array]
-    """Hugging Face key of a weight -> gradient, in the weight's shape here (`Weight.hf_shape` is a reshape away); and name of
-    an adapter's factor, as in `lora.factors` -> gradient, in the factor's shape."""
+    """Hugging Face key of a weight -> gradient, in the weight's shape here (`Weight.hf_shape` is a reshape away); and
+    name of an adapter's factor, as in `lora.factors` -> gradient, in the factor's shape."""
     inputs: Float[Array, "B T D"]
     """The gradient by the result of the embedding lookup."""
 
@@ -205,11 +206,13 @@ def loss_and_gradients(
 
     Args:
         labels: the token at each column, not shifted: column t predicts `labels[:, t + 1]`; -100 is not counted. None:
-            `token_ids`. Not counted either: the first column, padding, a column after padding or after another document.
+            `token_ids`. Not counted either:
+            the first column, padding, a column after padding or after another document.
         trainable: True for the keys whose gradients are computed; None: all.
         rng: turns dropout on, with the draws of `model.forward`.
         document: number of the document of each position; positions attend within their document only.
-        checkpoint: record the blocks' inputs only and run each block twice; False: record all that the backward pass reads.
+        checkpoint: record the blocks' inputs only and run each block twice; False:
+            record all that the backward pass reads.
         view: computes the mask and the bias; a constant added to a row of the bias changes no result (ALI-4).
     """
     into = Collector(trainable or (lambda _: True), _MODEL_KEYS, {})
@@ -263,7 +266,10 @@ def _within(document: Int[Array, "B T"] | None, view: View) -> View:
 def _head_vjp(
     params: Params, config: BloomConfig, x: Float[Array, "B T D"], targets: Int[Array, "B T"], into: Collector
 ) -> tuple[float, Float[Array, "B T D"]]:
-    """The loss of the last block's output, and dx. Positions without a target skip the head. Clauses: MOD-4 ... MOD-6."""
+    """The loss of the last block's output, and dx. Positions without a target skip the head. Clauses: MOD-4 ...
+
+    MOD-6.
+    """
     counted = targets != IGNORED_LABEL
     hidden = model.final_norm(params, config, x)[counted]
     tied = params.lm_head is None

@@ -53,7 +53,8 @@ class Step:
         """Return `make()`, computed once for all layers.
 
         Args:
-            key: identifies the value and everything it depends on besides this Step, such as a cache's capacity or a device.
+            key: identifies the value and everything it depends on besides this Step,
+                such as a cache's capacity or a device.
         """
         if key not in self.derived:
             self.derived[key] = make()
@@ -81,7 +82,10 @@ class Prepared(Protocol):
         ...
 
     def attention_block(self, layer: int, x: Hidden, cache: Any, step: Step) -> Hidden:
-        """LayerNorm, attention, residual sum. Writes positions [start, start + T) of the layer's cache, which this Prepared created."""
+        """LayerNorm, attention, residual sum.
+
+        Writes positions [start, start + T) of the layer's cache, which this Prepared created.
+        """
         ...
 
     def mlp_block(self, layer: int, x: Hidden) -> Hidden:
@@ -153,7 +157,9 @@ class SupportsDropout(Protocol):
     def hidden_with_dropout(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], rng: np.random.Generator
     ) -> Hidden:
-        """Final hidden states of whole sequences, with dropout drawn from `rng` in the order of the reference (MOD-7, MOD-12)."""
+        """Final hidden states of whole sequences,
+        with dropout drawn from `rng` in the order of the reference (MOD-7, MOD-12).
+        """
         ...
 
 
@@ -164,13 +170,17 @@ class SupportsTrace(Protocol):
     def trace(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], select: Callable[[str], bool]
     ) -> dict[str, Array]:
-        """Copies of the intermediates of one forward pass whose MOD-8 name `select` accepts, in the order of computation."""
+        """Copies of the intermediates of one forward pass whose MOD-8 name `select`
+        accepts, in the order of computation.
+        """
         ...
 
 
 @runtime_checkable
 class SupportsHostWeights(Protocol):
-    """Optional capability of a prepared model: it computes with NumPy arrays, which the engine then need not store twice."""
+    """Optional capability of a prepared model:
+    it computes with NumPy arrays, which the engine then need not store twice.
+    """
 
     @property
     def params(self) -> Params:
@@ -190,7 +200,10 @@ class Backend(Protocol):
         ...
 
     def prepare(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:
-        """Copy the weights, rounded to the compute dtype, into the backend's layout. The caller may then release `params`."""
+        """Copy the weights, rounded to the compute dtype, into the backend's layout.
+
+        The caller may then release `params`.
+        """
         ...
 
 
@@ -251,7 +264,8 @@ class SupportsGradients(Protocol):
         """The mean cross-entropy in nats and its gradients by key, those of LoRA factors included.
 
         Args:
-            params: weights in any dtype, with LoRA factors or without. They change between calls: nothing of them is cached.
+            params: weights in any dtype, with LoRA factors or without.
+                They change between calls: nothing of them is cached.
             targets: (B, T) id that each position predicts, or -100 to ignore the position.
             document: (B, T) positions attend to positions of the same number; negative: padding.
             trainable: accepts the keys whose gradients are computed.
@@ -265,7 +279,9 @@ class SupportsGradients(Protocol):
 
 @runtime_checkable
 class SupportsCompilation(Protocol):
-    """Optional capability of a backend whose kernels are compiled on the user's machine: the command line reports it."""
+    """Optional capability of a backend whose kernels are compiled on the user's
+    machine: the command line reports it.
+    """
 
     def is_compiled(self, policy: DTypePolicy) -> bool:
         """True if the kernels of this policy are compiled and cached."""

@@ -52,8 +52,9 @@ class Engine:
     """One model on one backend.
 
     Args:
-        params: the weights, in any dtype. The engine holds a reference to them for `params` and `word_embedding`; memory-mapped
-            weights take no memory. With SupportsHostWeights and an unmixed policy, it refers to the arrays that the model runs on.
+        params: the weights, in any dtype. The engine holds a reference to them for `params` and `word_embedding`;
+            memory-mapped weights take no memory. With SupportsHostWeights and an unmixed policy,
+            it refers to the arrays that the model runs on.
         backend: "numpy" (the reference), the name of an installed backend, "auto", or a backend itself.
 
     Raises:
@@ -115,7 +116,9 @@ class Engine:
     def loss_and_gradients(
         self, batch: TokenBatch, labels: Int[Array, "B T"] | None, trainable: Callable[[str], bool] | None = None
     ) -> tuple[float, int, dict[str, Array]]:
-        """Mean loss, number of tokens, and gradients (see `gradients`) at the engine's weights, in the compute dtype."""
+        """Mean loss, number of tokens,
+        and gradients (see `gradients`) at the engine's weights, in the compute dtype.
+        """
         params = self._params.map(
             lambda array: cast(cast(array, self.policy.variable_dtype), self.policy.compute_dtype)
         )
@@ -147,10 +150,11 @@ class Engine:
     def run(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
     ) -> Hidden:
-        """Run the T positions from `start` on, write their keys and values to the cache, and return final hidden states.
+        """Run the T positions from `start` on,
+        write their keys and values to the cache, and return final hidden states.
 
-        The hidden states stay on the backend's device; `next_logits` and `prepared.to_host` read them. Repeating a call changes
-        nothing.
+        The hidden states stay on the backend's device; `next_logits` and `prepared.to_host` read them. Repeating a call
+        changes nothing.
 
         Args:
             start: first cache position that is written.
@@ -206,7 +210,8 @@ class Engine:
     def choose(
         self, cache: EngineCache, start: int, token_ids: Int[Array, " B"], choice: Choice, count: int
     ) -> Int[Array, "B N"] | None:
-        """Decode `count` positions from `start` on: these tokens, then those that the backend chooses by itself (BKD-18).
+        """Decode `count` positions from `start` on:
+        these tokens, then those that the backend chooses by itself (BKD-18).
 
         None where the backend does not choose so; the cache is unchanged then.
 

@@ -1,4 +1,7 @@
-"""The reference behind the backend interface, held to `model.forward` bit for bit. It has every optional capability but whole steps."""
+"""The reference behind the backend interface, held to `model.forward` bit for bit.
+
+It has every optional capability but whole steps.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,7 +105,9 @@ class NumpyBackend:
         return result.loss, result.gradients
 
     def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
-        """Estimate. In 16-bit policies a step widens one matrix at a time to the accumulation dtype; the head is the largest."""
+        """Estimate. In 16-bit policies a step widens one matrix at a time to the
+        accumulation dtype; the head is the largest.
+        """
         compute, wide = policy.compute_dtype, accumulation_dtype(policy.compute_dtype)
         weights = count_params(config) * compute.itemsize
         cache = 2 * config.num_layers * batch * length * config.hidden_dim * compute.itemsize

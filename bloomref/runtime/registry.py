@@ -48,8 +48,8 @@ def load(name: str) -> Backend:
     """The backend of that name, with or without an argument: `cupy`, `cupy:1`.
 
     Raises:
-        InvalidInput: for an unknown name or argument; Unsupported: for a backend that is not installed, cannot be imported, or
-        has another version of the interface.
+        InvalidInput: for an unknown name or argument; Unsupported: for a backend that is not installed, cannot be
+        imported, or has another version of the interface.
     """
     if name == REFERENCE:
         from bloomref.runtime.numpy_backend import backend

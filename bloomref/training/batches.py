@@ -23,7 +23,8 @@ class BatchSource(Protocol):
 
 
 class Packed:
-    """Endless batches of packed documents; every pass over the data is shuffled and packed anew. Clauses: TRN-5 ... TRN-8.
+    """Endless batches of packed documents;
+    every pass over the data is shuffled and packed anew. Clauses: TRN-5 ... TRN-8.
 
     Raises:
         InvalidInput: when there is nothing to learn.

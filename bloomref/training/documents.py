@@ -104,8 +104,8 @@ def of_record(record: object, place: str) -> Text:
 def tokenize(texts: Sequence[Text], tokenizer: "BloomTokenizer", completion_only: bool = False) -> list[Document]:
     """The ids of each text, closed by the end token. Clauses: TRN-3, TRN-4.
 
-    Prompt and completion are tokenised together; the prompt's part is what its own tokens and these begin with alike, so
-    that a token that reaches over the seam belongs to the completion.
+    Prompt and completion are tokenised together; the prompt's part is what its own tokens and these begin with alike,
+    so that a token that reaches over the seam belongs to the completion.
 
     Raises:
         InvalidInput: when the tokenizer has no end token.

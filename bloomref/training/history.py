@@ -10,7 +10,9 @@ from bloomref.errors import BadWeights, describe
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One update: the mean loss in nats a token before it, over so many tokens, and the gradients' norm before clipping."""
+    """One update: the mean loss in nats a token before it, over so many tokens,
+    and the gradients' norm before clipping.
+    """
 
     step: int
     loss: float

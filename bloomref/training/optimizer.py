@@ -83,7 +83,10 @@ def _chunks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
 
 
 def learning_rate(step: int, steps: int, settings: Settings) -> float:
-    """Learning rate of a step (counted from 0): linear warm-up, then a cosine to `final_rate` of the peak. Clause: TRN-10."""
+    """Learning rate of a step (counted from 0): linear warm-up, then a cosine to `final_rate` of the peak.
+
+    Clause: TRN-10.
+    """
     peak, warmup, floor = settings.learning_rate, settings.warmup, settings.final_rate
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -92,7 +95,8 @@ def learning_rate(step: int, steps: int, settings: Settings) -> float:
 
 
 def clip_by_norm(gradients: Mapping[str, Array], limit: float | None) -> float:
-    """Scale all gradients in place so that their common norm is at most `limit`; returns the norm before. Clause: TRN-11.
+    """Scale all gradients in place so that their common norm is at most `limit`;
+    returns the norm before. Clause: TRN-11.
 
     As torch's `clip_grad_norm_`, 1e-6 is added to the norm that divides.
 

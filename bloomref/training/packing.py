@@ -41,8 +41,8 @@ class Piece:
 def cut(documents: Sequence[Document], context: int) -> list[Piece]:
     """The documents in pieces of at most `context` tokens. Clause: TRN-5.
 
-    A piece begins with the last token of the one before, so that every token but a document's first is predicted once. A
-    piece that nothing is to be learned from is left out.
+    A piece begins with the last token of the one before, so that every token but a document's first is predicted once.
+    A piece that nothing is to be learned from is left out.
     """
     return [
         piece for document in documents for piece in _cut(document, context) if (piece.labels != IGNORED_LABEL).any()
@@ -58,7 +58,10 @@ def _cut(document: Document, context: int) -> Iterator[Piece]:
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Indices into rows of `room`: the longest first, each where it leaves the least room. Among equals, order decides."""
+    """Indices into rows of `room`: the longest first, each where it leaves the least room.
+
+    Among equals, order decides.
+    """
     rows: list[list[int]] = []
     spaces: list[tuple[int, int]] = []  # (room left, row), sorted
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

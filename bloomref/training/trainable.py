@@ -74,7 +74,8 @@ def trainable(backbone: "BloomBackbone", settings: Settings) -> Trainable:
 
 
 def full(backbone: "BloomBackbone", settings: Settings) -> Trainable:
-    """All weights. Biases and norms do not decay; the embedding does, as in Megatron, unless the settings say otherwise.
+    """All weights. Biases and norms do not decay;
+    the embedding does, as in Megatron, unless the settings say otherwise.
 
     Raises:
         Unsupported: for weights stored in 16 bits: most updates would be rounded away.

@@ -104,7 +104,8 @@ class Trainer:
         """Continue from a saved state. Clauses: TRN-13, TRN-15.
 
         Raises:
-            InvalidInput: naming a setting or fact that differs; BadWeights: when arrays are missing or have other shapes.
+            InvalidInput: naming a setting or fact that differs; BadWeights:
+            when arrays are missing or have other shapes.
         """
         for kind, expected in self._identity().items():
             _check_same(state.values.get(kind), expected)

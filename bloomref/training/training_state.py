@@ -37,7 +37,10 @@ def latest(folder: Path) -> Path | None:
 
 
 def save(folder: Path, step: int, state: TrainingState) -> None:
-    """Write the checkpoint of a step, then remove the older ones and what an interrupted writer left. Clause: TRN-14."""
+    """Write the checkpoint of a step, then remove the older ones and what an interrupted writer left.
+
+    Clause: TRN-14.
+    """
     target = folder / f"checkpoint-{step:08d}"
     if target.exists():  # a run that was continued, and has not moved since
         return

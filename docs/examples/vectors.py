@@ -1,4 +1,6 @@
-"""The test vectors, read without bloomref: `python vectors.py FOLDER` asks `nothing`, which is wrong; put your model in its place."""
+"""The test vectors, read without bloomref: `python vectors.py FOLDER` asks `nothing`,
+which is wrong; put your model in its place.
+"""
 
 import json
 import sys

@@ -1,4 +1,7 @@
-"""CTranslate2: its layer norm loses the variance if the mean is large, like mean of squares minus squared mean. Needs bloomref."""
+"""CTranslate2: its layer norm loses the variance if the mean is large, like mean of squares minus squared mean.
+
+Needs bloomref.
+"""
 
 import numpy as np
 

@@ -1,4 +1,6 @@
-"""KerasHub: in float16, q k is formed before it is scaled by 1/sqrt(K), and overflows; transformers scales inside the product."""
+"""KerasHub: in float16, q k is formed before it is scaled by 1/sqrt(K), and overflows;
+transformers scales inside the product.
+"""
 
 import os
 

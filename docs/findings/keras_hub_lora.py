@@ -1,4 +1,6 @@
-"""KerasHub: saved LoRA weights do not bring the trained model back: biases that were trained too are not in the file."""
+"""KerasHub: saved LoRA weights do not bring the trained model back:
+biases that were trained too are not in the file.
+"""
 
 import os
 import tempfile

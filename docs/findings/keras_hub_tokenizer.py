@@ -1,4 +1,6 @@
-"""KerasHub: BLOOM's tokenizer does not split a text into words first, so that merges run across punctuation and spaces."""
+"""KerasHub: BLOOM's tokenizer does not split a text into words first,
+so that merges run across punctuation and spaces.
+"""
 
 import os
 

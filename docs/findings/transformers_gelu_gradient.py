@@ -1,4 +1,6 @@
-"""transformers: the hand-written backward pass of its GELU overflows in float16: 0 times infinity, where the derivative is 1."""
+"""transformers: the hand-written backward pass of its GELU overflows in float16:
+0 times infinity, where the derivative is 1.
+"""
 
 import torch
 from transformers.models.bloom.modeling_bloom import BloomGelu

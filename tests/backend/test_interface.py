@@ -1,4 +1,6 @@
-"""The clauses of specs/95-backend.md that every backend owes, each in its smallest form; test_parity.py has them at large."""
+"""The clauses of specs/95-backend.md that every backend owes,
+each in its smallest form; test_parity.py has them at large.
+"""
 
 from typing import Any
 

@@ -86,7 +86,9 @@ def test_final_norm(backend, policy, case):
 @EVERY_CASE
 @EVERY_POLICY
 def test_logits(backend, policy, case):
-    """The products are one sum each, and BLAS has orders that are luckier than others: the budget counts the usual one."""
+    """The products are one sum each,
+    and BLAS has orders that are luckier than others: the budget counts the usual one.
+    """
     trial, returned = Trial(case, policy, backend), result_dtype(policy)
     head = trial.params.word_embedding if trial.params.lm_head is None else trial.params.lm_head
     noise = sum_noise(trial.hidden(), head, UNIT[returned.name])
@@ -149,7 +151,9 @@ def test_every_block_returns_numbers_of_the_compute_dtype(backend, policy, case)
 
 @pytest.mark.parametrize("policy", [*POLICIES, "mixed_bfloat16", "mixed_float16"])
 def test_weights_are_rounded_to_the_compute_dtype(backend, policy):
-    """Wider weights give the bits of weights that were rounded before (NUM-1); a mixed policy hands over its variable dtype."""
+    """Wider weights give the bits of weights that were rounded before (NUM-1);
+    a mixed policy hands over its variable dtype.
+    """
     names = dtype_policy(policy)
     case = Float32Case(config(3, 16, 40, 4100, 1, tie_word_embeddings=False), seed=21, time=30)
     handed = case.params.astype(names.variable_dtype) if policy.startswith("mixed") else case.params
@@ -240,7 +244,9 @@ def test_causality(backend, policy, data, case):
 @given(st.data(), cases(kinds=("left", "holes", "right", "padding row")))
 @FEW
 def test_padding_has_no_influence(backend, policy, data, case):
-    """ATT-7: whatever ids stand in padded columns, the real positions keep their bits, and the padded rows are finite."""
+    """ATT-7: whatever ids stand in padded columns,
+    the real positions keep their bits, and the padded rows are finite.
+    """
     prepared, layers = Trial(case, policy, backend).tested, case.config.num_layers
     one = prepared.logits(whole(prepared, layers, case.token_ids, case.is_real), False)
     ids = data.draw(st.integers(0, case.config.vocabulary_size - 1), label="padding id")

@@ -1,4 +1,6 @@
-"""A state machine over caches of one model: whatever was done to a cache, a call gives what its history gives from scratch."""
+"""A state machine over caches of one model:
+whatever was done to a cache, a call gives what its history gives from scratch.
+"""
 
 from dataclasses import dataclass
 from typing import Any

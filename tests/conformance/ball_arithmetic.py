@@ -1,4 +1,5 @@
-"""BLOOM in ball arithmetic (python-flint): every result is a midpoint and a radius that provably contain the true value.
+"""BLOOM in ball arithmetic (python-flint):
+every result is a midpoint and a radius that provably contain the true value.
 
 Written from the clauses, not from the reference: rows one at a time, real positions only, scalars and small matrices.
 Constants are the real numbers that the specification writes: 0.79788456 and 0.044715 as decimals, 1 / sqrt(K), and the
@@ -170,7 +171,8 @@ def magnitude(value):
 
 
 def enclose(case, values):
-    """The proven error of float64 `values` (name -> array): (name -> largest error relative to the largest magnitude, bits).
+    """The proven error of float64 `values` (name -> array):
+    (name -> largest error relative to the largest magnitude, bits).
 
     It is an upper bound: |midpoint - value| + radius, rounded outwards.
     """

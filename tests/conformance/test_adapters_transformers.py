@@ -1,4 +1,6 @@
-"""The transformers adapter: every method, on cases of every kind, and that what it does wrongly is as the findings say."""
+"""The transformers adapter: every method, on cases of every kind,
+and that what it does wrongly is as the findings say.
+"""
 
 from dataclasses import replace
 from importlib.util import find_spec

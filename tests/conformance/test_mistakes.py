@@ -1,4 +1,6 @@
-"""The catalogue: in a case that meets its needs, each mistake changes the intermediate that it names, and none before."""
+"""The catalogue: in a case that meets its needs,
+each mistake changes the intermediate that it names, and none before.
+"""
 
 import json
 import re

@@ -1,4 +1,6 @@
-"""The emulated profiles against the installed transformers: how many numbers are the same, operation by operation and end to end."""
+"""The emulated profiles against the installed transformers:
+how many numbers are the same, operation by operation and end to end.
+"""
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from bloomref.conformance.subject import named_weights
 from bloomref.errors import InvalidInput
 
 EACH, WHOLE = 0.995, 0.75
-"""Shares of identical bfloat16 numbers: in every operation on transformers' own intermediates (measured: 99.9 %), and in the
-logits of a whole model (80 to 100 %; one number that differs early changes many later)."""
+"""Shares of identical bfloat16 numbers: in every operation on transformers' own intermediates (measured: 99.9 %), and
+in the logits of a whole model (80 to 100 %; one number that differs early changes many later)."""
 
 
 def case(heads, head_dim, layers, time, kind="real", **changes):

@@ -1,4 +1,6 @@
-"""The vectors of specs/vectors: that they are what the command writes, that right models pass and every known mistake fails."""
+"""The vectors of specs/vectors: that they are what the command writes,
+that right models pass and every known mistake fails.
+"""
 
 import importlib.util
 import json

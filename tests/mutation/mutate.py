@@ -1,10 +1,11 @@
-"""Mutation testing of the source: each small change of the reference, the vocabulary and the reader of weights must fail a test.
+"""Mutation testing of the source: each small change of the reference,
+the vocabulary and the reader of weights must fail a test.
 
     python tests/mutation/mutate.py --json docs/proof/mutations.json
 
-Changes: another operator, another number, a turned comparison, True for False, a negated condition, a dropped argument, a
-removed statement. A child process runs the tests of the file on the changed module until the first failure. Survivors are
-printed.
+Changes: another operator, another number, a turned comparison, True for False, a negated condition, a dropped argument,
+a removed statement. A child process runs the tests of the file on the changed module until the first failure. Survivors
+are printed.
 """
 
 import argparse
@@ -160,7 +161,10 @@ def _replace(tree: ast.AST, path: Path_, change: ast.AST) -> None:
 
 
 def survives(copy_of: Path, file: Path, source: str, tests: list[str]) -> bool:
-    """True if the tests pass on the changed source, in a copy of the repository. A child that hangs counts as a failure."""
+    """True if the tests pass on the changed source, in a copy of the repository.
+
+    A child that hangs counts as a failure.
+    """
     (copy_of / file).write_text(source, "utf-8")
     child = os.fork()
     if child == 0:

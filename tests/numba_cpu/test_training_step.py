@@ -1,4 +1,6 @@
-"""Gradients of the Numba backend against the reference's in float64: all weights, adapters, dropout, documents, tight memory."""
+"""Gradients of the Numba backend against the reference's in float64:
+all weights, adapters, dropout, documents, tight memory.
+"""
 
 import sys
 from collections.abc import Callable
@@ -78,7 +80,8 @@ def in_dtype(params: Params, dtype: Any) -> Params:
 
 
 def adapted(params: Params, seed: int, rate: float) -> Params:
-    """Factors of rank 2 on the embedding and on every matrix of every block; on the fused one also those of two projections.
+    """Factors of rank 2 on the embedding and on every matrix of every block;
+    on the fused one also those of two projections.
 
     They add about as much as the weights give.
     """
@@ -191,7 +194,9 @@ KINDS = ("matrix", "embedding", *PROJECTIONS)
 
 
 def one(kind: str, rate: float) -> tuple[LoraFactors, Any, Any]:
-    """Factors in float32 of a weight (or projection), an input (B, T, N) or token ids (B, T), and a gradient (B, T, M)."""
+    """Factors in float32 of a weight (or projection),
+    an input (B, T, N) or token ids (B, T), and a gradient (B, T, M).
+    """
     rng = np.random.default_rng(5)
 
     def normal(*shape: int) -> Any:

@@ -73,7 +73,10 @@ def with_holes(case: ParityCase) -> ParityCase:
 
 
 def padding_mask(rng: Rng, batch: int, time: int, padding: str) -> np.ndarray:
-    """True where a token is real. Rows differ, at least one token is real in each, and row 0 of a mixed batch is full."""
+    """True where a token is real.
+
+    Rows differ, at least one token is real in each, and row 0 of a mixed batch is full.
+    """
     kinds = [PADDINGS[index % 3] if padding == "mixed" else padding for index in range(batch)]
     return np.concatenate([mask(rng, kind, 1, time) for kind in kinds])
 

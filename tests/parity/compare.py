@@ -15,7 +15,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def names(config: BloomConfig) -> list[str]:
-    """Compared tensors: the state after the embedding, after each half of each block, after the final norm; and logits."""
+    """Compared tensors: the state after the embedding,
+    after each half of each block, after the final norm; and logits.
+    """
     blocks = [f"layers.{i}.{half}" for i in range(config.num_layers) for half in ("attention_block", "mlp_block")]
     return ["embedding_norm", *blocks, "final_norm", "logits"]
 
@@ -67,6 +69,7 @@ def rms_error(values: np.ndarray, reference: np.ndarray) -> float:
 def within_float32(theirs: np.ndarray, ours: np.ndarray, truth: np.ndarray) -> bool:
     """True if a float32 result is within 4 times the error of bloomref's float32 result, plus one ulp.
 
-    The two differ in the order of their sums, so neither error bounds the other. Over many cases their ratio stays near one.
+    The two differ in the order of their sums, so neither error bounds the other.
+    Over many cases their ratio stays near one.
     """
     return rms_error(theirs, truth) <= 4 * rms_error(ours, truth) + 2**-23

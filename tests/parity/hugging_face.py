@@ -2,8 +2,9 @@
 
 In a model of dtype float64, transformers still computes two things in float32: the softmax of the attention scores and
 the ALiBi slopes. That costs 1e-9 to 1e-4 of accuracy, and under left padding it turns real positions into NaN: the mask
-adds the smallest float64, which overflows to minus infinity for a whole row in the float32 softmax. Within `in_float64`, the module that
-defines the model has a `torch` whose name `float32` means float64. The module is unchanged otherwise.
+adds the smallest float64, which overflows to minus infinity for a whole row in the float32 softmax. Within
+`in_float64`, the module that defines the model has a `torch` whose name `float32` means
+float64. The module is unchanged otherwise.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """KerasHub's BLOOM with bloomref's weights.
 
-KerasHub has no float64 model to compare with: on JAX, Keras's result type of float64 and float32 is float32, so that layer
-norms and the softmax of a "float64" model are float32. It runs in float32 here. Its distance from bloomref's float64 model
-is compared with the distance of bloomref's float32 model.
+KerasHub has no float64 model to compare with: on JAX, Keras's result type of float64 and float32 is float32, so that
+layer norms and the softmax of a "float64" model are float32. It runs in float32 here. Its distance from bloomref's
+float64 model is compared with the distance of bloomref's float32 model.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""Fine-tuning side by side: bloomref's loop against torch's autograd, PEFT's LoRA and torch's AdamW, from the same factors.
+"""Fine-tuning side by side: bloomref's loop against torch's autograd,
+PEFT's LoRA and torch's AdamW, from the same factors.
 
 The embedded preset learns twenty lines by heart. In float64 the two loss curves must be one; transformers is lifted to
 float64 as in `test_transformers`. In float32 they differ by rounding alone.

@@ -1,11 +1,12 @@
-"""Gradients against torch's autograd through transformers, in float64, for every parameter and for the input embeddings.
+"""Gradients against torch's autograd through transformers, in float64,
+for every parameter and for the input embeddings.
 
-As in test_transformers, softmax and slopes are lifted to float64. One more thing is replaced: the hand-written derivative of
-transformers' GELU has a constant of ten digits, 0.1070322243 for 3 · 0.044715 · 0.79788456, which is 3e-12 off. Autograd
-through its forward replaces it. Adapters are compared with peft's, where it is installed.
+As in test_transformers, softmax and slopes are lifted to float64. One more thing is replaced: the hand-written
+derivative of transformers' GELU has a constant of ten digits, 0.1070322243 for 3 · 0.044715 · 0.79788456, which is
+3e-12 off. Autograd through its forward replaces it. Adapters are compared with peft's, where it is installed.
 
-Models of width 1 and 2 are left out: a layer norm over two numbers gives ±1 whatever they are, so that the gradients below
-it are rounding errors of zero.
+Models of width 1 and 2 are left out: a layer norm over two numbers gives ±1 whatever they are, so that the gradients
+below it are rounding errors of zero.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,8 @@
 """bloomref against KerasHub, on the same weights, in float32: KerasHub has no float64 (see keras_hub_peer).
 
 The bound is computed: KerasHub's distance from bloomref's float64 model may be four times that of bloomref's float32
-model, plus one ulp. A wrong definition on either side exceeds it by far: the control below detects a change of 1e-4 in one weight.
+model, plus one ulp. A wrong definition on either side exceeds it by far:
+the control below detects a change of 1e-4 in one weight.
 """
 
 from dataclasses import replace
@@ -58,7 +59,9 @@ def test_hidden_states_and_logits(which: int, padding: str, time: int):
 
 @pytest.mark.clause("ALI-4")
 def test_a_hole_of_the_mask_leaves_the_positions_of_the_others():
-    """Deleting the masked tokens, as transformers does, is another function: KerasHub is a thousand times nearer to ours."""
+    """Deleting the masked tokens, as transformers does, is another function:
+    KerasHub is a thousand times nearer to ours.
+    """
     batch = drawn(0, "holes", 13)
     theirs = peer(0).logits(batch)
     ours = compare.whole(batch)["logits"]

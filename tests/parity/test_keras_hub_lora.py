@@ -1,4 +1,7 @@
-"""Adapters against KerasHub: its `.lora.h5` files, its outputs, there and back. KerasHub is float32 (`keras_hub_peer`)."""
+"""Adapters against KerasHub: its `.lora.h5` files, its outputs, there and back.
+
+KerasHub is float32 (`keras_hub_peer`).
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,7 +79,9 @@ def test_there_and_back(targets: list[str] | None, tmp_path: Path):
 
 @pytest.mark.clause("LRA-13")
 def test_the_same_variables():
-    """Same names of layers, shapes, zeros and bound of the initial values; but KerasHub leaves biases of adapted layers trainable."""
+    """Same names of layers, shapes, zeros and bound of the initial values;
+    but KerasHub leaves biases of adapted layers trainable.
+    """
     theirs = peer(3, 4, list(DENSE_LAYERS)).backbone
     model = ours(3)
     model.enable_lora(4, list(DENSE_LAYERS))

@@ -1,19 +1,21 @@
 """Models and batches on which backends are compared with the reference, and the budget of their errors.
 
-The budget. On the same rounded weights and the same input, the float64 reference is the truth. The root mean square of a
-token's error may be at most
+The budget. On the same rounded weights and the same input, the float64 reference is the truth. The root mean square of
+a token's error may be at most
 
     4 x (the largest such error, over the tokens of the batch, of the reference run in the same policy)
       + (unit roundoff of the result) x (root mean square of the token's true values).
 
-The first term is the error of this policy's arithmetic on these numbers, at any scale. The factor leaves room for another
-order of the same operations. The second term allows one rounding where the reference happens to be exact.
+The first term is the error of this policy's arithmetic on these numbers, at any scale. The factor leaves room for
+another order of the same operations. The second term allows one rounding where the reference happens to be exact.
 
 float64 has no wider reference: its error is that of the float32 reference times 2**-29, the ratio of the two units (the
 weights of every case are float32 numbers).
 
-A backend may also round the inputs of products to the compute dtype, where the processor multiplies nothing else. ROUNDED
-lists them: the inputs of products with weights; on tensor cores also those of attention. The budget then uses the error of
+A backend may also round the inputs of products to the compute dtype,
+where the processor multiplies nothing else. ROUNDED
+lists them: the inputs of products with weights;
+    on tensor cores also those of attention. The budget then uses the error of
 the reference with these roundings, inserted through the taps, if that is the larger one.
 """
 
@@ -48,7 +50,9 @@ ROUNDED = {
 }
 """The named intermediates that a backend may round to the compute dtype of a policy."""
 BIT_EQUAL = {("numba", policy) for policy in POLICIES[1:]}
-"""(backend, policy) where the bits of a position depend only on the positions before it, not on chunks, other rows or capacity."""
+"""(backend, policy) where the bits of a position depend only on the positions before it,
+not on chunks, other rows or capacity.
+"""
 
 
 def config(heads: int, width: int, inner: int, vocabulary: int = 45, layers: int = 2, **changes: Any) -> BloomConfig:
@@ -199,7 +203,10 @@ def sum_noise(x: Numbers, weight: Numbers, unit: float) -> float:
 
 
 def put(prepared: Prepared, x: Numbers) -> Any:
-    """Hidden states on the device. The reference computes in the dtype of its input, so it gets the dtype of its weights."""
+    """Hidden states on the device.
+
+    The reference computes in the dtype of its input, so it gets the dtype of its weights.
+    """
     if isinstance(prepared, NumpyPrepared):
         x = x.astype(prepared.params.word_embedding.dtype)
     return prepared.from_host(x)

@@ -29,9 +29,10 @@ def derivative(function: Callable[[float], Any], step: float = 3e-4) -> Any:
 def is_derivative(
     value: float, function: Callable[[float], Any], scale: float, relative: float, noise: float, step: float = 3e-4
 ) -> bool:
-    """True if `value` is d function / d h at 0, within `relative * scale` and the rounding error of the differences, `noise / step`.
+    """True if `value` is d function / d h at 0,
+    within `relative * scale` and the rounding error of the differences, `noise / step`.
 
-    An eighth of the step is tried, too. It leaves 8**-6 = 4e-6 of the truncation error, which is large where a layer norm divides by
-    a small deviation. A wrong value differs from the derivative with either step.
+    An eighth of the step is tried, too. It leaves 8**-6 = 4e-6 of the truncation error, which is large where a layer
+    norm divides by a small deviation. A wrong value differs from the derivative with either step.
     """
     return any(abs(value - derivative(function, h)) <= relative * scale + noise / h for h in (step, step / 8))

@@ -1,4 +1,6 @@
-"""Small language models for the tests of generation and scoring: float64, random weights, with and without a tokenizer."""
+"""Small language models for the tests of generation and scoring:
+float64, random weights, with and without a tokenizer.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +69,8 @@ class Drawn:
 
 
 def models() -> st.SearchStrategy[Drawn]:
-    """Models that see their context. Those that do not (no layer, or a width that the norm makes constant) give texts of
+    """Models that see their context.
+    Those that do not (no layer, or a width that the norm makes constant) give texts of
     the same tokens in another order the same likelihood: which of them beam search returns is up to rounding."""
     seeing = configs().filter(lambda config: config.num_layers > 0 and config.hidden_dim > 2)
     return st.builds(Drawn, seeing, st.integers(0, 2**32 - 1), st.sampled_from((0.3, 1.0, 3.0)))

@@ -1,4 +1,7 @@
-"""A training run for a test to kill: `python tests/support/training_victim.py FOLDER`. It prints when it begins and ends."""
+"""A training run for a test to kill: `python tests/support/training_victim.py FOLDER`.
+
+It prints when it begins and ends.
+"""
 
 import sys
 from pathlib import Path

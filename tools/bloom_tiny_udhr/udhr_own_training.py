@@ -1,4 +1,6 @@
-"""The training of ``bloom_tiny_udhr`` by bloomref itself: the windows, the settings and the measure of ``udhr_training``."""
+"""The training of ``bloom_tiny_udhr`` by bloomref itself:
+the windows, the settings and the measure of ``udhr_training``.
+"""
 
 from __future__ import annotations
 

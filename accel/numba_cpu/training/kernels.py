@@ -33,7 +33,9 @@ def norm(x: Any, weight: Any, bias: Any, epsilon: Any, out: Any, threads: int) -
 
 @jit
 def _norm_back_row(x: Any, weight: Any, epsilon: Any, dz: Any, n: Any, g: Any, lanes: Any) -> None:
-    """Write n = (x - mean) / s and the gradient by x into n and g: with g = dz weight, (g - mean(g) - n mean(g n)) / s."""
+    """Write n = (x - mean) / s and the gradient by x into n and g:
+    with g = dz weight, (g - mean(g) - n mean(g n)) / s.
+    """
     width = f32(x.size)
     mean = total_of(x, lanes) / width
     for j in range(x.size):
@@ -200,7 +202,8 @@ def _softmax_row(row: Any, lanes: Any) -> None:
 
 @jit_parallel
 def softmax(scores: Any, scale: Any, slopes: Any, document: Any) -> None:
-    """Overwrite scores (B, H, T, T), products of queries and keys, with attention probabilities. Clauses: ALI-4, ATT-4 ... ATT-8.
+    """Overwrite scores (B, H, T, T), products of queries and keys,
+    with attention probabilities. Clauses: ALI-4, ATT-4 ... ATT-8.
 
     `document` (B, T) is negative for padding; positions of one number see each other.
     """
@@ -241,7 +244,9 @@ def softmax_back(probabilities: Any, d: Any, scale: Any) -> None:
 
 @jit_parallel
 def cross_entropy(logits: Any, targets: Any, weight: Any, losses: Any) -> None:
-    """Losses (N) in nats; logits (N, V) are overwritten with their gradient, weight (softmax(logits) - one_hot(target))."""
+    """Losses (N) in nats; logits (N, V) are overwritten with their gradient,
+    weight (softmax(logits) - one_hot(target)).
+    """
     for i in prange(len(logits)):
         lanes, row = np.empty(NR, np.float32), logits[i]
         peak = _largest(row, lanes)

@@ -1,7 +1,8 @@
 """LoRA's products and their gradients, in float32 over rows (N, D), N = B T positions. Clauses: LRA-1 ... LRA-4, LRA-9.
 
-The factors arrive as data (`bloomref.params.LoraFactors`); every product here is a BLAS call. Heads: the fused rows of the
-weight are (H, C, K), of which one projection c is adapted. `rng` is the generator as it was before the forward product.
+The factors arrive as data (`bloomref.params.LoraFactors`); every product here is a BLAS call. Heads: the fused rows of
+the weight are (H, C, K), of which one projection c is adapted.
+`rng` is the generator as it was before the forward product.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """The loss and its gradients in float32: the whole model forwards and backwards over rows (N, D), N = B T positions.
 
-A block stores its input, the fused query, key and value, the context, and the input of GELU. Norms, attention weights and
-GELU are recomputed in the backward pass. Where the stored arrays would exceed half of the weights, a layer stores its input
-alone and runs twice.
+A block stores its input, the fused query, key and value, the context, and the input of GELU. Norms, attention weights
+and GELU are recomputed in the backward pass. Where the stored arrays would exceed half of the weights, a layer stores
+its input alone and runs twice.
 """
 
 import math
@@ -39,7 +39,9 @@ class Gradients:
 
 @dataclass(eq=False)
 class LayerRecord:
-    """Arrays and generator states that one layer stores for its backward pass; blocks are None where the layer runs again."""
+    """Arrays and generator states that one layer stores for its backward pass;
+    blocks are None where the layer runs again.
+    """
 
     x: Any
     rng: Rng
@@ -61,7 +63,9 @@ class AttentionRecord:
 
 @dataclass(eq=False)
 class MlpRecord:
-    """`x`: the input of the block; `up`: the input of GELU; `at_...`: copies of the generator before the draws there."""
+    """`x`: the input of the block; `up`: the input of GELU; `at_...`:
+    copies of the generator before the draws there.
+    """
 
     x: Any
     up: Any

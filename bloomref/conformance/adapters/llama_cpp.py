@@ -1,7 +1,8 @@
 """llama.cpp by the low-level interface of llama-cpp-python, from a temporary GGUF file.
 
 Each row of a batch is a separate sequence. llama.cpp has no padding: the adapter passes the real tokens of a row only.
-Matrices, keys and values have the dtype of the model. Flash attention is off, since it accumulates some sums in float16.
+Matrices, keys and values have the dtype of the model.
+Flash attention is off, since it accumulates some sums in float16.
 """
 
 import ctypes

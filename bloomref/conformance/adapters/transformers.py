@@ -1,8 +1,8 @@
 """transformers' eager BLOOM on torch, as installed, and patched for float64.
 
-In a float64 model, transformers computes softmax and ALiBi slopes in float32. The errors are 1e-9 to 1e-4, and with left
-padding real positions become NaN. `TransformersFloat64` gives the module of the model a `torch` whose `float32` is float64;
-nothing else is changed.
+In a float64 model, transformers computes softmax and ALiBi slopes in float32. The errors are 1e-9 to 1e-4, and with
+left padding real positions become NaN. `TransformersFloat64` gives the module of the model a `torch` whose `float32` is
+float64; nothing else is changed.
 """
 
 import inspect
@@ -133,7 +133,10 @@ class TorchModel:
     def in_pieces(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int = 0
     ) -> Float[Array, "B T V"]:
-        """Logits of calls over a DynamicCache, which grows by itself. Each call gets the mask of all positions so far."""
+        """Logits of calls over a DynamicCache, which grows by itself.
+
+        Each call gets the mask of all positions so far.
+        """
         from transformers import DynamicCache
 
         del capacity

@@ -1,1 +1,3 @@
-"""`bloomref diff`: two implementations side by side, the first intermediate that differs, and the known mistake that explains it."""
+"""`bloomref diff`: two implementations side by side, the first intermediate that differs,
+and the known mistake that explains it.
+"""

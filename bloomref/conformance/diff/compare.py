@@ -1,4 +1,5 @@
-"""Compare two implementations on one case: the first intermediate that differs, by how much, and which known mistake explains it.
+"""Compare two implementations on one case: the first intermediate that differs, by how much,
+and which known mistake explains it.
 
 The intermediates of both are compared in the order of computation, each with the error that rounding explains (NUM-8).
 Then every mistake of the catalogue is run in float64. A mistake explains an operand if what remains is rounding.
@@ -259,7 +260,9 @@ class FiniteNoise(Noise):
 
 
 def mutant_sigma(case: Case, mistake: Mistake, tier: Tier, mutant: dict[str, Array]) -> dict[str, Float[Array, "B T"]]:
-    """Rounding error of a model that makes the mistake, by Monte-Carlo arithmetic; at least one rounding of the output."""
+    """Rounding error of a model that makes the mistake, by Monte-Carlo arithmetic;
+    at least one rounding of the output.
+    """
     model = mistake.model.of(case)
     model.arithmetic = FiniteNoise(tier, np.random.Generator(np.random.SFC64(case.seed)))
     squares = {name: np.zeros(case.is_real.shape) for name in mutant}

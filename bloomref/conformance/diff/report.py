@@ -94,7 +94,9 @@ def _table(difference: Difference) -> RenderableType:
 
 
 def shown(difference: Difference) -> list[Comparison]:
-    """Return the rows of the table: all, or if there are many, the blocks and the surroundings of the first difference."""
+    """Return the rows of the table:
+    all, or if there are many, the blocks and the surroundings of the first difference.
+    """
     rows = difference.comparisons
     if len(rows) <= MANY:
         return rows

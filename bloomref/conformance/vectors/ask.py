@@ -1,6 +1,7 @@
 """Ask an implementation the test vectors.
 
-Any implementation is asked what the methods of `implementation.Model` can answer. Vectors about files, configs and the choice
+Any implementation is asked what the methods of `implementation.Model` can answer.
+Vectors about files, configs and the choice
 of tokens are asked of bloomref only: the kit has no method for them.
 """
 
@@ -197,7 +198,10 @@ OUTPUTS: dict[str, Callable[[Subject, Vector], Outputs]] = {
 
 
 def _refusal(subject: Subject, vector: Vector) -> Iterator[Judgement]:
-    """Ask what must be refused. bloomref must raise the class that the vector names; any exception will do elsewhere."""
+    """Ask what must be refused.
+
+    bloomref must raise the class that the vector names; any exception will do elsewhere.
+    """
     question, expected = vector.entry["ask"], vector.entry["error"]
     try:
         if question == "call":

@@ -114,7 +114,8 @@ def renamed(places: dict[str, str], name: str) -> dict[str, str]:
     return {key: f"../{name}" if value == name else value for key, value in places.items()}
 
 
-# --- the table: what is done to a good checkpoint, and what the message must say ---------------------------------------
+# --- the table: what is done to a good checkpoint, and what the message must say
+# ---------------------------------------
 
 HF_CASES: dict[str, tuple[Damage, str]] = {
     # the header of a safetensors file

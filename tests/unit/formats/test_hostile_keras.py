@@ -1,4 +1,6 @@
-"""Damaged and hostile checkpoints in the Keras layout, made here: every one is refused by name, none crashes or hangs."""
+"""Damaged and hostile checkpoints in the Keras layout, made here:
+every one is refused by name, none crashes or hangs.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

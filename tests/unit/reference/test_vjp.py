@@ -1,4 +1,7 @@
-"""Gradients of blocks and of the model against differences of the forward pass, and their laws. transformers' are in tests/parity."""
+"""Gradients of blocks and of the model against differences of the forward pass, and their laws.
+
+transformers' are in tests/parity.
+"""
 
 import tracemalloc
 from collections.abc import Callable

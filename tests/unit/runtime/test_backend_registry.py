@@ -1,4 +1,6 @@
-"""Backends of other packages: found, loaded when needed, refused with a reason; shown with packages that are only pretended."""
+"""Backends of other packages: found, loaded when needed, refused with a reason;
+shown with packages that are only pretended.
+"""
 
 import importlib
 import sys

@@ -1,4 +1,7 @@
-"""Optional capabilities belong to whoever implements them: no name and no class is asked for. Without one, a request is refused or replaced."""
+"""Optional capabilities belong to whoever implements them: no name and no class is asked for.
+
+Without one, a request is refused or replaced.
+"""
 
 from typing import Any
 

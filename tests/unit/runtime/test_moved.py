@@ -1,4 +1,6 @@
-"""Names of version 0.1.0 that its documentation gives: all can still be imported, and those that moved say where they are."""
+"""Names of version 0.1.0 that its documentation gives:
+all can still be imported, and those that moved say where they are.
+"""
 
 import importlib
 import sys

@@ -1,4 +1,6 @@
-"""docs/finetuning.md, executed: the example trains in seconds, and prints what the page shows; so does the adapter that is shipped."""
+"""docs/finetuning.md, executed: the example trains in seconds, and prints what the page shows;
+so does the adapter that is shipped.
+"""
 
 import re
 import shlex

@@ -1,4 +1,7 @@
-"""`loss_and_gradients` of the front doors: what goes in, what comes out, what is refused. The gradients themselves: test_vjp."""
+"""`loss_and_gradients` of the front doors: what goes in, what comes out, what is refused.
+
+The gradients themselves: test_vjp.
+"""
 
 from typing import Any
 

@@ -1,4 +1,6 @@
-"""Runs of training: they learn, they can be interrupted and continued bit for bit, and what cannot be is refused by name."""
+"""Runs of training: they learn, they can be interrupted and continued bit for bit,
+and what cannot be is refused by name.
+"""
 
 import json
 import os

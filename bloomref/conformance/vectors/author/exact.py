@@ -1,4 +1,6 @@
-"""Vectors with an exact output, stored in the JSON: configs, slopes, the choice of a token, rounding, dtype policies."""
+"""Vectors with an exact output, stored in the JSON:
+configs, slopes, the choice of a token, rounding, dtype policies.
+"""
 
 from typing import Any
 
