@@ -1,6 +1,4 @@
-"""KerasHub: saved LoRA weights do not bring the trained model back:
-biases that were trained too are not in the file.
-"""
+"""KerasHub: a `.lora.h5` file lacks the biases that were trained too, so the loaded model differs."""
 
 import os
 import tempfile
