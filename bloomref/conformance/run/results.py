@@ -167,8 +167,9 @@ class Report:
 
     def _summary(self, dtype: str) -> str:
         verdicts = Counter(counts.verdict for (_, own), counts in self.counts.items() if own == dtype)
-        words = ("holds", "waived", "inconclusive", "not asked", "fails")
-        summary = ", ".join(f"{verdicts[word]} {word}" for word in words if verdicts[word])
+        words = {"holds": "pass", "fails": "fail"}  # JSON reports keep the verdicts' own names
+        order = ("holds", "waived", "inconclusive", "not asked", "fails")
+        summary = ", ".join(f"{verdicts[word]} {words.get(word, word)}" for word in order if verdicts[word])
         return f"{self.name}, {dtype}: {self.verdict(dtype)} ({summary or 'nothing was asked'})"
 
     def verdict(self, dtype: str) -> str:
