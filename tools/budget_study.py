@@ -188,18 +188,18 @@ def detection_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
     equivalents = {mistake.name for mistake in EQUIVALENTS}
     lines = [
-        "| dtype | limit | caught by a case, mean | mistakes caught by any case | equivalents caught |",
+        "| dtype | limit | cases that detect a mistake, mean | mistakes that any case detects | equivalents that any case rejects |",
         "|---|---|---|---|---|",
     ]
     for result in (result for key, result in results.items() if key.startswith("mistakes")):
         for limit in LIMITS:
             shares = result[f"Z > {limit}"]
             wrong = [share for name, share in shares.items() if name not in equivalents]
-            caught = f"{sum(share > 0 for share in wrong)} of {len(wrong)}"
+            detected = f"{sum(share > 0 for share in wrong)} of {len(wrong)}"
             equal = equivalents & shares.keys()
             alarms = sum(shares[name] > 0 for name in equal)
             lines.append(
-                f"| {result['dtype']} | {limit} | {np.mean(wrong):.1%} | {caught} | {alarms} of {len(equal)} |"
+                f"| {result['dtype']} | {limit} | {np.mean(wrong):.1%} | {detected} | {alarms} of {len(equal)} |"
             )
     return "\n".join(lines)
 
