@@ -1,4 +1,4 @@
-"""Stored numbers, in both layouts: check that they are finite, and round them to another dtype, in chunks."""
+"""Finiteness checks and dtype conversion of stored arrays, in chunks. Both layouts use them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,8 +10,8 @@ from bloomref.dtypes import DType, cast
 from bloomref.errors import BadWeights
 from bloomref.shapes import Array
 
-_PIECE = 1 << 18  # bytes: what is checked or converted at a time stays in the processor's cache
-_HALVES = 1 << 15
+_PIECE = 1 << 18  # bytes checked or converted at a time: a chunk stays in the processor's cache
+_HALVES = 1 << 15  # float16 values converted at a time
 _EXPONENT: dict[str, Any] = {
     "float64": np.uint64(0x7FF0_0000_0000_0000),
     "float32": np.uint32(0x7F80_0000),
@@ -21,7 +21,15 @@ _EXPONENT: dict[str, Any] = {
 
 
 def check_finite(array: Array, name: str) -> None:
-    """Raises BadWeights, naming the weight, where a number is NaN or infinite. Reads the array once, copies nothing."""
+    """Check that an array has no NaN and no infinity. The array is read once and not copied.
+
+    Args:
+        array: contiguous; float64, float32, float16 or bfloat16.
+        name: name of the weight in the error message.
+
+    Raises:
+        BadWeights: when a number is not finite. Clause: WGT-7.
+    """
     flat, mask = array.reshape(-1), _EXPONENT[array.dtype.name]
     bits = flat.view(mask.dtype)
     step = _PIECE // mask.itemsize
@@ -35,9 +43,12 @@ def check_finite(array: Array, name: str) -> None:
 
 
 def check_fits(array: Array, dtype: DType, name: str) -> None:
-    """Raises BadWeights where a finite number would not be finite in `dtype`.
+    """Check that no finite number overflows in `dtype`.
 
-    Rounding keeps the order: two numbers tell.
+    Rounding is monotonic, so the minimum and the maximum suffice.
+
+    Raises:
+        BadWeights: when a number overflows, naming the weight.
     """
     if array.size and is_narrower(dtype, array.dtype):
         with np.errstate(over="ignore"):
@@ -46,10 +57,16 @@ def check_fits(array: Array, dtype: DType, name: str) -> None:
 
 
 def convert(pieces: Iterable[Array], shape: tuple[int, ...], dtype: DType, name: str) -> Array:
-    """A new array of `shape` in `dtype`, from the consecutive flat pieces of the stored one; memory for itself alone.
+    """Copy a stored array into a new one, each number rounded once. Only the new array needs memory.
+
+    Args:
+        pieces: consecutive flat chunks of the stored array.
+        shape: shape of the result.
+        dtype: dtype of the result.
+        name: name of the weight in error messages.
 
     Raises:
-        BadWeights: where a number is not finite, as stored or in `dtype`.
+        BadWeights: when a number is not finite, as stored or in `dtype`. Clauses: WGT-6, WGT-7.
     """
     out = np.empty(shape, dtype)
     target = out.reshape(-1)
@@ -66,7 +83,7 @@ def convert(pieces: Iterable[Array], shape: tuple[int, ...], dtype: DType, name:
 
 
 def round_into(target: Array, array: Array) -> None:
-    """Fill `target` with the numbers of a flat array in its dtype, each rounded once, to nearest, ties to even."""
+    """Fill `target` with the numbers of a flat array. Each is rounded once to the target's dtype, ties to even."""
     if (array.dtype.name, target.dtype.name) == ("float16", "float32"):
         _widen_half(target, array)
     else:
@@ -74,7 +91,7 @@ def round_into(target: Array, array: Array) -> None:
 
 
 def rounded(array: Array, dtype: DType) -> Array:
-    """A contiguous array in `dtype`; itself when it is in it already."""
+    """Round an array to `dtype`, into a new contiguous array. An array of that dtype is returned unchanged."""
     if array.dtype == dtype:
         return array
     out = np.empty(array.shape, dtype)
@@ -83,9 +100,9 @@ def rounded(array: Array, dtype: DType) -> Array:
 
 
 def _widen_half(target: Array, array: Array) -> None:
-    """Finite float16 to float32 by moving the bits: NumPy's cast goes number by number, at a third of the speed.
+    """Widen finite float16 numbers to float32 by shifting bits, three times as fast as NumPy's scalar cast.
 
-    A float32 of the same exponent and fraction bits is 2^112 times too small, subnormal numbers included.
+    A float32 with the same exponent and fraction bits is too small by a factor of 2^112, even for subnormal numbers.
     """
     signs = np.empty(min(_HALVES, array.size), np.uint32)
     for start in range(0, array.size, _HALVES):
@@ -99,7 +116,7 @@ def _widen_half(target: Array, array: Array) -> None:
 
 
 def common_dtype(dtypes: Iterable[DType]) -> DType:
-    """The narrowest dtype that holds every number of `dtypes` exactly."""
+    """Return the narrowest dtype that represents every number of `dtypes` exactly."""
     by_name = {dtype.name: dtype for dtype in dtypes}
     for name in ("float64", "float32"):
         if name in by_name:
@@ -108,6 +125,6 @@ def common_dtype(dtypes: Iterable[DType]) -> DType:
 
 
 def is_narrower(dtype: DType, than: DType) -> bool:
-    """True if finite numbers of the second dtype can overflow in the first."""
+    """True if a finite number of dtype `than` can overflow in `dtype`."""
     largest: Any = ml_dtypes.finfo
     return float(largest(dtype).max) < float(largest(than).max)

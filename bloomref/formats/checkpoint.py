@@ -1,4 +1,4 @@
-"""A checkpoint in a local folder, whatever its layout."""
+"""Checkpoint in a local folder, in either layout."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ Layout = Literal["hf", "keras"]
 
 
 class Weights(Protocol):
-    """The open weights of one folder; only their descriptions are read so far."""
+    """Open weights of one folder. Names, shapes and dtypes are read at once, the numbers on demand."""
 
     @property
     def dtype(self) -> DType: ...
@@ -29,13 +29,13 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with a config.json. Its weights are opened when they are first asked for."""
+    """A folder with a config.json. Its weights are opened at their first use."""
 
     folder: Path
     layout: Layout
     config: BloomConfig
     declared_dtype: str | None
-    """Stored dtype according to config.json. Where the weights are present, their dtype counts."""
+    """Stored dtype according to config.json. It counts only if the folder has no weights."""
 
     @cached_property
     def weights(self) -> Weights:
@@ -47,7 +47,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> DType:
-        """The narrowest dtype that holds every stored weight exactly; without weights, what config.json declares."""
+        """Narrowest dtype that represents every stored weight exactly. Without weights: the dtype in config.json."""
         if self.has_weights or self.declared_dtype not in POLICIES:
             return self.weights.dtype if self.has_weights else FLOAT32
         return POLICIES[self.declared_dtype].variable_dtype
@@ -58,13 +58,16 @@ class Checkpoint:
 
     @property
     def tokenizer_files(self) -> list[Path]:
-        """The files of the folder's tokenizer; empty when it has none."""
+        """Files of the folder's tokenizer; empty without a tokenizer."""
         return tokenizer_files(self.folder)
 
     def params(self, dtype: DType | None = None) -> Params:
-        """The weights in `dtype`, or as stored.
+        """Read the weights.
 
-        Where the dtype is the stored one, arrays of the Hugging Face layout are read-only views of the memory map.
+        In the Hugging Face layout, arrays in their stored dtype are read-only views of the memory map.
+
+        Args:
+            dtype: dtype of the result; None: `self.dtype`.
 
         Raises:
             BadWeights: when a weight is missing, unknown, of another shape or dtype, damaged or not finite.
@@ -73,12 +76,13 @@ class Checkpoint:
         return self.weights.params(self.config, dtype)
 
     def stored(self, dtype: DType) -> Params:
-        """The weights for whoever rounds them to `dtype` itself, a few at a time: as stored, where they can be mapped.
+        """Return the weights for a caller that rounds them to `dtype` later, a few at a time.
 
-        HDF5 has no map: in the Keras layout they are read into memory, in `dtype`.
+        The Hugging Face layout is memory-mapped, and its weights keep their stored dtype. HDF5 cannot be mapped: in
+        the Keras layout the weights are read into memory and rounded to `dtype` here.
 
         Raises:
-            BadWeights: as `params`, a number that is not finite in `dtype` included; Unsupported: as `params`.
+            BadWeights: as `params`, and when a number overflows in `dtype`; Unsupported: as `params`.
         """
         if self.layout == "keras":
             return self.params(dtype)
@@ -90,16 +94,16 @@ class Checkpoint:
         return params
 
     def replace_config(self, config: BloomConfig) -> "Checkpoint":
-        """The same files, read as a model of another config."""
+        """Return a checkpoint with the same files and another config."""
         return replace(self, config=config)
 
 
 def open_checkpoint(folder: Path | str) -> Checkpoint:
-    """Read a folder's config.json, and decide by it, as KerasHub does, which layout the folder has.
+    """Open the checkpoint in a folder. The layout is detected by config.json, as in KerasHub. Clause: PRE-6.
 
     Raises:
         BadWeights: when config.json is missing, damaged, or describes another model.
-        Unsupported: when it describes quantized weights.
+        Unsupported: when config.json describes quantized weights.
     """
     folder = Path(folder)
     if not (folder / hf.CONFIG).exists() and (folder / "adapter_config.json").exists():

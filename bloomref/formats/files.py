@@ -1,4 +1,4 @@
-"""Files on disk: small JSON documents read with suspicion, folders written whole or not at all."""
+"""Files on disk: validated JSON documents, paths of shards, atomic writes of files and folders."""
 
 import json
 import os
@@ -19,10 +19,10 @@ MAX_JSON_BYTES = 100_000_000  # a tokenizer.json of BLOOM has 15 MB, the index o
 
 
 def regular_file(path: Path) -> Path:
-    """`path`, if it is a file that can be read to its end (a link to one is fine: the hub's cache is made of links).
+    """Return `path` if it is a regular file or a link to one: the files in the hub's cache are links.
 
     Raises:
-        BadWeights: when it is missing, or a folder, a pipe or a device.
+        BadWeights: when the path is missing, or is a folder, a pipe or a device.
     """
     try:
         mode = path.stat().st_mode
@@ -34,10 +34,11 @@ def regular_file(path: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-        BadWeights: when the file is missing or oversized, or is not one JSON object without repeated keys.
+        BadWeights: when the file is missing or larger than `MAX_JSON_BYTES`, or is not one JSON object without
+            repeated keys.
     """
     size = regular_file(path).stat().st_size
     if size > MAX_JSON_BYTES:
@@ -46,10 +47,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """The object that `data` spells; `name` is what messages call it.
+    """Parse one JSON object in UTF-8. Error messages call it `name`.
 
     Raises:
-        BadWeights: when it is not one JSON object, or repeats a key.
+        BadWeights: when `data` is not one JSON object, or repeats a key.
     """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_without_repeats)
@@ -69,21 +70,21 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write an object, indented. Numbers of NumPy are written as Python's."""
+    """Write an indented JSON object. NumPy scalars are written as Python numbers."""
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=_python_number) + "\n", encoding="utf-8")
 
 
 def _python_number(value: object) -> Any:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"expected a value that JSON has, got {type(value).__name__}")
+    raise TypeError(f"expected a value of a JSON type, got {type(value).__name__}")
 
 
 def weight_map(path: Path) -> dict[str, Any]:
-    """The `weight_map` of an index of shards.
+    """Return the `weight_map` of an index of shards.
 
     Raises:
-        BadWeights: when the index has none.
+        BadWeights: when the index has no `weight_map`, or an empty one.
     """
     files = read_json(path).get("weight_map")
     if not isinstance(files, dict) or not files:
@@ -92,12 +93,17 @@ def weight_map(path: Path) -> dict[str, Any]:
 
 
 def shard_path(folder: Path, name: object, index: str) -> Path:
-    """The file that an index calls `name`.
+    """Return the path of a shard. Clause: WGT-8.
 
-    The *name* must stay inside the folder. Where a link of that name points is the file system's affair.
+    Only the name is checked: it must stay inside the folder. A link of that name may point anywhere.
+
+    Args:
+        folder: folder of the checkpoint.
+        name: name of the shard in the index.
+        index: name of the index, for the error message.
 
     Raises:
-        BadWeights: for a name that is absolute, climbs out of the folder, or is none.
+        BadWeights: when the name is absolute, leaves the folder, or is not a file name.
     """
     expected = "the name of a file inside the checkpoint's folder"
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
@@ -108,13 +114,13 @@ def shard_path(folder: Path, name: object, index: str) -> Path:
 
 
 def temporary_path(target: Path) -> Path:
-    """A new hidden name next to `target`, `.target.123456789abc.tmp`."""
+    """Return a new hidden path next to `target`, such as `.target.123456789abc.tmp`."""
     return target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
 
 
 @contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
-    """A temporary path to write to, which is renamed to `target` when the block ends without an error, else removed."""
+    """Context manager: a temporary path, renamed to `target` at the end of the block, removed after an error."""
     stage = temporary_path(target)
     try:
         yield stage
@@ -125,9 +131,9 @@ def staged_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """A new folder to write into, which is renamed to `target` when the block ends without an error, else removed.
+    """Context manager: a new folder, renamed to `target` at the end of the block, removed after an error.
 
-    `target` must not exist, or be an empty folder.
+    `target` must be an empty folder, or not exist.
     """
     stage = temporary_path(target)
     stage.mkdir(parents=True)
@@ -140,14 +146,18 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_model(target: Path, overwrite: bool, stale: tuple[str, ...] = ()) -> Iterator[Path]:
-    """A new folder to write into, whose files become those of `target` when the block ends without an error.
+    """Context manager: a new folder whose files are moved to `target` at the end of the block.
 
-    A target that does not exist appears complete, in one rename. In one that exists each file is replaced by its own
-    rename, config.json last; then files that match a pattern of `stale` and were not written are removed. An error
-    within the block leaves the target as it was.
+    A new or empty target appears complete, in one rename. In another one, each file is renamed separately, config.json
+    last. An error within the block leaves the target unchanged.
+
+    Args:
+        target: folder to write.
+        overwrite: False: refuse a folder that has any files.
+        stale: patterns of file names; old files of the target that match are removed.
 
     Raises:
-        InvalidInput: when the target is a file, or exists and `overwrite` is False.
+        InvalidInput: when the target is a file, or has files and `overwrite` is False.
     """
     if target.exists() and not target.is_dir():
         raise InvalidInput(describe("path", "a folder to write, or a new name", f"the file {target}"))
@@ -180,7 +190,7 @@ def _replace_files(stage: Path, target: Path, stale: tuple[str, ...]) -> None:
 
 
 def into_shards(arrays: Iterable[tuple[str, Array]], max_bytes: int) -> list[dict[str, Array]]:
-    """Named arrays in their order, in groups of at most `max_bytes`; a larger array is a group by itself."""
+    """Group named arrays in order, with at most `max_bytes` per group. A larger array is a separate group."""
     shards: list[dict[str, Array]] = [{}]
     size = 0
     for name, array in arrays:

@@ -1,4 +1,4 @@
-"""The Hugging Face layout: config.json, model.safetensors or shards of it with an index, tokenizer files."""
+"""Hugging Face layout: config.json, model.safetensors or shards with an index, tokenizer files."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _STALE = (WEIGHTS, INDEX, "model-*-of-*.safetensors", "model.weights.json", "*.weights.h5")
-# buffers that checkpoints of transformers before 4.21 may carry; they hold no weight
+# buffers in checkpoints of transformers before 4.21; they are not weights
 _INERT = ("h.*.self_attention.scale_mask_softmax.causal_mask",)
 _HEADS = ("score.", "classifier.", "qa_outputs.")
 
@@ -35,7 +35,11 @@ def exists(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class HfWeights:
-    """The open weights of one folder, under their canonical names (without `transformer.`)."""
+    """Open weights of one folder.
+
+    Args:
+        files: Hugging Face key (without `transformer.`) -> (file, name of the tensor in it).
+    """
 
     files: Mapping[str, tuple[SafetensorsFile, str]]
 
@@ -48,11 +52,15 @@ class HfWeights:
         return file.entries[name]
 
     def params(self, config: BloomConfig, dtype: DType | None) -> Params:
-        """The weights: views of the memory map where the dtype is the stored one, else copies rounded one by one.
+        """Read the weights. Arrays in their stored dtype are views of the memory map, others are rounded copies.
+
+        Args:
+            config: config of the model; it decides names and shapes.
+            dtype: dtype of the result; None: `self.dtype`.
 
         Raises:
-            BadWeights: naming the weight that is missing, unknown, of another shape or dtype, or not finite; or an
-                lm_head.weight that differs from the embedding it is tied to.
+            BadWeights: when a weight is missing, unknown, of another shape or dtype, or not finite; or when a stored
+                lm_head.weight differs from the embedding to which it is tied. Clauses: WGT-1 ... WGT-7.
         """
         self._check(config)
         target, source = self.dtype if dtype is None else dtype, self.source
@@ -69,7 +77,7 @@ class HfWeights:
 
     @property
     def source(self) -> Source:
-        """The folder, and what of its files changes when they do."""
+        """Folder of the weights, and a hash of their names, sizes, modification times and inodes."""
         paths = sorted({file.path for file, _ in self.files.values()})
         facts = [(p.name, s.st_size, s.st_mtime_ns, s.st_ino) for p in paths for s in (p.stat(),)]
         return Source(str(paths[0].parent.absolute()), hashlib.sha256(repr(facts).encode()).hexdigest())
@@ -84,7 +92,7 @@ class HfWeights:
         return convert(file.pieces(name), self.entry(key).shape, dtype, key)
 
     def _check(self, config: BloomConfig) -> None:
-        if config.num_layers > len(self.files):  # before a hostile count is enumerated
+        if config.num_layers > len(self.files):  # refuse a hostile number of layers before enumerating its names
             raise BadWeights(describe("weights", f"{config.num_layers} layers", f"{len(self.files)} tensors"))
         expected = dict(keys(config))
         tied_copy = {LM_HEAD.hf_key: LM_HEAD} if config.tie_word_embeddings and LM_HEAD.hf_key in self.files else {}
@@ -105,7 +113,7 @@ class HfWeights:
         if not same:
             raise BadWeights(
                 f"{LM_HEAD.hf_key}: expected the bytes of {WORD_EMBEDDING.hf_key}, to which config.json ties it, got "
-                "other ones; set tie_word_embeddings to false in config.json if the head is really separate"
+                "other ones; set tie_word_embeddings to false in config.json if the LM head is untied"
             )
 
 
@@ -121,11 +129,11 @@ def _check_names(expected: Mapping[str, Weight], stored: Mapping[str, Any]) -> N
 
 
 def open_weights(folder: Path) -> HfWeights:
-    """Open the weights of a folder: model.safetensors, else the files that the index names. Headers only are read.
+    """Open model.safetensors or, without it, the files that the index names. Only headers are read.
 
     Raises:
         BadWeights: when files are missing, damaged, hostile, or disagree with the index.
-        Unsupported: when there are only weights that need unpickling.
+        Unsupported: when the folder has only pickled weights. Clause: WGT-10.
     """
     if (folder / WEIGHTS).exists():
         file = SafetensorsFile(folder / WEIGHTS)
@@ -178,8 +186,8 @@ def _no_weights(folder: Path) -> Exception:
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 PICKLE_MESSAGE = (
-    "{where}: expected safetensors weights, got only PyTorch files, which are pickles: opening one can run any code, so "
-    "bloomref never does. Where you trust the files, convert them once with transformers:\n"
+    "{where}: expected safetensors weights, got only PyTorch files. These are pickles, which can run any code, so "
+    "bloomref never opens them. If you trust the files, convert them once with transformers:\n"
     "    from transformers import BloomForCausalLM\n"
     "    BloomForCausalLM.from_pretrained('<folder or hub name>').save_pretrained('<new folder>')"
 )
@@ -194,17 +202,18 @@ def save(
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = True,
 ) -> None:
-    """Write a folder that transformers' BloomForCausalLM loads, in the dtype of the weights, bit for bit.
+    """Write a folder that transformers' BloomForCausalLM loads. The weights keep their dtype and bits.
 
     Args:
-        folder: appears complete, or stays as it was.
-        config, params: the model.
-        tokenizer_from: a folder in either layout whose tokenizer is to be written too.
-        max_shard_bytes: above this many bytes of weights they are split, with an index.
-        overwrite: False refuses a folder that holds anything.
+        folder: the folder to write; an error leaves it unchanged.
+        config: config of the model.
+        params: weights of the model.
+        tokenizer_from: folder in either layout whose tokenizer is written, too; None: no tokenizer.
+        max_shard_bytes: largest size of a weight file in bytes; larger weights are split, with an index.
+        overwrite: False: refuse a folder that has any files.
 
     Raises:
-        InvalidInput: when the folder cannot be written; BadWeights: when `tokenizer_from` holds a damaged tokenizer.
+        InvalidInput: when the folder cannot be written; BadWeights: when the tokenizer's files are damaged.
     """
     dtype = params.word_embedding.dtype.name
     data = config.to_hf()

@@ -1,4 +1,4 @@
-"""The Keras layout: config.json of a serialized BloomBackbone, and HDF5 weights in one file or several."""
+"""Keras layout: config.json of a serialized BloomBackbone, and HDF5 weights in one file or in shards."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,16 +35,21 @@ def exists(folder: Path) -> bool:
 
 
 def describes(data: Mapping[str, Any]) -> bool:
-    """True if a config.json is that of a serialized Keras object."""
+    """True if the contents of a config.json are those of a serialized Keras object. Clause: PRE-6."""
     return "registered_name" in data or "class_name" in data
 
 
 def read_config(folder: Path, data: Mapping[str, Any]) -> BloomConfig:
-    """The config of a serialized KerasHub BloomBackbone, with what only Hugging Face's config can say where
-    metadata.json, written by bloomref, kept it.
+    """Read the config of a serialized KerasHub BloomBackbone.
+
+    KerasHub's config has fewer fields than Hugging Face's. bloomref stores the others in metadata.json.
+
+    Args:
+        folder: folder of the checkpoint, for metadata.json.
+        data: contents of its config.json.
 
     Raises:
-        BadWeights: when it is another object; InvalidInput: when a value is out of its domain.
+        BadWeights: when config.json describes another object; InvalidInput: when a value is outside its domain.
     """
     name = data.get("registered_name") or data.get("class_name")
     if name not in ("keras_hub>BloomBackbone", "keras_nlp>BloomBackbone", "BloomBackbone"):
@@ -66,10 +71,10 @@ def _with_hf_fields(config: BloomConfig, path: Path) -> BloomConfig:
 
 
 def declared_dtype(data: Mapping[str, Any]) -> str | None:
-    """The dtype policy in a serialized config, where it is a plain one.
+    """Return the name of the dtype policy in a serialized config, or None without one.
 
     Raises:
-        Unsupported: for the policy of quantized weights.
+        Unsupported: when the policy is that of quantized weights.
     """
     policy = data["config"].get("dtype")
     if isinstance(policy, dict) and policy.get("class_name") not in (None, "DTypePolicy"):
@@ -103,18 +108,22 @@ def _metadata_json(config: BloomConfig) -> dict[str, Any]:
     }
 
 
-# --- where a weight lives ----------------------------------------------------------------------
+# --- variables of a weight ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Place:
-    """One Keras variable that holds a weight, or one of the three parts of a fused one."""
+    """Keras variable that stores a weight, or one of the three parts of the fused projection."""
 
     path: str
     part: int | None
+    """Index on the axis C of the fused projection: 0 query, 1 key, 2 value; None: the whole weight."""
 
     def select(self, array: Array, weight: Weight) -> Array:
-        """The view of `array`, in the weight's own axes, whose axes are the variable's, ungrouped."""
+        """View of the weight's array, restricted to the part, with its axes in the order of the variable's axes.
+
+        Axes that the variable stores as one stay separate.
+        """
         letters = weight.axes.split()
         if self.part is not None:
             axis = letters.index("C")
@@ -128,7 +137,7 @@ def _letters(weight: Weight) -> list[str]:
 
 
 def places(weight: Weight, key: str) -> list[Place]:
-    """The variables that hold the weight of this Hugging Face key."""
+    """Keras variables that store the weight with this Hugging Face key: one, or three for the fused projection."""
     group = "layers/"
     if key.startswith("h."):
         number = key.split(".")[1]
@@ -143,7 +152,7 @@ def places(weight: Weight, key: str) -> list[Place]:
 
 @dataclass(frozen=True)
 class KerasWeights:
-    """The open weights of one folder, by variable path."""
+    """Open weights of one folder: variable path -> variable."""
 
     variables: Mapping[str, Variable]
 
@@ -152,7 +161,11 @@ class KerasWeights:
         return common_dtype(variable.dtype for variable in self.variables.values())
 
     def params(self, config: BloomConfig, dtype: DType | None) -> Params:
-        """The weights, copied one by one into bloomref's axes.
+        """Read the weights one by one, into arrays with bloomref's axes.
+
+        Args:
+            config: config of the model; it decides names and shapes.
+            dtype: dtype of the result; None: `self.dtype`.
 
         Raises:
             BadWeights: naming the variable that is missing, unknown, of another shape, or not finite.
@@ -175,7 +188,7 @@ class KerasWeights:
         return out
 
     def _check(self, config: BloomConfig) -> None:
-        if config.num_layers > len(self.variables):  # before a hostile count is enumerated
+        if config.num_layers > len(self.variables):  # refuse a hostile number of layers before enumerating its names
             raise BadWeights(describe("weights", f"{config.num_layers} layers", f"{len(self.variables)} variables"))
         shapes = {
             place.path: weight.keras_shape(config) for key, weight in keys(config) for place in places(weight, key)
@@ -192,7 +205,7 @@ class KerasWeights:
 
 
 def open_weights(folder: Path) -> KerasWeights:
-    """Open the weights of a folder: of the backbone, in one file or sharded, else those of a task.
+    """Open the weights of the backbone, in one file or in shards, or else those of a KerasHub task.
 
     Raises:
         BadWeights: when files are missing, damaged, hostile, or disagree with their index.
@@ -219,13 +232,13 @@ def save(
     max_shard_bytes: int = 10_000_000_000,
     overwrite: bool = True,
 ) -> None:
-    """Write a folder that KerasHub's BloomBackbone loads, in the dtype of the weights, bit for bit.
+    """Write a folder that KerasHub's BloomBackbone loads. The weights keep their dtype and bits.
 
     The arguments are those of `formats.hf.save`.
 
     Raises:
-        InvalidInput: when the folder cannot be written, or Keras cannot express the model.
-        BadWeights: when `tokenizer_from` holds a damaged tokenizer. Unsupported: when h5py is not installed.
+        InvalidInput: when the folder cannot be written, or Keras cannot represent the model.
+        BadWeights: when the tokenizer's files are damaged. Unsupported: when h5py is not installed.
     """
     data = _config_json(config, params.word_embedding.dtype)
     with staged_model(Path(folder), overwrite, _STALE) as stage:
@@ -254,7 +267,7 @@ def _write_weights(stage: Path, config: BloomConfig, params: Params, max_shard_b
 
 
 def _stored(params: Params) -> Iterator[tuple[str, Array]]:
-    """(variable path, array whose axes are the variable's, ungrouped: a view)."""
+    """Yield (variable path, view of the weight with its axes in the variable's order)."""
     for key, weight, array in params.named():
         for place in places(weight, key):
             yield place.path, place.select(array, weight)

@@ -1,7 +1,7 @@
-"""HDF5 weight files as Keras writes them: plain datasets `.../vars/N`, in one file or in shards with a json index.
+"""HDF5 weight files as Keras writes them: plain datasets `.../vars/N`, in one file or in shards with a JSON index.
 
-An HDF5 file can point out of itself (soft and external links, external storage, virtual datasets) and can claim far
-more data than it holds (fill values, filters). Keras writes none of these, so every one is refused.
+An HDF5 file can refer to other files (soft and external links, external storage, virtual datasets). It can also declare
+far more data than it contains (fill values, filters). Keras uses none of these features, so all of them are refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,13 +18,13 @@ from bloomref.formats.files import regular_file, shard_path, weight_map
 from bloomref.shapes import Array
 
 _PIECE = 1 << 24  # bytes read at a time
-_STATE = ("optimizer", "preprocessor", "seed_generator")  # saved beside the weights, not weights
+_STATE = ("optimizer", "preprocessor", "seed_generator")  # groups that Keras saves in addition to the weights
 _FLOATS = ("float64", "float32", "float16")
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One stored variable, not read yet."""
+    """Stored variable. Its numbers are read on demand."""
 
     dataset: Any
     path: str
@@ -35,7 +35,11 @@ class Variable:
         return tuple(self.dataset.shape)
 
     def pieces(self, by_rows: bool) -> Iterator[tuple[slice, Array]]:
-        """(rows, their values); all at once where not by_rows."""
+        """Yield (slice of the first axis, values), in chunks of rows, or all at once without `by_rows`.
+
+        Raises:
+            BadWeights: when the data cannot be read.
+        """
         rows = self.shape[0]
         row_bytes = max(1, self.dataset.nbytes // max(1, rows))
         step = max(1, _PIECE // row_bytes) if by_rows else max(1, rows)
@@ -56,10 +60,10 @@ class Variable:
 
 
 def load_h5py() -> Any:
-    """The h5py module.
+    """Import and return h5py.
 
     Raises:
-        Unsupported: when it is not installed.
+        Unsupported: when h5py is not installed.
     """
     try:
         import h5py
@@ -69,7 +73,12 @@ def load_h5py() -> Any:
 
 
 def read_single(path: Path, prefix: str = "", integers: tuple[str, ...] = ()) -> dict[str, Variable]:
-    """The variables of a file by path; with a prefix, only those under it, without it. `integers` may be no floats.
+    """Open the variables of one file. Returns path -> variable.
+
+    Args:
+        path: the HDF5 file.
+        prefix: only variables whose path has this prefix are returned, without the prefix.
+        integers: paths of the variables that may have an integer dtype.
 
     Raises:
         BadWeights: when the file is damaged or hostile. Unsupported: when a variable is quantized.
@@ -79,10 +88,11 @@ def read_single(path: Path, prefix: str = "", integers: tuple[str, ...] = ()) ->
 
 
 def read_sharded(path: Path) -> dict[str, Variable]:
-    """The variables of all files that an index (`model.weights.json`) names.
+    """Open the variables of all files that an index (`model.weights.json`) names. Returns path -> variable.
 
     Raises:
-        BadWeights: when a file is damaged, hostile, or disagrees with the index. Unsupported: when one is quantized.
+        BadWeights: when a file is damaged, hostile, or disagrees with the index.
+        Unsupported: when a variable is quantized.
     """
     index = {group: _file_names(names, path.name) for group, names in weight_map(path).items()}
     paths = {name: shard_path(path.parent, name, path.name) for names in index.values() for name in names}
@@ -116,7 +126,7 @@ def _variables(path: Path, integers: tuple[str, ...] = ()) -> dict[str, Variable
             for name, dataset in datasets.items()
             if not any(part in _STATE for part in name.split("/"))
         }
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, SystemError) as error:  # h5py knows all of these
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, SystemError) as error:  # h5py raises all of these
         if isinstance(error, BadWeights | Unsupported):
             raise
         raise BadWeights(f"{path.name}: expected an HDF5 file as Keras writes it, got {error}") from error
@@ -126,15 +136,15 @@ def _check_links(file: Any, name: str) -> None:
     h5py = load_h5py()
 
     links: dict[str, Any] = {}
-    file.visititems_links(lambda path, link: links.update({path: link}))  # an error raised in here would be lost
+    file.visititems_links(lambda path, link: links.update({path: link}))  # h5py drops errors of the callback
     for path, link in links.items():
         if not isinstance(link, h5py.HardLink):
-            raise BadWeights(f"{name}: {path}: expected data in this place, got the link {type(link).__name__}")
+            raise BadWeights(f"{name}: {path}: expected data, got a link ({type(link).__name__})")
 
 
 def _variable(dataset: Any, name: str, may_be_integer: bool) -> Variable:
     if dataset.is_virtual or dataset.external:
-        raise BadWeights(f"{name}: expected data in this file, got data that lives in another one")
+        raise BadWeights(f"{name}: expected data in this file, got a reference to another file")
     if dataset.shape is None or dataset.id.get_storage_size() != dataset.nbytes:
         held = dataset.id.get_storage_size()
         raise BadWeights(describe(name, f"{dataset.nbytes} plain bytes for {dataset.dtype} {dataset.shape}", held))
@@ -154,7 +164,13 @@ def _dtype(dataset: Any, name: str) -> DType:
 
 
 def write_h5(path: Path, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Write variables by path, one after the other, each reshaped to its stored shape."""
+    """Write variables to a new HDF5 file.
+
+    Args:
+        path: the file.
+        arrays: variable path -> array.
+        shapes: variable path -> stored shape; the array is reshaped to it.
+    """
     with load_h5py().File(path, "w") as file:
         for name, array in arrays.items():
             stored = np.ascontiguousarray(array).reshape(shapes[name])

@@ -1,7 +1,7 @@
-"""LoRA weights of KerasHub: `.lora.h5`, one rank, and two factors for each adapted layer.
+"""LoRA weights of KerasHub: a `.lora.h5` file with one rank, and two factors for each adapted layer. Clause: LRA-11.
 
-KerasHub numbers the layers that have weights as it finds them, from the last to the first within a decoder: behind
-`token_embedding` (0) and `embedding_layernorm` (1), decoder i begins at 2 + 10 i. So value comes before query.
+KerasHub numbers all layers that have weights: `token_embedding` is 0, `embedding_layernorm` is 1, and the ten layers of
+decoder i begin at 2 + 10 i. Within a decoder it numbers them from the last to the first, so value precedes query.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ Kernels = dict[tuple[int, str], tuple[Array, Array]]
 
 
 def kernel_shapes(config: BloomConfig, name: str, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Of lora_kernel_a and lora_kernel_b: the input axes of the kernel and R, R and its last axis."""
+    """Shapes of lora_kernel_a, (*input axes of the kernel, R), and of lora_kernel_b, (R, last axis of the kernel)."""
     size = config.sizes
     kernel = {
         "output_dense": (size["D"], size["D"]),
@@ -44,10 +44,10 @@ def kernel_shapes(config: BloomConfig, name: str, rank: int) -> tuple[tuple[int,
 
 
 def read(path: Path, config: BloomConfig) -> tuple[int, Kernels]:
-    """The rank and the factors, for a model of `config`.
+    """Read the rank and the factors of an adapter for a model of `config`.
 
     Raises:
-        BadWeights: when the file is damaged or hostile, or has other layers or shapes than such a model.
+        BadWeights: when the file is damaged or hostile, or its layers or shapes do not match the model.
         Unsupported: when h5py is not installed.
     """
     stored = variables(path)
@@ -64,7 +64,7 @@ def read(path: Path, config: BloomConfig) -> tuple[int, Kernels]:
 
 
 def variables(path: Path) -> dict[str, Variable]:
-    """Everything that a file holds, not read yet."""
+    """Open all variables of a file, by path. Their numbers are read on demand."""
     return read_single(path, integers=(_RANK,))
 
 
@@ -102,13 +102,18 @@ def _kernel(variable: Variable, shape: tuple[int, ...]) -> Array:
 
 
 def save(path: Path, rank: int, kernels: Mapping[tuple[int, str], tuple[Array, Array]]) -> None:
-    """Write a file that KerasHub's `load_lora_weights` reads, in float32; under a temporary name first.
+    """Write a file that KerasHub's `load_lora_weights` reads, in float32. The write is atomic.
+
+    Args:
+        path: the file; its name ends in `.lora.h5`.
+        rank: the rank R.
+        kernels: (layer, name of the dense layer) -> (lora_kernel_a, lora_kernel_b), in the shapes of `kernel_shapes`.
 
     Raises:
         InvalidInput: when the path does not end in `.lora.h5`; Unsupported: when h5py is not installed.
     """
     if not path.name.endswith(SUFFIX):
-        raise InvalidInput(describe("path", f"a name that ends in {SUFFIX}, as KerasHub wants it", str(path)))
+        raise InvalidInput(describe("path", f"a name that ends in {SUFFIX}, as KerasHub requires", str(path)))
     with staged_file(path) as stage, load_h5py().File(stage, "w") as file:
         file.create_dataset(_RANK, data=np.int64(rank))
         for (layer, name), pair in kernels.items():

@@ -1,4 +1,4 @@
-"""Adapter folders of PEFT: adapter_config.json and adapter_model.safetensors."""
+"""Adapter folders of PEFT: adapter_config.json and adapter_model.safetensors. Clause: LRA-10."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,25 +23,25 @@ Pairs = dict[str, tuple[Array, Array]]
 
 
 def exists(folder: Path) -> bool:
-    """True if the folder has an adapter of PEFT."""
+    """True if the folder has a PEFT adapter."""
     return (folder / CONFIG).is_file()
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """Configuration of the folder's adapter.
+    """Read the config of the folder's adapter.
 
     Raises:
-        BadWeights: when its config is missing or damaged; Unsupported: when it is no plain LoRA.
+        BadWeights: when the config is missing or damaged; Unsupported: when the adapter is not plain LoRA (LRA-18).
     """
     return LoraConfig.from_json(read_json(folder / CONFIG))
 
 
 def read(folder: Path, config: BloomConfig) -> tuple[LoraConfig, Pairs]:
-    """An adapter for a model of `config`. The arrays are copies, in the stored dtype.
+    """Read an adapter for a model of `config`. The factors are copies, in their stored dtype.
 
     Raises:
-        BadWeights: when files are missing, damaged, hostile, or have other factors than their config names for this
-        model. Unsupported: when the adapter is no plain LoRA, or is stored as a pickle.
+        BadWeights: when files are missing, damaged or hostile, or their factors do not match config and model.
+        Unsupported: when the adapter is not plain LoRA (LRA-18), or is stored as a pickle.
     """
     lora = read_config(folder)
     if not (folder / WEIGHTS).exists() and any(p.name.endswith(PICKLED) for p in folder.iterdir()):
@@ -53,13 +53,13 @@ def read(folder: Path, config: BloomConfig) -> tuple[LoraConfig, Pairs]:
     outer = _outer(file)
     expected = {outer + name for key in targets for name in _stored_names(key)}
     for name in sorted(expected ^ set(file.entries)):
-        problem = "missing" if name in expected else "one that adapter_config.json and the model do not have"
+        problem = "missing" if name in expected else "not named by adapter_config.json for this model"
         raise BadWeights(f"{WEIGHTS}: expected the {len(expected)} factors of {CONFIG}, got {name}: {problem}")
     return lora, {key: _pair(file, outer, key, weight, config, lora.rank(key)) for key, weight in targets.items()}
 
 
 def _outer(file: SafetensorsFile) -> str:
-    """Adapters of the bare BloomModel lack `transformer.`"""
+    """Prefix of the stored names. Adapters of a bare BloomModel have no `transformer.` in it."""
     prefixed = any(name.startswith(_OUTER + HF_PREFIX) for name in file.entries)
     return _OUTER + HF_PREFIX if prefixed else _OUTER
 
@@ -81,7 +81,7 @@ def _pair(
 
 def _shapes(key: str, weight: Weight, config: BloomConfig, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
     rows, columns = weight.hf_shape(config)
-    if key.startswith(EMBEDDING):  # PEFT's embedding is the transposed linear layer of one-hot vectors
+    if key.startswith(EMBEDDING):  # PEFT treats the embedding as a transposed linear layer of one-hot vectors
         rows, columns = columns, rows
     return (rank, columns), (rows, rank)
 
@@ -98,7 +98,12 @@ def _factor(file: SafetensorsFile, name: str, shape: tuple[int, ...]) -> Array:
 
 
 def save(folder: Path, lora: LoraConfig, pairs: Mapping[str, tuple[Array, Array]]) -> None:
-    """Write an adapter that PEFT loads onto a BloomForCausalLM. The folder is complete or not there.
+    """Write an adapter folder that PEFT loads for a BloomForCausalLM. An error leaves the folder unchanged.
+
+    Args:
+        folder: the folder to write.
+        lora: config of the adapter.
+        pairs: Hugging Face key of a weight (without `transformer.`) -> factors (A, B), in PEFT's shapes.
 
     Raises:
         InvalidInput: when the folder cannot be written.

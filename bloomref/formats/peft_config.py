@@ -1,7 +1,6 @@
-"""adapter_config.json of PEFT: the adapted modules of a LoRA adapter, its ranks and scales; matching of module names.
+"""adapter_config.json of PEFT: adapted modules, ranks and scales of a LoRA adapter. Clauses: LRA-12, LRA-18.
 
-Modules have the names that they have in transformers' BloomForCausalLM:
-`transformer.h.0.self_attention.query_key_value`.
+Module names are those of transformers' BloomForCausalLM, such as `transformer.h.0.self_attention.query_key_value`.
 """
 
 import math
@@ -20,7 +19,7 @@ EMBEDDING = "word_embeddings"
 ALL_LINEAR = "all-linear"
 _USED = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
 _MATCHING = ("target_modules", "exclude_modules", "layers_to_transform")
-# no effect on what an adapter does, or the default of a switch that is refused when it is on
+# keys without effect on the adapter's output, or parameters of an option that is refused
 _INERT: tuple[str, ...] = (
     "task_type",
     "auto_mapping",
@@ -46,17 +45,20 @@ _QUANTIFIER = re.compile(r"(?<!\\)[*+?]")
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """PEFT's LoraConfig, as far as it concerns a BLOOM. The defaults are PEFT's.
+    """The options of PEFT's LoraConfig that BLOOM needs. The defaults are PEFT's.
 
     Args:
-        r: the rank R.
-        lora_alpha: what the adapter adds is scaled by lora_alpha / r, with `use_rslora` by lora_alpha / sqrt(r).
-        target_modules: names, or endings of names behind a dot, of the modules to adapt (`query_key_value`, `dense`,
-            `dense_h_to_4h`, `dense_4h_to_h`, `word_embeddings`); a regular expression for whole names; or "all-linear".
-        exclude_modules: likewise, of modules to leave out.
-        layers_to_transform: the layers to adapt; None: all.
-        lora_dropout: of the input of the adapter, in training. None for the embedding.
-        rank_pattern, alpha_pattern: the end of a module's name (a regular expression) -> its own r, its own lora_alpha.
+        r: the rank R, at least 1.
+        lora_alpha: the adapter's term is scaled by lora_alpha / r, or by lora_alpha / sqrt(r) with `use_rslora`.
+        target_modules: modules to adapt. A list has module names or their last parts (`query_key_value`, `dense`,
+            `dense_h_to_4h`, `dense_4h_to_h`, `word_embeddings`). A string is a regular expression that matches whole
+            names, or "all-linear".
+        exclude_modules: modules that are not adapted, in the same form.
+        layers_to_transform: indices of the layers to adapt; None: all layers. It applies only to a list of modules.
+        lora_dropout: dropout rate of the adapter's input in training, in [0, 1). The embedding has no dropout.
+        use_rslora: scale by the square root of the rank.
+        rank_pattern: regular expression for the end of a module's name -> r of that module.
+        alpha_pattern: regular expression for the end of a module's name -> lora_alpha of that module.
 
     Raises:
         InvalidInput: when a value is outside its domain.
@@ -88,11 +90,11 @@ class LoraConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LoraConfig":
-        """Read the contents of an adapter_config.json.
+        """Create a config from the contents of an adapter_config.json.
 
         Raises:
-            Unsupported: for another method than LoRA, and for any of its variants;
-            BadWeights: for a value out of its domain.
+            Unsupported: for a method other than LoRA, and for a variant of LoRA (LRA-18).
+            BadWeights: for a value outside its domain.
         """
         _check_supported(data)
         fields = {name: data[name] for name in (*_USED, *_MATCHING) if data.get(name) is not None}
@@ -104,7 +106,7 @@ class LoraConfig:
             raise BadWeights(f"adapter_config.json: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
-        """An adapter_config.json that PEFT reads: what it does not say has PEFT's default there."""
+        """Contents of an adapter_config.json for PEFT. Keys that are left out have PEFT's defaults."""
         listed = {name: getattr(self, name) for name in (*_USED, *_MATCHING)}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in listed.items()}
         fixed = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True}
@@ -114,15 +116,15 @@ class LoraConfig:
     # --- modules ---------------------------------------------------------------------------------
 
     def targets(self, config: BloomConfig) -> dict[str, Weight]:
-        """Hugging Face key (without `transformer.`) of every adapted weight -> its row of the table.
+        """Adapted weights of a model: Hugging Face key (without `transformer.`) -> its row of the weight table.
 
         Raises:
-            InvalidInput: when there is none, or when a name is not one of a BLOOM's; Unsupported: for the head.
+            InvalidInput: when no module of the model matches; Unsupported: when `target_modules` names the LM head.
         """
         for name in self.target_modules if isinstance(self.target_modules, tuple) else ():
             if name.rpartition(".")[2] == "lm_head":
                 hint = "adapt the layers below it instead"
-                raise Unsupported(describe("target_modules", "modules other than the head", name, hint))
+                raise Unsupported(describe("target_modules", "modules other than the LM head", name, hint))
         targets = {
             key: weight for key, weight in keys(config) if _is_adaptable(weight) and self._adapts(module_name(key))
         }
@@ -132,10 +134,11 @@ class LoraConfig:
         return targets
 
     def rank(self, key: str) -> int:
-        """Of the adapter of the weight with this Hugging Face key."""
+        """Rank of the adapter of the weight with this Hugging Face key."""
         return int(_matching(self.rank_pattern, module_name(key), self.r))
 
     def scale(self, key: str) -> float:
+        """Scale of the adapter of the weight with this Hugging Face key."""
         alpha, rank = float(_matching(self.alpha_pattern, module_name(key), self.lora_alpha)), self.rank(key)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
@@ -149,7 +152,7 @@ class LoraConfig:
 
 
 def module_name(key: str) -> str:
-    """Of the module whose weight has this Hugging Face key."""
+    """Name of the module whose weight has this Hugging Face key."""
     return HF_PREFIX + key.removesuffix(".weight")
 
 
@@ -166,7 +169,7 @@ def _fits(patterns: str | tuple[str, ...], module: str) -> bool:
 
 
 def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that the end of the name matches, behind a dot."""
+    """Return the value of the first pattern that matches the last parts of a module's name, or the default."""
     return next((value for p, value in patterns.items() if re.match(rf"(.*\.)?({p})$", module)), default)
 
 
@@ -179,13 +182,13 @@ def _check_supported(data: Mapping[str, Any]) -> None:
     if data.get("bias", "none") != "none":
         raise Unsupported(describe("adapter_config.json: bias", "'none': biases stay frozen", repr(data["bias"])))
     if data.get("init_lora_weights", True) not in _PLAIN_INITS:
-        hint = "such an adapter changes the base weights, too; convert it with PEFT's path_initial_model_for_weight_conversion"
+        hint = "such an adapter also changes the base weights; convert it with PEFT's path_initial_model_for_weight_conversion"
         got = repr(data["init_lora_weights"])
         raise Unsupported(describe("adapter_config.json: init_lora_weights", "a plain initialisation", got, hint))
     known = (*_USED, *_MATCHING, *_INERT, "bias")
     for name, value in data.items():
         if name not in known and value not in (None, False, {}, [], ""):
-            hint = "bloomref runs plain LoRA: low-rank products added to linear layers and to the look-up"
+            hint = "bloomref runs plain LoRA: low-rank products added to linear layers and to the embedding lookup"
             raise Unsupported(describe(f"adapter_config.json: {name}", "an adapter without it", repr(value), hint))
 
 
@@ -213,7 +216,11 @@ def _pattern(name: str, value: object) -> Mapping[str, Any]:
 
 
 def _check_expression(name: str, expression: str) -> None:
-    """Refuse what can take forever to match: an expression may come from a file that somebody else has written."""
+    """Refuse regular expressions whose matching can take exponential time. They may come from an untrusted file.
+
+    Raises:
+        InvalidInput: when the expression is invalid, or not simple enough.
+    """
     try:
         re.compile(expression)
     except (re.error, RecursionError, OverflowError) as error:

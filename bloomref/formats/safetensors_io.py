@@ -1,9 +1,9 @@
-"""The safetensors file format, read by memory map and written as a stream.
+"""The safetensors file format, read through a memory map and written as a stream.
 
-A file is a little-endian u64, that many bytes of JSON header, and the tensors' bytes without overlap or hole. The
-header gives each tensor `dtype`, `shape` and `data_offsets` [start,
-stop) counted from the header's end. bfloat16 is decoded
-here: NumPy has no such dtype, and the reader of the safetensors package refuses it for NumPy.
+A file begins with the length of its JSON header, a little-endian u64. The header is followed by the bytes of the
+tensors, without overlaps or holes. The header gives each tensor's `dtype`, `shape` and `data_offsets` [start, stop),
+counted from the end of the header. This module decodes bfloat16 itself, because NumPy has no such dtype and the
+safetensors package does not read it for NumPy.
 """
 
 import json
@@ -55,10 +55,10 @@ class Entry:
 
 
 class SafetensorsFile:
-    """One open file. Arrays are read-only views of its memory map and stay valid as long as they are referenced.
+    """Open file. Its arrays are read-only views of the memory map, and stay valid as long as they are referenced.
 
     Raises:
-        BadWeights: when the header is damaged or hostile, naming the file and the tensor.
+        BadWeights: when the header is damaged or hostile, naming the file and the tensor. Clause: WGT-11.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,14 +71,14 @@ class SafetensorsFile:
         _second_opinion(path)
 
     def view(self, name: str) -> Array:
-        """The tensor, read-only, not copied (but for one whose bytes do not start at a multiple of its item size)."""
+        """Return a tensor as a read-only array. Only a misaligned tensor is copied."""
         entry = self.entries[name]
         dtype = DTYPES[entry.dtype]
         array = np.frombuffer(self._map, dtype, math.prod(entry.shape), entry.start).reshape(entry.shape)
         return array if array.flags.aligned else _read_only(array.copy())
 
     def pieces(self, name: str) -> Iterator[Array]:
-        """The tensor as flat consecutive views; the memory of what has been consumed is given back."""
+        """Yield a tensor as consecutive flat views. The memory of earlier chunks is released."""
         flat, begin = self.view(name).reshape(-1), self.entries[name].start
         released = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
         step = _PIECE // flat.itemsize
@@ -143,7 +143,7 @@ def _entry(value: object, begin: int, size: int, name: str) -> Entry:
 
 
 def _second_opinion(path: Path) -> None:
-    """Refuse every file that the `safetensors` package refuses, even if it passes the checks above."""
+    """Refuse a file that the `safetensors` package refuses, even if it passes the checks of this module."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -158,7 +158,12 @@ def _natural_numbers(value: object) -> bool:
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Write `arrays` to `path`, under a temporary name first; memory for one contiguous copy of the largest at most.
+    """Write a file atomically. At most one array at a time is copied, to make it contiguous. Clause: WGT-12.
+
+    Args:
+        path: the file to write.
+        arrays: name -> array.
+        metadata: strings for `__metadata__`; None: `{"format": "pt"}`, which transformers requires.
 
     Raises:
         InvalidInput: for an array whose dtype the format does not have.

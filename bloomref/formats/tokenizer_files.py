@@ -1,4 +1,4 @@
-"""The files of a tokenizer: copied within a layout, translated between the two."""
+"""Files of a tokenizer: copied within a layout, converted between the two layouts."""
 
 import shutil
 from pathlib import Path
@@ -24,23 +24,24 @@ KERAS_FILES = (
     str(KERAS_ASSETS / "vocabulary.json"),
     str(KERAS_ASSETS / "merges.txt"),
 )
-# BLOOM's rule (Oniguruma): a run of what is neither space nor the listed punctuation, with one space before it
+# BLOOM's rule (Oniguruma): a run of characters other than spaces and the listed punctuation, with an optional space
 SPLIT_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 _SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The tokenizer's files in a folder of either layout."""
+    """Paths of the tokenizer's files in a folder, in either layout."""
     names = KERAS_FILES if has_keras_tokenizer(folder) else HF_FILES[:-1]
     return [folder / name for name in names if (folder / name).exists()]
 
 
 def has_keras_tokenizer(folder: Path) -> bool:
+    """True if the folder has a tokenizer in the Keras layout."""
     return (folder / KERAS_ASSETS / "vocabulary.json").exists()
 
 
 def vocabulary_and_merges(folder: Path) -> tuple[dict[str, int], list[str]]:
-    """The vocabulary and the merges, best first, of a folder in either layout.
+    """Read the vocabulary (token -> id) and the merges (by decreasing priority) of a folder, in either layout.
 
     Raises:
         BadWeights: when the folder has no tokenizer, or a damaged one.
@@ -75,7 +76,12 @@ def _checked(vocabulary: dict[str, Any]) -> dict[str, int]:
 
 
 def bloom_tokenizer_json(vocabulary: dict[str, int], merges: list[str]) -> dict[str, Any]:
-    """A `tokenizer.json` that splits text by BLOOM's own rule."""
+    """Contents of a `tokenizer.json` that splits text by BLOOM's rule.
+
+    Args:
+        vocabulary: token -> id.
+        merges: "left right" pairs, by decreasing priority.
+    """
     special = [token for token in _SPECIAL.values() if token in vocabulary]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -104,7 +110,7 @@ def bloom_tokenizer_json(vocabulary: dict[str, int], merges: list[str]) -> dict[
 
 
 def write_hf_tokenizer(source: Path, target: Path) -> None:
-    """Write the tokenizer of `source` into `target` as transformers reads it."""
+    """Write the tokenizer of the folder `source` into `target`, in the layout of transformers."""
     if not has_keras_tokenizer(source):
         _copy(source, target, HF_FILES)
         return
@@ -117,7 +123,7 @@ def write_hf_tokenizer(source: Path, target: Path) -> None:
 
 
 def write_keras_tokenizer(source: Path, target: Path) -> None:
-    """Write the tokenizer of `source` into `target` as KerasHub's BloomTokenizer reads it."""
+    """Write the tokenizer of the folder `source` into `target`, in the layout of KerasHub's BloomTokenizer."""
     (target / KERAS_ASSETS).mkdir(parents=True)
     if has_keras_tokenizer(source):
         _copy(source, target, KERAS_FILES)
@@ -147,7 +153,7 @@ def _keras_tokenizer() -> dict[str, Any]:
 
 
 def keras_dtype(name: str) -> dict[str, Any]:
-    """A dtype policy as Keras serializes it."""
+    """Serialized Keras dtype policy with this name."""
     return {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}, "registered_name": None}
 
 

@@ -1,7 +1,7 @@
-"""Cache of checks that large files have passed, so that they are read through again only after a change.
+"""Cache of passed checks of large files. A file is checked again only after it has changed.
 
 An entry is an empty file in the user's cache folder. Its name is a hash of the check and of the files' folder, sizes,
-times and inodes.
+modification times and inodes.
 """
 
 import hashlib
@@ -13,14 +13,14 @@ from bloomref.params import Source
 
 
 def is_validated(source: Source | None, check: str) -> bool:
-    """True if the files have passed the check before, and have not changed since."""
+    """True if the files have passed the check, and have not changed since then."""
     return source is not None and _path(source, check).exists()
 
 
 def record_validated(source: Source | None, check: str, size: int) -> None:
     """Record that files of `size` bytes have passed a check.
 
-    Small files, and folders that cannot be written, are skipped.
+    Small files are not recorded, and neither is anything if the cache folder cannot be written.
     """
     if source is not None and size >= MIN_CACHED_BYTES:
         with suppress(OSError):
