@@ -1,4 +1,4 @@
-"""KerasHub: the cached path has no mask, so that left padding is seen as text."""
+"""KerasHub: the cached path has no mask, so left padding counts as text."""
 
 import os
 

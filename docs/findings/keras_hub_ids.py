@@ -1,4 +1,4 @@
-"""KerasHub on JAX: illegal ids and masks are taken without a word."""
+"""KerasHub on JAX: illegal ids and masks are silently accepted."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""llama.cpp: a BLOOM whose heads have width 1 ends the process, where an error would do. Needs bloomref."""
+"""llama.cpp: a BLOOM whose heads have width 1 ends the process instead of raising an error. Needs bloomref."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""transformers: a hole in the mask moves what is behind it, as if the tokens were deleted."""
+"""transformers: a hole in the mask shifts the tokens after it, as if the masked tokens were deleted."""
 
 import torch
 from transformers import BloomConfig, BloomForCausalLM

@@ -1,4 +1,4 @@
-"""transformers: a mask of 2 is taken, and doubles distances."""
+"""transformers: a mask value of 2 is accepted, and doubles distances."""
 
 import torch
 from transformers import BloomConfig, BloomForCausalLM

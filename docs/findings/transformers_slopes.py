@@ -1,4 +1,4 @@
-"""transformers: slopes are powers of a rounded float32 base: with 16 heads 0.49999997, where 0.5 is meant."""
+"""transformers: slopes are powers of a rounded base, so with 16 heads the second one is 0.49999997, not 0.5."""
 
 import torch
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
