@@ -1,4 +1,4 @@
-"""BloomTokenizer: BLOOM's byte-level BPE, over the `tokenizers` library, with the interface of KerasHub's class."""
+"""BloomTokenizer: BLOOM's byte-level BPE with the interface of KerasHub's class, based on the `tokenizers` library."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>",
 
 
 class BloomTokenizer:
-    """Text to token ids and back. Lossless: `detokenize(tokenize(text)) == text`. No begin token is ever added.
+    """Converts text to token ids and back. Lossless: `detokenize(tokenize(text)) == text`.
+
+    Text is split by BLOOM's rule. The special tokens `<unk>`, `<s>`, `</s>` and `<pad>` are recognised in text if the
+    vocabulary has them. No begin token is ever added.
 
     Args:
-        vocabulary: token -> id, or the path of a JSON file that holds it.
-        merges: "left right" pairs (or 2-tuples) in order of priority, or the path of a text file of them.
-
-    Text is split by BLOOM's own rule. The special tokens `<unk>`, `<s>`, `</s>` and `<pad>`, where the vocabulary has
-    them, are recognised in text.
+        vocabulary: token -> id, or the path of a JSON file with this object.
+        merges: "left right" strings or 2-tuples by decreasing priority, or the path of a text file with one per line.
 
     Raises:
-        InvalidInput: when vocabulary and merges do not fit together.
+        InvalidInput: when the vocabulary or the merges are invalid, or do not match each other.
 
     Example:
         >>> tokenizer = BloomTokenizer({"<s>": 0, "</s>": 1, "h": 2, "i": 3, "hi": 4}, ["h i"])
@@ -42,13 +42,16 @@ class BloomTokenizer:
 
     @classmethod
     def from_preset(cls, preset: str | Path, **kwargs: Any) -> "BloomTokenizer":
-        """The tokenizer of a preset: a built-in name, `hf://...`, `kaggle://...` or a local folder.
+        """Load the tokenizer of a preset.
 
-        A folder holds Hugging Face's `tokenizer.json`, or KerasHub's `assets/tokenizer/{vocabulary.json,merges.txt}`.
-        `revision` names one of a hub repository.
+        Args:
+            preset: a built-in name, `hf://...`, `kaggle://...` or a folder. A folder has Hugging Face's
+                `tokenizer.json`, or KerasHub's `assets/tokenizer/{vocabulary.json,merges.txt}`.
+            **kwargs: `revision`: branch, tag or commit of a hub repository.
 
         Raises:
-            InvalidInput: no such preset, or no tokenizer in it; BadWeights: a damaged or foreign tokenizer file.
+            InvalidInput: when the preset does not exist, or has no tokenizer.
+            BadWeights: when a file is damaged, or is that of another kind of tokenizer.
         """
         from bloomref.presets.resolver import resolve
 
@@ -60,7 +63,11 @@ class BloomTokenizer:
 
     @classmethod
     def find(cls, folder: Path) -> "BloomTokenizer | None":
-        """The tokenizer whose files lie in `folder`, or None when there are none."""
+        """Load the tokenizer of a folder, or return None if the folder has none.
+
+        Raises:
+            BadWeights: when a file is damaged, or is that of another kind of tokenizer.
+        """
         if has_keras_tokenizer(folder):
             return cls._from_keras(folder)
         if (folder / "tokenizer.json").is_file():
@@ -89,10 +96,11 @@ class BloomTokenizer:
     @overload
     def tokenize(self, text: list[str]) -> list[list[int]]: ...
     def tokenize(self, text: str | list[str]) -> list[int] | list[list[int]]:
-        """The ids of a text, or of each text of a list.
+        """Return the token ids of a text, or of each text of a list.
 
         Raises:
-            InvalidInput: for anything but text, and for text with lone surrogates, which has no bytes.
+            InvalidInput: when `text` is neither a string nor a list of strings, or has lone surrogates, which UTF-8
+                cannot encode.
         """
         if isinstance(text, str):
             return self._tokenize([text])[0]
@@ -113,7 +121,7 @@ class BloomTokenizer:
     @overload
     def __call__(self, text: list[str]) -> list[list[int]]: ...
     def __call__(self, text: str | list[str]) -> list[int] | list[list[int]]:
-        """As `tokenize`."""
+        """Same as `tokenize`."""
         return self.tokenize(text)
 
     @overload
@@ -123,10 +131,14 @@ class BloomTokenizer:
     def detokenize(
         self, ids: Sequence[int] | Sequence[Sequence[int]], skip_special_tokens: bool = False
     ) -> str | list[str]:
-        """The text of a sequence of ids, or of each sequence of a list. Bytes that form no character become U+FFFD.
+        """Return the text of a sequence of ids, or of each sequence of a list. Invalid UTF-8 becomes U+FFFD.
+
+        Args:
+            ids: token ids.
+            skip_special_tokens: leave special tokens out of the text.
 
         Raises:
-            InvalidInput: for ids that are no integers or have no token.
+            InvalidInput: when an id is not an integer, or no token has it.
         """
         rows = _rows(ids)
         if rows is not None:
@@ -143,28 +155,40 @@ class BloomTokenizer:
     # --- vocabulary ------------------------------------------------------------------------------
 
     def vocabulary_size(self) -> int:
-        """The highest id plus one; BLOOM's own has 250680, fewer than the 250880 rows of its embedding."""
+        """Highest id plus one. BLOOM's tokenizer has 250680 tokens, and BLOOM's embedding 250880 rows."""
         return len(self._tokens)
 
     def get_vocabulary(self) -> list[str]:
-        """The tokens in the order of their ids, in the printable spelling of byte-level BPE ("Ġ" is a space)."""
+        """Tokens in the order of their ids, in the printable spelling of byte-level BPE ("Ġ" is a space)."""
         return [token for token in self._tokens if token is not None]
 
     def id_to_token(self, id: int) -> str:
-        """Raises: InvalidInput: when no token has this id."""
+        """Token with this id, in the printable spelling of byte-level BPE.
+
+        Raises:
+            InvalidInput: when no token has this id.
+        """
         token = self._tokens[self._check_id(id)]
         assert token is not None
         return token
 
     def token_to_id(self, token: str) -> int:
-        """Raises: InvalidInput: when it is not in the vocabulary."""
+        """Id of a token, which has the printable spelling of byte-level BPE.
+
+        Raises:
+            InvalidInput: when the vocabulary does not have the token.
+        """
         token_id = self._backend.token_to_id(token) if isinstance(token, str) else None
         if token_id is None:
             raise invalid("token", f"one of the {self.vocabulary_size()} tokens of the vocabulary", repr(token))
         return token_id
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that a token adds to a text without special tokens: none for a special token."""
+        """UTF-8 bytes of the token with this id; empty for a special token.
+
+        Raises:
+            InvalidInput: when no token has this id.
+        """
         token_id = self._check_id(id)
         return b"" if token_id in self._special_ids else _to_bytes(self.id_to_token(token_id))
 
@@ -174,22 +198,22 @@ class BloomTokenizer:
 
     @property
     def start_token_id(self) -> int | None:
-        """`<s>`, or None when the vocabulary has no such token."""
+        """Id of `<s>`, or None if the vocabulary does not have this token."""
         return self._backend.token_to_id(self._special["bos_token"])
 
     @property
     def end_token_id(self) -> int | None:
-        """`</s>`, or None when the vocabulary has no such token."""
+        """Id of `</s>`, or None if the vocabulary does not have this token."""
         return self._backend.token_to_id(self._special["eos_token"])
 
     @property
     def pad_token_id(self) -> int | None:
-        """`<pad>`, or None when the vocabulary has no such token."""
+        """Id of `<pad>`, or None if the vocabulary does not have this token."""
         return self._backend.token_to_id(self._special["pad_token"])
 
     @property
     def unk_token_id(self) -> int | None:
-        """`<unk>`, or None when the vocabulary has no such token. Byte-level BPE never needs it."""
+        """Id of `<unk>`, or None if the vocabulary does not have this token. Byte-level BPE never produces it."""
         return self._backend.token_to_id(self._special["unk_token"])
 
     bos_token_id = start_token_id
@@ -216,7 +240,7 @@ class BloomTokenizer:
         return int(token_id)
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and its side files, as transformers reads them, into a folder that exists."""
+        """Write `tokenizer.json`, `special_tokens_map.json` and `tokenizer_config.json` into an existing folder."""
         write_json(folder / "tokenizer.json", json.loads(self._backend.to_str()))
         present = {name: token for name, token in self._special.items() if self._backend.token_to_id(token) is not None}
         write_json(folder / "special_tokens_map.json", present)
@@ -271,7 +295,7 @@ def _restore(state: str, special: dict[str, str]) -> BloomTokenizer:
 
 
 def _named_specials(folder: Path) -> dict[str, str]:
-    """The special tokens that Hugging Face's side files name, where they are named."""
+    """Special tokens that `special_tokens_map.json` and `tokenizer_config.json` name: role -> token."""
     tokens: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
@@ -296,7 +320,7 @@ def _read_vocabulary(vocabulary: object) -> dict[str, int]:
         if not isinstance(token, str) or not is_integer(token_id) or not 0 <= token_id < 2**32:
             raise invalid("vocabulary", "strings with ids in [0, 2**32)", {token: token_id})
     if len(set(vocabulary.values())) != len(vocabulary):
-        raise invalid("vocabulary", "an id of its own for every token", "repeated ids")
+        raise invalid("vocabulary", "a different id for every token", "repeated ids")
     return {token: int(token_id) for token, token_id in vocabulary.items()}
 
 
@@ -320,7 +344,7 @@ def _pair(merge: Any) -> str:
 
 
 def _rows(ids: Any) -> list[Any] | None:
-    """The sequences of a list of sequences, or None for a single sequence."""
+    """Return the sequences of a list of sequences, or None for a single sequence."""
     if isinstance(ids, str) or not hasattr(ids, "__iter__"):
         raise invalid("ids", "a list of ids, or a list of lists", ids)
     rows = list(ids)
@@ -331,7 +355,10 @@ def _rows(ids: Any) -> list[Any] | None:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE spells every byte as one printable character: itself, or the next free one from U+0100 on."""
+    """Printable character of byte-level BPE -> byte.
+
+    A printable byte is spelled as itself, any other byte as the next unused character from U+0100 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
@@ -341,7 +368,7 @@ _BYTES = _byte_of_character()
 
 
 def _to_bytes(token: str) -> bytes:
-    """The bytes of a token; one that is not in the byte spelling (an added token) stands for itself."""
+    """Bytes of a token. An added token, which is not in the byte spelling, is encoded as UTF-8."""
     if all(character in _BYTES for character in token):
         return bytes(_BYTES[character] for character in token)
     return token.encode()

@@ -1,7 +1,7 @@
-"""Downloads from the Hugging Face hub, through huggingface_hub: its cache, progress bars, resume and offline mode.
+"""Downloads from the Hugging Face hub with huggingface_hub: its cache, progress bars, resume and offline mode.
 
-Small files come first; they decide which weights to fetch, by name. So nothing is fetched twice in two formats, and
-never a pickle. huggingface_hub checks the size of what arrives, this module its digest.
+Config and tokenizer come first, and decide which weight files to fetch by name. So weights are fetched in one format
+only, and pickles never. huggingface_hub checks the size of a downloaded file, this module its digest.
 """
 
 import hashlib
@@ -19,11 +19,17 @@ _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
 def download(repo: str, revision: str, *, weights: bool) -> Path:
-    """The local snapshot of a repository: config and tokenizer, and its weights where wanted.
+    """Download config, tokenizer and weights of a repository. Returns the folder of the local snapshot.
+
+    Args:
+        repo: `user/repo`.
+        revision: branch, tag or commit.
+        weights: False: do not download the weights.
 
     Raises:
-        InvalidInput: no such repository or revision. Unsupported: no network, no permission, or pickled weights only.
-        BadWeights: a file that is missing, or is not what the hub announced.
+        InvalidInput: the repository or revision does not exist.
+        Unsupported: no network, no permission, or only pickled weights.
+        BadWeights: a file is missing, or its size or digest is not the one that the hub lists.
     """
     folder = _fetch(repo, revision, _SMALL)
     for name in _SMALL:
@@ -36,7 +42,11 @@ def download(repo: str, revision: str, *, weights: bool) -> Path:
 
 
 def download_adapter(repo: str, revision: str) -> Path:
-    """The local snapshot of a repository of PEFT: the adapter's config and its factors.
+    """Download a PEFT adapter, its config and its factors. Returns the folder of the local snapshot.
+
+    Args:
+        repo: `user/repo`.
+        revision: branch, tag or commit.
 
     Raises:
         InvalidInput, Unsupported, BadWeights: as `download`.
@@ -67,7 +77,7 @@ def _fetch_weights(repo: str, folder: Path, revision: str) -> None:
 
 
 def _commit(folder: Path, revision: str) -> str:
-    """Commit of a snapshot: the name of its folder, or else the revision."""
+    """Commit of a snapshot, which is the name of its folder, or else the revision."""
     return folder.name if _SHA1.fullmatch(folder.name) else revision
 
 
@@ -85,7 +95,7 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _fetch(repo: str, revision: str, names: Iterable[str]) -> Path:
-    """A snapshot with those of the files that the repository has."""
+    """Download those of the named files that the repository has. Returns the folder of the snapshot."""
     try:
         from huggingface_hub import snapshot_download
 
@@ -96,7 +106,10 @@ def _fetch(repo: str, revision: str, names: Iterable[str]) -> Path:
 
 
 def _check_digest(path: Path, repo: str) -> None:
-    """In the hub's cache a file is a link to a blob, and the blob's name is its digest: SHA-256, or git's SHA-1."""
+    """Check the digest of a file in the hub's cache, and delete a damaged file.
+
+    The file is a link to a blob, and the blob's name is its digest: SHA-256, or git's SHA-1.
+    """
     if not path.is_symlink():
         return
     blob = path.resolve()
@@ -111,7 +124,7 @@ def _check_digest(path: Path, repo: str) -> None:
             digest.update(piece)
     if digest.hexdigest() != blob.name:
         path.unlink()
-        blob.unlink()  # so that the next try fetches it again
+        blob.unlink()  # the next try downloads it again
         raise BadWeights(
             f"hf://{repo}: {path.name}: expected the digest {blob.name}, got {digest.hexdigest()}; try again"
         )
@@ -154,9 +167,7 @@ def _transport_error(error: Exception, name: str) -> BloomrefError:
 
     causes = list(_causes(error))
     if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
-        return Unsupported(
-            f"{name}: expected its files in the cache, got none; HF_HUB_OFFLINE forbids to download them"
-        )
+        return Unsupported(f"{name}: expected its files in the cache, got none; HF_HUB_OFFLINE forbids downloads")
     for cause in causes:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status in (401, 403):
@@ -168,13 +179,13 @@ def _transport_error(error: Exception, name: str) -> BloomrefError:
     if isinstance(error, errors.LocalEntryNotFoundError) or _is_network(causes):
         return Unsupported(
             f"{name}: expected its files in the cache or a connection to the hub, got {first_line(causes[-1])}; check "
-            "the network, then try again: what has arrived is kept"
+            "the network, then try again: the download is resumed"
         )
     return Unsupported(f"{name}: expected a download, got {type(error).__name__}: {first_line(error)}")
 
 
 def _is_network(causes: list[BaseException]) -> bool:
-    """httpx's errors share no base with Python's, and the package's name differs between versions of the hub client."""
+    """True if a cause is a network error: a ConnectionError, or an error of httpx, which has no common base class."""
     return any(isinstance(c, ConnectionError) or type(c).__module__.startswith(("httpx", "httpcore")) for c in causes)
 
 
@@ -185,5 +196,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of another package's error, to be quoted in a message."""
+    """First line of another package's error message, or the error's class name without one."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

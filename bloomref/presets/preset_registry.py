@@ -1,9 +1,10 @@
-"""The built-in presets: data, no logic.
+"""Built-in presets and adapters. Clauses: PRE-1 ... PRE-3, PRE-8, PRE-9.
 
-Names follow KerasHub, sizes the config.json of each repository, parameter counts the closed formula (a test recomputes
-them). A commit is pinned only where public records show that it holds safetensors. The weights are not part of
-bloomref, but for `bloom_tiny_udhr`: they belong to BigScience, under its own licence,
-and are fetched from the hub when a preset is first used.
+Names follow KerasHub. Sizes follow the config.json of each repository. Parameter counts follow the closed formula of
+PRE-2. A commit is pinned only where public records show that it has safetensors weights.
+
+bloomref ships only the weights of `bloom_tiny_udhr`. The other weights belong to BigScience and have its licence; they
+are downloaded from the hub at the first use of a preset.
 """
 
 from dataclasses import dataclass
@@ -15,36 +16,37 @@ from bloomref.config import BloomConfig
 RAIL = "BigScience RAIL License v1.0"
 RAIL_URL = "https://huggingface.co/spaces/bigscience/license"
 DISCLAIMER = (
-    "The weights were trained and published by BigScience, not by the authors of bloomref; they come as is, without any "
-    "warranty, and their licence restricts some uses: read it before you use them."
+    "The weights were trained and published by BigScience, not by the authors of bloomref. They are provided as is, "
+    "without any warranty. Their licence restricts some uses: read it before you use them."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Facts about a checkpoint that are known without opening it."""
+    """Metadata of a checkpoint, available without opening it."""
 
     name: str
     description: str
     parameters: int
+    """Number of parameters."""
     config: BloomConfig
     source: str
-    """A repository of the Hugging Face hub, or "embedded": shipped inside the package."""
+    """Repository on the Hugging Face hub, `user/repo`; or "embedded", for a preset that ships with the package."""
     revision: str = "main"
-    """The commit that is loaded by default, where one that holds safetensors is known for certain; else a branch."""
+    """Default revision: a commit that is known to have safetensors weights, or else a branch."""
     kaggle: str | None = None
-    """The handle of the same weights in the Keras layout."""
+    """Kaggle handle of the same weights in the Keras layout."""
     licence: str = RAIL
     licence_url: str = RAIL_URL
     disclaimer: str = DISCLAIMER
 
     @property
     def folder(self) -> Path | None:
-        """Where an embedded preset lies."""
+        """Folder of an embedded preset; None for other presets."""
         return Path(__file__).parent / self.name if self.source == "embedded" else None
 
     def summary(self) -> dict[str, Any]:
-        """The entry of `BloomBackbone.presets`."""
+        """Entry of the preset in `BloomBackbone.presets`."""
         return {
             "description": self.description,
             "parameters": self.parameters,
@@ -58,16 +60,16 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterPreset:
-    """A LoRA adapter that is shipped inside the package."""
+    """LoRA adapter that ships with the package."""
 
     name: str
     description: str
     base: str
-    """The preset that it was trained on."""
+    """Preset whose weights were adapted."""
 
     @property
     def folder(self) -> Path:
-        """Where it lies, in PEFT's layout."""
+        """Folder of the adapter, in PEFT's layout."""
         return Path(__file__).parent / self.name
 
 
@@ -76,7 +78,7 @@ ADAPTERS = {
     for adapter in (
         AdapterPreset(
             name="bloom_tiny_udhr_facts",
-            description="twenty sentences about BLOOM, learned by heart: the example of docs/finetuning.md",
+            description="twenty memorized sentences about BLOOM: the example of docs/finetuning.md",
             base="bloom_tiny_udhr",
         ),
     )
@@ -102,7 +104,7 @@ _176B = _bigscience(70, 14336, 112)
 
 _BLOOM = "trained on text in 45 languages and programs in 12"
 _BLOOMZ = "finetuned on xP3, tasks in many languages with prompts in English"
-_MT = "finetuned on xP3mt, tasks with prompts translated by machine: for prompts that are not in English"
+_MT = "finetuned on xP3mt, tasks with machine-translated prompts: for prompts in languages other than English"
 _P3 = "finetuned on P3, tasks in English"
 
 _ALL = (
@@ -117,7 +119,7 @@ _ALL = (
         source="embedded",
         licence="Apache-2.0",
         licence_url="https://www.apache.org/licenses/LICENSE-2.0",
-        disclaimer="A toy, to test and to learn with: it has read a few hundred pages, and what it says is not true.",
+        disclaimer="A toy for tests and for learning: it was trained on a few hundred pages, and its output is not factual.",
     ),
     Preset(
         name="bloom_560m_multi",

@@ -1,4 +1,4 @@
-"""From the name of a preset, or of an adapter, to a local folder that holds it."""
+"""Resolution of the handle of a preset or adapter to a local path. Clauses: PRE-4, PRE-5, PRE-9."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +13,20 @@ _KAGGLE_SMALL = ("config.json", "tokenizer.json", *(str(KERAS_ASSETS / n) for n 
 
 
 def resolve(preset: str | Path, *, weights: bool = True, revision: str | None = None) -> Path:
-    """The local folder of a preset, downloaded if it has to be.
+    """Return the local folder of a preset. Missing files are downloaded.
 
     Args:
         preset: a built-in name; `hf://user/repo` or `hf://user/repo@revision`;
-            `kaggle://user/model/framework/variation`, with `/version` or without;
-            or a folder, which a `Path` always is.
-        weights: False fetches the config and the tokenizer only.
-        revision: a branch, tag or commit of a hub repository; None is the preset's own, else "main".
+            `kaggle://user/model/framework/variation`, optionally with `/version`; or the path of a folder. A `Path` is
+            always a folder.
+        weights: False: download config and tokenizer only.
+        revision: branch, tag or commit of a hub repository; None: the revision in `preset`, of the built-in preset, or
+            "main".
 
     Raises:
-        InvalidInput: nothing has this name, or the name and `revision` disagree.
-        Unsupported: the network, a permission or an optional package is missing.
-        BadWeights: what was downloaded is not what the hub announced, or holds no weights that can be read.
+        InvalidInput: the preset does not exist, or the revision in `preset` differs from `revision`.
+        Unsupported: no network, no permission, or an optional package is not installed.
+        BadWeights: a downloaded file is damaged, or the repository has no readable weights.
     """
     if not isinstance(preset, str | Path) or not str(preset):
         raise invalid("preset", "a preset's name, hf://user/repo, kaggle://..., or a folder", preset)
@@ -43,13 +44,14 @@ def resolve(preset: str | Path, *, weights: bool = True, revision: str | None = 
 
 
 def resolve_adapter(adapter: str | Path) -> Path:
-    """The local folder or file of a LoRA adapter, downloaded if it has to be.
+    """Return the local folder or file of a LoRA adapter. Missing files are downloaded.
 
     Args:
-        adapter: a built-in name; `hf://user/repo` or `hf://user/repo@revision`; or a path, which a `Path` always is.
+        adapter: a built-in name; `hf://user/repo` or `hf://user/repo@revision`; or the path of a folder in PEFT's
+            layout or of a `.lora.h5` file. A `Path` is always a path.
 
     Raises:
-        InvalidInput: nothing has this name. Unsupported, BadWeights: as `resolve`.
+        InvalidInput: the adapter does not exist. Unsupported, BadWeights: as `resolve`.
     """
     if not isinstance(adapter, str | Path) or not str(adapter):
         raise invalid("adapter", "an adapter's name, hf://user/repo, a folder of PEFT, or a .lora.h5 file", adapter)
@@ -95,7 +97,7 @@ def _suggestion(name: str) -> str:
 def _kaggle(name: str, weights: bool) -> Path:
     handle = name.removeprefix("kaggle://")
     if handle.count("/") not in (3, 4) or not all(handle.split("/")):
-        raise invalid("preset", "kaggle://user/model/framework/variation, with /version or without", name)
+        raise invalid("preset", "kaggle://user/model/framework/variation, optionally with /version", name)
     try:
         import kagglehub
     except ImportError as error:
@@ -114,7 +116,7 @@ def _from_kaggle(fetch: Callable[..., str], handle: str, weights: bool) -> Path:
     except Exception as error:  # kagglehub documents no base class for its errors
         status = getattr(getattr(error, "response", None), "status_code", None)
         kind = InvalidInput if status == 404 else Unsupported
-        hint = "if the model asks for consent, give it on its Kaggle page and log in with kagglehub.login()"
+        hint = "if the model requires consent, give it on its Kaggle page and log in with kagglehub.login()"
         raise kind(
             f"kaggle://{handle}: expected a download from Kaggle, got {hub.first_line(error)}; {hint}"
         ) from error

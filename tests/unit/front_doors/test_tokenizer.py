@@ -269,7 +269,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "vocabulary file": (lambda: BloomTokenizer("nowhere.json", []), "vocabulary: expected the path of a JSON file"),
     "vocabulary id": (lambda: BloomTokenizer({"a": -1}, []), "vocabulary: expected strings with ids"),
     "vocabulary real": (lambda: BloomTokenizer({"a": 1.5}, []), "vocabulary: expected strings with ids"),  # type: ignore[dict-item]
-    "vocabulary twice": (lambda: BloomTokenizer({"a": 1, "b": 1}, []), "vocabulary: expected an id of its own"),
+    "vocabulary twice": (lambda: BloomTokenizer({"a": 1, "b": 1}, []), "vocabulary: expected a different id"),
     "merges number": (lambda: BloomTokenizer({"a": 0}, 3), "merges: expected a list of pairs"),  # type: ignore[arg-type]
     "merges file": (lambda: BloomTokenizer({"a": 0}, "nowhere.txt"), "merges: expected the path of a text file"),
     "merges one": (lambda: BloomTokenizer({"a": 0}, ["a"]), "merges: expected pairs.*got a"),
