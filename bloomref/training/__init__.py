@@ -1,1 +1,1 @@
-"""Training: data, batches, the optimiser, the loop, checkpoints. `BloomCausalLM.fit` is the front door."""
+"""Training: data, batches, optimiser, loop, checkpoints. The public API is `BloomCausalLM.fit`."""

@@ -1,4 +1,4 @@
-"""Where batches come from: a function of their number, so that the place in the data is one integer."""
+"""Sources of batches. A batch is a function of its index, so one integer is the position of a run in the data."""
 
 import hashlib
 import math
@@ -17,17 +17,21 @@ from bloomref.training.settings import Settings
 
 
 class BatchSource(Protocol):
-    """Batch number `index`, the same at every call. A plain function `index -> Batch` is one."""
+    """Source of batches: a function from an index >= 0 to a batch, the same one at every call."""
 
     def __call__(self, index: int, /) -> Batch: ...
 
 
 class Packed:
-    """Endless batches of packed documents;
-    every pass over the data is shuffled and packed anew. Clauses: TRN-5 ... TRN-8.
+    """Endless batches of packed documents. Each epoch is shuffled and packed anew. Clauses: TRN-5 ... TRN-8.
+
+    Args:
+        documents: the training documents.
+        settings: of the run; `batch`, `context` and `seed` decide the batches.
+        pad_id: token id at padded positions.
 
     Raises:
-        InvalidInput: when there is nothing to learn.
+        InvalidInput: when no token counts in the loss.
     """
 
     def __init__(self, documents: Sequence[Document], settings: Settings, pad_id: int) -> None:
@@ -56,21 +60,25 @@ class Packed:
 
     @property
     def steps_per_epoch(self) -> float:
+        """Number of updates in one epoch."""
         return self.rows_per_epoch / (self._settings.batch * self._settings.accumulate)
 
     @property
     def fingerprint(self) -> str:
-        """Of every token and label, in order."""
+        """SHA-256 of all tokens and labels, in order."""
         return fingerprint([array for piece in self._pieces for array in (piece.token_ids, piece.labels)])
 
 
 class Replayed:
-    """Batches of an iterable that yields the same ones each time it is asked for an iterator.
+    """Batches of an iterable that yields the same batches at each iteration.
 
-    A resumed run passes over what was learned already.
+    A resumed run skips the batches before its first step.
+
+    Args:
+        batches: an iterable that can be iterated more than once, such as a list.
 
     Raises:
-        InvalidInput: when it ends too early, or can be asked only once.
+        InvalidInput: when `batches` is an iterator, or ends before the last step.
     """
 
     def __init__(self, batches: Iterable[Batch]) -> None:
@@ -92,15 +100,15 @@ class Replayed:
 
 
 def as_source(data: Callable[[int], Batch] | Iterable[Batch]) -> BatchSource:
-    """A function as it is, an iterable replayed."""
+    """Return a source of batches: `data` if it is a function, else a `Replayed` of the iterable."""
     return data if callable(data) else Replayed(data)
 
 
 def steps_of(settings: Settings, source: BatchSource) -> int:
-    """Number of updates of a run.
+    """Number of updates of a run: `settings.steps`, or else the updates of `settings.epochs`.
 
     Raises:
-        InvalidInput: when neither the settings nor the source know.
+        InvalidInput: when `settings.steps` is None and the source has no epochs.
     """
     if settings.steps is not None:
         return settings.steps
@@ -119,7 +127,7 @@ def fingerprint(arrays: Iterable[Array], text: str = "") -> str:
 
 
 def source_fingerprint(source: BatchSource) -> str:
-    """Of the data where the source knows all of it, else of its first batch."""
+    """SHA-256 of all data of a `Packed` source, or else of the first batch."""
     if isinstance(source, Packed):
         return source.fingerprint
     first = source(0)

@@ -1,4 +1,4 @@
-"""From text files and JSON lines to token ids, each document with what of it is to be learned."""
+"""Text files and JSON lines to documents: token ids, and which of them count in the loss."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ _RECORD = 'a text, or an object with "text", or with "prompt" and "completion"'
 
 @dataclass(frozen=True)
 class Text:
-    """One document before it is tokenised: `prompt` is empty but for pairs of prompt and completion."""
+    """Text of one document. `prompt` is empty unless the document is a pair of prompt and completion."""
 
     prompt: str
     completion: str
@@ -27,22 +27,24 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """The ids of one document, its end token included, and which of them count in the loss."""
+    """Token ids of one document, including its end token."""
 
     token_ids: Int[Array, " N"]
     is_target: Bool[Array, " N"]
+    """True for tokens that count in the loss."""
 
 
 def read(paths: Sequence[Path], separator: str | None = None) -> list[Text]:
-    """The documents of the files, in order. Clauses: TRN-1, TRN-2.
+    """Read the documents of files, in order. Clauses: TRN-1, TRN-2.
 
     Args:
-        paths: `.jsonl` files hold one object a line, {"text"} or {"prompt", "completion"} (other keys are ignored);
-            every other file is UTF-8 text.
-        separator: what stands between two documents of a text file; None: a file is one document.
+        paths: `.jsonl` files have one object per line, {"text"} or {"prompt", "completion"}; other keys are ignored.
+            Every other file is UTF-8 text.
+        separator: string between two documents of a text file; None: a file is one document.
 
     Raises:
-        InvalidInput: naming the file and the line.
+        InvalidInput: when a file cannot be read, has no text, is not UTF-8, or has an invalid line; naming the file
+            and the line.
     """
     return [text for path in paths for text in _read_file(Path(path), separator)]
 
@@ -81,10 +83,14 @@ def _record(line: str, place: str) -> Text:
 
 
 def of_record(record: object, place: str) -> Text:
-    """The document of a text, or of a mapping as a line of a `.jsonl` file spells it.
+    """Return the document of a string, or of a mapping with the keys of a line of a `.jsonl` file.
+
+    Args:
+        record: the string or mapping.
+        place: name of the record in error messages.
 
     Raises:
-        InvalidInput: naming the place.
+        InvalidInput: when the record is neither a string nor such a mapping.
     """
     if isinstance(record, str):
         record = {"text": record}
@@ -102,10 +108,15 @@ def of_record(record: object, place: str) -> Text:
 
 
 def tokenize(texts: Sequence[Text], tokenizer: "BloomTokenizer", completion_only: bool = False) -> list[Document]:
-    """The ids of each text, closed by the end token. Clauses: TRN-3, TRN-4.
+    """Tokenise texts and append the end token to each. Clauses: TRN-3, TRN-4.
 
-    Prompt and completion are tokenised together; the prompt's part is what its own tokens and these begin with alike,
-    so that a token that reaches over the seam belongs to the completion.
+    Prompt and completion are tokenised as one text. The prompt's part of the result is its longest common prefix with
+    the tokens of the prompt alone, so a token that spans the boundary belongs to the completion.
+
+    Args:
+        texts: the documents.
+        tokenizer: has an end token.
+        completion_only: only tokens after the prompt's part count in the loss.
 
     Raises:
         InvalidInput: when the tokenizer has no end token.
@@ -125,10 +136,15 @@ def _document(row: Sequence[int], prompt: Sequence[int]) -> Document:
 
 
 def split(documents: Sequence[Document], share: float, seed: int) -> tuple[list[Document], list[Document]]:
-    """(training, held-out) documents: a share of them drawn by the seed, each part in the given order. Clause: TRN-7.
+    """Split documents at random into (training, held-out) documents, each in the original order. Clause: TRN-7.
+
+    Args:
+        documents: all documents.
+        share: share that is held out, in [0, 1); 0 holds out nothing, any other share at least one document.
+        seed: seed of the draw.
 
     Raises:
-        InvalidInput: when a part would be empty.
+        InvalidInput: when no document is left for training.
     """
     if share == 0.0:
         return list(documents), []

@@ -1,4 +1,4 @@
-"""The loss on documents that are not learned from, on whichever backend the model runs."""
+"""Loss on held-out documents, computed by the model's backend."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,18 +17,18 @@ _LOGITS = 1 << 26  # elements of logits at a time
 
 
 def in_rows(pieces: Sequence[Piece], rows: int, pad_id: int) -> list[Batch]:
-    """Every piece in a row of its own, those of similar length together."""
+    """Batches of at most `rows` rows with one chunk each. Chunks of similar length share a batch."""
     ordered = sorted(pieces, key=lambda piece: -len(piece.token_ids))
     return [lay_out([[piece] for piece in ordered[i : i + rows]], pad_id) for i in range(0, len(ordered), rows)]
 
 
 def mean_loss(engine: "Engine", batches: Sequence[Batch]) -> float:
-    """Nats a predicted token, without dropout. Clause: TRN-7."""
+    """Mean loss in nats per predicted token, without dropout. Clause: TRN-7."""
     return float(np.concatenate([token_losses(engine, batch) for batch in batches]).mean(dtype=np.float64))
 
 
 def token_losses(engine: "Engine", batch: Batch) -> Float[Array, " N"]:
-    """Nats of every token that counts, row by row; a row is one document."""
+    """Loss in nats of each token that counts, row by row. Each row is one document."""
     hidden = engine.hidden(TokenBatch(batch.token_ids, batch.is_real))
     targets = batch.labels[:, 1:]
     counts = targets != IGNORED_LABEL

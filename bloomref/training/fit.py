@@ -1,4 +1,4 @@
-"""`BloomCausalLM.fit`: brings model, data and settings together, and runs the loop."""
+"""`BloomCausalLM.fit`: combines model, data and settings, and runs the training loop."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ Data = Texts | Callable[[int], Batch] | Iterable[Batch]
 
 
 class LanguageModel(Protocol):
-    """The parts of a BloomCausalLM that training uses."""
+    """Parts of a BloomCausalLM that training uses."""
 
     @property
     def backbone(self) -> "BloomBackbone": ...
@@ -44,11 +44,11 @@ class Run:
     """Checkpoints and progress of a run. Nothing here changes its result.
 
     Args:
-        folder: of checkpoints; None: no checkpoints are written.
+        folder: folder of the checkpoints; None: no checkpoints are written.
         save_every: steps between two checkpoints; 0: only at the end, and on Ctrl-C.
         resume: continue from the newest checkpoint of the folder, if there is one.
-        progress: show a bar on stderr.
-        facts: name -> value of what else must be the same when the run is resumed.
+        progress: show a progress bar on stderr.
+        facts: name -> value; further values that must be equal when the run is resumed.
     """
 
     folder: Path | None = None
@@ -71,7 +71,8 @@ def fit(
     """Train the model in place. The arguments are those of `BloomCausalLM.fit`.
 
     Raises:
-        InvalidInput: naming the setting, or the file and line; Unsupported: weights that cannot be trained;
+        InvalidInput: when a setting or the data are invalid, naming the setting, or the file and line.
+        Unsupported: when the weights cannot be trained.
         KeyboardInterrupt: after Ctrl-C, when the state has been saved.
     """
     source, kept_back = _data(model, data, held_out, separator, settings)
@@ -117,7 +118,7 @@ def _resume(trainer: Trainer, run: Run) -> None:
 def _data(
     model: LanguageModel, data: Data, held_out: Texts | None, separator: str | None, settings: Settings
 ) -> tuple[BatchSource, list[Document]]:
-    """The source of batches, and the held-out documents."""
+    """Return the source of batches and the held-out documents."""
     own = [] if held_out is None else _documents(model, held_out, separator, settings)
     if not _is_texts(data):
         return as_source(cast("Callable[[int], Batch] | Iterable[Batch]", data)), own
@@ -132,13 +133,13 @@ def _is_texts(data: Any) -> bool:
 
 def _documents(model: LanguageModel, data: Any, separator: str | None, settings: Settings) -> list[Document]:
     if model.tokenizer is None:
-        raise invalid("data", "batches of token ids, for this model has no tokenizer", "text")
+        raise invalid("data", "batches of token ids, because the model has no tokenizer", "text")
     texts = documents.read([Path(data)], separator) if isinstance(data, (str, Path)) else _texts(data, separator)
     return documents.tokenize(texts, model.tokenizer, settings.completion_only)
 
 
 def _texts(data: Sequence[Any], separator: str | None) -> list[Text]:
-    """Paths are read, texts and records taken as they are."""
+    """Texts of a sequence of paths, strings and records."""
     texts: list[Text] = []
     for index, item in enumerate(data):
         is_path = isinstance(item, Path)
@@ -158,7 +159,7 @@ def _measure(
     settings: Settings,
     evaluate: Callable[[M], float] | None,
 ) -> Callable[[], float] | None:
-    """The evaluation function: the caller's, or the loss on held-out documents. None without either."""
+    """Evaluation function: the caller's, or else the loss on the held-out documents; None without either."""
     pieces = cut(kept_back, settings.context)
     if evaluate is None and not pieces:
         return None

@@ -1,4 +1,4 @@
-"""Records of a run: one per step, one per evaluation. They are the same for two equal runs."""
+"""Records of a run, one per step and one per evaluation. Equal runs have equal records."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -10,15 +10,17 @@ from bloomref.errors import BadWeights, describe
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One update: the mean loss in nats a token before it, over so many tokens,
-    and the gradients' norm before clipping.
-    """
+    """Record of one update."""
 
     step: int
+    """Number of the update, from 1."""
     loss: float
+    """Mean loss before the update, in nats per token."""
     learning_rate: float
     gradient_norm: float
+    """Global L2 norm of the gradients before clipping."""
     tokens: int
+    """Number of tokens in the mean loss."""
 
 
 @dataclass(frozen=True)
@@ -31,31 +33,37 @@ class Evaluation:
 
 @dataclass
 class History:
-    """The loss curve of a run, in the order of the steps; steps count from 1."""
+    """Loss curve of a run, in the order of the steps."""
 
     steps: list[StepRecord] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
 
     @property
     def losses(self) -> list[float]:
+        """Training loss of each step, in nats per token."""
         return [record.loss for record in self.steps]
 
     @property
     def best(self) -> Evaluation | None:
-        """The evaluation of the lowest loss, the first of equals."""
+        """Evaluation with the lowest loss, the first one of equals; None without evaluations."""
         return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON-compatible dictionary with `steps` and `evaluations`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Any) -> "History":
-        """Raises: BadWeights: when it is not what `to_dict` gave."""
+        """Create a history from the result of `to_dict`.
+
+        Raises:
+            BadWeights: when `data` has another form.
+        """
         try:
             return cls([StepRecord(**r) for r in data["steps"]], [Evaluation(**e) for e in data["evaluations"]])
         except (KeyError, TypeError) as error:
             raise BadWeights(describe("history", "steps and evaluations", str(error))) from None
 
     def save(self, path: Path) -> None:
-        """Write it as JSON."""
+        """Write the history as JSON."""
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")

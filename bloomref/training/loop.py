@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints, and Ctrl-C between two steps, never within one."""
+"""Training loop: steps, evaluations and checkpoints. Ctrl-C takes effect between two steps."""
 
 import signal
 import threading
@@ -13,12 +13,16 @@ from bloomref.training.trainer import Trainer
 
 
 def train(trainer: Trainer, folder: Path | None, save_every: int, progress: bool) -> None:
-    """Take the remaining steps. With a folder, save after every `save_every` of them (0: never) and at the end.
+    """Run the remaining steps. Ctrl-C ends the run after the current step. Clauses: TRN-14, TRN-16.
 
-    Ctrl-C ends the run after the current step, and saves the state. Clauses: TRN-14, TRN-16.
+    Args:
+        trainer: state of the run.
+        folder: folder of the checkpoints; None: no checkpoints are written.
+        save_every: steps between two checkpoints; 0: only at the end, and on Ctrl-C.
+        progress: show a progress bar on stderr.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C.
+        KeyboardInterrupt: after Ctrl-C, when the state has been saved.
     """
     with deferred() as interrupt, shown(progress, trainer.done, trainer.steps) as show:
         while trainer.done < trainer.steps and not interrupt.requested:
@@ -43,9 +47,10 @@ def _advance(trainer: Trainer, show: Progress) -> None:
 
 
 class Interrupt:
-    """A handler of Ctrl-C, which sets `requested`."""
+    """Handler of Ctrl-C."""
 
     requested = False
+    """True after the first Ctrl-C."""
 
     def handle(self, _signal: int, _frame: FrameType | None) -> None:
         """Record the first Ctrl-C; a second one raises KeyboardInterrupt at once."""
@@ -56,9 +61,10 @@ class Interrupt:
 
 @contextmanager
 def deferred() -> Iterator[Interrupt]:
-    """Defer Ctrl-C: within the block the first one only sets `requested`.
+    """Context manager that defers Ctrl-C: within the block, the first one only sets `requested`.
 
-    Signals stay as they are outside the main thread, and in a process that ignores them, as one in the background does.
+    Signal handlers are not changed outside the main thread, nor in a process that ignores SIGINT, such as a background
+    process.
     """
     interrupt = Interrupt()
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN

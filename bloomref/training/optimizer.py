@@ -1,6 +1,6 @@
-"""AdamW (arXiv:1711.05101), step for step as in torch, gradient clipping, and the learning rate.
+"""AdamW (arXiv:1711.05101) with the operations of torch's AdamW, gradient clipping, and the learning rate schedule.
 
-Updates are made in place, in chunks that stay in the processor's cache.
+Updates are in place, in chunks that stay in the processor's cache.
 """
 
 import math
@@ -13,16 +13,21 @@ from bloomref.errors import BadWeights
 from bloomref.shapes import Array
 from bloomref.training.settings import Settings
 
-_CHUNK = 1 << 15  # elements: five arrays of them fit into a second-level cache
+_CHUNK = 1 << 15  # elements: chunks of five arrays fit into a second-level cache
 
 
 @dataclass
 class AdamW:
-    """State of the optimiser: two moments of every variable, and the number of updates.
+    """State of the optimiser: two moments of every variable, and the number of updates. Clause: TRN-9.
 
     Args:
-        decays: the names of the variables that weight decay acts on.
-        moments: name -> (first, second moment), of the variable's shape and dtype.
+        beta1: decay rate of the first moment, in [0, 1).
+        beta2: decay rate of the second moment, in [0, 1).
+        epsilon: number added to the denominator.
+        weight_decay: coefficient λ of the decoupled weight decay.
+        decays: names of the variables with weight decay.
+        moments: name -> (first, second moment), each in the variable's shape and dtype.
+        updates: number of updates so far.
     """
 
     beta1: float
@@ -43,16 +48,17 @@ class AdamW:
         epsilon: float,
         weight_decay: float,
     ) -> "AdamW":
-        """An optimiser before its first update, with moments of zero."""
+        """Create an optimiser whose moments are zero. `variables` has their names, shapes and dtypes."""
         moments = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in variables.items()}
         return cls(beta1, beta2, epsilon, weight_decay, decays, moments)
 
     def update(self, variables: Mapping[str, Array], gradients: Mapping[str, Array], learning_rate: float) -> None:
-        """Change every variable in place. Clause: TRN-9.
+        """Update every variable in place. Clause: TRN-9.
 
         Args:
-            variables: name -> a contiguous array.
-            gradients: name -> an array of the same size.
+            variables: name -> contiguous array.
+            gradients: name -> array of the same size.
+            learning_rate: learning rate of this update.
         """
         self.updates += 1
         step_size = learning_rate / (1.0 - self.beta1**self.updates)
@@ -76,16 +82,20 @@ class AdamW:
 
 
 def _chunks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Flat views of a few thousand elements of each array; they write through."""
+    """Yield writable flat views of `_CHUNK` consecutive elements of each array."""
     flat = [array.reshape(-1) for array in arrays]
     for start in range(0, flat[0].size, _CHUNK):
         yield tuple(array[start : start + _CHUNK] for array in flat)
 
 
 def learning_rate(step: int, steps: int, settings: Settings) -> float:
-    """Learning rate of a step (counted from 0): linear warm-up, then a cosine to `final_rate` of the peak.
+    """Learning rate of a step: linear warm-up to the peak, then cosine decay. Clause: TRN-10.
 
-    Clause: TRN-10.
+    Args:
+        step: number of the step, from 0.
+        steps: number of steps of the run.
+        settings: `learning_rate` is the peak, `warmup` the number of warm-up steps, and `final_rate` the last rate as a
+            fraction of the peak.
     """
     peak, warmup, floor = settings.learning_rate, settings.warmup, settings.final_rate
     if step < warmup:
@@ -95,10 +105,16 @@ def learning_rate(step: int, steps: int, settings: Settings) -> float:
 
 
 def clip_by_norm(gradients: Mapping[str, Array], limit: float | None) -> float:
-    """Scale all gradients in place so that their common norm is at most `limit`;
-    returns the norm before. Clause: TRN-11.
+    """Scale all gradients in place, so that their global L2 norm is at most `limit`. Clause: TRN-11.
 
-    As torch's `clip_grad_norm_`, 1e-6 is added to the norm that divides.
+    As in torch's `clip_grad_norm_`, the scale is limit / (norm + 1e-6).
+
+    Args:
+        gradients: name -> contiguous array.
+        limit: largest norm; None: no clipping.
+
+    Returns:
+        The norm before clipping.
 
     Raises:
         BadWeights: when the norm is not finite.
@@ -113,5 +129,5 @@ def clip_by_norm(gradients: Mapping[str, Array], limit: float | None) -> float:
 
 
 def _square(array: Array) -> float:
-    """Sum of squares: within a chunk in the dtype of the array, over the chunks in float64."""
+    """Sum of squares, accumulated in the dtype of the array within a chunk, and in float64 over the chunks."""
     return sum(float(np.dot(chunk, chunk)) for (chunk,) in _chunks(array))

@@ -1,4 +1,4 @@
-"""Documents into rows of a fixed number of positions, several short ones side by side, without a look across."""
+"""Packing of documents into rows: long documents are cut into chunks, short ones share a row. Clauses: TRN-5, TRN-6."""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,14 @@ from bloomref.training.documents import Document
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows of tokens. A label is the column's own token, to be predicted from the columns before it, or IGNORED_LABEL.
+    """Rows of tokens with their labels.
 
-    `document` numbers the documents of a row; a position sees the earlier ones of its own number only, and the first of
-    each is not predicted. None: a row is one document.
+    Args:
+        token_ids: token at each position.
+        is_real: False at padded positions.
+        labels: token at each position, not shifted, if it counts in the loss, or else IGNORED_LABEL.
+        document: number of the document at each position. A position sees only its document, up to itself, and the
+            first token of a document is not predicted. None: each row is one document.
     """
 
     token_ids: Int[Array, "B T"]
@@ -26,23 +30,23 @@ class Batch:
 
     @classmethod
     def of_windows(cls, token_ids: Int[Array, "B T"]) -> "Batch":
-        """Rows of consecutive tokens, of which each but the first is predicted."""
+        """Batch of rows of consecutive tokens. Every token but the first of a row is predicted."""
         return cls(token_ids, np.ones(token_ids.shape, bool), token_ids)
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Consecutive tokens of one document, and their labels; the first is not predicted."""
+    """Chunk of a document: consecutive tokens and their labels. The first token is not predicted."""
 
     token_ids: Int[Array, " T"]
     labels: Int[Array, " T"]
 
 
 def cut(documents: Sequence[Document], context: int) -> list[Piece]:
-    """The documents in pieces of at most `context` tokens. Clause: TRN-5.
+    """Cut documents into chunks of at most `context` tokens. Clause: TRN-5.
 
-    A piece begins with the last token of the one before, so that every token but a document's first is predicted once.
-    A piece that nothing is to be learned from is left out.
+    A chunk begins with the last token of the one before it, so every token but a document's first is predicted once.
+    Chunks in which no token counts are dropped.
     """
     return [
         piece for document in documents for piece in _cut(document, context) if (piece.labels != IGNORED_LABEL).any()
@@ -58,12 +62,19 @@ def _cut(document: Document, context: int) -> Iterator[Piece]:
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Indices into rows of `room`: the longest first, each where it leaves the least room.
+    """Pack lengths into rows by best fit, in order of decreasing length.
 
-    Among equals, order decides.
+    Each length goes to the row in which it leaves the least space. Of equal lengths, the first comes first.
+
+    Args:
+        lengths: the lengths, each at most `room`.
+        room: capacity of a row.
+
+    Returns:
+        Rows of indices into `lengths`.
     """
     rows: list[list[int]] = []
-    spaces: list[tuple[int, int]] = []  # (room left, row), sorted
+    spaces: list[tuple[int, int]] = []  # (free space, row), sorted
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         place = bisect_left(spaces, (lengths[index], -1))
         if place == len(spaces):
@@ -76,7 +87,12 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def lay_out(rows: Sequence[Sequence[Piece]], pad_id: int) -> Batch:
-    """One batch, as wide as its longest row. Padding stands right and has document -1. Clause: TRN-6."""
+    """Return one batch, as wide as its longest row, padded on the right. Clause: TRN-6.
+
+    Args:
+        rows: the chunks of each row.
+        pad_id: token id at padded positions, whose document number is -1.
+    """
     width = max(sum(len(piece.token_ids) for piece in row) for row in rows)
     batch = Batch(
         np.full((len(rows), width), pad_id, np.int64),

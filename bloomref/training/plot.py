@@ -1,4 +1,4 @@
-"""The loss curve as a picture."""
+"""Plot of the loss curve."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ from bloomref.training.history import History
 
 
 def save_curve(history: History, path: Path) -> None:
-    """Write the loss of every step, and of every evaluation, as a PNG.
+    """Plot the loss of every step and evaluation, and write the plot as a PNG file.
 
     Raises:
-        Unsupported: without matplotlib.
+        Unsupported: when matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         hint = "pip install 'bloomref[plot]'"
-        raise Unsupported(f"matplotlib: expected it to be installed, to draw the loss curve; {hint}") from None
+        raise Unsupported(f"matplotlib: expected it to be installed, to plot the loss curve; {hint}") from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([r.step for r in history.steps], history.losses, linewidth=1, label="training")

@@ -1,4 +1,4 @@
-"""Progress of a run on stderr: loss, tokens per second, time left."""
+"""Progress of a run on stderr: loss, tokens per second, remaining time."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from bloomref.training.history import Evaluation, StepRecord
 
 
 class Progress(Protocol):
-    """Receiver of the loop's reports."""
+    """Receiver of the loop's progress reports."""
 
     def step(self, record: StepRecord) -> None: ...
 
@@ -18,7 +18,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Says nothing."""
+    """Progress that shows nothing."""
 
     def step(self, record: StepRecord) -> None: ...
 
@@ -26,7 +26,12 @@ class Silent:
 
 
 class Bar:
-    """A line of rich that is rewritten at each step, and a line of its own for every evaluation."""
+    """Progress bar that is updated at each step, with a separate line for every evaluation.
+
+    Args:
+        done: number of steps before this process.
+        steps: number of steps of the run.
+    """
 
     def __init__(self, done: int, steps: int) -> None:
         from rich.console import Console
@@ -52,7 +57,7 @@ class Bar:
 
 @contextmanager
 def shown(visible: bool, done: int, steps: int) -> Iterator[Progress]:
-    """A progress bar on stderr, or silence."""
+    """Context manager: a progress bar on stderr if `visible`, or else a `Silent`."""
     if not visible:
         yield Silent()
         return

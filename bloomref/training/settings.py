@@ -1,4 +1,4 @@
-"""Settings of training: one frozen, validated object. Nothing else changes the result."""
+"""Settings of a training run, in one frozen and validated object. With model and data they determine the result."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -11,48 +11,54 @@ class Settings:
     """The settings of one training run. Clauses: TRN-17, TRN-19.
 
     Raises:
-        InvalidInput: naming the setting, what was expected and what came.
+        InvalidInput: when a setting is outside its domain, naming it and its expected values.
     """
 
     steps: int | None = None
-    """Updates of the weights; None: as many as `epochs` take."""
+    """Number of updates; None: the updates of `epochs`."""
     epochs: float = 1.0
-    """Passes over the data, when `steps` is None."""
+    """Number of passes over the data, used if `steps` is None."""
     batch: int = 8
     """Rows of one forward and backward pass."""
     accumulate: int = 1
-    """Passes whose gradients make one update: the result is that of `batch * accumulate` rows."""
+    """Forward and backward passes per update. The result is that of one pass over `batch * accumulate` rows."""
     context: int = 256
-    """Tokens of a row; a longer document is cut."""
+    """Tokens per row. Longer documents are cut into chunks."""
     learning_rate: float = 1e-3
-    """The peak, which the warm-up reaches."""
+    """Peak learning rate, reached at the end of the warm-up."""
     warmup: int = 0
     """Steps over which the learning rate rises linearly to its peak."""
     final_rate: float = 0.0
-    """Where the cosine ends, as a share of the peak; 1 keeps the rate constant."""
+    """Learning rate at the end of the cosine decay, as a fraction of the peak; 1 keeps the rate constant."""
     weight_decay: float = 0.0
-    """Decoupled: a weight loses `learning_rate * weight_decay` of itself at each step. Never biases and norms."""
+    """Decoupled weight decay: each step subtracts `learning_rate * weight_decay` times the weight.
+
+    Biases and LayerNorm weights do not decay.
+    """
     decay_embedding: bool = True
-    """True: the embedding decays as the other matrices do."""
+    """Apply weight decay to the embedding."""
     beta1: float = 0.9
+    """Decay rate of AdamW's first moment."""
     beta2: float = 0.999
+    """Decay rate of AdamW's second moment."""
     epsilon: float = 1e-8
+    """Number added to the denominator of AdamW's update."""
     clip: float | None = 1.0
-    """Largest norm of all gradients together; None: gradients stay as they are."""
+    """Largest global L2 norm of the gradients; None: no clipping."""
     attention_dropout: float | None = None
     """Dropout rate of the attention probabilities; None: the model's rate."""
     hidden_dropout: float | None = None
-    """Dropout rate of the outputs of both blocks; None: the model's rate."""
+    """Dropout rate of the outputs of attention block and MLP; None: the model's rate."""
     seed: int = 0
-    """Seed of the order of the data, the held-out part and dropout."""
+    """Seed of the order of the data, the held-out documents and dropout."""
     held_out: float = 0.0
-    """Share of the documents that is kept back for evaluation."""
+    """Share of the documents that is held out for evaluation."""
     eval_every: int = 0
-    """Evaluate after every so many steps, and at the end; 0: at the end only."""
+    """Steps between two evaluations; 0: only at the end. The last step is always evaluated."""
     keep_best: bool = False
-    """Return the weights of the best evaluation instead of the last."""
+    """End with the weights of the best evaluation instead of the last step's."""
     completion_only: bool = False
-    """Of prompt and completion, learn the completion only."""
+    """Exclude the prompt of a document from the loss."""
 
     def __post_init__(self) -> None:
         for name, least in _INTEGERS.items():
@@ -66,12 +72,16 @@ class Settings:
 
     @classmethod
     def create(cls, **arguments: Any) -> "Settings":
-        """The settings of these keyword arguments; an unknown name is `InvalidInput`, with a suggestion."""
+        """Create settings from keyword arguments.
+
+        Raises:
+            InvalidInput: when a name is unknown, with a suggestion, or a value is outside its domain.
+        """
         check_known(arguments, [field.name for field in fields(cls)], "a setting of training")
         return cls(**arguments)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, as plain JSON-compatible values."""
+        """All settings as a JSON-compatible dictionary."""
         return asdict(self)
 
 

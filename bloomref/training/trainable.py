@@ -1,4 +1,4 @@
-"""Trainable variables of a model, in separate arrays: all of its weights, or the factors of its adapters."""
+"""Trainable variables of a model, as separate arrays: all of its weights, or the factors of its active adapters."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +27,13 @@ Rng = np.random.Generator | None
 
 @dataclass(frozen=True, eq=False)
 class Gradients:
-    """The mean loss over `counted` tokens in nats, and its gradient by every variable."""
+    """Loss of a batch and its gradients.
+
+    Args:
+        loss: mean loss in nats per counted token.
+        counted: number of counted tokens.
+        of: name of a variable -> gradient of the loss, in the variable's shape and dtype.
+    """
 
     loss: float
     counted: int
@@ -35,20 +41,20 @@ class Gradients:
 
 
 GradientFunction = Callable[[Batch, Rng], Gradients]
-"""One forward and backward pass over a batch, with the variables as they are."""
+"""Forward and backward pass over a batch, with the current values of the variables."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trainable:
-    """The trained part of a model.
+    """Trained part of a model.
 
     Args:
-        variables: name -> the array that training changes in place.
-        decays: the names that weight decay acts on.
-        gradients: of a batch, by the variables as they are.
-        commit: makes the model run with the variables as they are.
-        drops: whether anything is dropped, so that steps need generators.
-        identity: of everything that stays as it is.
+        variables: name -> array, which training changes in place.
+        decays: names of the variables with weight decay.
+        gradients: computes loss and gradients of a batch.
+        commit: makes the model use the current values of the variables.
+        drops: True if the model has dropout, so that steps need random generators.
+        identity: fingerprint of the model without its variables.
     """
 
     variables: dict[str, Array]
@@ -60,10 +66,10 @@ class Trainable:
 
 
 def trainable(backbone: "BloomBackbone", settings: Settings) -> Trainable:
-    """The factors of the active adapters, or all weights of a model without any. Clause: TRN-18.
+    """Trainable part of a model: the factors of its active adapters, or else all of its weights. Clause: TRN-18.
 
     Raises:
-        InvalidInput: when everything is frozen; Unsupported: when weights to be trained are stored in 16 bits.
+        InvalidInput: when all variables are frozen; Unsupported: when the trained weights are stored in 16 bits.
     """
     variables = backbone.trainable_variables()
     if not variables:
@@ -74,11 +80,12 @@ def trainable(backbone: "BloomBackbone", settings: Settings) -> Trainable:
 
 
 def full(backbone: "BloomBackbone", settings: Settings) -> Trainable:
-    """All weights. Biases and norms do not decay;
-    the embedding does, as in Megatron, unless the settings say otherwise.
+    """All weights of a model as trainable variables.
+
+    Biases and LayerNorm weights do not decay. With `settings.decay_embedding`, the embedding does, as in Megatron.
 
     Raises:
-        Unsupported: for weights stored in 16 bits: most updates would be rounded away.
+        Unsupported: when the weights are stored in 16 bits, because rounding would lose most updates.
     """
     policy = backbone.policy
     if policy.variable_dtype.name not in ("float32", "float64"):
@@ -99,7 +106,7 @@ def full(backbone: "BloomBackbone", settings: Settings) -> Trainable:
 
 
 def adapters(backbone: "BloomBackbone", settings: Settings) -> Trainable:
-    """The factors of the active adapters, all of which decay; the weights are read only."""
+    """Factors of the active adapters as trainable variables. All factors decay, and the weights are read-only."""
     stored, policy = backbone.engine.stored_params, backbone.policy
     variables = {name: _own(array) for name, array in lora.factors(stored).items()}
     rounded = stored.map(lambda array: cast(cast(array, policy.variable_dtype), policy.compute_dtype))
@@ -132,14 +139,14 @@ def _decays(weight: Weight, settings: Settings) -> bool:
 def _identity(
     backbone: "BloomBackbone", variables: Mapping[str, Array], frozen: Iterable[Array], facts: object = None
 ) -> str:
-    """Fingerprint of the facts that a resumed run must share: sizes, dtype, names and shapes, frozen weights."""
+    """Fingerprint that a resumed run must share: config, dtype policy, names and shapes, frozen weights, `facts`."""
     shapes = {name: array.shape for name, array in variables.items()}
     texts = [backbone.config.to_dict(), backbone.policy.name, shapes, facts]
     return fingerprint(frozen, json.dumps(texts, sort_keys=True))
 
 
 def with_dropout(config: BloomConfig, settings: Settings) -> BloomConfig:
-    """The config with the rates of the settings, where they name one."""
+    """Return the config with the dropout rates of the settings; a rate of None leaves the config's rate."""
     rates = {name: getattr(settings, name) for name in ("attention_dropout", "hidden_dropout")}
     return config.replace(**{name: rate for name, rate in rates.items() if rate is not None})
 
@@ -147,10 +154,13 @@ def with_dropout(config: BloomConfig, settings: Settings) -> BloomConfig:
 def gradient_function(
     backbone: "BloomBackbone", params: Callable[[], Params], config: BloomConfig, variables: Mapping[str, Array]
 ) -> GradientFunction:
-    """A function that computes gradients of the variables on the model's backend, each in the dtype of its variable.
+    """Return a function that computes gradients on the model's backend, each in the dtype of its variable.
 
     Args:
-        params: the weights to compute with, in the compute dtype, made of the variables as they are.
+        backbone: the model; its backend is used.
+        params: returns the weights in the compute dtype, with the current values of the variables.
+        config: config of the model, with the dropout rates of the run.
+        variables: name -> array.
     """
 
     def gradients(batch: Batch, rng: Rng) -> Gradients:

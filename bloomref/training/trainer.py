@@ -1,4 +1,4 @@
-"""One training run: its state, its steps, and how its state is saved and restored."""
+"""Training run: its state, its steps, and the saving and restoring of its state."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -23,11 +23,17 @@ class Trainer:
     """State of a training run: everything that a step reads and changes.
 
     Args:
-        variables: name -> a writable, contiguous array, changed in place.
-        gradients: of a batch, by the variables as they are.
+        variables: name -> writable, contiguous array, which steps change in place.
+        gradients: computes loss and gradients of a batch with the current values of the variables.
+        source: source of batches.
+        settings: settings of the run.
+        steps: number of steps of the run.
+        optimizer: state of AdamW.
         drops: True if the model has dropout, so that steps need random generators.
-        evaluate: the held-out loss of the variables as they are, or None.
-        facts: name -> value of what must be equal for a run to be resumed, in addition to the settings.
+        evaluate: returns the held-out loss with the current values of the variables; None: no evaluations.
+        facts: name -> value; values that must be equal when the run is resumed, in addition to the settings.
+        history: records of the steps and evaluations so far.
+        best: variables of the best evaluation so far, if `settings.keep_best`.
     """
 
     variables: dict[str, Array]
@@ -48,7 +54,7 @@ class Trainer:
         return len(self.history.steps)
 
     def advance(self) -> StepRecord:
-        """Make one update, and the evaluation if one is due."""
+        """Make one update, and one evaluation if it is due. Returns the record of the update."""
         index = self.done
         rate = learning_rate(index, self.steps, self.settings)
         gradients = self._gradients(index)
@@ -61,7 +67,7 @@ class Trainer:
         return record
 
     def _gradients(self, index: int) -> Gradients:
-        """Gradients of a step. Its batches and dropout depend on its number only (TRN-13)."""
+        """Gradients of a step. Its batches and dropout depend only on its number (TRN-13)."""
         accumulate = self.settings.accumulate
         parts = ((self.source(index * accumulate + part), self._rng(index, part)) for part in range(accumulate))
         return self.gradients(*next(parts)) if accumulate == 1 else accumulated(self.gradients, parts)
@@ -80,14 +86,14 @@ class Trainer:
         self.history.evaluations.append(Evaluation(self.done, loss))
 
     def finish(self) -> None:
-        """Restore the best weights, if the settings ask for them."""
+        """Restore the variables of the best evaluation, if `settings.keep_best`."""
         for name, array in self.best.items():
             self.variables[name][...] = array
 
     # --- saved state -----------------------------------------------------------------------------
 
     def state(self) -> TrainingState:
-        """The whole state, to be saved."""
+        """Complete state, for a checkpoint."""
         moments = self.optimizer.moments
         arrays = {
             "variables": self.variables,
@@ -104,8 +110,8 @@ class Trainer:
         """Continue from a saved state. Clauses: TRN-13, TRN-15.
 
         Raises:
-            InvalidInput: naming a setting or fact that differs; BadWeights:
-            when arrays are missing or have other shapes.
+            InvalidInput: when a setting or fact differs, naming it.
+            BadWeights: when arrays are missing, or have other shapes or dtypes.
         """
         for kind, expected in self._identity().items():
             _check_same(state.values.get(kind), expected)
@@ -120,9 +126,9 @@ class Trainer:
 
 
 def accumulated(gradients: GradientFunction, batches: Iterable[tuple[Batch, Rng]]) -> Gradients:
-    """Gradients of several batches as one: each counts by the number of its tokens to predict. Clause: TRN-12.
+    """Loss and gradients of several batches as of one. Each batch is weighted by its counted tokens. Clause: TRN-12.
 
-    Batches are taken one at a time, so that the gradients of at most two exist at once.
+    Batches are processed one at a time, so that the gradients of at most two exist at once.
     """
     loss, counted, total = 0.0, 0, dict[str, Array]()
     for batch, rng in batches:
@@ -140,7 +146,7 @@ def _check_same(stored: object, current: Mapping[str, Any]) -> None:
     values = stored if isinstance(stored, Mapping) else {}
     for name, value in current.items():
         if name not in values or values[name] != value:
-            hint = "a run is resumed with the settings and data that it began with"
+            hint = "a run must be resumed with its original settings and data"
             raise InvalidInput(describe(name, f"{values.get(name)!r}, as in the checkpoint", value, hint))
 
 

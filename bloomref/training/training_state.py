@@ -1,7 +1,8 @@
-"""Checkpoints: folders that are whole as soon as they have their name, whatever ends the process while one is written.
+"""Checkpoints of a training run, written atomically. Clause: TRN-14.
 
-`checkpoint-00000012` holds the state after twelve updates. It is written under another name, brought to the disk, and
-renamed; only then is the one before it removed. So at every moment the newest folder of that name is complete.
+`checkpoint-00000012` is the folder with the state after twelve updates. It is written under a temporary name, flushed
+to the disk and renamed. Only then is the previous one removed. So the newest folder with such a name is complete at any
+time, even after the process was killed.
 """
 
 import os
@@ -18,31 +19,37 @@ from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.shapes import Array
 
 _NAME = re.compile(r"checkpoint-(\d{8})")
-_LEFTOVER = re.compile(r"\.checkpoint-\d{8}\.[0-9a-f]{12}\.tmp|\.(new|old)-[0-9a-f]{12}")  # the second: of 0.1.0
+# temporary folders of an interrupted writer; the second form is that of version 0.1.0
+_LEFTOVER = re.compile(r"\.checkpoint-\d{8}\.[0-9a-f]{12}\.tmp|\.(new|old)-[0-9a-f]{12}")
 _STATE = "state.json"
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """State of a training run: plain values, and named groups of arrays."""
+    """State of a training run.
+
+    Args:
+        values: JSON-compatible values.
+        arrays: name of a group -> name -> array.
+    """
 
     values: Mapping[str, Any]
     arrays: Mapping[str, Mapping[str, Array]]
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint."""
+    """Path of the newest checkpoint in a folder, or None."""
     paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
     return max(paths, key=lambda path: path.name, default=None)
 
 
 def save(folder: Path, step: int, state: TrainingState) -> None:
-    """Write the checkpoint of a step, then remove the older ones and what an interrupted writer left.
+    """Write the checkpoint of a step, then remove older checkpoints and temporary folders of interrupted writers.
 
     Clause: TRN-14.
     """
     target = folder / f"checkpoint-{step:08d}"
-    if target.exists():  # a run that was continued, and has not moved since
+    if target.exists():  # a resumed run without a new step
         return
     folder.mkdir(parents=True, exist_ok=True)
     with staged_folder(target) as stage:
@@ -58,10 +65,10 @@ def save(folder: Path, step: int, state: TrainingState) -> None:
 
 
 def load(path: Path) -> TrainingState:
-    """Read a checkpoint; its arrays are read-only maps of the files, which must stay until they are copied.
+    """Read a checkpoint. Its arrays are read-only memory maps, so the files must exist until the arrays are copied.
 
     Raises:
-        BadWeights: when it is damaged.
+        BadWeights: when the checkpoint is damaged.
     """
     values = read_json(path / _STATE)
     groups = values.pop("groups", None)
@@ -76,15 +83,15 @@ def _read(path: Path) -> dict[str, Array]:
 
 
 def _retire(path: Path) -> None:
-    """Remove a folder; it loses its name first, so that half of it is never taken for a checkpoint."""
+    """Remove a folder. It is renamed first, so that a partly removed folder never has a checkpoint's name."""
     old = temporary_path(path)
     os.replace(path, old)
     shutil.rmtree(old)
 
 
 def _flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+    """Flush a file, or the entries of a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
