@@ -10,7 +10,7 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bloomref.config import BloomConfig
+from bloomref.config import IGNORED_LABEL, BloomConfig
 from bloomref.errors import BadWeights, InvalidInput
 
 SIZES = {"vocabulary_size": 50, "num_layers": 2, "num_heads": 3, "hidden_dim": 12, "intermediate_dim": 20}
@@ -102,6 +102,16 @@ def test_a_config_cannot_be_changed():
         BloomConfig(**SIZES).num_heads = 4
 
 
+def test_keys_without_effect_do_not_change_the_hash():
+    one, other = (BloomConfig(**SIZES, extra={"pretraining_tp": n}) for n in (1, 4))
+    assert hash(one) == hash(other)
+
+
+@pytest.mark.clause("GRD-1")
+def test_the_ignored_label_is_minus_100():
+    assert IGNORED_LABEL == -100
+
+
 def test_replace_checks_again():
     with pytest.raises(InvalidInput, match="hidden_dim"):
         BloomConfig(**SIZES).replace(num_heads=5)
@@ -145,6 +155,18 @@ def test_inert_keys_are_kept_and_change_nothing():
 def test_hugging_face_round_trip(config, extra):
     config = config.replace(extra=extra, pad_token_id=None, attention_dropout=0.25)
     assert BloomConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+@pytest.mark.parametrize(("times", "stored"), [(4, None), (3, 3)])
+def test_the_keys_of_a_written_config_are_those_that_transformers_reads(times, stored):
+    config = BloomConfig(**SIZES | {"intermediate_dim": times * SIZES["hidden_dim"]})
+    data = config.to_hf()
+    names = ("n_layer", "n_head", "hidden_size", "vocab_size")
+    assert [data[name] for name in names] == [
+        SIZES[name] for name in ("num_layers", "num_heads", "hidden_dim", "vocabulary_size")
+    ]
+    assert data.keys().isdisjoint(("num_hidden_layers", "num_attention_heads"))
+    assert data.get("intermediate_size") == (stored and stored * SIZES["hidden_dim"])
 
 
 @pytest.mark.clause("CFG-10")
