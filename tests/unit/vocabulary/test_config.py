@@ -198,6 +198,7 @@ def test_keras_round_trip():
     data = config.to_keras()
     assert data == SIZES | {"layer_norm_epsilon": 1e-6, "dropout": 0.1}
     assert BloomConfig.from_keras(data) == config
+    assert BloomConfig.from_keras(SIZES) == BloomConfig(**SIZES)
 
 
 @pytest.mark.clause("CFG-9")
