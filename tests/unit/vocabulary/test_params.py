@@ -7,7 +7,7 @@ from hypothesis import given
 
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights
-from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, Params, count_params, init_params, keys
+from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, LoraFactors, Params, count_params, init_params, keys
 
 CONFIG = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)
 UNTIED = CONFIG.replace(tie_word_embeddings=False)
@@ -174,3 +174,14 @@ def test_map_keeps_names_and_changes_every_array():
     for (key, _, a), (again, _, b) in zip(params.named(), doubled.named(), strict=True):
         assert key == again
         assert np.array_equal(b, 2 * a)
+
+
+@pytest.mark.clause("LRA-1")
+@pytest.mark.parametrize(
+    ("kind", "a", "b"),
+    [("matrix", (3, 8), (12, 3)), ("heads", (8, 2, 3), (3, 4)), ("embedding", (3, 50), (8, 3))],
+)
+def test_the_rank_is_the_narrow_axis_of_both_factors(kind, a, b):
+    factors = LoraFactors(kind, "default", 1.0, 0.0, np.zeros(a), np.zeros(b))
+    assert factors.rank == 3
+    assert factors.projection == 0
