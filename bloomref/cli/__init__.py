@@ -1,10 +1,10 @@
-"""The command `bloomref`: one file for each subcommand."""
+"""The command `bloomref`. Each subcommand has its own module."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one sentence and an exit code, never in a traceback."""
+    """Run the command line. A user's mistake ends with one message and an exit code, not with a traceback."""
     from bloomref.cli.app import run
 
     sys.exit(run(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Assembles the subcommands, and turns errors into sentences and exit codes."""
+"""The application: registers the subcommands, and converts errors to messages and exit codes."""
 
 import os
 import sys
@@ -73,13 +73,13 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
         app(arguments)
-    except SystemExit as leave:  # typer has shown help, or a mistake in the options
+    except SystemExit as leave:  # typer has printed the help, or an error in the options
         return leave.code if isinstance(leave.code, int) else 1
     except BloomrefError as error:
         return _fail(str(error), EXIT_CODES[next(kind for kind in EXIT_CODES if isinstance(error, kind))])
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_CODES[KeyboardInterrupt])
-    except BrokenPipeError:  # the reader of our output has left: `bloomref presets | head -1`
+    except BrokenPipeError:  # the reader of the output has closed it: `bloomref presets | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

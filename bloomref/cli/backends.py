@@ -1,4 +1,4 @@
-"""`bloomref backends`: what can run a model here, and if not, why."""
+"""`bloomref backends`: list the backends, and why a backend does not work on this machine."""
 
 import sys
 from typing import Any
@@ -20,7 +20,7 @@ def command(json: Json = False) -> None:
         return
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text  # a reason may hold brackets, which are markup elsewhere
+    from rich.text import Text  # plain text: a reason may have brackets, which are markup in a str
 
     table = Table("backend", "installed", "works here", box=None, header_style="bold", pad_edge=False)
     for row in rows:
@@ -31,7 +31,7 @@ def command(json: Json = False) -> None:
 
 
 def _row(name: str) -> dict[str, Any]:
-    """`reason` is null where the backend works; `install` is the command that brings it where it is missing."""
+    """Row of the table. `reason` is None if the backend works; `install` is the command to install a missing one."""
     from bloomref.presets.preset_registry import PRESETS
 
     installed, install = True, None

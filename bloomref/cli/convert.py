@@ -1,4 +1,4 @@
-"""`bloomref convert`: rewrite a checkpoint in the other layout, or in another dtype."""
+"""`bloomref convert`: write a checkpoint or an adapter in the other layout, or in another dtype."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +11,7 @@ from bloomref.errors import invalid
 
 
 class Layout(StrEnum):
-    """The folder layouts that bloomref reads and writes."""
+    """Layouts of a checkpoint that bloomref reads and writes."""
 
     hf = "hf"
     keras = "keras"
@@ -22,14 +22,14 @@ def command(
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
     to: Annotated[Layout, typer.Option("--to", help="hf for transformers, keras for KerasHub.")],
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: bit for bit as stored.")] = "auto",
-    base: Annotated[str | None, typer.Option(help="Of an adapter: the model it is for.", metavar="PRESET")] = None,
-    expand: Annotated[bool, typer.Option("--expand", help="Of an adapter: to a higher rank, where needed.")] = False,
+    base: Annotated[str | None, typer.Option(help="For an adapter: its base model.", metavar="PRESET")] = None,
+    expand: Annotated[bool, typer.Option("--expand", help="For an adapter: raise its rank if needed.")] = False,
     revision: Revision = None,
     json: Json = False,
 ) -> None:
-    """Write SOURCE as a folder that transformers (hf) or KerasHub (keras) loads, tokenizer included.
+    """Write SOURCE as a folder that transformers (hf) or KerasHub (keras) loads, including its tokenizer.
 
-    An adapter is written as a folder of PEFT (hf) or a .lora.h5 file of KerasHub (keras).
+    An adapter is written as a PEFT folder (hf) or as a .lora.h5 file of KerasHub (keras).
 
     Example: bloomref convert bloom_tiny_udhr ./tiny-keras --to keras
     """
@@ -67,7 +67,7 @@ def _convert_adapter(source: Path, target: Path, to: Layout, base: str | None, e
     from bloomref.presets.resolver import resolve
 
     if base is None:
-        raise invalid("--base", "the model that the adapter is for", "nothing")
+        raise invalid("--base", "the adapter's base model", "nothing")
     if (to is Layout.keras) is not target.name.endswith(".lora.h5"):
         raise invalid("target", "a name that ends in .lora.h5 for keras, a folder for hf", str(target))
     config = open_checkpoint(resolve(base, weights=False)).config

@@ -1,6 +1,4 @@
-"""`bloomref diff`: the first intermediate at which two implementations differ,
-and the known mistake that explains it.
-"""
+"""`bloomref diff`: find the first intermediate in which two implementations differ, and a known mistake like it."""
 
 import sys
 from pathlib import Path
@@ -106,7 +104,7 @@ def _case_of_model(
     """Return the case of a preset or of trace files, and the dtype of each operand.
 
     Raises:
-        InvalidInput: two trace files are of different models or token ids.
+        InvalidInput: when two trace files have different models or token ids.
     """
     from bloomref.conformance.diff import operands
 

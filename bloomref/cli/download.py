@@ -1,4 +1,4 @@
-"""`bloomref download`: bring a checkpoint into the local cache."""
+"""`bloomref download`: download a checkpoint to the local cache."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ def command(
     revision: Revision = None,
     json: Json = False,
 ) -> None:
-    """Fetch a checkpoint, resuming what was begun, and print its folder.
+    """Download a checkpoint and print its folder. An interrupted download is resumed.
 
     Example: bloomref download bloom_560m_multi
     """

@@ -1,4 +1,4 @@
-"""`bloomref finetune`: train adapters, or all weights, on text; interrupted at any time, continued where it was."""
+"""`bloomref finetune`: train an adapter, or all weights, on text. An interrupted run can be resumed."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ STATE = "training"
 
 
 def command(
-    data: Annotated[list[Path], typer.Argument(help="Text files, or .jsonl of {text} or {prompt, completion}.")],
+    data: Annotated[list[Path], typer.Argument(help="Text files, or .jsonl files of {text} or {prompt, completion}.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write: an adapter, or a model with --full.")],
     model: shared.Model = shared.DEFAULT_PRESET,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of an adapter.")] = False,
@@ -28,29 +28,31 @@ def command(
         list[str] | None,
         typer.Option(help="Layers to adapt, or all-linear; may be repeated. Default: query_key_value."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates; without it, --epochs decides.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of updates. Default: the updates of --epochs.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Rows of one forward and backward pass.")] = 8,
-    context: Annotated[int, typer.Option(help="Tokens of a row.")] = 256,
-    accumulate: Annotated[int, typer.Option(help="Passes whose gradients make one update.")] = 1,
+    context: Annotated[int, typer.Option(help="Tokens per row.")] = 256,
+    accumulate: Annotated[int, typer.Option(help="Forward and backward passes per update.")] = 1,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up to the peak.")] = 0,
-    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay, of matrices only.")] = 0.0,
-    clip: Annotated[float | None, typer.Option(help="Largest norm of the gradients.")] = 1.0,
+    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay, for matrices only.")] = 0.0,
+    clip: Annotated[float | None, typer.Option(help="Largest global norm of the gradients.")] = 1.0,
     dropout: Annotated[
-        float | None, typer.Option(help="Dropout of both blocks' outputs. Default: the model's.")
+        float | None, typer.Option(help="Dropout rate of the outputs of attention block and MLP. Default: the model's.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of the data, dropout and a new adapter.")] = 0,
-    held_out: Annotated[str, typer.Option(help="Share of documents to evaluate on, or a file of them.")] = "0",
-    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: at the end.")] = 0,
+    held_out: Annotated[
+        str, typer.Option(help="Share of the documents to hold out, or a file of held-out text.")
+    ] = "0",
+    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: only at the end.")] = 0,
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Write the weights of the best evaluation.")] = False,
-    completion_only: Annotated[bool, typer.Option("--completion-only", help="Learn completions, not prompts.")] = False,
+    completion_only: Annotated[bool, typer.Option("--completion-only", help="Exclude prompts from the loss.")] = False,
     separator: Annotated[
         str | None,
-        typer.Option(help=r"Between documents of a text file, \n for a line end; without it, a file is one."),
+        typer.Option(help=r"String between the documents of a text file; \n is a line end. Default: one document."),
     ] = None,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: at the end and on Ctrl-C.")] = 100,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that was begun in OUT.")] = False,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: only at the end and on Ctrl-C.")] = 100,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,
     dtype: shared.DType = None,
     revision: shared.Revision = None,
     json: shared.Json = False,
@@ -105,11 +107,11 @@ def _check_out(out: Path, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise invalid("--out", "a folder", f"the file {out}")
     if not resume and out.is_dir() and any(out.iterdir()):
-        raise invalid("--out", "a new or empty folder", str(out), "--resume continues the run that was begun there")
+        raise invalid("--out", "a new or empty folder", str(out), "--resume continues the run in it")
 
 
 def _held_out(value: str) -> tuple[float, list[Path] | None]:
-    """A share, or a file."""
+    """Parse `--held-out`: returns (share, None), or (0, [file])."""
     try:
         return float(value), None
     except ValueError:
@@ -117,14 +119,12 @@ def _held_out(value: str) -> tuple[float, list[Path] | None]:
 
 
 def _lora(full: bool, rank: int | None, alpha: float | None, dropout: float | None, targets: list[str] | None) -> Any:
-    """The fields of PEFT's LoraConfig that were given,
-    the others at their defaults; None when all weights are trained.
-    """
+    """Options of the adapter that the command line sets, named as in PEFT's LoraConfig; None with `--full`."""
     modules = targets[0] if targets == ["all-linear"] else targets
     options = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": modules}
     named = {name: value for name, value in options.items() if value is not None}
     if full and named:
-        raise invalid("--full", f"no setting of an adapter beside it, such as {next(iter(named))}", "both")
+        raise invalid("--full", f"no setting of an adapter, such as {next(iter(named))}", "both")
     return None if full else named
 
 
@@ -148,13 +148,13 @@ def _train(
     try:
         return fit(language_model, data, settings, run, held_out=held_out, separator=separator)
     except KeyboardInterrupt:
-        if found := training_state.latest(folder):
-            shared.note(f"saved {found}; the same command with --resume continues from it")
+        if checkpoint := training_state.latest(folder):
+            shared.note(f"saved {checkpoint}; the same command with --resume continues from it")
         raise
 
 
 def _write(language_model: "BloomCausalLM", history: "History", out: Path, full: bool) -> None:
-    """The result, and the loss curve beside the checkpoint."""
+    """Write the adapter or model, and the history and loss curve next to the checkpoint."""
     from bloomref.training.plot import save_curve
 
     if full:
@@ -164,7 +164,7 @@ def _write(language_model: "BloomCausalLM", history: "History", out: Path, full:
     history.save(out / STATE / "history.json")
     try:
         save_curve(history, out / STATE / "loss.png")
-    except Unsupported as error:  # no reason to fail at the end of a long run
+    except Unsupported as error:  # a missing plot does not fail a long run
         shared.note(str(error))
 
 

@@ -15,14 +15,14 @@ def command(
     model: shared.Model = shared.DEFAULT_PRESET,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Largest number of new tokens.")] = 64,
     temperature: Annotated[
-        float | None, typer.Option(help="Sample; lower is closer to greedy. Without any sampling option: greedy.")
+        float | None, typer.Option(help="Sample; lower is closer to greedy. Without a sampling option: greedy search.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k most likely tokens.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Sample among the fewest tokens whose probabilities sum to p.")
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option(help="Sample among tokens at least p times as likely as the likeliest.")
+        float | None, typer.Option(help="Sample among tokens at least p times as likely as the most likely one.")
     ] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 makes repeated tokens less likely.")] = None,
     no_repeat_ngram_size: Annotated[int | None, typer.Option(help="No n-gram of this size occurs twice.")] = None,
@@ -63,7 +63,7 @@ def command(
 
 
 def _show(stream: Generator[str, None, int], quiet: bool) -> tuple[str, int]:
-    """Print each piece unless `quiet`; returns the continuation and the number of generated tokens."""
+    """Print each chunk unless `quiet`. Returns the continuation and the number of generated tokens."""
     pieces: list[str] = []
     while True:
         try:

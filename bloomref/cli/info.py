@@ -1,4 +1,4 @@
-"""`bloomref info`: what a checkpoint is, and what it needs to run, without loading its weights."""
+"""`bloomref info`: describe a checkpoint and its memory needs without loading its weights."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,15 +17,16 @@ def command(
     model: Annotated[str, typer.Argument(help="A preset's name, hf://user/repo, or a folder.")] = DEFAULT_PRESET,
     backend: Annotated[
         str | None,
-        typer.Option("--backend", help="Memory on this one, or auto. Default: all that work here.", metavar="NAME"),
+        typer.Option("--backend", help="Memory on this backend, or auto. Default: all that work here.", metavar="NAME"),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Rows generated at once, for the memory table.", min=1)] = 1,
-    length: Annotated[int, typer.Option(help="Positions of prompt and continuation, likewise.", min=1)] = 2048,
+    batch: Annotated[int, typer.Option(help="Batch size for the memory table.", min=1)] = 1,
+    length: Annotated[
+        int, typer.Option(help="Positions of prompt and continuation, for the memory table.", min=1)
+    ] = 2048,
     revision: Revision = None,
     json: Json = False,
 ) -> None:
-    """Show a checkpoint's config, parameters, dtype,
-    and the memory it needs by backend and dtype; or what an adapter is.
+    """Show a checkpoint's config, parameters and dtype, and its memory by backend and dtype; or describe an adapter.
 
     Example: bloomref info bloom_560m_multi --length 512
     """
@@ -68,7 +69,7 @@ def _report(model: str, revision: str | None, backend: str | None, batch: int, l
     from bloomref.presets.resolver import resolve
 
     if backend not in (None, registry.AUTO):
-        registry.load(backend)  # a mistaken name is refused before anything is downloaded
+        registry.load(backend)  # refuse an unknown name before any download
     checkpoint = open_checkpoint(resolve(model, weights=False, revision=revision))
     config = checkpoint.config
     rows = _chosen(backend, config, batch, length) if backend else _all(config, batch, length)
@@ -83,7 +84,7 @@ def _report(model: str, revision: str | None, backend: str | None, batch: int, l
 
 
 def _all(config: BloomConfig, batch: int, length: int) -> list[dict[str, Any]]:
-    """Of every backend that works here and tells; `bloomref backends` says why another does not."""
+    """Memory rows of every backend that works here and reports its memory."""
     rows = []
     for name in registry.names():
         try:
@@ -94,12 +95,12 @@ def _all(config: BloomConfig, batch: int, length: int) -> list[dict[str, Any]]:
 
 
 def _chosen(name: str, config: BloomConfig, batch: int, length: int) -> list[dict[str, Any]]:
-    """One row for each policy in which the backend runs the model."""
+    """Memory rows of one backend, one for each dtype policy in which it runs the model."""
     from bloomref.dtypes import POLICIES, dtype_policy
 
     backend = registry.choose(name, config, dtype_policy()) if name == registry.AUTO else registry.load(name)
     if not isinstance(backend, SupportsMemoryEstimate):
-        raise Unsupported(f"backend {backend.name!r}: it does not tell how much memory it needs")
+        raise Unsupported(f"backend {backend.name!r}: it does not report its memory")
     reasons = {policy: backend.unsupported(config, policy) for policy in POLICIES.values()}
     if None not in reasons.values():
         raise Unsupported(f"backend {backend.name!r}: {reasons[dtype_policy()]}")

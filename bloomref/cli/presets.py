@@ -1,4 +1,4 @@
-"""`bloomref presets`: what can be loaded by name."""
+"""`bloomref presets`: list the models that can be loaded by name."""
 
 import sys
 
@@ -30,4 +30,4 @@ def command(json: Json = False) -> None:
     console.print(table)
     licences = sorted({preset.licence for preset in PRESETS.values()})
     console.print(f"\nThe code is Apache-2.0; the weights, provided as is: {', '.join(licences)}.", highlight=False)
-    console.print("What each was trained on: bloomref presets --json", highlight=False)
+    console.print("Descriptions of the presets: bloomref presets --json", highlight=False)

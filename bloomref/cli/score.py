@@ -1,4 +1,4 @@
-"""`bloomref score`: the likelihood of a text under a model."""
+"""`bloomref score`: compute the likelihood of a text under a model."""
 
 from typing import Annotated
 

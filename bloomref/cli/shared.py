@@ -35,13 +35,13 @@ Backend = Annotated[
 ]
 AdapterOption = Annotated[
     str | None,
-    typer.Option("--adapter", help="LoRA: a folder of PEFT, a .lora.h5 file of KerasHub, hf://user/repo, or a name."),
+    typer.Option("--adapter", help="LoRA adapter: a PEFT folder, a .lora.h5 file of KerasHub, hf://user/repo, a name."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def load(model: str, dtype: str | None, revision: str | None, backend: str = registry.REFERENCE) -> "BloomCausalLM":
-    """The model that the arguments name, with a spinner on stderr while it loads."""
+    """Load the model of a preset, with a spinner on stderr."""
     from bloomref.causal_lm import BloomCausalLM
 
     with working(f"loading {model}"):
@@ -51,7 +51,7 @@ def load(model: str, dtype: str | None, revision: str | None, backend: str = reg
 def load_on(
     backend: str, model: str, dtype: str | None, revision: str | None, quiet: bool, adapter: str | None = None
 ) -> "BloomCausalLM":
-    """`load`, and say on which backend: `auto` decides by itself, but never in silence (BKD-7)."""
+    """Load a model and its adapter, compile kernels, and report the backend on stderr (BKD-7)."""
     language_model = load(model, dtype, revision, backend)
     if adapter is not None:
         language_model.load_adapter(adapter)
@@ -62,9 +62,7 @@ def load_on(
 
 
 def compile_kernels(backend: interface.Backend, policy: DTypePolicy, quiet: bool) -> None:
-    """Where a backend has to compile, before the first token rather than at it:
-    a silent half minute looks like a fault.
-    """
+    """Compile a backend's kernels before the first token, with a spinner on stderr: it can take half a minute."""
     if not isinstance(backend, interface.SupportsCompilation) or backend.is_compiled(policy):
         return
     with nullcontext() if quiet else working("compiling kernels for this processor, once: about half a minute"):
@@ -72,7 +70,11 @@ def compile_kernels(backend: interface.Backend, policy: DTypePolicy, quiet: bool
 
 
 def tokenizer_of(language_model: "BloomCausalLM") -> "BloomTokenizer":
-    """Its tokenizer; every text command needs one."""
+    """Return the tokenizer of a model.
+
+    Raises:
+        Unsupported: when the model has none.
+    """
     if language_model.tokenizer is None:
         raise Unsupported("model: expected a folder with tokenizer files, got one without; add its tokenizer.json")
     return language_model.tokenizer
@@ -80,7 +82,7 @@ def tokenizer_of(language_model: "BloomCausalLM") -> "BloomTokenizer":
 
 @contextmanager
 def working(message: str) -> Iterator[None]:
-    """A spinner on stderr, if a person is looking."""
+    """Context manager: a spinner on stderr, if it is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -91,16 +93,22 @@ def working(message: str) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def note(message: str) -> None:
-    """A remark for the person, kept out of the output."""
+    """Print a message on stderr."""
     typer.echo(message, err=True)
 
 
 def text_or_stdin(text: str | None, name: str) -> str:
-    """The argument, or standard input when it is `-`."""
+    """Return the argument, or standard input if the argument is `-`.
+
+    Args:
+        text: the argument; None is refused.
+        name: name of the argument in the error message.
+    """
     if text == "-":
         return sys.stdin.read().removesuffix("\n")
     if text is None:
@@ -109,7 +117,7 @@ def text_or_stdin(text: str | None, name: str) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for a reader: 1.12 GB."""
+    """Format a number of bytes: `1.12 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

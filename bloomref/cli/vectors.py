@@ -1,4 +1,4 @@
-"""`bloomref vectors`: write or check the test vectors, or ask an implementation all of them."""
+"""`bloomref vectors`: write the test vectors, check them, or test an implementation with them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,23 +22,23 @@ def command(
             "--folder", "--output", "-o", metavar="DIR", help="Folder of the vectors. Default: specs/vectors."
         ),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Compare the folder with a fresh one; write nothing.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare the folder with new vectors; write nothing.")] = False,
     implementation: Annotated[
-        str | None, typer.Option(metavar="MODULE:NAME", help="Ask an implementation in Python (docs/conformance.md).")
+        str | None, typer.Option(metavar="MODULE:NAME", help="Test a Python class (docs/conformance.md).")
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Ask a backend of bloomref: numpy, numba, ...")
+        str | None, typer.Option(metavar="NAME", help="Test a backend of bloomref: numpy, numba, ...")
     ] = None,
     program: Annotated[
-        str | None, typer.Option(metavar="COMMAND", help="Ask a program in any language (docs/adapters.md).")
+        str | None, typer.Option(metavar="COMMAND", help="Test a program in any language (docs/adapters.md).")
     ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="Dtype to ask; repeatable. Default: all supported.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Dtype to test; repeatable. Default: all supported.")] = None,
     waivers: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Known failures (docs/conformance.md); repeatable.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write the test vectors, check them with --check, or ask them of an implementation.
+    """Write the test vectors, check them with --check, or test an implementation with them.
 
     Vectors are JSON and safetensors files for implementers in any language; specs/98-vectors.md explains them.
 
@@ -127,7 +127,7 @@ def _answers(
     folder: Path | None,
     progress: Callable[[str], None],
 ) -> list[str]:
-    """Ask every topic in every dtype, fill the report, and return the failures as text."""
+    """Test every topic in every dtype, add the counts to the report, and return the failures as text."""
     from bloomref.conformance.run.results import Counts
     from bloomref.conformance.subject import Subject
     from bloomref.conformance.vectors.ask import VectorFailure, ask_all
@@ -151,7 +151,7 @@ def _answers(
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar on stderr if it is a terminal; yield a function that advances it with a label."""
+    """Context manager: a progress bar on stderr, if it is a terminal. It yields a function that advances the bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
