@@ -129,7 +129,7 @@ def engine_alone(engine: Any, ids: Any, new_tokens: int) -> None:
 
 
 def generate(model: Any, ids: Any, new_tokens: int, options: dict[str, Any]) -> Any:
-    """The new tokens of every row, as many as asked for: no stop token ends one."""
+    """Exactly `new_tokens` new tokens for every row: stop tokens are disabled."""
     return model.generate(ids.tolist(), stop_token_ids=None, strip_prompt=True, max_new_tokens=new_tokens, **options)
 
 

@@ -1,8 +1,8 @@
 """Time of each kernel of one block on the Numba backend, measured alone.
 
-Every kernel runs several times on random numbers of the preset's sizes; its time is the median. `floor` is what its
-arithmetic takes at the rate of the register tile alone, on numbers in the first-level cache: what a kernel takes beyond
-it is its own cost.
+Every kernel runs several times on random numbers of the preset's sizes; its time is the median. `floor` is the
+time of its arithmetic at the rate of the register tile alone, with operands in the L1 cache. The rest is overhead of
+the kernel.
 
 Example: python -m benchmarks.kernels --dtype bfloat16 --tokens 512
 """

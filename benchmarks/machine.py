@@ -51,7 +51,7 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 def blas_info() -> list[dict[str, Any]]:
     """BLAS and threading libraries of this process, as threadpoolctl reports them, without file paths."""
-    import numpy  # noqa: F401  # its BLAS must be loaded to be seen
+    import numpy  # noqa: F401  # threadpoolctl reports loaded libraries only
     from threadpoolctl import threadpool_info
 
     return [{key: value for key, value in library.items() if key != "filepath"} for library in threadpool_info()]

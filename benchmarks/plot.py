@@ -27,7 +27,7 @@ FLOOR = "#b03030"
 PANELS = {
     "prefill, tokens/s": ("prefill ", 2.6),
     "decoding one row, tokens/s": ("decode 1 row ", 2.6),
-    "decoding 4 and 16 rows, tokens/s": ("rows behind ", 2.2),
+    "decoding 4 and 16 rows, tokens/s": ("rows after ", 2.2),
     "start to first token, s": ("process start", 1.2),
     "peak memory, GB": ("peak memory of the whole run", 1.2),
 }
@@ -104,7 +104,7 @@ def _label(line: Line) -> str:
     words = line.title.removesuffix(", tokens/s").split()
     if words[0] == "prefill":
         return f"{words[1]} tokens"
-    return f"behind {words[-1]}" if words[1] == "1" else f"{words[1]} rows"
+    return f"after {words[-1]}" if words[1] == "1" else f"{words[1]} rows"
 
 
 def _frame(figure: Any, report: dict[str, Any], names: list[str]) -> None:

@@ -68,7 +68,7 @@ def title(row: dict[str, Any]) -> str:
     if row["what"] == "prefill":
         return f"prefill {row['context']}, tokens/s"
     rows = "row" if row["rows"] == 1 else "rows"
-    return f"decode {row['rows']} {rows} behind {row['context']}, tokens/s"
+    return f"decode {row['rows']} {rows} after {row['context']}, tokens/s"
 
 
 def _rates(results: list[dict[str, Any]]) -> list[Line]:

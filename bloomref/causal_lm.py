@@ -129,7 +129,7 @@ class BloomCausalLM(LoraMethods):
         return engine.logits(engine.hidden(token_batch(inputs, engine.config.vocabulary_size)))
 
     def __call__(self, inputs: Any) -> Float[Array, "B T V"]:
-        """As `logits`."""
+        """Return the logits of `inputs`: another name of `logits`."""
         return self.logits(inputs)
 
     def loss_and_gradients(self, inputs: Any) -> tuple[float, dict[str, Array]]:
@@ -382,15 +382,15 @@ class BloomCausalLM(LoraMethods):
 
         Args:
             text: a text, the ids of one, or a list of these.
-            context: what stands before it, of the same kind; for a list, one for all or one for each. With None the
-                first token is not scored, for nothing predicts it; with an empty context it is predicted from `<s>`.
+            context: the text or ids before `text`; for a list, one for all or one for each. With None the first token
+                is not scored, since no token predicts it; with an empty context it is predicted from `<s>`.
 
         As in lm-evaluation-harness, context and continuation are tokenized together (white space at the end of the
-        context first moves to the continuation) and the tokens behind those of the context alone are scored. So a
+        context first moves to the continuation) and the tokens after those of the context alone are scored. So a
         continuation begins with its own space: `score(" cat", context="The")`.
 
         Raises:
-            InvalidInput: naming the argument, what was expected and what came; BadWeights: when logits are not finite.
+            InvalidInput: names the argument, the expected and the actual value; BadWeights: when logits are not finite.
         """
         request = read_request("text", text, self._vocabulary_size)
         contexts = self._contexts(context, request)
@@ -459,7 +459,7 @@ class BloomCausalLM(LoraMethods):
         return token_id
 
     def _start(self) -> Prompt:
-        """The prompt that stands for an empty one."""
+        """The prompt that replaces an empty one: the token `<s>`."""
         return Prompt.of([self._start_id()])
 
 

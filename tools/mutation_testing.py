@@ -1,6 +1,6 @@
 """Mutation testing of the kit: which property detects each known mistake.
 
-Every mistake runs as an implementation of its own. All of them are asked the same cases, in the kit's own order and
+Every mistake runs as a separate implementation. All get the same cases, in the kit's own order and
 number, so that the truth and the budget of a case are computed once.
 """
 

@@ -1,4 +1,4 @@
-"""Figures of the library's structure, at one commit or beside an earlier one:
+"""Figures of the library's structure, at one commit or compared with an earlier one:
 `python -m tools.structure --before 508b762`.
 
 Rooms are the folders and the top-level modules of `bloomref`, `accel` and `tools`. Every import counts: at the top of a
@@ -84,7 +84,7 @@ def room(module: str) -> str:
 
 
 def kit_room(module: str) -> str:
-    """A room of the conformance kit: its folders, and the modules that lie beside them."""
+    """A room of the conformance kit: its folders, and the modules next to them."""
     return ".".join(module.split(".")[:3])
 
 
@@ -119,7 +119,7 @@ def upward(counts: Mapping[tuple[str, str], int]) -> int:
 
 
 def _upward_within(rooms: list[str], counts: Mapping[tuple[str, str], int]) -> int:
-    """By dynamic programming over the sets of rooms that stand below: fewest[set] of all orders of that set."""
+    """Fewest upward imports of any order, by dynamic programming: fewest[set], over the sets of lower rooms."""
     weights = [[counts.get((a, b), 0) for b in rooms] for a in rooms]
     fewest = [0] + [sys.maxsize] * (2 ** len(rooms) - 1)
     for below in range(2 ** len(rooms)):
@@ -216,7 +216,9 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m tools.structure --before v0.1.0",
     )
-    parser.add_argument("--before", metavar="COMMIT", help="also the figures of this commit, in a column of their own")
+    parser.add_argument(
+        "--before", metavar="COMMIT", help="also print the figures of this commit, in a separate column"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(arguments)
     columns = {"now": figures(working_tree())}

@@ -1,4 +1,4 @@
-"""`CupyPrepared`: one model on one device behind bloomref's interface.
+"""`CupyPrepared`: one model on one device, with bloomref's backend interface.
 
 It splits calls into chunks and copies to and from the host.
 """

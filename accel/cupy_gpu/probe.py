@@ -1,4 +1,4 @@
-"""Finds the GPU. If none can be used, the error says in one sentence what is missing and what to do."""
+"""Detection of the GPU. If none can be used, the error names the cause and the remedy in one sentence."""
 
 import importlib
 import warnings

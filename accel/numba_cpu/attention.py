@@ -20,7 +20,7 @@ v3  pairs of bfloat16; the weights are multiplied by rows, where they are: 4.8 m
 v4  256 keys a block instead of 128; each pass of the softmax over a whole row of scores, whose maximum and sum stay in
     registers (`fold_largest`, `fold_sum`); no mask where every key is visible; an exp for its range: 2.6 ms, and for
     2048 positions 33 ms instead of 45. Half of it is the two products.
-v5  the next head's keys are prefetched: a step of 16 rows behind 48 positions takes 0.20 instead of 0.25 ms.
+v5  the next head's keys are prefetched: a step of 16 rows after 48 positions takes 0.20 instead of 0.25 ms.
 """
 
 import math
@@ -317,7 +317,7 @@ def _normalise(queries: Queries, is_real: Bool[Array, " P"], width: int, softmax
 @jit
 def _attend_tile(fused: Array, queries: Queries, shape: CallShape, cache: CacheView, slope: float, out: PackedRows,
                  floats: Array, operands: Array) -> None:  # fmt: skip
-    """Attention of one tile of queries, over all the keys that the last of them sees."""
+    """Attention of one tile of queries, over all keys that are visible to the last of them."""
     width, rows, step = shape.width, queries.rows, step_width(operands)
     columns, panel, weights_end = panels_in(width), panel_elements(width, operands), MR * LDA * step
     item, is_real = queries.batch_row * shape.heads + queries.head, cache.is_real[queries.batch_row]
@@ -346,7 +346,7 @@ def _attend_tile(fused: Array, queries: Queries, shape: CallShape, cache: CacheV
 
 @jit
 def _prefetch_item(item: int, positions: int, width: int, cache: CacheView, operands: Array) -> None:
-    """Prefetch the first keys and values of a row's head: behind a short prompt the time goes to waiting for these."""
+    """Prefetch the first keys and values of a row's head: after a short prompt, most time is waiting for these."""
     columns, panel, count = panels_in(width), panel_elements(width, operands), min(positions, 2 * NR)
     prefetch(cache.keys, item * cache.capacity // NR * panel, panels_in(count) * panel * cache.keys.itemsize // LINE)
     for column in range(columns):

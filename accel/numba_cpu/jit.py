@@ -5,7 +5,7 @@ from typing import Final
 from numba import njit
 
 # No fast-math: with any flag the compiler fuses or regroups differently in each context, and a kernel loaded from the
-# cache no longer gives the bits of one just compiled. Code that wants a fused multiply-add calls `fma`.
+# cache no longer gives the bits of one just compiled. Code that needs a fused multiply-add calls `fma`.
 FASTMATH: Final = False
 
 jit = njit(fastmath=FASTMATH, error_model="numpy", nogil=True, cache=True)

@@ -150,7 +150,7 @@ def _emit_prefetch(builder: ir.IRBuilder, pointer: ir.Value) -> None:
 
 
 def _load_step(builder: ir.IRBuilder, operands: _Operands, panel: ir.Value, ahead: int) -> list[ir.Value]:
-    """The vectors of one step of a panel; prefetches the lines `ahead` bytes behind them."""
+    """The vectors of one step of a panel; prefetches the lines `ahead` bytes after them."""
     pointers = [builder.gep(panel, [_constant(v * LANES * operands.width)]) for v in range(VECTORS)]
     if ahead:
         for pointer in pointers:

@@ -1,4 +1,4 @@
-"""The Numba backend behind bloomref's interface."""
+"""The Numba backend: bloomref's backend interface over the kernels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

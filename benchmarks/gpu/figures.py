@@ -136,7 +136,7 @@ def _resumed(report: Report) -> int:
 def open_groups(report: Report, arguments: argparse.Namespace) -> Iterator[Group]:
     """Yield the groups with unfinished participants, in order.
 
-    Floors are measured again with what is compared with them.
+    Floors are measured again together with the figures that are compared with them.
     """
     for groups in PASSES:
         for preset in arguments.presets:

@@ -1,4 +1,4 @@
-"""The interface between the kit and an implementation of BLOOM. docs/conformance.md shows one in twenty lines."""
+"""The interface between the kit and an implementation of BLOOM. docs/conformance.md shows one in about twenty lines."""
 
 import warnings
 from collections.abc import Mapping

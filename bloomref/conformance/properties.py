@@ -192,4 +192,4 @@ _ALL = (
     ),
 )
 PROPERTIES: dict[str, Property] = {prop.name: prop for prop in _ALL}
-"""By name, in the order of a report."""
+"""Properties by name, in the order of a report."""

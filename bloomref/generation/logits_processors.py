@@ -43,7 +43,7 @@ class LogitsProcessors:
 
 
 def penalize_repetition(scores: Float[Array, " V"], history: Sequence[int], penalty: float) -> None:
-    """In place: divide positive scores of tokens in `history` by `penalty`, multiply negative ones by it (GEN-8).
+    """Divide positive scores of tokens in `history` by `penalty` and multiply negative ones by it, in place (GEN-8).
 
     Source: CTRL (arXiv:1909.05858).
     """
@@ -54,7 +54,7 @@ def penalize_repetition(scores: Float[Array, " V"], history: Sequence[int], pena
 
 
 def forbid_repeated_ngrams(scores: Float[Array, " V"], history: Sequence[int], size: int) -> None:
-    """In place: -inf for every token that would complete an n-gram of this size that `history` already contains."""
+    """Set to -inf, in place, every token that would complete an n-gram of this size that `history` contains."""
     if size == 0 or len(history) < size:
         return
     ids = np.asarray(history, np.int64)

@@ -41,7 +41,7 @@ class AdapterSet:
     # --- changes: each returns a new set -------------------------------------------------------------
 
     def add(self, name: str, adapter: Adapter) -> "AdapterSet":
-        """With one more adapter, which becomes the only active one."""
+        """Return a set with one more adapter, which becomes the only active one."""
         self._check_not_merged()
         return replace(self, loaded={**self.loaded, name: adapter}, active={name: 1.0})
 
@@ -53,7 +53,7 @@ class AdapterSet:
         return replace(self, loaded=loaded, active={other: w for other, w in self.active.items() if other != name})
 
     def activate(self, adapters: str | Mapping[str, float] | None) -> "AdapterSet":
-        """With other active adapters: one by name, several by name and weight, or none."""
+        """Return a set with other active adapters: one by name, several by name and weight, or none."""
         self._check_not_merged()
         weights = {adapters: 1.0} if isinstance(adapters, str) else dict(adapters or {})
         for name, weight in weights.items():
@@ -62,17 +62,17 @@ class AdapterSet:
         return replace(self, active=weights)
 
     def merge(self) -> "AdapterSet":
-        """With the active adapters added to the weights."""
+        """Return a set whose active adapters are added to the weights."""
         if not self.active:
             raise InvalidInput("merge_adapter: expected an active adapter, got none; set_adapter makes one active")
         return replace(self, is_merged=True)
 
     def unmerge(self) -> "AdapterSet":
-        """With the active adapters apart from the weights."""
+        """Return a set whose active adapters are separate from the weights."""
         return replace(self, is_merged=False)
 
     def assign(self, arrays: Mapping[str, Array]) -> "AdapterSet":
-        """With new factors of the active adapters, under the names of `factors`."""
+        """Return a set with new factors of the active adapters, under the names of `factors`."""
         self._check_not_merged()
         known = self.factors()
         for name, array in arrays.items():

@@ -33,7 +33,7 @@ class View:
 
 
 def view(config: BloomConfig, is_real: Bool[Array, "B S"], start: int, dtype: DType) -> View:
-    """A real position sees the real positions up to itself, at a bias of slope times signed distance.
+    """A real position attends to the real positions up to itself; the bias is slope times signed distance.
 
     Clauses: ALI-4 (columns of the batch, holes included), ALI-5 (float32), ATT-5, ATT-7, ATT-8.
     """

@@ -29,7 +29,7 @@ def gelu(x: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
 
 
 def softmax(scores: Float[Array, "B H T S"], visible: Bool[Array, "B #H T S"]) -> Float[Array, "B H T S"]:
-    """exp(score) / sum of exp(score) over the visible keys; zeros in a row that sees no key. Clauses: ATT-6, ATT-8."""
+    """exp(score) / sum of exp(score) over visible keys; zeros in rows without visible keys. Clauses: ATT-6, ATT-8."""
     scores = np.where(visible, scores, -np.inf)
     highest = scores.max(axis=-1, keepdims=True, initial=np.finfo(scores.dtype).min)  # finite where no key is visible
     powers = np.exp(scores - highest)

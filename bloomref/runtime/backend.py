@@ -215,7 +215,7 @@ class SupportsAdapters(Protocol):
     """
 
     def prepare_with_adapters(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:
-        """As `prepare`, for weights that carry LoRA factors in `params.adapters` and in `adapters` of its layers."""
+        """Prepare weights with LoRA factors, which are in `params.adapters` and in `adapters` of its layers."""
         ...
 
 

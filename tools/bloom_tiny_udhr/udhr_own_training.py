@@ -55,7 +55,7 @@ def source(stream: Stream, settings: Recipe, seed: int) -> Callable[[int], Batch
 
 
 def nll_of_texts(model: BloomCausalLM, sequences: Sequence[Sequence[int]], batch: int = 16) -> list[float]:
-    """As ``udhr_training.nll_of_texts``."""
+    """Negative log likelihood, in nats, of each sequence after a ``</s>``, by bloomref."""
     rows = [np.array([EOS_ID, *sequence]) for sequence in sequences]
     pieces = cut([Document(row, np.ones(len(row), bool)) for row in rows], max(map(len, rows)))
     results: list[float] = []
@@ -94,7 +94,7 @@ def train(
 ) -> Trained:
     """Trains for `steps` and returns the checkpoint with the lowest held-out bits per byte.
 
-    In the folder `checkpoints` the run is kept, and one that was interrupted is continued.
+    The folder `checkpoints` stores the run; an interrupted run continues from it.
     """
     model = make_model(settings, seed, backend)
     began = time.perf_counter()

@@ -74,7 +74,7 @@ def window(stream: Stream, length: int, rng: np.random.Generator) -> npt.NDArray
     """One training window of `length` tokens.
 
     Half of the windows start at any token. A quarter start where an article (or a document) starts, and a
-    quarter start there behind a ``</s>``, the context in which held-out articles are scored.
+    quarter start there after a ``</s>``, the context in which held-out articles are scored.
     """
     kind = rng.random()
     last = len(stream.tokens) - length
@@ -98,7 +98,7 @@ def batches(stream: Stream, settings: Recipe, seed: int) -> Iterator[npt.NDArray
 
 
 def nll_of_texts(model: Any, sequences: Sequence[Sequence[int]], batch: int = 16) -> list[float]:
-    """Negative log likelihood, in nats, of each sequence behind a ``</s>``."""
+    """Negative log likelihood, in nats, of each sequence after a ``</s>``."""
     import torch
 
     results: list[float] = []
@@ -123,7 +123,7 @@ def bits_per_byte(
 ) -> dict[str, Any]:
     """Bits per byte of the held-out articles, overall and per language.
 
-    Each article (heading and paragraphs, each line with its newline) is scored by itself, behind one
+    Each article (heading and paragraphs, each line with its newline) is scored separately, after one
     ``</s>``. The figure is the sum of all bits over the sum of all UTF-8 bytes.
     """
     losses = nll(model, [encode(tokenizer, item["text"]) for item in items])

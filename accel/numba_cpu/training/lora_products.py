@@ -53,7 +53,7 @@ def product_vjp(factors: LoraFactors, x: Any, dy: Any, rng: Rng, take: Take) -> 
 
 
 def lookup(factors: LoraFactors, token_ids: Any) -> Any:
-    """scale B A[:, token_ids], (N, D): what is added to the embedding lookup."""
+    """scale B A[:, token_ids], (N, D): the term that is added to the embedding lookup."""
     return np.float32(factors.scale) * (_a(factors).T[token_ids] @ _b(factors).T)
 
 

@@ -55,7 +55,7 @@ class BackendModel:
         return self.backbone.engine
 
     def adapted(self, path: Path) -> Self:
-        """By `load_adapter`: added by the reference, merged into the weights for any other backend (LRA-8)."""
+        """Load a LoRA adapter. It is merged into the weights if the backend does not support adapters (LRA-8)."""
         self.backbone.load_adapter(path)
         return self
 

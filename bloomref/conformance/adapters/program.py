@@ -284,7 +284,7 @@ def _pump(stream: IO[str], lines: "Queue[str]") -> None:
 def _end(popen: "subprocess.Popen[str]", grace: float = GRACE) -> None:
     """Close the input of a program, which asks it to end (PRG-11); after `grace` seconds, kill it."""
     assert popen.stdin is not None
-    with contextlib.suppress(OSError):  # buffered data may meet a closed pipe
+    with contextlib.suppress(OSError):  # the pipe may be closed before buffered data is written
         popen.stdin.close()
     try:
         popen.wait(grace)

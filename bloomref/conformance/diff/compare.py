@@ -24,7 +24,7 @@ from bloomref.errors import invalid
 from bloomref.shapes import Array, Bool, Float
 
 CLOSE = 5
-"""Number of mistakes that are tried again with a budget of their own model, since its rounding noise may be larger."""
+"""Number of mistakes that are compared again with the budget of the mutant, whose rounding noise may be larger."""
 PARTLY = 0.9
 """Smallest explained share at which a mistake is reported although the rest exceeds the budget."""
 

@@ -46,7 +46,7 @@ class Operand:
 
 
 def operand(name: str, dtype: str, case: Case) -> Operand:
-    """Run the implementation that `name` stands for.
+    """Run the implementation with this name.
 
     Args:
         name: "oracle", a trace file, or an implementation, optionally followed by "@dtype".

@@ -15,7 +15,7 @@ BAR = 24
 """Width of a bar, in characters."""
 BLOCKS = (".attention_block", ".mlp_block")
 MANY = 40
-"""With more intermediates, the table shows only the outputs of blocks and the surroundings of the first difference."""
+"""Most intermediates that are all shown; of more, only outputs of blocks and those near the first difference."""
 AROUND = 4
 """Intermediates shown on either side of the first difference."""
 

@@ -10,7 +10,7 @@ CONFIG = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=6, hidden_dim=3
 
 
 def example(mistake: Mistake, seed: int = 0) -> Case:
-    """Return a case that meets the needs of a mistake, and is ordinary otherwise."""
+    """Return a case with the needs of a mistake, and otherwise ordinary."""
     needs = mistake.needs
     config = CONFIG.replace(
         num_heads=10 if "odd-heads" in needs else 6,

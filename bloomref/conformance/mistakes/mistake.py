@@ -19,7 +19,7 @@ OTHER_NEEDS = {
     "lora-heads": "an adapter in KerasHub's form",
     "invalid-input": "input that must be refused",
 }
-"""Conditions that an input must meet to show a mistake, in addition to the tags of `conformance.tags`."""
+"""Conditions under which an input shows a mistake, in addition to the tags of `conformance.tags`."""
 NO_INTERMEDIATE = "none"
 """Value of `Mistake.first` for a mistake in input validation: it changes no intermediate of a valid input."""
 
@@ -34,7 +34,7 @@ class Mistake:
         clauses: the clauses that it breaks; for an equivalent, the clauses that allow it.
         first: name of the first intermediate that it changes (MOD-8), or `NO_INTERMEDIATE`.
         model: the instrumented model that makes the mistake.
-        needs: names of `TAGS` or `OTHER_NEEDS` that an input must meet to show it.
+        needs: names of `TAGS` or `OTHER_NEEDS` that apply to an input that shows it.
         equivalent: True if the model is right, so that no check may object.
     """
 

@@ -18,7 +18,7 @@ OVER_KEYS = ("attention.scores", "attention.probabilities")
 
 
 def visible(is_real: Bool[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """True where a query sees a key (ATT-5, ATT-7, ATT-8)."""
+    """True where a key is visible to a query (ATT-5, ATT-7, ATT-8)."""
     position = np.arange(is_real.shape[1])
     return ((position <= position[:, None]) & is_real[:, None, :] & is_real[:, :, None])[:, None]
 

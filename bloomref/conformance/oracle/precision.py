@@ -53,7 +53,7 @@ TIERS: dict[str, Tier] = {
         *_sixteen("bfloat16", 2.0**-8),
     )
 }
-"""By name. `float16` and `bfloat16` compute attention scores in float32, as bloomref does. `float16-scores` and
+"""Tiers by name. `float16` and `bfloat16` compute attention scores in float32, as bloomref does. `float16-scores` and
 `bfloat16-scores` round them to the dtype of the model, as in the training of BLOOM, transformers and KerasHub; late
 positions then lose most digits."""
 

@@ -20,8 +20,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # warnings of an implementat
 
 
 def answer(item: pytest.Item, counts: Counts, question: Callable[[], None]) -> None:
-    """Ask, attach the counts, and fail with the text of a Failure; an exception behind it is shown by its last
-    calls."""
+    """Ask, attach the counts, and fail with the text of a Failure. If an exception caused it, show its last calls."""
     failure = None
     try:
         question()
