@@ -1,4 +1,4 @@
 """Programs for the maintainers of bloomref: `python -m tools.NAME --help`.
 
-They work on a checkout and are not part of the wheel.
+They need a checkout of the repository, and are not part of the wheel.
 """

@@ -28,12 +28,15 @@ HEAD_DIMS = (1, 2, 3, 4, 5, 6, 8, 16)
 LONG, LONG_SHARE = 300, 0.02
 VERDICTS = ("pass", "inconclusive", "fail")
 LIMITS = (3, 4, 5, 6)
-INFINITE = 1e9  # stands for an infinite Z in quantiles
+INFINITE = 1e9  # substitute for an infinite Z in quantiles
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def draw(number: int) -> Case:
-    """Draw case `number`: mostly up to 24 positions, some up to 64, a few of 300; every kind of mask; MLP width 4 D."""
+    """Draw case `number`.
+
+    Most cases have up to 24 positions, some up to 64, a few 300. All kinds of masks occur. The MLP width is 4 D.
+    """
     rng = np.random.default_rng([2211, 5100, number])
 
     def one_of(*values: Any) -> Any:
@@ -92,9 +95,7 @@ def false_alarms(name: str, dtype: str, numbers: Sequence[int]) -> dict[str, Any
     worst, graded, failures = [], [], []
     for number in numbers:
         case = draw(number)
-        if (
-            case.kind == "holes" and name == "transformers"
-        ):  # transformers deletes holes, which is another function (ALI-4)
+        if case.kind == "holes" and name == "transformers":  # transformers counts only real positions, unlike ALI-4
             continue
         with np.errstate(all="ignore"):
             judgements = judge(case, subject.tier, outputs(subject, case))
@@ -120,6 +121,7 @@ def overall(judgements: Sequence[Judgement]) -> str:
 
 
 def quantiles(z: Sequence[float]) -> dict[str, float | str]:
+    """Return median, 99 % quantile and maximum of Z."""
     values = np.quantile(np.minimum(np.array(z or [0.0]), INFINITE), (0.5, 0.99, 1.0))
     shown = ["infinite" if q >= INFINITE else round(float(q), 2) for q in values]
     return dict(zip(("median_z", "p99_z", "largest_z"), shown, strict=True))
@@ -160,11 +162,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--mistakes", action="store_true", help="measure detections instead of false alarms")
     parser.add_argument("--out", type=Path, help="JSON file; entries of other implementations and dtypes are preserved")
-    parser.add_argument("--table", type=Path, help="print this JSON file as tables, and measure nothing")
+    parser.add_argument("--table", type=Path, help="print this JSON file as tables, without measuring")
     return parser.parse_args(arguments)
 
 
 def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (key, result) of each implementation or mistake run, and dtype.
+
+    Raises:
+        InvalidInput: when the number of cases is not positive.
+    """
     numbers = range(options.first, options.first + options.cases)
     if options.cases < 1:
         raise invalid("--cases", "a positive number", options.cases)
@@ -177,6 +184,7 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the false alarms as a Markdown table."""
     columns = ("implementation", "dtype", "cases", *VERDICTS, "positions_judged", "median_z", "p99_z", "largest_z")
     rows = [[str(result[c]) for c in columns] for result in results.values() if "implementation" in result]
     lines = [[c.replace("_", " ").replace(" z", " Z") for c in columns], ["---"] * len(columns), *rows]
@@ -184,6 +192,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def detection_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the detections as a Markdown table."""
     from bloomref.conformance.mistakes import EQUIVALENTS
 
     equivalents = {mistake.name for mistake in EQUIVALENTS}

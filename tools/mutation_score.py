@@ -78,7 +78,7 @@ def prove(
         mistakes: those to detect, in float32 and bfloat16.
         equivalents: those that must pass, in all of `DTYPES`.
         examples: number of random cases for each property.
-        report: called with a line of progress.
+        report: called with each line of progress.
     """
     proof: dict[str, Any] = {
         "examples": examples,
@@ -95,7 +95,7 @@ def prove(
 
 
 def completed(proof: dict[str, Any], report: Callable[[str], None] = print) -> dict[str, Any]:
-    """Add to a proof what the catalogue has gained since, in the order of the catalogue."""
+    """Return a proof with the catalogue's new mistakes added, in the order of the catalogue."""
     new = [known for known in CATALOGUE if known.name not in proof["catalogue"]]
     mistakes = [known for known in new if not known.equivalent]
     equivalents = [known for known in new if known.equivalent]
@@ -230,7 +230,7 @@ def write(proof: dict[str, Any], root: Path = ROOT) -> None:
 
 
 def read(root: Path = ROOT) -> dict[str, Any]:
-    """Read the JSON file; what it says of a mistake comes from the catalogue."""
+    """Read the JSON file. Descriptions of mistakes are replaced by those of the catalogue."""
     proof: dict[str, Any] = json.loads((root / JSON).read_text("utf-8"))
     current = {known.name: described(known) for known in CATALOGUE}
     return proof | {"catalogue": {name: current[name] for name in proof["catalogue"]}}
@@ -247,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=runner.EXAMPLES, help="random cases for each property")
     parser.add_argument("--pages-only", action="store_true", help="write the page from the JSON file, without a run")
-    parser.add_argument("--new-only", action="store_true", help="run only mistakes that the JSON file lacks")
+    parser.add_argument("--new-only", action="store_true", help="run only the mistakes that are not in the JSON file")
     options = parser.parse_args()
     if options.pages_only:
         write(read())

@@ -1,7 +1,7 @@
 """Mutation testing of the kit: which property detects each known mistake.
 
-Every mistake runs as a separate implementation. All get the same cases, in the kit's own order and
-number, so that the truth and the budget of a case are computed once.
+Each mistake runs as a separate implementation. All of them get the same cases, in the order and number of the kit, so
+that the truth and the budget of a case are computed once.
 """
 
 import time
@@ -25,11 +25,11 @@ from bloomref.conformance.subject import Subject
 
 @dataclass(eq=False)
 class Detection:
-    """Whether, and by what, the kit detects one mutant.
+    """Detection of one mutant by the kit, if any.
 
     Args:
         mistake: the mistake that the mutant makes.
-        dtype: in which the mutant computes.
+        dtype: dtype in which the mutant computes.
         found_by: name of the first property that failed; "" if none did.
         clauses: clauses of that property.
         case: name of the case in which it failed.
@@ -55,10 +55,11 @@ class Detection:
 def detect(
     mistakes: Sequence[Mistake], dtype: str, examples: int = runner.EXAMPLES, pinned: Sequence[Case] = FIXED_CASES
 ) -> list[Detection]:
-    """Check every property on every mutant, until one fails.
+    """Check every property on every mutant, until one fails. Returns one detection per mistake.
 
     Args:
-        dtype: in which the mutants compute.
+        mistakes: mistakes of the mutants.
+        dtype: dtype in which the mutants compute.
         examples: number of random cases for each property.
         pinned: the fixed cases.
     """
@@ -79,9 +80,7 @@ def detect(
 
 
 def _is_pending(detection: Detection, tested: Property) -> bool:
-    """True if the mutant is undetected and the property may detect it:
-    a mistake of adapters shows only with an adapter.
-    """
+    """True if the mutant is undetected and the property may detect it. Only an adapter shows a mistake of adapters."""
     return not detection.found_by and (bool(tested.adapter) or not detection.mistake.is_of_adapters)
 
 
@@ -94,7 +93,7 @@ def questions(tested: Property, dtype: str, examples: int, pinned: Sequence[Case
 
 
 class Recorder(runner.Runner):
-    """A runner that records the cases instead of checking them."""
+    """Runner that records the cases instead of checking them."""
 
     def __init__(self, examples: int) -> None:
         super().__init__(examples)

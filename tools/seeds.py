@@ -1,8 +1,8 @@
 """Run the fast tests with many random seeds, each in a fresh interpreter: `python -m tools.seeds --help`.
 
-A property test draws other examples with each seed. A suite that passes with one seed only has a test that holds by
-luck; this command finds it. Hypothesis keeps no examples between two runs here,
-so that each seed alone decides what is drawn.
+A property test draws different examples with each seed. If the suite passes with some seeds only, a test passes by
+chance; this command finds it. Hypothesis stores no examples between the runs, so that the seed alone determines the
+examples.
 """
 
 import argparse
@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   python -m tools.seeds --seeds 3 --paths tests/backend     three fresh seeds, one folder
   python -m tools.seeds --first 7 --seeds 1                 seed 7 again
   python -m tools.seeds --json seeds.json --output seeds.md
-      keep the results; the same command continues a run that was interrupted
+      store the results; the same command resumes an interrupted run
 """
 HEADER = ("seed", "passed", "failed", "seconds", "failures")
 Run = dict[str, Any]
@@ -39,13 +39,13 @@ and `failures`, the ids of the failed tests.
 
 
 def command(seed: int, paths: Sequence[str], workers: int, report: Path | str) -> list[str]:
-    """The pytest call of one seed; it writes its results to `report` in JUnit's XML."""
+    """Command line of pytest for one seed. pytest writes its results to `report`, as JUnit XML."""
     chosen = ["-q", "-n", str(workers), "-m", "not slow", f"--hypothesis-seed={seed}", f"--junit-xml={report}"]
     return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen, *paths]
 
 
 def run_seed(seed: int, paths: Sequence[str], workers: int) -> Run:
-    """Run the tests with one seed. A pytest that does not get as far as its report counts as a failure."""
+    """Run the tests with one seed. If pytest ends without a report, that counts as one failure."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -62,11 +62,12 @@ def run_seed(seed: int, paths: Sequence[str], workers: int) -> Run:
 
 
 def no_results() -> Run:
+    """Counts of a run without any test."""
     return {"passed": 0, "failed": 0, "skipped": 0, "failures": []}
 
 
 def read_report(xml: str) -> Run:
-    """Counts and the ids of failed tests, from JUnit's XML."""
+    """Read the counts, and the ids of failed tests, from JUnit XML."""
     counts = no_results()
     for case in ElementTree.fromstring(xml).iter("testcase"):
         kinds = {child.tag for child in case}
@@ -82,7 +83,11 @@ def read_report(xml: str) -> Run:
 
 
 def plan(options: argparse.Namespace) -> dict[str, Any]:
-    """The seeds to run and the runs that are done; read from `--json` where that file exists."""
+    """Seeds to run and finished runs, read from the file of `--json` if it exists.
+
+    Raises:
+        InvalidInput: when the number of seeds is not positive, or the file has results of other paths.
+    """
     if options.seeds < 1:
         raise invalid("--seeds", "a positive number", options.seeds)
     if options.json and options.json.exists():
@@ -96,7 +101,7 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(path: Path | None, text: str) -> None:
-    """Replace the file at once, so that an interruption leaves the old one or the new one."""
+    """Write a file atomically; None: do nothing."""
     if path:
         unfinished = path.with_name(f"{path.name}.new")
         unfinished.write_text(text, "utf-8")
@@ -104,12 +109,13 @@ def write(path: Path | None, text: str) -> None:
 
 
 def row(run: Mapping[str, Any]) -> str:
+    """Markdown row of one run."""
     failures = "<br>".join(name.replace("|", "\\|").replace("\n", " ") for name in run["failures"])
     return f"| {' | '.join([*(str(run[key]) for key in HEADER[:-1]), failures])} |"
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """The runs as a Markdown table."""
+    """Markdown table of the runs."""
     lines = [f"| {' | '.join(HEADER)} |", f"|{'---|' * len(HEADER)}", *map(row, runs)]
     return "\n".join(lines) + "\n"
 

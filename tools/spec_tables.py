@@ -1,7 +1,6 @@
-"""Writes the generated tables of specs/, or checks that they are current: `python -m tools.spec_tables [--check]`.
+"""Write the generated tables of specs/, or check that they are current: `python -m tools.spec_tables [--check]`.
 
-Works on a checkout of the repository. It also reads the two ends of every link between specification and tests: clause
-ids in specs/*.md, and the ids in `@pytest.mark.clause(...)`.
+The table of coverage links the clause ids in specs/*.md with the ids in the tests' `@pytest.mark.clause(...)`.
 """
 
 import ast
@@ -16,11 +15,11 @@ from bloomref.presets.preset_registry import PRESETS
 ROOT = Path(__file__).parents[1]
 
 
-# --- the two ends of a link --------------------------------------------------------------------------------------
+# --- clauses and tests -------------------------------------------------------------------------------------------
 
 
 def marked_clauses(source: str) -> set[str]:
-    """The ids that a test file's `@pytest.mark.clause(...)` name; in `pytestmark` and in `pytest.param` too."""
+    """Clause ids in a test file's `@pytest.mark.clause(...)`, including those in `pytestmark` and `pytest.param`."""
     calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
     marks = (call for call in calls if ast.unparse(call.func).endswith("mark.clause"))
     arguments = (argument for call in marks for argument in call.args)
@@ -28,7 +27,7 @@ def marked_clauses(source: str) -> set[str]:
 
 
 def files_by_clause(root: Path = ROOT) -> dict[str, list[str]]:
-    """Clause id -> test files that mark it."""
+    """Map each clause id to the test files that mark it."""
     files: dict[str, list[str]] = {}
     for path in sorted((root / "tests").rglob("test_*.py")):
         for name in marked_clauses(path.read_text("utf-8")):
@@ -40,6 +39,7 @@ def files_by_clause(root: Path = ROOT) -> dict[str, list[str]]:
 
 
 def weight_table() -> str:
+    """Table of the weights and their names in both layouts."""
     rows = [_weight_row(w, "layers", "") for w in INPUT_WEIGHTS]
     rows += [_weight_row(w, "layers/bloom_decoder{i}", "h.i.") for w in LAYER_WEIGHTS]
     rows += [_weight_row(w, "layers", "") for w in OUTPUT_WEIGHTS]
@@ -54,6 +54,7 @@ def _weight_row(weight: Weight, keras_prefix: str, hf_prefix: str) -> tuple[str,
 
 
 def preset_table() -> str:
+    """Table of the built-in presets."""
     rows = [
         (f"`{name}`", f"{preset.parameters:,}", preset.description, preset.source, preset.licence)
         for name, preset in PRESETS.items()
@@ -62,6 +63,7 @@ def preset_table() -> str:
 
 
 def coverage_table(root: Path = ROOT) -> str:
+    """Table of the clauses and the test files that mark them."""
     files = files_by_clause(root)
     rows = [(name, ", ".join(f"`{file}`" for file in files.get(name, ["none"]))) for name in specified(root)]
     return _table(("clause", "test files"), rows)
@@ -76,7 +78,7 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def tables(root: Path = ROOT) -> dict[Path, tuple[str, str]]:
-    """File -> (name of its generated section, the section as it should be)."""
+    """Map each file to (name of its generated section, current contents of the section)."""
     return {
         root / "specs/80-weights.md": ("weights", weight_table()),
         root / "specs/85-presets.md": ("presets", preset_table()),
@@ -85,17 +87,21 @@ def tables(root: Path = ROOT) -> dict[Path, tuple[str, str]]:
 
 
 def fill(text: str, name: str, table: str) -> str:
-    """`text` with the generated section `name` replaced."""
+    """Return `text` with the generated section `name` replaced.
+
+    Raises:
+        ValueError: when the text has no such section.
+    """
     opening, closing = f"<!-- generated: {name} -->\n", "<!-- end generated -->"
     before, _, rest = text.partition(opening)
-    _, found, after = rest.partition(closing)
-    if not found:
+    _, end, after = rest.partition(closing)
+    if not end:
         raise ValueError(f"no generated section {name!r}")
     return f"{before}{opening}{table}{closing}{after}"
 
 
 def stale(sections: Mapping[Path, tuple[str, str]]) -> dict[Path, str]:
-    """The files whose section is not as it should be -> their text as it should be."""
+    """Map each file whose generated section is out of date to its current text."""
     filled = {path: fill(path.read_text("utf-8"), *section) for path, section in sections.items()}
     return {path: text for path, text in filled.items() if text != path.read_text("utf-8")}
 

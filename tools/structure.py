@@ -1,8 +1,7 @@
-"""Figures of the library's structure, at one commit or compared with an earlier one:
-`python -m tools.structure --before 508b762`.
+"""Measure the structure of the library, and compare it with an earlier commit: `python -m tools.structure --help`.
 
-Rooms are the folders and the top-level modules of `bloomref`, `accel` and `tools`. Every import counts: at the top of a
-module, in a function, and for type checkers alone.
+A room is a folder or a top-level module of `bloomref`, `accel` or `tools`. All imports count: at the top of a module,
+in a function, and for type checkers only.
 """
 
 import argparse
@@ -22,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("bloomref", "accel", "tools")
 READER_STARTS_AT = ("bloomref.reference.ops", "bloomref.reference.cache", "bloomref.reference.model")
 FIELD_NAMES = ("Step", "Adapter", "Kept", "Case", "note")
-"""Names that had several meanings."""
+"""Names that had several meanings; their definitions are counted."""
 
 Sources = Mapping[str, str]  # module -> text
 Graph = Mapping[str, set[str]]
@@ -32,20 +31,21 @@ Graph = Mapping[str, set[str]]
 
 
 def module_name(path: Path) -> str:
+    """Name of the module in a file; the path is relative to the repository."""
     return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
 
 
 def working_tree() -> dict[str, str]:
-    """Module -> text of the files as they are."""
+    """Map each module of the working tree to its text."""
     paths = (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))
     return {module_name(path.relative_to(ROOT)): path.read_text("utf-8") for path in paths}
 
 
 def at_commit(commit: str) -> dict[str, str]:
-    """Module -> text of the files of a commit.
+    """Map each module of a commit to its text.
 
     Raises:
-        SystemExit: when git does not know the commit.
+        SystemExit: when git does not have the commit.
     """
     result = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
     if result.returncode:
@@ -65,7 +65,7 @@ def at_commit(commit: str) -> dict[str, str]:
 
 
 def import_graph(sources: Sources) -> dict[str, set[str]]:
-    """Module -> modules that its statements import."""
+    """Map each module to the modules that it imports."""
     return {name: set(_imports(ast.parse(text), sources)) - {name} for name, text in sources.items()}
 
 
@@ -79,17 +79,17 @@ def _imports(tree: ast.AST, sources: Sources) -> Iterable[str]:
 
 
 def room(module: str) -> str:
-    """The folder right in a package, or the module itself: `bloomref.runtime`, `bloomref.backbone`."""
+    """Room of a module: its folder in the package, or the top-level module, such as `bloomref.runtime`."""
     return ".".join(module.split(".")[:2])
 
 
 def kit_room(module: str) -> str:
-    """A room of the conformance kit: its folders, and the modules next to them."""
+    """Room of a module of the conformance kit: its folder in the kit, or the module itself."""
     return ".".join(module.split(".")[:3])
 
 
 def between(graph: Graph, room_of: Callable[[str], str]) -> dict[tuple[str, str], int]:
-    """(room, imported room) -> number of imports between their modules."""
+    """Count the imports between rooms: (room, imported room) -> number of imports of their modules."""
     counts: Counter[tuple[str, str]] = Counter()
     for module, targets in graph.items():
         counts.update((room_of(module), room_of(t)) for t in targets if room_of(module) != room_of(t))
@@ -97,7 +97,7 @@ def between(graph: Graph, room_of: Callable[[str], str]) -> dict[tuple[str, str]
 
 
 def components(nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[set[str]]:
-    """Sets of at least two nodes that all reach each other."""
+    """Strongly connected components of at least two nodes."""
     reach: dict[str, set[str]] = {node: {node} for node in nodes}
     targets = defaultdict(set)
     for a, b in edges:
@@ -113,25 +113,25 @@ def components(nodes: Iterable[str], edges: Iterable[tuple[str, str]]) -> list[s
 
 
 def upward(counts: Mapping[tuple[str, str], int]) -> int:
-    """The fewest imports that point upward in any order of the rooms (a minimum feedback arc set, exact)."""
+    """Smallest number of upward imports in any order of the rooms: an exact minimum feedback arc set."""
     rooms = {room for pair in counts for room in pair}
     return sum(_upward_within(sorted(group), counts) for group in components(rooms, counts))
 
 
 def _upward_within(rooms: list[str], counts: Mapping[tuple[str, str], int]) -> int:
-    """Fewest upward imports of any order, by dynamic programming: fewest[set], over the sets of lower rooms."""
+    """Solve one component by dynamic programming: fewest[s] is the minimum over all orders of the set s of rooms."""
     weights = [[counts.get((a, b), 0) for b in rooms] for a in rooms]
     fewest = [0] + [sys.maxsize] * (2 ** len(rooms) - 1)
     for below in range(2 ** len(rooms)):
         for i in range(len(rooms)):
-            if not below >> i & 1:  # room i stands on `below`: what `below` imports from it points upward
+            if not below >> i & 1:  # room i is above `below`, so imports of `below` from room i point upward
                 cost = sum(weights[j][i] for j in range(len(rooms)) if below >> j & 1)
                 fewest[below | 1 << i] = min(fewest[below | 1 << i], fewest[below] + cost)
     return fewest[-1]
 
 
 def layers(graph: Graph) -> int:
-    """Length of the longest chain of imports between rooms, after each circle has been made one room."""
+    """Length of the longest chain of imports between rooms, where the rooms of a circle count as one."""
     edges = between(graph, room)
     rooms = {r for module in graph for r in (room(module),)}
     name = {r: r for r in rooms} | {r: min(group) for group in components(rooms, edges) for r in group}
@@ -149,11 +149,12 @@ def layers(graph: Graph) -> int:
 
 
 def lines(sources: Sources, modules: Iterable[str]) -> int:
+    """Number of lines of the modules."""
     return sum(len(sources[module].splitlines()) for module in modules)
 
 
 def read_by_a_reader(sources: Sources, graph: Graph) -> set[str]:
-    """Everything that the forward pass of the reference imports, directly or not."""
+    """Modules that the reference's forward pass imports, directly or indirectly."""
     known, waiting = set[str](), [module for module in READER_STARTS_AT if module in sources]
     while waiting:
         module = waiting.pop()
@@ -164,7 +165,7 @@ def read_by_a_reader(sources: Sources, graph: Graph) -> set[str]:
 
 
 def repeated_names(sources: Sources) -> list[str]:
-    """Base names of several modules, but for one role in the two accelerators: `accel/*/memory.py`."""
+    """Base names that several modules share. The same name in both accelerators counts once."""
     homes: dict[str, set[str]] = defaultdict(set)
     for module in sources:
         package, _, name = module.rpartition(".")
@@ -175,16 +176,17 @@ def repeated_names(sources: Sources) -> list[str]:
 
 
 def definitions(sources: Sources, name: str) -> int:
-    """Classes, functions and aliases of that name at the top of a module."""
-    found = 0
+    """Number of top-level classes, functions and aliases with a name."""
+    count = 0
     for text in sources.values():
         for node in ast.parse(text).body:
-            found += isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name
-            found += isinstance(node, ast.Assign) and any(ast.unparse(t) == name for t in node.targets)
-    return found
+            count += isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name
+            count += isinstance(node, ast.Assign) and any(ast.unparse(t) == name for t in node.targets)
+    return count
 
 
 def figures(sources: Sources) -> dict[str, Any]:
+    """All measurements of one version of the library, by description."""
     graph = import_graph(sources)
     library = {module: targets for module, targets in graph.items() if not module.startswith("tools")}
     kit = {module: targets for module, targets in graph.items() if module.startswith("bloomref.conformance.")}
@@ -216,9 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python -m tools.structure --before v0.1.0",
     )
-    parser.add_argument(
-        "--before", metavar="COMMIT", help="also print the figures of this commit, in a separate column"
-    )
+    parser.add_argument("--before", metavar="COMMIT", help="also measure this commit, in a separate column")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(arguments)
     columns = {"now": figures(working_tree())}

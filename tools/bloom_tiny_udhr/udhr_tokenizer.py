@@ -1,4 +1,4 @@
-"""The tokenizer of ``bloom_tiny_udhr``: a byte-level BPE with the layout of BLOOM's own files. Needs ``tokenizers``."""
+"""Tokenizer of ``bloom_tiny_udhr``: a byte-level BPE with the layout of BLOOM's files. It needs ``tokenizers``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 EOS_ID, PAD_ID = 2, 3
 
-#: The split of BLOOM's own tokenizer.
+#: Pattern by which BLOOM's tokenizer splits text.
 SPLIT_PATTERN = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 
 
 def train_tokenizer(texts: Sequence[str], size: int) -> Any:
-    """Trains a byte-level BPE with the layout of BLOOM's own ``tokenizer.json``."""
+    """Train a byte-level BPE of `size` entries, with the layout of BLOOM's ``tokenizer.json``."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -43,11 +43,11 @@ def train_tokenizer(texts: Sequence[str], size: int) -> Any:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Writes the three tokenizer files."""
+    """Write the three tokenizer files."""
     layout = json.loads(tokenizer.to_str())
-    # BLOOM's file writes a merge as one string; its tokens hold no space.
+    # In BLOOM's file a merge is one string, because no token has a space.
     layout["model"]["merges"] = [" ".join(pair) for pair in layout["model"]["merges"]]
-    layout["decoder"]["use_regex"] = False  # as in BLOOM's file; decoding does not read it
+    layout["decoder"]["use_regex"] = False  # as in BLOOM's file; it has no effect on decoding
     write_json(folder / "tokenizer.json", layout)
     config: dict[str, Any] = {
         "add_prefix_space": False,
@@ -61,10 +61,10 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """The token ids of `text`, no special tokens added."""
+    """Token ids of `text`, without special tokens."""
     return [int(i) for i in tokenizer.encode(text, add_special_tokens=False).ids]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as Hugging Face does: indented, UTF-8, a newline at the end."""
+    """Write JSON as Hugging Face does: indented, in UTF-8, with a newline at the end."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""The training of ``bloom_tiny_udhr``: settings, batches, the held-out measure, and the choice of the checkpoint.
+"""Training of ``bloom_tiny_udhr``: settings, batches, the held-out measure, and the choice of the checkpoint.
 
-Needs ``torch``, ``transformers`` and ``rich``, imported only when they are used.
+Training needs ``torch``, ``transformers`` and ``rich``, which are imported on use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes and training settings; the defaults are those of the shipped preset."""
+    """Sizes and training settings. The defaults are those of the shipped preset."""
 
     tokenizer_size: int = 4080
     hidden_size: int = 144
@@ -43,7 +43,7 @@ class Recipe:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding: the tokenizer's size rounded up to a multiple of 64."""
+        """Number of rows of the embedding: the tokenizer's size rounded up to a multiple of 64."""
         return -(-self.tokenizer_size // 64) * 64
 
 
@@ -52,14 +52,19 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Stream:
-    """The training documents as one run of tokens, and where sections (articles) start in it."""
+    """Training documents as one sequence of tokens.
+
+    Args:
+        tokens: (N,) token ids of all documents.
+        starts: indices into `tokens` where a section (an article or an opening) starts.
+    """
 
     tokens: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
 
 
 def make_stream(tokenizer: Any, declarations: Sequence[Declaration]) -> Stream:
-    """Concatenates the training documents; each ends with ``</s>``."""
+    """Concatenate the training documents. Each ends with ``</s>``."""
     tokens: list[int] = []
     starts: list[int] = []
     for declaration in declarations:
@@ -71,10 +76,10 @@ def make_stream(tokenizer: Any, declarations: Sequence[Declaration]) -> Stream:
 
 
 def window(stream: Stream, length: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """One training window of `length` tokens.
+    """Draw one training window of `length` tokens.
 
-    Half of the windows start at any token. A quarter start where an article (or a document) starts, and a
-    quarter start there after a ``</s>``, the context in which held-out articles are scored.
+    Half of the windows start at any token, and a quarter at the start of a section. The last quarter has a ``</s>``
+    before the start of a section, which is the context in which held-out articles are scored.
     """
     kind = rng.random()
     last = len(stream.tokens) - length
@@ -88,7 +93,7 @@ def window(stream: Stream, length: int, rng: np.random.Generator) -> npt.NDArray
 
 
 def batches(stream: Stream, settings: Recipe, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Endless training batches (batch, context + 1)."""
+    """Yield training batches (batch, context + 1) without end."""
     rng = np.random.default_rng(seed)
     while True:
         yield np.stack([window(stream, settings.context + 1, rng) for _ in range(settings.batch)])
@@ -123,8 +128,14 @@ def bits_per_byte(
 ) -> dict[str, Any]:
     """Bits per byte of the held-out articles, overall and per language.
 
-    Each article (heading and paragraphs, each line with its newline) is scored separately, after one
-    ``</s>``. The figure is the sum of all bits over the sum of all UTF-8 bytes.
+    Each article (heading and paragraphs, each line with its newline) is scored separately, after one ``</s>``. The
+    result is the sum of all bits divided by the number of UTF-8 bytes, rounded to four decimals.
+
+    Args:
+        model: the argument of `nll`.
+        tokenizer: encodes the articles.
+        items: held-out articles, from ``held_out_items``.
+        nll: returns the negative log likelihoods of sequences, in nats.
     """
     losses = nll(model, [encode(tokenizer, item["text"]) for item in items])
     bits: dict[str, float] = {}
@@ -143,7 +154,7 @@ def bits_per_byte(
 
 
 def make_model(settings: Recipe) -> Any:
-    """A BLOOM with random weights, and with dropout on the outputs of attention and feed-forward."""
+    """Create a BLOOM with random weights, and with dropout on the outputs of attention block and MLP."""
     from transformers import BloomConfig, BloomForCausalLM
 
     make_config: Any = BloomConfig
@@ -165,7 +176,7 @@ def make_model(settings: Recipe) -> Any:
 
 
 def learning_rate(step: int, steps: int, settings: Recipe) -> float:
-    """Linear warm-up, then a cosine down to a twentieth of the peak."""
+    """Learning rate of a step, from 0: linear warm-up, then cosine decay to a twentieth of the peak."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
@@ -173,7 +184,7 @@ def learning_rate(step: int, steps: int, settings: Recipe) -> float:
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Writes the weights as float16, and a configuration without dropout."""
+    """Write the weights as float16, and a config without dropout."""
     import torch
 
     model.config.hidden_dropout = 0.0
@@ -181,7 +192,7 @@ def save_model(model: Any, folder: Path) -> None:
 
 
 def evaluate_folder(folder: Path, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Bits per byte of the preset in `folder`, its float16 weights computed with in float32."""
+    """Bits per byte of the preset in `folder`, computed in float32 from its float16 weights."""
     import torch
     from tokenizers import Tokenizer
     from transformers import BloomForCausalLM
@@ -191,7 +202,7 @@ def evaluate_folder(folder: Path, items: Sequence[dict[str, Any]]) -> dict[str, 
 
 
 def make_optimizer(model: Any, settings: Recipe) -> Any:
-    """AdamW, with weight decay on the matrices only."""
+    """Create AdamW with weight decay for matrices only."""
     import torch
 
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -204,7 +215,7 @@ def make_optimizer(model: Any, settings: Recipe) -> Any:
 
 
 def train_step(model: Any, optimizer: Any, batch: npt.NDArray[np.int64], clip: float) -> float:
-    """One update, products in bfloat16 and weights in float32; returns the mean loss in nats per token."""
+    """Make one update, with matrix products in bfloat16 and weights in float32. Returns the mean loss in nats/token."""
     import torch
 
     model.train()
@@ -220,7 +231,7 @@ def train_step(model: Any, optimizer: Any, batch: npt.NDArray[np.int64], clip: f
 
 
 def steps_in(minutes: float, stream: Stream, settings: Recipe) -> int:
-    """Number of steps that fit in so many minutes, from the time of a few steps of a throw-away model."""
+    """Number of steps that fit into a number of minutes, estimated from eight steps of a temporary model."""
     model = make_model(settings)
     optimizer = make_optimizer(model, settings)
     source = batches(stream, settings, 0)
@@ -233,7 +244,7 @@ def steps_in(minutes: float, stream: Stream, settings: Recipe) -> int:
 
 @dataclass
 class Trained:
-    """The best checkpoint of a run."""
+    """Best checkpoint of a run: the model, its number of parameters, its step, its held-out bits per byte, seconds."""
 
     model: Any
     parameters: int
@@ -250,10 +261,10 @@ def train(
     steps: int,
     seed: int,
     console: Console,
-    checkpoints: Path | None = None,  # noqa: ARG001 (a run of torch is not kept)
-    backend: str = "numpy",  # noqa: ARG001 (nor does it have one)
+    checkpoints: Path | None = None,  # noqa: ARG001 (a run with torch has no checkpoints)
+    backend: str = "numpy",  # noqa: ARG001 (torch has no backend of bloomref)
 ) -> Trained:
-    """Trains for `steps` and returns the checkpoint with the lowest held-out bits per byte."""
+    """Train for `steps` and return the weights with the lowest held-out bits per byte."""
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
