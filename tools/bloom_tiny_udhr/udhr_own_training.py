@@ -1,4 +1,4 @@
-"""Training of ``bloom_tiny_udhr`` with bloomref. Windows, settings and held-out measure are those of ``udhr_training``."""
+"""Training of ``bloom_tiny_udhr`` with bloomref, with the windows, settings and measure of ``udhr_training``."""
 
 from __future__ import annotations
 
