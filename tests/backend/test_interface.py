@@ -12,7 +12,7 @@ from bloomref import alibi
 from bloomref.dtypes import POLICIES, accumulation_dtype, dtype_policy
 from bloomref.params import Params
 from bloomref.runtime import registry
-from bloomref.runtime.backend import Prepared, Step
+from bloomref.runtime.backend import Prepared, Step, SupportsWholeStep
 
 FLOAT32 = dtype_policy("float32")
 CONFIG, LAYERS = SMALL.config, SMALL.config.num_layers
@@ -55,6 +55,22 @@ def test_a_call_is_a_function_of_its_arguments(backend: str) -> None:
     assert bits(prepared, extend(prepared, LAYERS, cache, 4, ids[:, 4:], real)) == later  # the same call again
     extend(prepared, LAYERS, cache, 2, ids[::-1, 2:], real)  # rewound, with other tokens
     assert bits(prepared, extend(prepared, LAYERS, cache, 0, ids, real)) == first  # and back
+
+
+@pytest.mark.clause("BKD-21")
+def test_the_caller_may_write_to_logits(backend: str) -> None:
+    prepared, ids, real = prepare(backend), SMALL.token_ids, SMALL.is_real
+    hidden = whole(prepared, LAYERS, ids, real)
+    logits = prepared.logits(hidden, True)
+    expected = logits.copy()
+    logits[...] = 0.0
+    np.testing.assert_array_equal(prepared.logits(hidden, True), expected)
+    if isinstance(prepared, SupportsWholeStep):
+        cache, one = prepared.new_cache(len(ids), 1), Step.at(0, np.ones((len(ids), 1), bool))
+        logits = prepared.step(ids[:, 0], cache, one)
+        expected = logits.copy()
+        logits[...] = 0.0
+        np.testing.assert_array_equal(prepared.step(ids[:, 0], cache, one), expected)
 
 
 @pytest.mark.clause("BKD-3")
