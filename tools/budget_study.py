@@ -135,9 +135,8 @@ def detections(dtype: str, numbers: Sequence[int]) -> dict[str, Any]:
     float32."""
     from bloomref.conformance.mistakes import CATALOGUE
 
-    catalogue = [
-        mistake for mistake in CATALOGUE if not mistake.is_of_adapters
-    ]  # no case of the study has a LoRA adapter
+    # no case of the study has a LoRA adapter
+    catalogue = [mistake for mistake in CATALOGUE if not mistake.is_of_adapters]
     worst: dict[str, list[float]] = {mistake.name: [] for mistake in catalogue}
     for case in map(draw, numbers):
         for mistake in catalogue:
@@ -153,6 +152,7 @@ def detections(dtype: str, numbers: Sequence[int]) -> dict[str, Any]:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.budget_study", description=__doc__)
     parser.add_argument("--implementation", nargs="*", default=["numpy"], help="numpy, numba, cupy, transformers")
     parser.add_argument("--dtype", nargs="*", default=list(DTYPES))
@@ -214,6 +214,7 @@ def detection_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Run the study, and print and store each result, or print the tables of `--table`."""
     options = parse(arguments)
     if options.table:
         results = json.loads(options.table.read_text("utf-8"))

@@ -244,6 +244,7 @@ def _proof(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the mutants, and write the JSON file and the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=runner.EXAMPLES, help="random cases for each property")
     parser.add_argument("--pages-only", action="store_true", help="write the page from the JSON file, without a run")

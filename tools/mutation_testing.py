@@ -100,9 +100,11 @@ class Recorder(runner.Runner):
         self.asked: list[Case] = []
 
     def ask(self, prop: Property, subject: Subject, case: Case, counts: object) -> None:  # noqa: ARG002
+        """Record a case."""
         self.asked.append(case)
 
     def cases(self, tested: Property, subject: Subject) -> list[Case]:
+        """Return the random cases of a property."""
         self.draw(tested, subject, Counts(tested.name, subject.dtype))
         return self.asked
 

@@ -124,6 +124,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.seeds",
         description=__doc__,
@@ -153,6 +154,7 @@ def missing_runs(results: Mapping[str, Any], workers: int) -> Iterator[Run]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the seeds without a result, and print and store the table. Returns the exit code."""
     options = parse(arguments)
     try:
         results = plan(options)

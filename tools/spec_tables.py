@@ -107,6 +107,7 @@ def stale(sections: Mapping[Path, tuple[str, str]]) -> dict[Path, str]:
 
 
 def main(arguments: list[str]) -> int:
+    """Write the tables that are out of date; with `--check`, only name them. Returns the exit code."""
     old = stale(tables())
     for path, text in old.items():
         print(f"{path.relative_to(ROOT)}: {'out of date' if '--check' in arguments else 'written'}")

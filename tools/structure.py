@@ -212,6 +212,7 @@ def figures(sources: Sources) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Print the figures as a table or as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.structure",
         description=__doc__,

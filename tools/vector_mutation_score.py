@@ -41,6 +41,7 @@ def summary(mistakes: Sequence[Mistake], vectors: Sequence[Vector], dtype: str) 
 
 
 def main() -> None:
+    """Print the mutation score of the vectors in each dtype."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="folder of the vectors")
     vectors = read(locate(parser.parse_args().folder))

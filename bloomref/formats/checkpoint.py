@@ -22,9 +22,13 @@ class Weights(Protocol):
     """Open weights of one folder. Names, shapes and dtypes are read at once, the numbers on demand."""
 
     @property
-    def dtype(self) -> DType: ...
+    def dtype(self) -> DType:
+        """Narrowest dtype that represents every stored weight exactly."""
+        ...
 
-    def params(self, config: BloomConfig, dtype: DType | None) -> Params: ...
+    def params(self, config: BloomConfig, dtype: DType | None) -> Params:
+        """Read the weights for a model of `config`, in `dtype`; None: `self.dtype`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class Checkpoint:
 
     @cached_property
     def weights(self) -> Weights:
+        """Open weights of the folder."""
         return hf.open_weights(self.folder) if self.layout == "hf" else keras.open_weights(self.folder)
 
     @property
     def has_weights(self) -> bool:
+        """True if the folder has weights in its layout."""
         return hf.exists(self.folder) if self.layout == "hf" else keras.exists(self.folder)
 
     @property
@@ -54,6 +60,7 @@ class Checkpoint:
 
     @property
     def dtype_name(self) -> str:
+        """Name of `dtype`."""
         return self.dtype.name
 
     @property

@@ -45,9 +45,11 @@ class HfWeights:
 
     @property
     def dtype(self) -> DType:
+        """Narrowest dtype that represents every stored weight exactly."""
         return common_dtype(DTYPES[self.entry(key).dtype] for key in self.files)
 
     def entry(self, key: str) -> Entry:
+        """Header entry of the weight with this Hugging Face key: its dtype, shape and position."""
         file, name = self.files[key]
         return file.entries[name]
 

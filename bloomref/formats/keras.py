@@ -158,6 +158,7 @@ class KerasWeights:
 
     @property
     def dtype(self) -> DType:
+        """Narrowest dtype that represents every stored weight exactly."""
         return common_dtype(variable.dtype for variable in self.variables.values())
 
     def params(self, config: BloomConfig, dtype: DType | None) -> Params:

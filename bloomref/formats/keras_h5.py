@@ -32,6 +32,7 @@ class Variable:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the stored array."""
         return tuple(self.dataset.shape)
 
     def pieces(self, by_rows: bool) -> Iterator[tuple[slice, Array]]:

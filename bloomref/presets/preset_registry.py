@@ -78,7 +78,7 @@ ADAPTERS = {
     for adapter in (
         AdapterPreset(
             name="bloom_tiny_udhr_facts",
-            description="twenty memorized sentences about BLOOM: the example of docs/finetuning.md",
+            description="twenty memorised sentences about BLOOM: the example of docs/finetuning.md",
             base="bloom_tiny_udhr",
         ),
     )

@@ -12,9 +12,11 @@ from bloomref.training.history import Evaluation, StepRecord
 class Progress(Protocol):
     """Receiver of the loop's progress reports."""
 
-    def step(self, record: StepRecord) -> None: ...
+    def step(self, record: StepRecord) -> None:
+        """Report one update."""
 
-    def evaluation(self, evaluation: Evaluation) -> None: ...
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """Report one evaluation."""
 
 
 class Silent:
