@@ -78,7 +78,7 @@ def _record(line: str, place: str) -> Text:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(describe(place, _RECORD, f"no JSON: {error}")) from None
+        raise InvalidInput(describe(place, _RECORD, f"invalid JSON: {error}")) from None
     return of_record(record, place)
 
 

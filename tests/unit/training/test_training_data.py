@@ -55,7 +55,7 @@ def test_json_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "no JSON"),
+        ("{", "invalid JSON"),
         ("3", "got int"),
         ("{}", "prompt = None"),
         ('{"prompt": "a"}', "completion = None"),
