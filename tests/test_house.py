@@ -40,7 +40,7 @@ def same_names(paths: Iterator[str] | list[str] | Trees) -> list[str]:
     return [f"{name}: {', '.join(paths)}" for name, paths in rooms.items() if len(paths) > 1]
 
 
-def test_a_file_name_stands_for_one_room():
+def test_a_file_name_belongs_to_one_room():
     assert same_names(ALL) == []
 
 

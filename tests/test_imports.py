@@ -74,7 +74,7 @@ ROOMS = {
     "training": room("bloomref.training", "vocabulary reference inputs engine formats tokenizer backbone"),
     "causal_lm": room("bloomref.causal_lm", "vocabulary inputs generation formats tokenizer lora backbone training"),
     "package": room("bloomref", "vocabulary generation lora tokenizer backbone causal_lm old_paths"),
-    # the kit: cases <- model <- oracle <- subject <- checks <- properties <- run <- suite, the others beside
+    # the kit: cases <- model <- oracle <- subject <- checks <- properties <- run <- suite, and separate rooms
     "kit_cases": room(KIT_CASES, "vocabulary formats lora"),
     "kit_model": room("bloomref.conformance.model", "vocabulary reference inputs lora kit_cases"),
     "kit_oracle": room("bloomref.conformance.oracle", "vocabulary reference backbone kit_cases kit_model"),
@@ -137,7 +137,7 @@ PREFIXES = {prefix: name for name, room in ROOMS.items() for prefix in room.modu
 
 def room_of(module: str) -> str | None:
     """The room with the longest prefix of the module's name;
-    a new module right in `bloomref` needs a line of its own.
+    a new module directly in `bloomref` needs a separate line.
     """
     name = module
     while name not in PREFIXES and "." in name:
@@ -301,7 +301,7 @@ def test_import_bloomref_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize("name", ["BloomBackbone", "BloomCausalLM", "BloomTokenizer", "BloomConfig"])
-def test_no_front_door_loads_a_framework_or_an_accelerator(name):
+def test_no_public_module_loads_a_framework_or_an_accelerator(name):
     assert loaded(f"import bloomref; bloomref.{name}", NEVER) == set()
 
 

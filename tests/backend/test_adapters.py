@@ -28,7 +28,7 @@ def params() -> Params:
 
 
 def model(backend: str, kind: str, dtype: str = "float32") -> BloomCausalLM:
-    """With factors that count, on the backend."""
+    """A model with nonzero LoRA factors, on the backend."""
     lm = BloomCausalLM(BloomBackbone.from_params(CONFIG, params(), dtype, backend=backend))
     if kind == "peft":
         lm.add_adapter({"target_modules": ALL, "r": 4, "use_rslora": True})

@@ -1,4 +1,4 @@
-"""The backend of docs/writing-a-backend.md, installed as the page says (in pretence), is a right one."""
+"""The backend of docs/writing-a-backend.md is correct. Its installation is simulated."""
 
 import os
 import subprocess
@@ -56,7 +56,7 @@ def _nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def worst_error(case: strategies.Float32Case, policy: str) -> float:
-    """Of hidden states and logits, over two calls, in units of the compute dtype."""
+    """Largest error of hidden states and logits, over two calls, in units of the compute dtype."""
     results = []
     for name in ("mine", "numpy"):
         engine = Engine(case.params, case.config, POLICIES[policy], backend=name)

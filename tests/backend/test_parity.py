@@ -53,7 +53,7 @@ def test_embed(backend, policy, case):
 @EVERY_CASE
 @EVERY_POLICY
 def test_attention_block(backend, policy, case):
-    """In two calls, so that the second reads the first's keys and values from the cache."""
+    """The block runs in two calls, so that the second reads keys and values of the first from the cache."""
     trial = Trial(case, policy, backend)
     x, cut = trial.hidden(), case.time // 3
 
@@ -152,7 +152,7 @@ def test_every_block_returns_numbers_of_the_compute_dtype(backend, policy, case)
 @pytest.mark.parametrize("policy", [*POLICIES, "mixed_bfloat16", "mixed_float16"])
 def test_weights_are_rounded_to_the_compute_dtype(backend, policy):
     """Wider weights give the bits of weights that were rounded before (NUM-1);
-    a mixed policy hands over its variable dtype.
+    a mixed policy passes weights in its variable dtype.
     """
     names = dtype_policy(policy)
     case = Float32Case(config(3, 16, 40, 4100, 1, tie_word_embeddings=False), seed=21, time=30)
@@ -244,9 +244,7 @@ def test_causality(backend, policy, data, case):
 @given(st.data(), cases(kinds=("left", "holes", "right", "padding row")))
 @FEW
 def test_padding_has_no_influence(backend, policy, data, case):
-    """ATT-7: whatever ids stand in padded columns,
-    the real positions keep their bits, and the padded rows are finite.
-    """
+    """ATT-7: ids in padded columns change no bit of real positions, and padded rows are finite."""
     prepared, layers = Trial(case, policy, backend).tested, case.config.num_layers
     one = prepared.logits(whole(prepared, layers, case.token_ids, case.is_real), False)
     ids = data.draw(st.integers(0, case.config.vocabulary_size - 1), label="padding id")
@@ -378,7 +376,7 @@ def test_an_empty_batch_and_an_empty_sequence(backend, policy, shape):
     assert engine.prepared.logits(x, True).shape == (shape[0], min(shape[1], 1), 40)
 
 
-# --- the same refusals, and the same behaviour through the front door --------------------------------------------
+# --- the same refusals, and the same behaviour of the public API -------------------------------------------------
 
 SIZES = {"vocabulary_size": 10, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16}
 REFUSED: dict[str, Any] = {
@@ -411,8 +409,8 @@ def test_a_call_that_does_not_fit_is_refused(backend, start, rows, time):
 
 
 @EVERY_POLICY
-def test_the_front_door(backend, policy):
-    """Dtype and shape of a model called as everybody calls it."""
+def test_the_public_api(backend, policy):
+    """The public class returns the right dtype and shape."""
     backbone = BloomBackbone(**SIZES, backend=backend, dtype=policy)
     hidden = backbone({"token_ids": [[1, 2, 3]], "padding_mask": [[0, 1, 1]]})
     assert (hidden.dtype, hidden.shape) == (dtype_policy(policy).compute_dtype, (1, 3, 8))

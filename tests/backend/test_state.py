@@ -94,7 +94,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.branches.append(Branch(branch.cache.select(rows), branch.token_ids[rows], branch.is_real[rows]))
 
     def compare(self, branch: Branch, start: int, hidden: Any) -> None:
-        """With a recomputation: the reference's, and this backend's own where its bits promise to agree."""
+        """Compare with a recomputation by the reference, and by this backend if its bits have to agree."""
         trial, layers = self.trial, self.trial.case.config.num_layers
 
         def recompute(prepared: Any) -> Any:

@@ -87,7 +87,7 @@ def test_sizes_and_cut_of_a_preset():
     assert model_config("bloom_560m_multi", 2).num_layers == 2
 
 
-def test_figures_are_medians_and_shares_of_the_floor_beside_them():
+def test_figures_are_medians_with_their_share_of_the_floor():
     rows = report()["results"]
     decode = next(row for row in rows if row["what"] == "decode" and row["rows"] == 4 and row["participant"] == "numba")
     assert decode["tokens_per_second"] == 4 / 0.02
@@ -180,7 +180,7 @@ def test_an_interpreter_that_is_not_there_is_refused():
     assert run._interpreter(f"keras={sys.executable}") == ("keras", sys.executable)
 
 
-def test_kernels_of_a_block_are_timed_beside_their_floor():
+def test_kernels_of_a_block_are_timed_with_their_floor():
     """The floor is the arithmetic at the best rate: the best kernel is on it, one without arithmetic has none."""
     calls = []
     kernels = [

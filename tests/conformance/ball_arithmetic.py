@@ -102,7 +102,7 @@ class Row:
         )
 
     def scores(self, head, query, key):
-        """Of the visible keys of each position: a triangle."""
+        """Scores of the visible keys of each position, a triangle."""
         scale, slope = arb(self.config.head_dim).rsqrt(), exact_slope(head, self.config.num_heads)
         products = arb_mat(query) * arb_mat(key).transpose()
         return [

@@ -12,7 +12,7 @@ from bloomref.conformance.oracle.budgets import judge
 from bloomref.conformance.subject import Subject, named_weights
 from bloomref.errors import Unsupported
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what the imports of torch warn of
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of the imports of torch
 
 needs_llama = pytest.mark.skipif(
     not (find_spec("llama_cpp") and find_spec("gguf")), reason="needs llama-cpp-python and gguf"

@@ -1,4 +1,4 @@
-"""The KerasHub adapter: every method, on cases of every kind, and that what it does wrongly is as the findings say."""
+"""The KerasHub adapter: every method, on cases of every kind. Its errors are those of docs/findings.md."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 
 if not find_spec("keras_hub"):
-    pytest.skip("needs keras_hub and JAX, in an environment of their own", allow_module_level=True)
+    pytest.skip("needs keras_hub and JAX, in a separate environment", allow_module_level=True)
 
 from conformance.adapter_cases import CASES, judged
 
@@ -19,12 +19,12 @@ from bloomref.conformance.subject import Subject, named_weights
 from bloomref.errors import Unsupported
 from bloomref.lora.adapter import DENSE_LAYERS
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what the imports of Keras, JAX and TensorFlow warn of
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of the imports of Keras, JAX and TensorFlow
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_float32(case):
-    """Over a cache, padding before or in a text is seen."""
+    """Over a cache, padding before or inside a text counts as text."""
     wrong = judged(Subject(KerasHub(), "float32"), case)
     assert bool(wrong) == (case.kind in ("left", "holes")), wrong
 

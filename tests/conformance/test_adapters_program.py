@@ -78,8 +78,8 @@ def test_another_version_of_the_protocol_is_unsupported(tmp_path):
 
 @pytest.mark.clause("PRG-3")
 def test_capabilities(tmp_path):
-    told = '{"dtypes": ["bfloat16"], "masks": ["real"], "features": ["batch"], "scores": "model", "max_time": 9}'
-    able = stub(tmp_path, f'if r["request"] == "hello": reply["capabilities"] = {told}').capabilities
+    declared = '{"dtypes": ["bfloat16"], "masks": ["real"], "features": ["batch"], "scores": "model", "max_time": 9}'
+    able = stub(tmp_path, f'if r["request"] == "hello": reply["capabilities"] = {declared}').capabilities
     assert (able.dtypes, able.masks, able.features) == (("bfloat16",), ("real",), {"batch"})
     assert (able.scores, able.max_time, able.repeatable) == ("model", 9, True)
 
@@ -135,7 +135,7 @@ def test_two_models_of_one_program_do_not_mix(tmp_path):
     ids=["peft", "keras"],
 )
 def test_an_adapter_comes_with_the_model(tmp_path, adapter, name):
-    """The vocabulary of the reply says what the program was told last: 7, with an adapter 8."""
+    """The vocabulary of the reply identifies the last model: 7, with an adapter 8."""
     body = """
     if r["request"] == "hello": reply["capabilities"] = {"adapters": ["peft", "keras"]}
     if r["request"] == "load":
@@ -165,16 +165,16 @@ def test_without_the_word_no_adapter_is_sent(tmp_path):
 
 
 @pytest.mark.clause("PRG-8", "PRG-9", "PRG-10")
-def test_what_is_asked_and_what_comes_back(tmp_path):
+def test_requests_and_replies(tmp_path):
     body = """
     if r["request"] in ("logits", "hidden", "trace", "in_pieces", "loss_and_gradients", "call"):
         given = load_file(r["inputs"])
-        told = {name: [str(a.dtype), *a.shape] for name, a in given.items()}
+        tensors = {name: [str(a.dtype), *a.shape] for name, a in given.items()}
         out = {"logits": np.zeros((2, 4, 7), np.float16), "hidden": np.zeros((2, 4, 6), np.float64), "loss": np.array([2.5], np.float32)}
         if r["request"] == "in_pieces" and (r["cuts"], r["capacity"]) != ([1, 3], 6): del out["logits"]
-        if r["request"] == "call" and told != {"token_ids": ["int64", 2, 4], "padding_mask": ["float64", 4]}: del out["logits"]
-        if r["request"] == "logits" and told != {"token_ids": ["int64", 2, 4], "is_real": ["bool", 2, 4]}: del out["logits"]
-        if r["request"] == "loss_and_gradients" and told["labels"] != ["int64", 2, 4]: del out["loss"]
+        if r["request"] == "call" and tensors != {"token_ids": ["int64", 2, 4], "padding_mask": ["float64", 4]}: del out["logits"]
+        if r["request"] == "logits" and tensors != {"token_ids": ["int64", 2, 4], "is_real": ["bool", 2, 4]}: del out["logits"]
+        if r["request"] == "loss_and_gradients" and tensors["labels"] != ["int64", 2, 4]: del out["loss"]
         save_file(out, r["outputs"])
     """
     model = loaded(stub(tmp_path, body, '["logits", "hidden", "trace", "in_pieces", "loss_and_gradients", "call"]'))
@@ -276,8 +276,13 @@ def model_of(seed: int, **changes: object) -> BloomConfig:
 CASES = [
     Case(model_of(0), kind="left", time=9, cuts=(1, 2, 7), embedding_std=3e-3, name="left padding"),
     Case(model_of(1, num_heads=12, hidden_dim=24), kind="holes", batch=3, time=13, cuts=(4,), name="12 heads, holes"),
-    Case(model_of(2, apply_residual_connection_post_layernorm=True), kind="right", gain=2.0, name="the other residual"),
-    Case(model_of(3, tie_word_embeddings=False, layer_norm_epsilon=1e-3), kind="padding row", name="head of its own"),
+    Case(
+        model_of(2, apply_residual_connection_post_layernorm=True),
+        kind="right",
+        gain=2.0,
+        name="post-layernorm residual",
+    ),
+    Case(model_of(3, tie_word_embeddings=False, layer_norm_epsilon=1e-3), kind="padding row", name="untied LM head"),
     Case(model_of(4, num_layers=0), batch=1, time=2, name="no layers"),
     Case(model_of(5, num_heads=1, hidden_dim=5, intermediate_dim=1), time=270, batch=1, cuts=(269,), name="long"),
 ]

@@ -1,6 +1,4 @@
-"""The transformers adapter: every method, on cases of every kind,
-and that what it does wrongly is as the findings say.
-"""
+"""The transformers adapter: every method, on cases of every kind. Its errors are those of docs/findings.md."""
 
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,7 +21,7 @@ from bloomref.conformance.subject import Subject, named_weights
 from bloomref.errors import Unsupported
 from bloomref.formats.peft_config import EMBEDDING, LINEARS
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what the imports of torch warn of
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of the imports of torch
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -68,10 +68,10 @@ def test_sigma_is_the_spread_of_float32(ordering, anchor):
     ratios: dict[str, list[float]] = {}
     for seed in range(12):
         now = case(seed=seed)
-        lab = ORDERINGS[ordering](now.config, now.params, dtype=np.float32)
-        lab.anchor = anchor
+        tested = ORDERINGS[ordering](now.config, now.params, dtype=np.float32)
+        tested.anchor = anchor
         allowed, right = sigma(now, TIERS["float32"]), truth(now).values
-        for name, got in lab.run(now.token_ids, now.is_real).items():
+        for name, got in tested.run(now.token_ids, now.is_real).items():
             far = per_position(name, got.astype(np.float64) - right[name], now.is_real)[now.is_real]
             where = allowed[name][now.is_real]
             ratios.setdefault(name, []).extend(far[where > 0] / where[where > 0])
@@ -120,13 +120,13 @@ def test_equal_tokens_have_equal_errors_in_half_of_the_samples():
 
 @pytest.mark.parametrize(("direction", "low", "high"), [((1.0, 1.0, 1.0), 2.0, 3.2), ((1.0, -1.0, 0.0), 0.7, 1.4)])
 def test_a_large_mean_costs_layer_norm_its_digits(direction, low, high):
-    """In common, as by a wrong mean, and feature by feature, as where each is divided before the mean is taken off."""
+    """Errors of all features alike, as by a wrong mean, or of each feature, as by division before subtraction."""
     now = case(heads=1, head_dim=3)
     noise = montecarlo.Noise(TIERS["float32"], np.random.default_rng(0))
     noise.alike = np.zeros(4000, bool)
-    lab = montecarlo.NoisyModel(now.config, now.params, noise)
+    tested = montecarlo.NoisyModel(now.config, now.params, noise)
     x = np.broadcast_to(np.array([99.0, 100.0, 101.0]), (4000, 1, 3))
-    error = lab.layer_norm(x, np.ones(3), np.zeros(3)) - np.array([-1.0, 0.0, 1.0]) / np.sqrt(2 / 3 + 1e-5)
+    error = tested.layer_norm(x, np.ones(3), np.zeros(3)) - np.array([-1.0, 0.0, 1.0]) / np.sqrt(2 / 3 + 1e-5)
     along = (error @ direction / np.linalg.norm(direction)).std() / (2.0**-24 * 100 / np.sqrt(2 / 3) / np.sqrt(3.0))
     assert low < along < high
 
@@ -143,7 +143,7 @@ def test_an_end_anchor_costs_accuracy_at_early_positions():
     assert np.median(trained[1:5] / ours[1:5]) > 3.0
 
 
-def test_logits_are_rounded_like_everything_that_is_kept():
+def test_logits_are_rounded_like_every_stored_result():
     now = case()
     [(_, error), *_] = montecarlo.errors(now, TIERS["bfloat16"], 1)
     exact = truth(now).values
@@ -156,7 +156,7 @@ def test_logits_are_rounded_like_everything_that_is_kept():
 
 
 def graded_with(name, at, size=0.0, unrest=0.0):
-    """Which of 6 positions are graded, by intermediate, when one has so large a sigma, or such noise in its scores."""
+    """Judged positions out of 6, by intermediate, if one has this sigma, or this noise in its scores."""
     now = case(kind="real", batch=1, time=6)
     right = truth(now).values
     spread = {key: np.zeros((1, 6)) for key in right}
@@ -168,7 +168,7 @@ def graded_with(name, at, size=0.0, unrest=0.0):
 
 
 @pytest.mark.clause("NUM-10")
-def test_noise_beside_a_small_signal_is_not_judged_there_only():
+def test_positions_with_noise_near_the_signal_are_not_judged():
     graded = graded_with("layers.0.attention_block", 2, 0.06)
     assert graded["layers.0.attention_block"] == "++-+++"
     assert {key: g for key, g in graded.items() if g != "++++++" and key != "layers.0.attention_block"} == {}
@@ -342,7 +342,7 @@ def test_no_false_alarm_in_a_piece_of_the_study(dtype):
     assert counts["pass"] >= (10 if dtype == "float32" else 3)
 
 
-def test_the_study_finds_a_planted_mistake_and_prints_its_table(tmp_path, capsys):
+def test_the_study_detects_a_mistake_and_prints_its_table(tmp_path, capsys):
     out = tmp_path / "study.json"
     budget_study.main(["--cases", "2", "--dtype", "float32", "--out", str(out)])
     budget_study.main(["--table", str(out)])

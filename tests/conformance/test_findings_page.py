@@ -1,4 +1,4 @@
-"""The findings: every script is in the page and runs, every waiver leads to a heading of it."""
+"""docs/findings.md: every script is linked and runs, and every waiver links to a heading."""
 
 import re
 import subprocess
@@ -22,7 +22,7 @@ NEEDS = {
 
 
 def anchors(page: str) -> set[str]:
-    """As a web page names its headings."""
+    """Anchors of the headings, as GitHub forms them."""
     headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

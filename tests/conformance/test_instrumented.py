@@ -1,4 +1,4 @@
-"""The bench is the reference: the same bits, in one piece; in pieces the same up to the order of sums."""
+"""The instrumented model equals the reference: bit for bit in one call, up to the order of sums in several calls."""
 
 from dataclasses import replace
 
@@ -51,17 +51,17 @@ def test_unchanged_it_is_the_reference_bit_for_bit(case, dtype):
 @pytest.mark.clause("KVC-7", "LRA-16")
 @given(cases(long=False, kinds=("real", "left", "holes")) | adapted_cases(), st.integers(0, 3))
 def test_in_pieces_it_is_the_same_up_to_the_order_of_sums(case, spare):
-    whole, lab = truth(case).values, InstrumentedModel.of(case)
-    for name, value in lab.run(case.token_ids, case.is_real, case.cuts, case.time + spare).items():
+    whole, tested = truth(case).values, InstrumentedModel.of(case)
+    for name, value in tested.run(case.token_ids, case.is_real, case.cuts, case.time + spare).items():
         apart = np.abs(value - whole[name])[case.is_real] if value.ndim == 3 else 0.0
         assert np.max(apart, initial=0.0) <= 1e-9 * np.abs(whole[name]).max(), name
 
 
 @given(cases(long=False, max_time=9), st.sampled_from([0, 3, 50]))
 def test_an_anchor_changes_scores_by_a_constant_of_each_row_alone(case, anchor):
-    right, lab = InstrumentedModel(case.config, case.params), InstrumentedModel(case.config, case.params)
-    lab.anchor = anchor
-    shift = lab.bias(case.is_real, 0) - right.bias(case.is_real, 0)
+    right, tested = InstrumentedModel(case.config, case.params), InstrumentedModel(case.config, case.params)
+    tested.anchor = anchor
+    shift = tested.bias(case.is_real, 0) - right.bias(case.is_real, 0)
     assert np.abs(np.ptp(shift, axis=-1)).max(initial=0.0) < 1e-12
 
 
@@ -117,14 +117,14 @@ def test_every_operation_passes_a_hook_of_the_arithmetic():
 
 
 @pytest.mark.clause("EMB-2", "ATT-11", "ATT-12")
-def test_its_front_door_is_that_of_bloomref():
-    lab = InstrumentedModel(SMALL, Case(SMALL).params)
-    ids, real = lab.accept([[1, 2]], [[0, 1]])
+def test_it_checks_inputs_like_bloomref():
+    tested = InstrumentedModel(SMALL, Case(SMALL).params)
+    ids, real = tested.accept([[1, 2]], [[0, 1]])
     assert (ids.tolist(), real.tolist()) == ([[1, 2]], [[False, True]])
-    assert lab.accept([[1, 2]])[1].all()
+    assert tested.accept([[1, 2]])[1].all()
     for ids, mask in ([[[-1]], None], [[[SMALL.vocabulary_size]], None], [[[1]], [[2]]]):
         with pytest.raises(InvalidInput):
-            lab.accept(ids, mask)
+            tested.accept(ids, mask)
 
 
 def test_the_name_of_version_0_1_still_works():

@@ -81,7 +81,7 @@ def test_everything_that_mistakes_need_is_drawn():
 
 @given(st.sampled_from(FORMS), st.data())
 @settings(max_examples=20)
-def test_limits_are_kept(form, data):
+def test_draws_respect_their_limits(form, data):
     able = Capabilities(masks=("real", "left"), features=frozenset({"batch"}))
     case = data.draw(adapted_cases(able, form, max_time=5))
     assert case.lora.form == form
@@ -172,7 +172,7 @@ def test_a_model_is_asked_with_its_adapter_and_without_in_turn():
 
 
 @pytest.mark.clause("CNF-3")
-def test_who_has_no_adapters_is_not_asked():
+def test_implementations_without_adapters_are_skipped():
     class Plain:
         def logits(self, token_ids, is_real):
             raise NotImplementedError

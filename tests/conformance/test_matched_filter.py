@@ -40,7 +40,7 @@ class Unchanged(InstrumentedModel):
     """Changes nothing: it has no direction."""
 
 
-KNOWN = tuple(Planted(lab.__name__, lab) for lab in (ShortGelu, LargerEpsilon, NoOutputBias, Unchanged))
+KNOWN = tuple(Planted(mutant.__name__, mutant) for mutant in (ShortGelu, LargerEpsilon, NoOutputBias, Unchanged))
 
 
 def case(seed, heads=3, width=8, layers=2, embedding_std=1.0):
@@ -54,11 +54,11 @@ def case(seed, heads=3, width=8, layers=2, embedding_std=1.0):
 CASES = [case(seed, embedding_std=(1.0, 2e-3)[seed % 2]) for seed in range(6)]
 
 
-def errors_of(lab, dtype=np.float32, name="logits"):
-    """Of a model that makes the mistake in real arithmetic, beside the worst Z that the kit sees."""
+def errors_of(mutant, dtype=np.float32, name="logits"):
+    """Errors of a model with the mistake in real arithmetic, and the largest Z in the kit."""
     errors, worst = [], 0.0
     for now in CASES:
-        got = lab(now.config, now.params, dtype=dtype).run(now.token_ids, now.is_real)[name].astype(np.float64)
+        got = mutant(now.config, now.params, dtype=dtype).run(now.token_ids, now.is_real)[name].astype(np.float64)
         errors.append(got - truth(now).values[name])
         worst = max(worst, judge(now, TIERS["float32"], {name: got})[0].z)
     return errors, worst
@@ -67,7 +67,7 @@ def errors_of(lab, dtype=np.float32, name="logits"):
 @pytest.mark.clause("NUM-12")
 def test_a_mistake_below_the_noise_is_named():
     errors, worst = errors_of(ShortGelu)
-    assert worst < LIMIT, "no case by itself gives it away"
+    assert worst < LIMIT, "no single case detects it"
     first, *others = project(CASES, TIERS["float32"], errors, KNOWN)
     assert first.name == "ShortGelu"
     assert first.explains
@@ -75,12 +75,12 @@ def test_a_mistake_below_the_noise_is_named():
     assert not any(other.explains for other in others)
 
 
-@pytest.mark.parametrize("lab", [LargerEpsilon, NoOutputBias])
-def test_a_mistake_above_the_noise_is_named(lab):
-    errors, worst = errors_of(lab)
+@pytest.mark.parametrize("mutant", [LargerEpsilon, NoOutputBias])
+def test_a_mistake_above_the_noise_is_named(mutant):
+    errors, worst = errors_of(mutant)
     assert worst > LIMIT
     explaining = [a for a in project(CASES, TIERS["float32"], errors, KNOWN) if a.explains]
-    assert [a.name for a in explaining] == [lab.__name__]
+    assert [a.name for a in explaining] == [mutant.__name__]
     assert explaining[0].value == pytest.approx(1.0, abs=1e-3)
 
 

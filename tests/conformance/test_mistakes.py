@@ -1,6 +1,4 @@
-"""The catalogue: in a case that meets its needs,
-each mistake changes the intermediate that it names, and none before.
-"""
+"""The catalogue: each mistake changes the intermediate that it names, and none before, in a case with its needs."""
 
 import json
 import re

@@ -40,7 +40,7 @@ def test_precision_is_doubled_where_it_must_be():
 
 
 @pytest.mark.parametrize("wrong", [2e-13, np.nan])
-def test_a_wrong_number_is_seen(wrong):
+def test_a_wrong_number_is_detected(wrong):
     case = CASES["5 heads, holes"]
     values = dict(truth(case).values)
     logits = values["logits"].copy()
@@ -51,7 +51,7 @@ def test_a_wrong_number_is_seen(wrong):
     assert proven["final_norm"] <= PROMISED
 
 
-def test_another_constant_is_seen(monkeypatch):
+def test_another_constant_is_detected(monkeypatch):
     def exact_gelu(x):
         constant = (2 / ball_arithmetic.arb.pi()).sqrt()
         return x / 2 * (1 + (constant * x * (1 + x * x * ball_arithmetic.fmpq(44715, 10**6))).tanh())

@@ -127,19 +127,19 @@ def test_the_report_as_json(here):
 
 # --- waivers -------------------------------------------------------------------------------------------------------
 
-EXCUSE = 'where = "{}"\nreason = "it sees padding; the specification is right"'
+WAIVER = 'where = "{}"\nreason = "it sees padding; the specification is right"'
 WRONG = ("--implementation", "mine:wrong", "--dtype", "float32", "--examples", "2")
-EXCUSED = [EXCUSE.format(f"*/{flag}") for flag in ("left-pad", "mask-hole")]
+COVERED = [WAIVER.format(f"*/{flag}") for flag in ("left-pad", "mask-hole")]
 
 
 @pytest.mark.slow
 @pytest.mark.clause("CNF-4")
-def test_a_waiver_excuses_what_it_names_and_no_more(here):
-    result = ask(here, *WRONG, *waivers(here, *EXCUSED))
+def test_a_waiver_covers_what_it_names_and_no_more(here):
+    result = ask(here, *WRONG, *waivers(here, *COVERED))
     assert result.returncode == 0, result.stdout
     assert "float32: conforms, but for the waivers" in result.stdout
     assert "*/left-pad: it sees padding; the specification is right" in result.stdout
-    result = ask(here, *WRONG, *waivers(here, *EXCUSED[1:]))
+    result = ask(here, *WRONG, *waivers(here, *COVERED[1:]))
     assert result.returncode == 1
     assert "kind='left'" in result.stdout
 
@@ -147,7 +147,7 @@ def test_a_waiver_excuses_what_it_names_and_no_more(here):
 @pytest.mark.slow
 @pytest.mark.clause("CNF-4")
 def test_a_waiver_that_is_not_needed_fails_the_run(here):
-    entries = [EXCUSE.format("no-such-property"), EXCUSE.format("logits/long"), EXCUSE.format("logits@float64")]
+    entries = [WAIVER.format("no-such-property"), WAIVER.format("logits/long"), WAIVER.format("logits@float64")]
     result = ask(here, "--implementation", "mine:Right", *FEW[:4], *waivers(here, *entries))
     assert result.returncode == 1
     assert "waiver 'no-such-property' matches nothing" in result.stdout
@@ -157,7 +157,7 @@ def test_a_waiver_that_is_not_needed_fails_the_run(here):
 
 
 def test_a_part_of_the_suite_says_nothing_about_waivers(here):
-    result = ask(here, "--implementation", "mine:Right", *FEW, *waivers(here, EXCUSE.format("no-such-property")))
+    result = ask(here, "--implementation", "mine:Right", *FEW, *waivers(here, WAIVER.format("no-such-property")))
     assert result.returncode == 0, result.stdout
 
 

@@ -302,7 +302,7 @@ def test_what_an_implementation_raises_is_its_failure_and_what_the_kit_raises_is
     with pytest.raises(Failure, match="the implementation raised ZeroDivisionError: here") as caught:
         PROPERTIES["logits"].check(Subject(InstrumentedImplementation(Broken), "float32"), CASE)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    with pytest.raises(AttributeError):  # a property that asks for what is not there is the kit's mistake
+    with pytest.raises(AttributeError):  # an attribute that does not exist is a mistake of the kit
         Property("bad", "", (), lambda _subject, case: case.nothing).check(
             Subject(InstrumentedImplementation(), "float32"), CASE
         )

@@ -62,7 +62,7 @@ def test_most_operations_agree_in_float16():
     assert min(share for by_name in shares for share in by_name.values()) >= 0.99
 
 
-def test_another_gelu_is_seen_in_bfloat16(monkeypatch):
+def test_another_gelu_is_detected_in_bfloat16(monkeypatch):
     """Below any tolerance of bfloat16, and plain to the emulation."""
     shown = shown_by_transformers(CASES[1], "bfloat16")
     monkeypatch.setattr(HuggingFaceEagerBfloat16, "gelu", lambda self, x: self.arithmetic.stored(_erf_gelu(x)))
@@ -75,7 +75,7 @@ def _erf_gelu(x):
     return torch.nn.functional.gelu(torch.tensor(x)).numpy()
 
 
-def test_exact_slopes_are_seen():
+def test_exact_slopes_are_detected():
     """transformers' slopes of 16 heads are powers of 0.70710677, which bfloat16 shows far from the start."""
     far = case(16, 4, 1, 600)
     slopes = HuggingFaceEagerBfloat16(far.config, far.params).slopes()

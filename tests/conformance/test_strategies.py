@@ -61,7 +61,7 @@ def test_lengths_are_usual_ones_or_long_ones_that_stay_cheap(data, heads, longes
     assert 2 <= time <= 24 or (time in LONG and heads * time * time <= ELEMENTS)
 
 
-def test_limits_are_kept():
+def test_draws_respect_their_limits():
     for case in drawn(100, min_batch=2, min_time=3, max_time=7, long=False, sharp=False, kinds=("left",)):
         assert case.batch >= 2
         assert 3 <= case.time <= 7

@@ -1,6 +1,4 @@
-"""The vectors of specs/vectors: that they are what the command writes,
-that right models pass and every known mistake fails.
-"""
+"""The vectors of specs/vectors: the command writes them, right models pass them, and every known mistake fails."""
 
 import importlib.util
 import json
@@ -235,7 +233,7 @@ def test_no_vector_objects_to_an_equivalent(mistake):
 
 
 @pytest.mark.clause("VEC-12")
-def test_what_is_missing_is_not_asked():
+def test_missing_features_are_not_asked():
     class Small(InstrumentedImplementation):
         capabilities = Capabilities(masks=("real",), features=frozenset({"batch"}), max_time=100)
 
@@ -427,9 +425,9 @@ def test_the_command_asks_an_implementation(capsys, monkeypatch, tmp_path):
     assert cli(["vectors", "--backend", "numpy", "--dtype", "float32"]) == 0
     assert "numpy: 0 answers fail" in capsys.readouterr().out
     assert cli(["vectors", "--implementation", "mine:wrong", "--dtype", "float32", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert any(text.startswith("mlp-every-step") for text in told["failures"])
-    assert {row["name"] for row in told["topics"]} == set(write.AUTHORS)
+    report = json.loads(capsys.readouterr().out)
+    assert any(text.startswith("mlp-every-step") for text in report["failures"])
+    assert {row["name"] for row in report["topics"]} == set(write.AUTHORS)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_tanh():
 
 
 def test_gelu():
-    """In units of the last place of x / 2: the tail is a difference that no float32 formula keeps."""
+    """Errors are in units of the last place of x / 2, since the tail is a difference that float32 cannot represent."""
     x = floats(-30, 30)
     wide = x.astype(np.float64)
     exact = 0.5 * wide * (1.0 + np.tanh(0.79788456 * wide * (1.0 + 0.044715 * wide * wide)))

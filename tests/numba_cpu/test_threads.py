@@ -30,7 +30,7 @@ def watch(policy: str, threads: int) -> list[int]:
     ("policy", "threads", "runs"),
     [("float32", 2, False), ("bfloat16", 2, False), ("float16", 2, False), ("float64", 1, False), ("float64", 2, True)],
 )
-def test_blas_does_not_run_beside_the_kernels(policy, threads, runs):
+def test_blas_does_not_run_at_the_same_time_as_the_kernels(policy, threads, runs):
     """In float64 BLAS computes the products, on as many threads as the kernels; in other dtypes it is never called."""
     of_model, of_product, taken = watch(policy, threads)
     assert taken == threads

@@ -124,7 +124,7 @@ def distance(gradients: dict[str, Any], truth: dict[str, Any]) -> dict[str, floa
 @settings(max_examples=40)
 @given(batches())
 def test_gradients_are_the_references(batch):
-    """As near to float64 as the reference in float32, within a factor of 8 and a rounding of the largest gradient.
+    """The error is at most 8 times that of the reference in float32, plus a rounding of the largest gradient.
 
     The reference may be exact by luck in one gradient: its mean relative error counts as well.
     """

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 if not find_spec("keras_hub"):
-    pytest.skip("needs keras_hub and a Keras backend, in an environment of their own", allow_module_level=True)
+    pytest.skip("needs keras_hub and a Keras backend, in a separate environment", allow_module_level=True)
 
 from parity import compare, keras_hub_peer
 from parity.cases import ParityCase, case_of, with_holes

@@ -1,6 +1,6 @@
 """Models and batches on which backends are compared with the reference, and the budget of their errors.
 
-The budget. On the same rounded weights and the same input, the float64 reference is the truth. The root mean square of
+The budget. On the same rounded weights and the same input, the float64 reference is the oracle. The root mean square of
 a token's error may be at most
 
     4 x (the largest such error, over the tokens of the batch, of the reference run in the same policy)
@@ -119,7 +119,7 @@ class Trial:
 
     @cached_property
     def params(self) -> Params:
-        """In the compute dtype; float32 numbers in float64."""
+        """Weights in the compute dtype; in float64 they are float32 numbers."""
         return self.case.params.astype(np.dtype(np.float32)).astype(dtype_policy(self.policy).compute_dtype)
 
     @property

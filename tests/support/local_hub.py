@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = self.hub.served.get(name, self.hub.files[name])
         if not with_body:
-            body = self.hub.files[name]  # a HEAD request tells what was announced
+            body = self.hub.files[name]  # a HEAD request returns the announced size
         headers = {
             "ETag": f'"{_digest(name, self.hub.files[name])}"',
             "X-Repo-Commit": COMMIT,
@@ -130,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _digest(name: str, content: bytes) -> str:
-    """As the hub does: SHA-256 for large files (git-lfs), git's SHA-1 of a blob for the others."""
+    """Digest of a file as on the hub: SHA-256 for large files (git-lfs), git's SHA-1 of a blob for the others."""
     if name.endswith((".safetensors", ".h5", ".bin")):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -1,4 +1,4 @@
-"""The command line, run as its users run it: in a process of its own, judged by output and exit code."""
+"""The command line, run in a separate process, judged by output and exit code."""
 
 import json
 import os
@@ -161,15 +161,15 @@ class Compiling:
 
 
 @pytest.mark.parametrize(("person", "quiet"), [(True, False), (True, True), (False, False)])
-def test_a_person_is_told_once_that_kernels_are_compiled(
+def test_a_terminal_shows_once_that_kernels_are_compiled(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], person: bool, quiet: bool
 ) -> None:
     backend: Any = Compiling()
     monkeypatch.setattr("sys.stderr.isatty", lambda: person)
-    for told in (person and not quiet, False):
+    for is_shown in (person and not quiet, False):
         compile_kernels(backend, dtype_policy(), quiet)
         assert backend.compiled == ["float32"]
-        assert ("compiling kernels" in capsys.readouterr().err) == told
+        assert ("compiling kernels" in capsys.readouterr().err) == is_shown
 
 
 def test_presets_lists_them_all() -> None:
@@ -266,7 +266,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 
 def adapter(tmp_path: Path) -> Path:
-    """Of the embedded preset, in PEFT's form, with factors that count."""
+    """An adapter of the embedded preset, in PEFT's form, with nonzero factors."""
     lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
     lm.add_adapter({"r": 2})
     rng = np.random.default_rng(1)
@@ -291,9 +291,9 @@ def test_info_and_convert_of_an_adapter(tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     path, target = adapter(tmp_path), tmp_path / "adapter.lora.h5"
     config = PRESETS["bloom_tiny_udhr"].config
-    told = answer("info", str(path))
-    assert told["parameters"] == config.num_layers * 2 * 4 * config.hidden_dim
-    assert told["modules"] == ["query_key_value"]
+    info = answer("info", str(path))
+    assert info["parameters"] == config.num_layers * 2 * 4 * config.hidden_dim
+    assert info["modules"] == ["query_key_value"]
     refused = run("convert", str(path), str(target), "--to", "keras", "--base", "bloom_tiny_udhr")
     assert refused.returncode == 2
     assert "expand" in refused.stderr

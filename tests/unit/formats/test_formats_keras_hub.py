@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 if not find_spec("keras_hub"):
-    pytest.skip("needs keras_hub and a Keras backend, in an environment of their own", allow_module_level=True)
+    pytest.skip("needs keras_hub and a Keras backend, in a separate environment", allow_module_level=True)
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -26,7 +26,7 @@ from bloomref.formats.files import write_json
 from bloomref.formats.tokenizer_files import bloom_tokenizer_json, vocabulary_and_merges
 from bloomref.params import Params
 
-# What the imports of Keras, JAX and TensorFlow warn of is no news about the results.
+# Warnings of the imports of Keras, JAX and TensorFlow do not concern the results.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 DTYPES = ["float32", "float16", "bfloat16"]

@@ -133,7 +133,7 @@ def test_from_preset_without_weights_keeps_the_sizes_and_takes_overrides() -> No
     assert tiny.hidden_dim == BloomBackbone.from_preset("bloom_tiny_udhr").hidden_dim
 
 
-def test_from_preset_takes_the_stored_dtype_only_when_asked() -> None:
+def test_from_preset_uses_the_stored_dtype_only_on_request() -> None:
     assert BloomBackbone.from_preset("bloom_tiny_udhr").policy.name == "float32"
     assert BloomBackbone.from_preset("bloom_tiny_udhr", dtype="auto").policy.name == "float16"
 

@@ -1,4 +1,4 @@
-"""bloomref against what transformers and KerasHub answered once: runs everywhere, with neither of them installed."""
+"""bloomref compared with stored results of transformers and KerasHub; needs neither of them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_transformers_in_float64(path: Path):
 
 
 @pytest.mark.parametrize("path", FLOAT64, ids=by_name)
-def test_a_weight_off_by_1e_6_is_seen(path: Path):
+def test_a_weight_off_by_1e_6_is_detected(path: Path):
     golden = files.read(path)
     for key in golden.weights:
         assert max(compare_float64(golden, changed(golden.case, key, 1e-6)).values()) > LIMIT, key
@@ -68,7 +68,7 @@ def test_keras_hub_in_float32(path: Path):
 
 
 @pytest.mark.parametrize("path", FLOAT32, ids=by_name)
-def test_a_weight_off_by_1e_3_is_seen_in_float32(path: Path):
+def test_a_weight_off_by_1e_3_is_detected_in_float32(path: Path):
     golden = files.read(path)
     for key in golden.weights:
         assert not within_float32(golden, changed(golden.case, key, 1e-3)), key

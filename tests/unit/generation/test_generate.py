@@ -283,7 +283,7 @@ STOPS = st.lists(st.sampled_from(["e", "th", "a", "the", "意", " ", "\n", "ab"]
 
 @settings(max_examples=25)
 @given(STOPS, st.integers(0, 2**20), st.sampled_from(["", "t", "意", "The th"]))
-def test_a_text_ends_behind_its_first_stop_string(stops: list[str], seed: int, prompt: str) -> None:
+def test_a_text_ends_after_its_first_stop_string(stops: list[str], seed: int, prompt: str) -> None:
     likely = {TEXT_LM.tokenizer.token_to_id(token): 6.0 for token in ("t", "h", "e", "Ġ", "a", "æĦı", "the", "Ċ")}
     options: Any = {
         "seed": seed,

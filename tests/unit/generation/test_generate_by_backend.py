@@ -102,7 +102,7 @@ def test_draws_follow_from_the_seed_and_not_from_the_batch() -> None:
     [{"repetition_penalty": 1.2}, {"no_repeat_ngram_size": 2}, {"min_p": 0.1, "seed": 1}, {"logit_bias": {1: 2.0}}],
     ids=str,
 )
-def test_what_needs_the_host_is_not_asked(options: dict[str, Any]) -> None:
+def test_options_that_need_the_host_do_not_use_the_backend(options: dict[str, Any]) -> None:
     lm, backend = deciding(BloomCausalLM(BloomBackbone(9, 1, 2, 8, 16, seed=1)))
     lm.generate([[1, 2]], max_new_tokens=5, **options)
     assert backend.asked == []

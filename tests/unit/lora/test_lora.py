@@ -207,7 +207,7 @@ def test_the_embedding_and_the_head_part_when_merged():
 
 
 def test_merged_weights_are_not_those_of_the_files():
-    """A backend may keep what it made of files (`Params.source`): merged weights must not be taken for them."""
+    """A backend may cache prepared files (`Params.source`): merged weights must not be confused with them."""
     params = replace(Float32Case(CONFIG).params, source=Source("folder", "state"))
     factors, _, _ = one("mlp_up_weight", np.random.default_rng(1))
     adapted = lora.attach(params, {"h.0.mlp.dense_h_to_4h.weight": (factors,)})
@@ -285,7 +285,7 @@ def test_a_saved_model_answers_as_the_adapted_one(tmp_path: Any):
 
 
 def test_weights_trained_after_a_look_at_the_adapters_are_saved():
-    """The base is the one that the engine has now, not the one of when it was first asked for."""
+    """The base has the weights that the engine has now, not those at the first use of an adapter."""
     from bloomref.runtime.engine import Engine
 
     model = backbone(Float32Case(CONFIG))

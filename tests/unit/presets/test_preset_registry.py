@@ -71,7 +71,7 @@ def test_embedded_preset_is_what_it_says() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(not find_spec("keras_hub"), reason="needs keras_hub, in an environment of its own")
+@pytest.mark.skipif(not find_spec("keras_hub"), reason="needs keras_hub, in a separate environment")
 def test_the_presets_of_keras_hub_are_all_here() -> None:
     from keras_hub.models import BloomBackbone
 

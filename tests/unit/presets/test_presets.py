@@ -1,4 +1,4 @@
-"""The clauses on presets, as a user meets them: names, figures, handles, and what is loaded from where."""
+"""The clauses on presets, through the public API: names, figures, handles, and the sources of files."""
 
 import shutil
 import socket

@@ -21,7 +21,7 @@ CONFIG = BloomConfig(vocabulary_size=9, num_layers=1, num_heads=2, hidden_dim=4,
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str, bool]]:
-    """The downloads that were asked for: (repository, revision, with weights)."""
+    """Requested downloads: (repository, revision, with weights)."""
     calls: list[tuple[str, str, bool]] = []
 
     def download(repo: str, revision: str, *, weights: bool) -> Path:
@@ -132,7 +132,7 @@ def test_revisions_are_for_the_hub(asked: list[Any], tmp_path: Path) -> None:
 
 @pytest.fixture
 def kaggle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """A kagglehub that hands out `tmp_path` and keeps what it was asked for."""
+    """A kagglehub that returns `tmp_path` and records its calls."""
     module = ModuleType("kagglehub")
     module.calls = []
 

@@ -104,7 +104,7 @@ def test_a_call_writes_its_own_columns_only():
 
 
 @pytest.mark.clause("KVC-2")
-def test_rewinding_leaves_nothing_behind():
+def test_a_rewound_cache_has_no_trace_of_later_calls():
     case, other = (strategies.Float32Case(CONFIG, seed, time=8) for seed in (0, 1))
     engine = engine_of(case)
     fresh, used = engine.new_cache(2, 8), engine.new_cache(2, 8)

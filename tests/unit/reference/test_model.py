@@ -92,7 +92,7 @@ def test_an_untied_head_does_not_touch_the_embedding():
 @pytest.mark.clause("MOD-3")
 @pytest.mark.parametrize("flag", [False, True])
 def test_the_residual_of_both_blocks(flag):
-    """With a block's output forced to zero, only its residual is left."""
+    """If the result of a block is set to zero, its output is the residual."""
     config = CONFIG.replace(apply_residual_connection_post_layernorm=flag)
     case, values = Float32Case(config), {}
 
@@ -165,7 +165,7 @@ def test_a_token_sees_itself_and_what_was_before():
         ids[:, t] = (ids[:, t] + 1) % 30
         changed = np.abs(hidden(case, ids) - before).max(axis=(0, 2)) > 1e-9
         assert changed.tolist() == [False] * t + [True] * (7 - t)
-    alone = case.params.layers[0].qkv_bias[:, 2].reshape(-1)  # with zero weights, the only value seen is the bias
+    alone = case.params.layers[0].qkv_bias[:, 2].reshape(-1)  # with zero weights, every value is the bias
     layer = dataclasses.replace(case.params.layers[0], qkv_weight=np.zeros((3, 3, 5, 15)))
     with trace.record() as values:
         model.forward(dataclasses.replace(case.params, layers=(layer,)), CONFIG, case.token_ids, case.is_real)
@@ -352,7 +352,7 @@ def test_a_mixed_policy_equals_the_half_policy_on_rounded_weights(half):
 @pytest.mark.clause("NUM-2", "ALI-5")
 @pytest.mark.parametrize(("dtype", "budget"), [(FLOAT32, 2e-5), (HALVES[0], 2e-2), (HALVES[1], 1.5e-1)], ids=str)
 def test_long_sequences_and_nine_heads_stay_near_float64(dtype, budget):
-    """Where a bias in 16 bits shows: slopes that are no powers of two, and more than 257 positions."""
+    """A bias in 16 bits is visible here: slopes are not powers of two, and there are more than 257 positions."""
     config = BloomConfig(vocabulary_size=60, num_layers=1, num_heads=9, hidden_dim=45, intermediate_dim=20)
     case = Float32Case(config, 1, batch=1, time=600, gain=0.5)
     params = case.params.astype(dtype)
@@ -414,7 +414,7 @@ def test_attention_dropout_acts_on_the_probabilities_only():
     name = "layers.0.attention"
     assert_same_bits(values[f"{name}.probabilities"], plain[f"{name}.probabilities"])
     assert not np.allclose(values[f"{name}.context"], plain[f"{name}.context"])
-    # the first query sees one key, with probability 1: each head's context is dropped whole, or divided by 1 - rate
+    # the first query has one visible key, of probability 1: the whole context of a head is dropped, or scaled
     first = (values[f"{name}.context"] / plain[f"{name}.context"])[:, 0].reshape(2, 3, 5)
     assert np.allclose(first[..., 0], first[..., 4])
     assert all(np.isclose(factor, 0) or np.isclose(factor, 1 / (1 - rate)) for factor in first[..., 0].flat)

@@ -1,4 +1,4 @@
-"""The reverse mode of each operation, by a complex step: exact to the last digits, for no difference is taken."""
+"""The backward pass of each operation, compared with complex-step derivatives, which have no cancellation."""
 
 import inspect
 from collections.abc import Callable

@@ -87,7 +87,7 @@ def test_recorded_values_fit_together():
         np.testing.assert_array_equal(values[f"layers.{i}.attention_block"], before + values[at + "output"])
 
 
-def test_only_what_is_asked_for_is_kept():
+def test_only_requested_intermediates_are_stored():
     with trace.record(lambda name: name.endswith("scores")) as values:
         run(CASE)
     assert list(values) == ["layers.0.attention.scores", "layers.1.attention.scores"]

@@ -99,7 +99,7 @@ def test_a_block_is_linear_in_dy(case, name, seed):
 
 
 def forward_loss(case: Float32Case, params: Params, labels: Array, rng: Any = None) -> float:
-    """By loops over the positions, from the logits of the forward pass."""
+    """The loss by loops over the positions, from the logits of the forward pass."""
     logits = model.logits(params, model.forward(params, case.config, case.token_ids, case.is_real, rng=rng))
     losses = []
     for b, t in np.ndindex(case.batch, case.time - 1):
@@ -200,7 +200,7 @@ def test_which_tokens_are_counted():
 @pytest.mark.clause("GRD-1")
 @given(cases(), seeds)
 def test_what_is_not_counted_has_no_influence(case, seed):
-    """A row whose labels are all ignored could as well be missing."""
+    """A row whose labels are all ignored has no effect."""
     labels = draw_labels(case)
     more = np.random.default_rng(seed).integers(0, case.config.vocabulary_size, (1, case.time))
     alone = gradients(case, labels)
@@ -263,7 +263,7 @@ def test_documents_in_one_row_are_documents_in_rows_of_their_own(case, seed):
     document = np.cumsum(starts, axis=1)
     packed = gradients(case, document=document)
     counted, total, sums = 0, 0.0, {key: np.zeros_like(g) for key, g in packed.gradients.items()}
-    for number in range(case.time + 1):  # every document in a batch of its own, where the others are padding
+    for number in range(case.time + 1):  # each document separately: the others are padding
         result = vjp.loss_and_gradients(case.params, case.config, case.token_ids, case.is_real & (document == number))
         counted, total = counted + result.counted, total + result.loss * result.counted
         for key, gradient in result.gradients.items():
@@ -275,7 +275,7 @@ def test_documents_in_one_row_are_documents_in_rows_of_their_own(case, seed):
 
 @pytest.mark.clause("GRD-9")
 def test_a_document_may_stand_at_any_column():
-    """ALiBi's distances are relative: three tokens packed behind four others are three tokens."""
+    """ALiBi's distances are relative: three tokens packed after four others give the loss of three tokens."""
     params = draw_params(CONFIG, np.random.default_rng(0))
     ids, real = np.array([[1, 2, 3, 4, 5, 6, 7]]), np.ones((1, 7), bool)
     labels = np.where(np.arange(7) < 4, -100, ids)
@@ -314,7 +314,7 @@ def test_a_frozen_weight_costs_no_product(monkeypatch):
 
 @pytest.mark.clause("GRD-7", "GRD-11")
 @given(cases(), rates, seeds)
-def test_recomputed_or_kept_is_the_same(case, rate, seed):
+def test_recomputed_and_stored_intermediates_give_the_same_bits(case, rate, seed):
     case = replace(case, config=case.config.replace(attention_dropout=rate, hidden_dropout=rate))
     results = [gradients(case, rng=np.random.default_rng(seed), checkpoint=c) for c in (True, False)]
     assert same(*results)
@@ -341,7 +341,7 @@ def test_another_layer_takes_the_memory_of_its_blocks_inputs():
     grown = peak_bytes(deep, time) - peak_bytes(WIDE, time)
     assert grown < 1.2 * more * 2 * state
     retained = peak_bytes(deep, time, checkpoint=False) - peak_bytes(WIDE, time, checkpoint=False)
-    assert retained > 8 * grown, "the measurement sees what checkpointing saves"
+    assert retained > 8 * grown, "the measurement detects the memory that checkpointing saves"
 
 
 @pytest.mark.clause("GRD-8")
@@ -420,7 +420,7 @@ ADAPTED = ("qkv_weight", "attn_out_weight", "mlp_up_weight", "mlp_down_weight", 
 
 
 def with_adapters(case: Float32Case, rate: float) -> Params:
-    """One adapter on each weight of the table, and two of KerasHub's form beside that of the first."""
+    """One adapter on each weight of the table, and two of KerasHub's form on the first weight."""
     config, given = case.config, {}
     for index, (key, weight) in enumerate(keys(config)):
         if weight.attribute not in ADAPTED:
@@ -446,7 +446,7 @@ def with_adapters(case: Float32Case, rate: float) -> Params:
     rates,
 )
 def test_adapters(case, rate):
-    """Of their factors, and of everything below them, with every generator drawn from in its turn."""
+    """Gradients of the factors and of all weights below them, with every kind of dropout."""
     case = replace(case, config=case.config.replace(attention_dropout=rate, hidden_dropout=rate))
     params, labels = with_adapters(case, rate), draw_labels(case)
 

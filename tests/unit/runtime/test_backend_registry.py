@@ -33,7 +33,7 @@ Install = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def _nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees what another one loaded, in this file or elsewhere."""
+    """Unload the modules that a test has loaded."""
     monkeypatch.setattr(registry, "load", cache(registry.load.__wrapped__))
     before = set(sys.modules)
     yield
@@ -44,7 +44,7 @@ def _nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the package fake-backend were installed."""
+    """Simulate an installed package, fake-backend."""
     monkeypatch.syspath_prepend(str(PLUGINS))
 
 
@@ -158,7 +158,7 @@ def test_the_name_of_the_reference_is_taken(install: Install) -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_one_package_seen_twice_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_package_found_twice_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(PLUGINS)
     monkeypatch.syspath_prepend(str(tmp_path / "link"))
     assert registry.load("fake").name == "fake"

@@ -108,7 +108,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
     "slopes of no heads": (lambda: slopes(0), "num_heads", ("positive", "got 0")),
     "an object as dtype": (lambda: dtype_policy(object()), "dtype", ("float64, float32",)),
     "a policy as storage": (lambda: floating_dtype("mixed_float16"), "dtype", ("float64, float32", "mixed_float16")),
-    "the other residual form in Keras": (
+    "the post-layernorm residual in Keras": (
         lambda: BloomConfig(**SIZES, apply_residual_connection_post_layernorm=True).to_keras(),
         "apply_residual_connection_post_layernorm",
         ("Keras", "format='hf'"),

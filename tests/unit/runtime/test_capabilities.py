@@ -1,6 +1,6 @@
-"""Optional capabilities belong to whoever implements them: no name and no class is asked for.
+"""A backend has an optional capability if it implements the methods, whatever its name or class.
 
-Without one, a request is refused or replaced.
+Without the capability, a request is refused, or served in another way.
 """
 
 from typing import Any

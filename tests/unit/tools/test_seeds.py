@@ -73,7 +73,7 @@ def test_seeds_are_fresh_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran == [7, 8, 9]
 
 
-def test_a_failure_gives_the_status_and_stands_in_the_table(
+def test_a_failure_sets_the_status_and_is_in_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(seeds, "run_seed", imitation([], fails=8))

@@ -1,7 +1,4 @@
-"""`loss_and_gradients` of the front doors: what goes in, what comes out, what is refused.
-
-The gradients themselves: test_vjp.
-"""
+"""`loss_and_gradients` of the public classes: inputs, results and refusals. test_vjp tests the gradients."""
 
 from typing import Any
 
@@ -22,7 +19,7 @@ def language_model(**options: Any) -> BloomCausalLM:
 
 
 @pytest.mark.clause("GRD-2", "GRD-4")
-def test_the_front_door():
+def test_the_public_api():
     lm, mask = language_model(), [[0, 1, 1, 1], [1, 1, 1, 1]]
     value, found = lm.loss_and_gradients({"token_ids": IDS, "padding_mask": mask})
     scores = [lm.score([2, 3, 4]), lm.score(IDS[1])]
@@ -34,7 +31,7 @@ def test_the_front_door():
 
 
 @pytest.mark.clause("GRD-6")
-def test_the_front_door_gives_the_gradients_of_what_is_trainable():
+def test_the_public_api_returns_gradients_of_trainable_weights_only():
     lm = language_model()
     lm.backbone.trainable = False
     assert lm.loss_and_gradients({"token_ids": IDS})[1] == {}

@@ -122,7 +122,7 @@ def test_the_held_out_part_is_a_part(count: int, share: float, seed: int) -> Non
     assert [[int(d.token_ids[0]) for d in part] for part in again] == ids
 
 
-def test_nothing_is_held_out_unless_asked() -> None:
+def test_nothing_is_held_out_by_default() -> None:
     whole = [Document(np.array([1]), np.ones(1, bool))]
     assert split(whole, 0.0, 0) == (whole, [])
 
@@ -203,7 +203,7 @@ def test_the_order_is_that_of_the_seed() -> None:
 @pytest.mark.clause("TRN-6")
 @given(configs(), st.integers(0, 99), st.integers(1, 6), st.sampled_from((3, 7, 16)))
 def test_rows_of_several_documents_have_the_loss_and_gradients_of_each_alone(config, seed, count, context) -> None:
-    """No leak: every label counts as if its document stood in a row of its own."""
+    """No leak: every label counts as if its document were in a separate row."""
     lm = make_lm(config, seed)
     whole = drawn_documents(seed, count, 12, config.vocabulary_size)
     pieces = cut(whole, context)

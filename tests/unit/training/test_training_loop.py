@@ -129,7 +129,7 @@ def test_every_step_and_every_part_of_it_drops_anew() -> None:
 
 
 @pytest.mark.clause("TRN-19")
-def test_the_best_weights_are_kept() -> None:
+def test_the_best_weights_are_restored() -> None:
     results = iter([3.0, 1.0, 2.0])
     seen = []
 

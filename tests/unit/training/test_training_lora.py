@@ -104,7 +104,7 @@ def test_a_frozen_model_is_refused(change: Any) -> None:
 
 
 def test_all_weights_trained_are_the_base_of_the_next_adapter(tmp_path: Path) -> None:
-    """What the adapters remember of the base must not be older than the training."""
+    """The base weights of an adapter must not be older than the training."""
     lm = make(form="none")
     assert lm.count_trainable_params() > 0
     lm.fit(TEXTS, **SETTINGS)

@@ -143,7 +143,7 @@ def test_the_mlp_width_is_four_times_the_model_width_unless_stated():
 
 
 @pytest.mark.clause("CFG-8")
-def test_inert_keys_are_kept_and_change_nothing():
+def test_inert_keys_are_written_back_and_change_nothing():
     inert = {"pretraining_tp": 4, "slow_but_exact": True, "seq_length": 2048, "offset_alibi": 100, "dtype": "float16"}
     config = BloomConfig.from_hf(HF | inert)
     assert config.replace(extra={}) == BloomConfig.from_hf(HF)
