@@ -38,24 +38,24 @@ def config() -> list[Draft]:
         return Draft(name, (clause,), comment, "config", ("config",), "invalid", error, arguments=inputs)
 
     return [
-        right("cfg-old-spelling", "CFG-3 CFG-7", "n_embed and n_layer; F is 4 D where it is not told", OLD),
+        right("cfg-old-spelling", "CFG-3 CFG-7", "n_embed and n_layer; F is 4 D by default", OLD),
         right("cfg-new-spelling", "CFG-7", "hidden_size and num_hidden_layers", NEW | {"intermediate_size": 29}),
-        right("cfg-both-spellings", "CFG-7", "where both stand, n_embed, n_layer and n_head win", NEW | {"n_embed": 24, "n_layer": 5, "n_head": 6}),
+        right("cfg-both-spellings", "CFG-7", "if both spellings are present, n_embed, n_layer and n_head are used", NEW | {"n_embed": 24, "n_layer": 5, "n_head": 6}),
         right("cfg-unknown-keys", "CFG-8", "keys without an effect are accepted", NEW | {"pretraining_tp": 4, "slow_but_exact": True, "seq_length": 2048, "offset_alibi": 100, "model_type": "bloom"}),
-        right("cfg-every-field", "CFG-4 CFG-5 CFG-6 CFG-11", "nothing has its default", NEW | {"intermediate_size": 7, "attention_dropout": 0.1, "hidden_dropout": 0.25, "layer_norm_epsilon": 1e-6, "apply_residual_connection_post_layernorm": True, "tie_word_embeddings": False, "initializer_range": 0.5, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 9}),
+        right("cfg-every-field", "CFG-4 CFG-5 CFG-6 CFG-11", "no field has its default", NEW | {"intermediate_size": 7, "attention_dropout": 0.1, "hidden_dropout": 0.25, "layer_norm_epsilon": 1e-6, "apply_residual_connection_post_layernorm": True, "tie_word_embeddings": False, "initializer_range": 0.5, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 9}),
         right("cfg-no-layers", "CFG-1", "no layers are legal", NEW | {"num_hidden_layers": 0}),
         wrong("cfg-no-vocabulary", "CFG-1", "V is at least 1", vocab_size=0),
         wrong("cfg-layers-negative", "CFG-1", "L is at least 0", num_hidden_layers=-1),
-        wrong("cfg-heads-bool", "CFG-1", "a truth value is no integer", num_attention_heads=True),
-        wrong("cfg-width-float", "CFG-1", "12.5 is no integer", hidden_size=12.5),
+        wrong("cfg-heads-bool", "CFG-1", "a bool is not an integer", num_attention_heads=True),
+        wrong("cfg-width-float", "CFG-1", "12.5 is not an integer", hidden_size=12.5),
         wrong("cfg-heads-do-not-divide", "CFG-2", "D is a multiple of H", num_attention_heads=5),
         wrong("cfg-dropout-1", "CFG-4", "a rate is below 1", hidden_dropout=1.0),
         wrong("cfg-epsilon-negative", "CFG-5", "epsilon is not negative", layer_norm_epsilon=-1e-5),
-        wrong("cfg-epsilon-text", "CFG-5", "a text is no number", layer_norm_epsilon="1e-5"),
-        wrong("cfg-post-norm-text", "CFG-6", "a text is no truth value", apply_residual_connection_post_layernorm="false"),
-        wrong("cfg-pad-negative", "CFG-11", "-1 does not stand for none", pad_token_id=-1),
+        wrong("cfg-epsilon-text", "CFG-5", "a string is not a number", layer_norm_epsilon="1e-5"),
+        wrong("cfg-post-norm-text", "CFG-6", "a string is not a bool", apply_residual_connection_post_layernorm="false"),
+        wrong("cfg-pad-negative", "CFG-11", "-1 does not mean null", pad_token_id=-1),
         wrong("cfg-of-gpt2", "CFG-10", "the config of another model", "BadWeights", model_type="gpt2"),
-        wrong("cfg-without-heads", "CFG-10", "H is nowhere", "BadWeights", num_attention_heads=...),
+        wrong("cfg-without-heads", "CFG-10", "the number of heads is missing", "BadWeights", num_attention_heads=...),
     ]  # fmt: skip
 
 
@@ -81,8 +81,8 @@ def generation() -> list[Draft]:
     halves = [0.5, 0.25, 0.125, 0.125]
     logs = [float(x) for x in np.log(halves)]
     return [
-        one("gen-tie", "GEN-1", "of equal scores the lowest id wins", "ties", scores=[0.5, 2.0, -1.0, 2.0]),
-        one("gen-tie-of-all", "GEN-1", "also where all are equal", "ties", scores=[-3.0, -3.0, -3.0]),
+        one("gen-tie", "GEN-1", "of equal scores, the lowest id is chosen", "ties", scores=[0.5, 2.0, -1.0, 2.0]),
+        one("gen-tie-of-all", "GEN-1", "all scores are equal: the lowest id is chosen", "ties", scores=[-3.0, -3.0, -3.0]),
         one("gen-tie-of-zeros", "GEN-1", "0 and -0 are equal", "ties", scores=[-1.0, -0.0, 0.0]),
         one("gen-top-p-crossing", "GEN-7", "the token that crosses p stays", "top-p", scores=logs, top_p=0.6),
         one("gen-top-p-one", "GEN-7", "one token always stays", "top-p", scores=logs, top_p=0.001),
@@ -90,7 +90,7 @@ def generation() -> list[Draft]:
         one("gen-penalty", "GEN-8", "a positive score is divided, a negative one multiplied, once for each token", "penalty", scores=[2.0, -2.0, 3.0, 0.0], history=[0, 1, 1, 3], repetition_penalty=2.0),
         _greedy("gen-greedy", "heads3", "GEN-1 GEN-3", "the likeliest token, up to a length that counts the prompt", [[7, 3, 11]], 9),
         _greedy("gen-greedy-batch", "untied", "GEN-5", "prompts of different lengths: each as if it were alone", [[7, 3, 11, 0], [19], [4, 4]], 8),
-        _greedy("gen-stop", "heads3", "GEN-4", "the first generated stop token ends a row, and is kept", [[7, 3, 11]], 9, stop=3),
+        _greedy("gen-stop", "heads3", "GEN-4", "the first generated stop token ends a row, and is part of the result", [[7, 3, 11]], 9, stop=3),
         _greedy("gen-stop-in-prompt", "heads3", "GEN-4", "a stop token in the prompt ends nothing", [[7, 3, 11]], 6, stop="prompt"),
     ]  # fmt: skip
 
@@ -143,19 +143,19 @@ def numerics() -> list[Draft]:
 
     def of(name: str) -> Draft:
         arguments = {"policy": name}
-        return Draft(f"num-policy-{name.replace('_', '-')}", ("NUM-1", "NUM-3"), "which dtype is kept, which is computed in", "policy", ("policy",), arguments=arguments, output=policy(arguments))  # fmt: skip
+        return Draft(f"num-policy-{name.replace('_', '-')}", ("NUM-1", "NUM-3"), "the variable, compute and accumulation dtypes", "policy", ("policy",), arguments=arguments, output=policy(arguments))  # fmt: skip
 
     def no(name: str, wrong: str) -> Draft:
-        return Draft(name, ("NUM-4",), "no policy", "policy", ("policy",), "invalid", "InvalidInput", arguments={"policy": wrong})  # fmt: skip
+        return Draft(name, ("NUM-4",), "not a dtype policy", "policy", ("policy",), "invalid", "InvalidInput", arguments={"policy": wrong})  # fmt: skip
 
     ties = [1.00390625, 1.01171875, -1.00390625, 257.0, 259.0]
     return [
-        rounding("num-bfloat16-ties", "half-way between two numbers: the even one", "bfloat16", ties),
-        rounding("num-bfloat16-nearest", "otherwise the nearest", "bfloat16", [0.1, 1.004, 3.14159265, 65504.0, -1e-3]),
-        rounding("num-bfloat16-once", "from float64 in one step: through float32 the tie would go the other way", "bfloat16", [1.0 + 2.0**-8 + 2.0**-30, 1.0 + 2.0**-8 - 2.0**-30, 1.0 + 3 * 2.0**-8 - 2.0**-40]),
-        rounding("num-float16-ties", "half-way between two numbers: the even one", "float16", [1.00048828125, 1.00146484375, 2049.0, 2051.0, -2049.0]),
+        rounding("num-bfloat16-ties", "halfway between two numbers: the even one", "bfloat16", ties),
+        rounding("num-bfloat16-nearest", "not halfway: the nearest number", "bfloat16", [0.1, 1.004, 3.14159265, 65504.0, -1e-3]),
+        rounding("num-bfloat16-once", "from float64 in one step: through float32 the result would be another", "bfloat16", [1.0 + 2.0**-8 + 2.0**-30, 1.0 + 2.0**-8 - 2.0**-30, 1.0 + 3 * 2.0**-8 - 2.0**-40]),
+        rounding("num-float16-ties", "halfway between two numbers: the even one", "float16", [1.00048828125, 1.00146484375, 2049.0, 2051.0, -2049.0]),
         rounding("num-float16-subnormal", "below 2^-14 float16 has fewer digits, not none", "float16", [2.0**-24, 1.5 * 2.0**-24, 2.0**-15 + 2.0**-26, 2.0**-25, 65519.0]),
-        rounding("num-float32", "and float32", "float32", [0.1, 1.0 + 2.0**-24, 1.0 + 3 * 2.0**-24, 16777217.0]),
+        rounding("num-float32", "rounding to float32", "float32", [0.1, 1.0 + 2.0**-24, 1.0 + 3 * 2.0**-24, 16777217.0]),
         *map(of, ("float64", "float32", "bfloat16", "mixed_float16")),
         no("num-policy-int8", "int8"),
         no("num-policy-float8", "float8_e4m3fn"),

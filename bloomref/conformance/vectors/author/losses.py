@@ -19,13 +19,13 @@ def loss() -> list[Draft]:
     hole: dict[str, Any] = {"is_real": [[1, 1, 1, 0, 1, 1]], "token_ids": [[4, 2, 6, 0, 1, 5]]}
     return [
         _loss("grd-plain", "small", "GRD-1 GRD-2 GRD-3 GRD-4", "loss and the gradient of every weight", batch=2, time=6),
-        _loss("grd-untied-post-norm", "small_both", "GRD-3 GRD-4", "a head of its own, the other residual form", batch=2, time=5),
+        _loss("grd-untied-post-norm", "small_both", "GRD-3 GRD-4", "untied LM head, post-layernorm residual", batch=2, time=5),
         _loss("grd-left-padding", "small", "GRD-1 GRD-12", "padding counts for nothing", **left),
-        _loss("grd-hole", "small", "GRD-1 GRD-12", "the token behind a hole is not counted", **hole),
+        _loss("grd-hole", "small", "GRD-1 GRD-12", "the token after a hole is not counted", **hole),
         _loss("grd-ignored-labels", "small", "GRD-1", "labels of -100 are not counted", ignored=(0, 2), batch=2, time=5),
         _loss("grd-nothing-counted", "small", "GRD-2", "one token of each row: nothing to predict, loss 0", batch=2, time=1),
         _refused("grd-label-beyond", "a label outside the vocabulary", [[0, 1, 7]]),
-        _refused("grd-label-negative", "-1 is no mark for what is ignored", [[0, 1, -1]]),
+        _refused("grd-label-negative", "-1 does not mark an ignored label", [[0, 1, -1]]),
     ]  # fmt: skip
 
 

@@ -62,21 +62,21 @@ def _nan(weights: Weights) -> Array:
 
 RIGHT: dict[str, tuple[str, str, Callable[[Weights], Weights]]] = {
     "wgt-float32": ("WGT-1 WGT-3 WGT-6", "float32, with the prefix `transformer.`", dict),
-    "wgt-without-prefix": ("WGT-2", "the same without the prefix", _without_prefix),
+    "wgt-without-prefix": ("WGT-2", "float32, without the prefix `transformer.`", _without_prefix),
     "wgt-float16": ("WGT-6", "stored as float16", _cast(np.float16)),
     "wgt-bfloat16": ("WGT-6", "stored as bfloat16", _cast(ml_dtypes.bfloat16)),
     "wgt-float64": ("WGT-6", "stored as float64", _cast(np.float64)),
-    "wgt-tied-copy": ("WGT-4", "the embedding stored once more, as the head that it is", _with(LM_HEAD.hf_key, lambda w: w[EMBEDDING].copy())),
+    "wgt-tied-copy": ("WGT-4", "the tied head is also stored, equal to the embedding", _with(LM_HEAD.hf_key, lambda w: w[EMBEDDING].copy())),
 }  # fmt: skip
 """Valid folders: name -> clauses, comment, and a change of the weights of the model "tiny"."""
 WRONG: dict[str, tuple[str, str, Callable[[Weights], Weights]]] = {
     "wgt-missing": ("WGT-5", "a bias is missing", _without(f"{HF_PREFIX}h.0.mlp.dense_h_to_4h.bias")),
-    "wgt-unknown": ("WGT-5", "a weight that no BLOOM has", _with(f"{HF_PREFIX}h.0.mlp.gate.weight", lambda w: w[EMBEDDING])),
+    "wgt-unknown": ("WGT-5", "an unknown weight", _with(f"{HF_PREFIX}h.0.mlp.gate.weight", lambda w: w[EMBEDDING])),
     "wgt-shape": ("WGT-5", "a matrix stored transposed", _with(QKV, lambda w: np.ascontiguousarray(w[QKV].T))),
-    "wgt-head-differs": ("WGT-4", "a head other than the embedding, though the config ties them", _with(LM_HEAD.hf_key, lambda w: w[EMBEDDING] * 2.0)),
+    "wgt-head-differs": ("WGT-4", "a stored head that differs from the embedding, although the config ties them", _with(LM_HEAD.hf_key, lambda w: w[EMBEDDING] * 2.0)),
     "wgt-nan": ("WGT-7", "a NaN among the weights", _with(QKV, _nan)),
     "wgt-infinity": ("WGT-7", "an infinity among the weights", _with(EMBEDDING, lambda w: np.where(w[EMBEDDING] == w[EMBEDDING].max(), np.inf, w[EMBEDDING]).astype(np.float32))),
-    "wgt-int8": ("WGT-6", "weights of a dtype that no clause allows", _cast(np.int8)),
+    "wgt-int8": ("WGT-6", "weights of a dtype that is not allowed", _cast(np.int8)),
     "wgt-mixed-prefix": ("WGT-2", "some names with the prefix, some without", lambda w: _without_prefix({EMBEDDING: w[EMBEDDING]}) | _without(EMBEDDING)(w)),
 }  # fmt: skip
 """Folders that must be refused, like `RIGHT`."""
@@ -101,7 +101,7 @@ DAMAGED: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "wgt-truncated": ("the last bytes are missing", lambda data: data[:-5]),
     "wgt-header-too-long": ("the header claims more bytes than the file has", _header_too_long),
     "wgt-gap": ("the offsets leave a gap", _gap),
-    "wgt-empty-file": ("a file of no bytes", lambda _: b""),
+    "wgt-empty-file": ("an empty file", lambda _: b""),
 }
 """Damaged files: name of the folder -> comment, and a change of the bytes."""
 
@@ -156,11 +156,11 @@ def weights() -> list[Draft]:
 
     return [
         *(right(name, clauses, comment) for name, (clauses, comment, _) in RIGHT.items()),
-        right("wgt-shards", "WGT-8", "two shards under names of their own, which the index alone tells"),
+        right("wgt-shards", "WGT-8", "two shards with arbitrary names, which only the index lists"),
         *(wrong(name, clauses, comment) for name, (clauses, comment, _) in WRONG.items()),
         *(wrong(name, "WGT-11", comment) for name, (comment, _) in DAMAGED.items()),
         wrong("wgt-shard-outside", "WGT-8", "the index names a file outside the folder"),
-        wrong("wgt-shard-unlisted", "WGT-8", "a shard holds a weight that the index does not list"),
+        wrong("wgt-shard-unlisted", "WGT-8", "a shard contains a weight that the index does not list"),
     ]
 
 
@@ -179,8 +179,8 @@ COMMENTS = {
     "lra-qkv": ("LRA-1 LRA-3 LRA-12", "the fused projection: rows of B head by head"),
     "lra-all-linear": ("LRA-1 LRA-10 LRA-12", "all four linear layers, by the word `all-linear`"),
     "lra-rslora": ("LRA-12", "the scale is alpha over the root of the rank; `dense` is not `dense_h_to_4h`"),
-    "lra-patterns": ("LRA-12", "a rank and an alpha of their own for some modules"),
-    "lra-embedding": ("LRA-4", "the look-up alone: the tied head keeps the embedding without it"),
+    "lra-patterns": ("LRA-12", "a separate rank and alpha for some modules"),
+    "lra-embedding": ("LRA-4", "the embedding lookup only: the tied head uses the embedding without the adapter"),
     "lra-dropout": ("LRA-9", "dropout acts in training only"),
 }
 """Name of an adapter -> clauses and comment of its vector."""
@@ -225,8 +225,8 @@ def lora() -> list[Draft]:
     steps = case("lra-over-cache", "lra-all-linear", batch=1, time=6, cuts=(4, 5))
     return [
         *map(right, ADAPTERS),
-        on("lra-all-linear", ask(steps, ADAPTED, "LRA-16 KVC-7", "later calls over a cache have the adapter, too", "lora pieces", ["logits"], "in_pieces", cuts=[4, 5], capacity=6)),
-        wrong("lra-dora", "LRA-18", "DoRA is another method", "Unsupported"),
+        on("lra-all-linear", ask(steps, ADAPTED, "LRA-16 KVC-7", "the adapter also acts in later calls over a cache", "lora pieces", ["logits"], "in_pieces", cuts=[4, 5], capacity=6)),
+        wrong("lra-dora", "LRA-18", "DoRA is not supported", "Unsupported"),
         wrong("lra-trained-biases", "LRA-18", "trained biases would be lost", "Unsupported"),
         wrong("lra-rank-wrong", "LRA-17", "the config has another rank than the factors", "BadWeights"),
         wrong("lra-factor-missing", "LRA-17", "a B is missing", "BadWeights"),
