@@ -7,8 +7,8 @@ from benchmarks.model import Sizes
 from benchmarks.plan import DECODED, Job, Plan
 
 Samples = dict[Job, dict[str, list[dict[str, float]]]]
-"""For each job and participant, one sample a round: seconds of `prefill` and of one step of `decode`; and the hardware
-limits, `read` in GB/s and `product` in GFLOP/s."""
+"""Job -> participant -> one sample per round: seconds of `prefill` and of one `decode` step, and hardware limits,
+`read` in GB/s and `product` in GFLOP/s."""
 
 FLOORS = {"read": "read_gb_per_second", "product": "product_gflop_per_second"}
 

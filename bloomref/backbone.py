@@ -44,7 +44,7 @@ class _RunArguments:
 
     @classmethod
     def split(cls, arguments: Mapping[str, Any], others: tuple[str, ...]) -> tuple["_RunArguments", dict[str, Any]]:
-        """These arguments, and the rest.
+        """Split keyword arguments into run arguments and all others.
 
         Raises:
             InvalidInput: for a name that is neither one of these nor among `others`.

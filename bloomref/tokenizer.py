@@ -121,7 +121,7 @@ class BloomTokenizer:
     @overload
     def __call__(self, text: list[str]) -> list[list[int]]: ...
     def __call__(self, text: str | list[str]) -> list[int] | list[list[int]]:
-        """Same as `tokenize`."""
+        """Return the ids of a text, or of each text: another name of `tokenize`."""
         return self.tokenize(text)
 
     @overload

@@ -1,6 +1,6 @@
-"""Who may import whom, from one table; and what `import bloomref` loads and costs.
+"""Permitted imports between rooms, from one table; modules that `import bloomref` loads, and its cost.
 
-Each check is shown to be able to fail.
+A test shows for each check that it can fail.
 """
 
 import ast

@@ -31,7 +31,7 @@ def test_imports_are_found_at_the_top_and_in_functions():
     assert graph["bloomref.c"] == {"bloomref.a", "bloomref.b"}
 
 
-def test_a_circle_is_a_component():
+def test_a_cycle_is_a_component():
     graph = import_graph(SOURCES)
     edges = [(a, b) for a, targets in graph.items() for b in targets]
     assert components(graph, edges) == [{"bloomref.a", "bloomref.b"}]
@@ -64,10 +64,10 @@ def test_classes_functions_and_aliases_are_definitions():
     assert definitions(SOURCES, "Step") == 2
 
 
-def test_the_house_has_one_direction_and_no_circle():
+def test_the_house_has_one_direction_and_no_cycle():
     now = figures(working_tree())
     assert now["imports that point upward"] == now["kit: imports that point upward"] == 0
-    assert now["circles of modules"] == 0
+    assert now["import cycles"] == 0
     assert now["lines that the reference imports"] < 1030
 
 
@@ -78,4 +78,4 @@ def test_an_unknown_commit_is_refused():
 
 def test_the_command_prints_a_table(capsys):
     main([])
-    assert "| circles of modules | 0 |" in capsys.readouterr().out
+    assert "| import cycles | 0 |" in capsys.readouterr().out

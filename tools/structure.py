@@ -131,7 +131,7 @@ def _upward_within(rooms: list[str], counts: Mapping[tuple[str, str], int]) -> i
 
 
 def layers(graph: Graph) -> int:
-    """Length of the longest chain of imports between rooms, where the rooms of a circle count as one."""
+    """Length of the longest chain of imports between rooms, where the rooms of a cycle count as one."""
     edges = between(graph, room)
     rooms = {r for module in graph for r in (room(module),)}
     name = {r: r for r in rooms} | {r: min(group) for group in components(rooms, edges) for r in group}
@@ -198,7 +198,7 @@ def figures(sources: Sources) -> dict[str, Any]:
         "lines of the wheel": lines(sources, library),
         "lines of tools": lines(sources, graph.keys() - library.keys()),
         "imports that point upward": upward(between(library, room)),
-        "circles of modules": len(components(library, edges)),
+        "import cycles": len(components(library, edges)),
         "layers of rooms": layers(library),
         "kit: rooms": len({kit_room(module) for module in kit}),
         "kit: imports between rooms": len(between(kit, kit_room)),

@@ -110,7 +110,7 @@ class GenerationOptions:
         return self.temperature != 0 and self._set("temperature", "top_k", "top_p", "min_p") != []
 
     def _set(self, *names: str) -> list[str]:
-        """Those of the names whose value is not None."""
+        """Return the names whose value is not None."""
         return [name for name in names if getattr(self, name) is not None]
 
     def budget(self, prompt_length: int) -> int:

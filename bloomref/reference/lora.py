@@ -17,7 +17,7 @@ _MODEL_KEYS = {weight.attribute: weight.hf_key for weight in MODEL_WEIGHTS}
 
 
 def attach(params: Params, adapters: Mapping[str, tuple[LoraFactors, ...]]) -> Params:
-    """The same weights with these adapters and no others.
+    """Return the weights with these adapters instead of their present ones.
 
     Args:
         adapters: Hugging Face key of a weight -> the factors added to its products.
@@ -50,7 +50,7 @@ def factors(params: Params) -> dict[str, Array]:
 
 
 def with_factors(params: Params, arrays: Mapping[str, Array]) -> Params:
-    """The same weights and adapters, with new factors under the names of `factors`; others stay."""
+    """Return the weights with new factors under the names of `factors`; other factors stay."""
     changed: dict[str, tuple[LoraFactors, ...]] = {}
     for key, pair in attached(params):
         a, b = (arrays.get(pair.key(key, name), getattr(pair, name)) for name in ("a", "b"))
@@ -79,7 +79,7 @@ def merged(params: Params, dtype: DType | None = None) -> Params:
 
     Args:
         dtype: of the adapted weights, which are rounded to it before the sum; None: that of `params`. Weights without
-            an adapter are shared as they are.
+            an adapter are shared, not copied.
     """
     dtype = dtype or params.word_embedding.dtype
     head = params.word_embedding if params.lm_head is None and params.adapters else params.lm_head

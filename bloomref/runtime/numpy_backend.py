@@ -21,7 +21,7 @@ from bloomref.shapes import Array, Bool, Float, Int
 
 @dataclass(frozen=True, eq=False)
 class NumpyPrepared:
-    """The weights as they are, and the functions of `reference.model`."""
+    """The weights, unchanged, and the functions of `reference.model`."""
 
     params: Params
     config: BloomConfig

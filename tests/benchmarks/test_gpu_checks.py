@@ -143,7 +143,7 @@ def test_greedy_tokens_are_compared(emulated_backend: str, monkeypatch: pytest.M
 
 
 def test_tokens_chosen_on_the_device_are_compared(emulated_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the two choices that are fast in emulation."""
+    """The test uses only the two choices that are fast in emulation."""
     monkeypatch.setattr(checks, "CHOICES", (checks.Choice(), checks.Choice(0.8, 4, 0.9)))
     summary = checks.tokens(emulated_backend, checks.SMALL, 4)
     assert summary == "4 tokens of 3 rows, 2 choices, float32, bfloat16, float16"

@@ -63,7 +63,7 @@ def test_one_process_runs_all_participants() -> None:
     [("fails", "ValueError: for some reason"), ("dies", "it said nothing"), ("silent", "no answer")],
 )
 def test_a_participant_that_fails_does_not_affect_the_others(name: str, reason: str) -> None:
-    """Its first figures stay in the report, and the others continue in another process."""
+    """The first figures of the participant stay in the report, and the others continue in another process."""
     answers = ask_children("a", name, "b")
     assert answers[name]["absent"] == reason
     assert answers[name]["done"]

@@ -304,7 +304,7 @@ def test_an_adapter_is_asked_of_any_implementation_that_takes_one():
 def test_what_an_implementation_raises_is_its_failure():
     class Breaks(InstrumentedImplementation):
         def load(self, config, weights, dtype):
-            if config.vocabulary_size != 7:  # that of the model that tells whether it is there at all
+            if config.vocabulary_size != 7:  # 7: the model with which the kit checks availability
                 raise ZeroDivisionError("in my own code")
             return super().load(config, weights, dtype)
 

@@ -163,7 +163,7 @@ def test_weights_that_do_not_fit_are_reported(
 
 
 def test_running_out_of_memory_is_unsupported(fake: FakeCupy) -> None:
-    """It happens despite the estimates, for example if another program takes memory."""
+    """Memory can run out despite the estimates, for example if another program allocates some."""
     prepared = cupy_gpu.make_backend().prepare(init_params(CONFIG, 0), CONFIG, POLICIES["float32"])
     fake.free = 1000
     with pytest.raises(

@@ -99,7 +99,7 @@ def edges(dtype):
     ids=["bfloat16", "float16"],
 )
 def test_rounding(function, dtype, held):
-    """To nearest, ties to even, subnormal numbers included; too large is infinity, NaN stays NaN."""
+    """Rounding is to nearest, ties to even, also for subnormals; too large numbers become infinity, NaN stays NaN."""
     x = np.concatenate([edges(dtype), floats(-3.4e38, 3.4e38, 65537), np.float32([np.inf, -np.inf, 3.4e38, 65520.0])])
     run = kernel(function, held)
     assert (run(x) == x.astype(dtype).view(held)).all()

@@ -13,7 +13,7 @@ POOL = {path.name for path in TASKS.iterdir()} - {str(os.getpid())}  # BLAS star
 
 
 def pool_time() -> int:
-    """Once it is quiet: the threads turn in circles for a while before they sleep."""
+    """CPU time of the pool once it is idle: the threads spin for a while before they sleep."""
     time.sleep(0.5)
     return sum(int((TASKS / name / "schedstat").read_text("ascii").split()[0]) for name in POOL)
 

@@ -79,8 +79,9 @@ def test_there_and_back(targets: list[str] | None, tmp_path: Path):
 
 @pytest.mark.clause("LRA-13")
 def test_the_same_variables():
-    """Same names of layers, shapes, zeros and bound of the initial values;
-    but KerasHub leaves biases of adapted layers trainable.
+    """Layer names, shapes, zeros and the bound of initial values are the same.
+
+    Only KerasHub leaves biases of adapted layers trainable.
     """
     theirs = peer(3, 4, list(DENSE_LAYERS)).backbone
     model = ours(3)

@@ -1,6 +1,6 @@
 """bloomref against transformers, on the same weights.
 
-In float64 every state must agree to 1e-11 of its largest magnitude. transformers has no float64 BLOOM as it comes: the
+In float64 every state must agree to 1e-11 of its largest magnitude. transformers has no float64 BLOOM as installed: the
 softmax and the ALiBi slopes of a float64 model are float32. Both are lifted to float64 for the comparison, by
 `hugging_face.in_float64`, and a test below shows the result without it. In 16 bits the two cannot agree, because
 transformers rounds after every operation: there bloomref must be the more accurate of the two.

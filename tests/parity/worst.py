@@ -61,7 +61,7 @@ def report_unpatched(run: Callable[[ParityCase], compare.Arrays]) -> None:
         drawn = case(seed)
         if drawn.padding in ("real", "right"):
             values.append(compare.differences(compare.whole(drawn), run(drawn), drawn.is_real)["logits"])
-    print(f"transformers as it comes, dtype float64, logits: {min(values):.1e} ... {max(values):.1e}")
+    print(f"transformers as installed, dtype float64, logits: {min(values):.1e} ... {max(values):.1e}")
 
 
 def report_holes(peer: str, logits: Callable[[ParityCase], np.ndarray]) -> None:

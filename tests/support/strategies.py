@@ -30,7 +30,7 @@ FLOAT64 = np.dtype(np.float64)
 
 @dataclass(frozen=True)
 class Float32Case(kit_cases.Case):
-    """Its weights are float32 numbers: tests round them to the dtype they are about."""
+    """A case with float32 weights, which tests round to the tested dtype."""
 
     weights: str = "float32"
 

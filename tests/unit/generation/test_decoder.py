@@ -62,7 +62,7 @@ def test_the_dtype_of_the_logits_changes_nothing(data: st.DataObject, drawn: Any
 
 
 def test_logits_are_not_copied() -> None:
-    """From the backend to the choice of a greedy token there is one array; 16 rows of BLOOM's logits are 16 MB."""
+    """The greedy choice uses the array of the backend, since logits of 16 rows of BLOOM are 16 MB."""
     arrays: list[Any] = []
     lm = converted(BloomCausalLM(BloomBackbone(9, 1, 2, 8, 16, seed=1)), lambda x: arrays.append(x) or x)
     decoder = Decoder(lm.backbone.engine, [Prompt.of([1, 2])], 3, np.arange(9) > 7)

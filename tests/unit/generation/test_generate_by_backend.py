@@ -63,7 +63,7 @@ def deciding(lm: BloomCausalLM, most: int = 99) -> tuple[BloomCausalLM, Deciding
 @settings(max_examples=80)
 @given(st.data(), models(), st.sampled_from([0, 1, 2, 99]))
 def test_the_same_tokens_as_without(data: st.DataObject, drawn: Any, most: int) -> None:
-    """Whatever the options, and also when the backend accepts the choice only after some rows have ended."""
+    """The tokens are the same for all options, also if the backend is used only after some rows have ended."""
     lm, vocabulary = drawn.lm, drawn.config.vocabulary_size
     prompts = data.draw(id_prompts(vocabulary, min_length=1))
     options = data.draw(deterministic_options(vocabulary))

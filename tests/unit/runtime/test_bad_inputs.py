@@ -35,7 +35,7 @@ def masked(mask: Any) -> Callable[[], object]:
     return lambda: MODEL({"token_ids": IDS, "padding_mask": mask})
 
 
-# what is done, the argument that the message names, and what it says of expectation and value
+# the call, the argument that the message names, and parts of the message
 MISTAKES: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
     "no vocabulary": (build(vocabulary_size=0), "vocabulary_size", (">= 1", "got 0")),
     "negative layers": (build(num_layers=-1), "num_layers", (">= 0", "got -1")),
