@@ -37,7 +37,7 @@ class Kernel:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="bloom_560m_multi", help="whose dimensions to use")
+    parser.add_argument("--preset", default="bloom_560m_multi", help="preset whose dimensions are used")
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--tokens", type=int, default=512, help="length of the prompt")
     parser.add_argument("--runs", type=int, default=15, help="timed runs of each kernel")
