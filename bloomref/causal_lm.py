@@ -444,7 +444,7 @@ class BloomCausalLM(LoraMethods):
     def _need_tokenizer(self, name: str) -> BloomTokenizer:
         if self.tokenizer is None:
             hint = "pass token ids, or BloomCausalLM(backbone, BloomTokenizer.from_preset(...))"
-            raise invalid(name, "no text, for this model has no tokenizer", "text", hint)
+            raise invalid(name, "token ids, since this model has no tokenizer", "text", hint)
         return self.tokenizer
 
     def _special_id(self, of_tokenizer: str, of_config: str) -> int | None:

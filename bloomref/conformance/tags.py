@@ -38,7 +38,10 @@ TAGS: dict[str, Tag] = {
     ),
     "eps-sensitive": Tag(lambda c: c.embedding_std <= 1e-2, "embeddings whose variance is below epsilon"),
     "epsilon": Tag(lambda c: c.config.layer_norm_epsilon != 1e-5, "an epsilon other than 1e-5"),
-    "sharp": Tag(lambda c: c.qk_gain >= 6.0, "scores so large that a finite number in place of minus infinity shows"),
+    "sharp": Tag(
+        lambda c: c.qk_gain >= 6.0,
+        "scores so large that a finite mask value, instead of minus infinity, changes the result",
+    ),
     "big": Tag(
         lambda c: c.gain > 1.0, "activations outside the linear part of GELU, or near the range of a 16-bit dtype"
     ),
