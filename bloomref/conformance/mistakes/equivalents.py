@@ -164,7 +164,7 @@ class UniformOnPadding(InstrumentedModel):
 
 @mistake(
     "padding-sees-past",
-    "lets padded queries see the real keys before them",
+    "lets padded queries attend to the real keys before them",
     "ATT-8",
     first="attention.probabilities",
     equivalent=True,

@@ -56,7 +56,11 @@ class CacheOverwritten(InstrumentedModel):
 
 
 @mistake(
-    "earlier-keys-unseen", "sees only the keys of the current call", "KVC-2", first="attention.context", needs="pieces"
+    "earlier-keys-unseen",
+    "attends only to the keys of the current call",
+    "KVC-2",
+    first="attention.context",
+    needs="pieces",
 )
 class EarlierKeysUnseen(InstrumentedModel):
     def visible(self, is_real: Array, start: int) -> Array:
@@ -77,7 +81,7 @@ class FirstColumnForgotten(InstrumentedModel):
 
 @mistake(
     "prefix-mask-forgotten",
-    "forgets the mask of earlier calls, so their padding is visible",
+    "does not store the mask of earlier calls, so their padding is visible",
     "KVC-3",
     first="attention.context",
     needs="pieces padding",
@@ -213,7 +217,7 @@ class KeysUnbiasedLater(InstrumentedModel):
 
 @mistake(
     "unwritten-seen",
-    "sees one slot after the last column, which was never written",
+    "attends to one slot after the last column, which was never written",
     "KVC-2",
     "KVC-6",
     first="attention.context",

@@ -9,7 +9,7 @@ from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.shapes import Array
 
 
-@mistake("not-causal", "lets queries see later keys", "ATT-5", first="attention.probabilities")
+@mistake("not-causal", "lets queries attend to later keys", "ATT-5", first="attention.probabilities")
 class NotCausal(InstrumentedModel):
     def causal(self, key: Array, query: Array) -> Array:
         return np.broadcast_to(np.True_, (len(query), len(key)))
@@ -21,13 +21,15 @@ class StrictlyCausal(InstrumentedModel):
         return (key < query) | (key + query == 0)
 
 
-@mistake("causal-plus-one", "lets a query see the next key", "ATT-5", first="attention.probabilities")
+@mistake("causal-plus-one", "lets a query attend to the next key", "ATT-5", first="attention.probabilities")
 class CausalPlusOne(InstrumentedModel):
     def causal(self, key: Array, query: Array) -> Array:
         return key <= query + 1
 
 
-@mistake("window", "lets a query see the last 16 keys only", "ATT-5", first="attention.probabilities", needs="long")
+@mistake(
+    "window", "lets a query attend to the last 16 keys only", "ATT-5", first="attention.probabilities", needs="long"
+)
 class Window(InstrumentedModel):
     def causal(self, key: Array, query: Array) -> Array:
         return super().causal(key, query) & (key > query - 16)
@@ -135,7 +137,7 @@ class MaskSetToMinus50(InstrumentedModel):
 
 @mistake(
     "nan-from-padding",
-    "divides zero by zero for a query that sees no key, and the NaN spreads through the next layer",
+    "divides zero by zero for a query without visible keys, and the NaN spreads through the next layer",
     "ATT-8",
     "NUM-5",
     first="layers.1.attention.context",

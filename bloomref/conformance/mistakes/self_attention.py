@@ -122,7 +122,7 @@ class ScaleWithoutRoot(InstrumentedModel):
 
 @mistake(
     "heads-not-transposed",
-    "joins the heads without moving their axis behind time",
+    "joins the heads without transposing them",
     "ATT-9",
     first="attention.context",
     needs="heads",
