@@ -2,8 +2,10 @@
 
 import json
 import math
+import mmap
 import os
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import ml_dtypes
@@ -154,3 +156,89 @@ def test_common_dtype_holds_all() -> None:
     assert common_dtype([half, brain]) == single
     assert common_dtype([brain, single]) == single
     assert common_dtype([half, double, single]) == double
+
+
+# --- files written byte by byte ----------------------------------------------------------------------------------
+
+
+def raw_file(path: Path, header: dict[str, Any], data: bytes, declared: int | None = None) -> Path:
+    """A file of this header and data; `declared` replaces the header's length."""
+    text = json.dumps(header).encode()
+    path.write_bytes((len(text) if declared is None else declared).to_bytes(8, "little") + text + data)
+    return path
+
+
+def entry(start: int, stop: int, dtype: str = "U8") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": [stop - start], "data_offsets": [start, stop]}
+
+
+@pytest.mark.clause("WGT-11")
+@pytest.mark.parametrize(
+    ("second", "problem"), [(entry(3, 7), "it overlaps the tensor before it"), (entry(5, 8), "it leaves a hole")]
+)
+def test_the_message_says_whether_tensors_overlap_or_leave_a_hole(tmp_path: Path, second: Any, problem: str) -> None:
+    path = raw_file(tmp_path / "a", {"a": entry(0, 4), "b": second}, bytes(second["data_offsets"][1]))
+    with pytest.raises(BadWeights, match=f"b: expected data from byte .*: {problem}"):
+        SafetensorsFile(path)
+
+
+@pytest.mark.clause("WGT-11")
+@pytest.mark.parametrize("offsets", [[0], [0, 4, 8], [-4, 0], [0.0, 4.0], "04", [0, True]])
+def test_offsets_are_two_integers(tmp_path: Path, offsets: Any) -> None:
+    path = raw_file(tmp_path / "a", {"a": {"dtype": "U8", "shape": [4], "data_offsets": offsets}}, bytes(4))
+    with pytest.raises(BadWeights, match="data_offsets: expected two integers >= 0"):
+        SafetensorsFile(path)
+
+
+@pytest.mark.clause("WGT-11")
+def test_a_header_may_fill_the_file_but_not_exceed_it(tmp_path: Path) -> None:
+    assert SafetensorsFile(raw_file(tmp_path / "a", {}, b"")).entries == {}
+    with pytest.raises(BadWeights, match="expected at most the 2 bytes of the file, got 3 bytes"):
+        SafetensorsFile(raw_file(tmp_path / "b", {}, b"", declared=3))
+
+
+def test_a_misaligned_tensor_is_read_only_too(tmp_path: Path) -> None:
+    values = np.arange(3, dtype="<f4")
+    header = {"a": entry(0, 1), "b": {"dtype": "F32", "shape": [3], "data_offsets": [1, 13]}}
+    view = SafetensorsFile(raw_file(tmp_path / "a", header, b"\1" + values.tobytes())).view("b")
+    np.testing.assert_array_equal(view, values)
+    assert view.flags.aligned
+    assert not view.flags.writeable
+
+
+class RecordingMap(mmap.mmap):
+    """A memory map that records the ranges whose memory is released."""
+
+    released: list[tuple[int, int]]
+
+    def madvise(self, option: int, start: int, length: int) -> None:  # type: ignore[override]
+        assert option == mmap.MADV_DONTNEED
+        self.released.append((start, start + length))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system cannot release pages of a map")
+def test_pieces_release_whole_pages_that_have_been_read_and_no_others(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a", {"a": np.ones(100, np.float32), "b": np.arange(300_000, dtype=np.float32)})
+    file = SafetensorsFile(tmp_path / "a")
+    with (tmp_path / "a").open("rb") as descriptor:
+        file._map = RecordingMap(descriptor.fileno(), 0, access=mmap.ACCESS_READ)
+    file._map.released = []
+    tensor, read, parts = file.entries["b"], 0, []
+    for piece in file.pieces("b"):
+        assert all(stop <= tensor.start + read for _, stop in file._map.released)
+        read += piece.nbytes
+        parts.append(piece)
+    np.testing.assert_array_equal(np.concatenate(parts), np.arange(300_000, dtype=np.float32))
+    starts, stops = zip(*file._map.released, strict=True)
+    assert len(parts) > 2
+    assert starts[0] == -(-tensor.start // mmap.PAGESIZE) * mmap.PAGESIZE
+    assert starts[1:] == stops[:-1]
+    assert stops[-1] == tensor.stop // mmap.PAGESIZE * mmap.PAGESIZE
+
+
+def test_wide_tensors_are_written_first_so_that_all_are_aligned(tmp_path: Path) -> None:
+    arrays = {"a": np.ones(3, np.uint8), "b": np.ones(3, np.float16), "c": np.ones(3, np.float64)}
+    write_safetensors(tmp_path / "a", arrays)
+    entries = SafetensorsFile(tmp_path / "a").entries
+    assert sorted(entries, key=lambda name: entries[name].start) == ["c", "b", "a"]
+    assert all(entries[name].start % arrays[name].itemsize == 0 for name in arrays)

@@ -185,3 +185,10 @@ def test_the_rank_is_the_narrow_axis_of_both_factors(kind, a, b):
     factors = LoraFactors(kind, "default", 1.0, 0.0, np.zeros(a), np.zeros(b))
     assert factors.rank == 3
     assert factors.projection == 0
+
+
+def test_initial_weights_have_the_digits_of_their_dtype():
+    config = BloomConfig(vocabulary_size=9, num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=12)
+    wide, single, half = (init_params(config, 0, np.dtype(name)).word_embedding for name in ("f8", "f4", "f2"))
+    assert (wide.astype(np.float32) != wide).mean() > 0.9
+    np.testing.assert_array_equal(half, single.astype(np.float16))
