@@ -1,4 +1,4 @@
-"""Specification, code and tests hold together: every clause has a test, and every id that is cited exists."""
+"""Links of specification, code and tests: every clause has a test, and every cited id exists."""
 
 import re
 from collections import Counter
@@ -36,7 +36,7 @@ def unknown(cited: Iterable[str], ids: Iterable[str]) -> list[str]:
 
 
 def ill_worded(text: str) -> list[str]:
-    """Clauses that do not hold exactly one MUST."""
+    """Clauses without exactly one MUST."""
     return [name for name, body in clauses(text) if len(re.findall(r"\bMUST\b", body)) != 1]
 
 

@@ -1,4 +1,4 @@
-"""The figures of `python -m tools.structure`: each is right on a small example, and the library's hold."""
+"""The figures of `python -m tools.structure`: right on small examples, within limits for the library."""
 
 import pytest
 

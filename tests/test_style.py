@@ -1,4 +1,4 @@
-"""The style that a tool can see: letters of the dimension key, linters, sizes, and no traces of a machine.
+"""Rules of style: letters of the dimension key, linters, sizes, and no paths of a machine.
 
 Each check can fail.
 """

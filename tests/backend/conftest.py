@@ -16,7 +16,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def backend(request: pytest.FixtureRequest) -> str:
-    """The name of a backend that works here; one that does not is skipped with its reason, or fails when required."""
+    """The name of a backend that works here; others are skipped with the reason, or fail if they are required."""
     name: str = request.param
     reason = "not installed"
     if name.partition(registry.SEPARATOR)[0] in registry.names():

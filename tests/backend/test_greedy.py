@@ -17,7 +17,7 @@ STARTS = (
 
 @pytest.mark.slow
 def test_two_hundred_tokens_of_fifty_prompts(backend):
-    """float32, batched (padded on the left, rows of other lengths) and alone."""
+    """Greedy tokens in float32: of a left-padded batch of different lengths, and of each prompt alone."""
     if backend == registry.REFERENCE:
         pytest.skip("the reference is what the others are compared with")
     assert len(set(STARTS)) == 50

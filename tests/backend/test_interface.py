@@ -1,6 +1,4 @@
-"""The clauses of specs/95-backend.md that every backend owes,
-each in its smallest form; test_parity.py has them at large.
-"""
+"""The clauses of specs/95-backend.md for every backend, in small cases; test_parity.py has larger ones."""
 
 from typing import Any
 

@@ -25,7 +25,7 @@ Results = dict[str, tuple[str, bytes]]
 
 
 def exactly(arrays: dict[str, Any]) -> Results:
-    """Names in order; dtype, shape and bytes of each."""
+    """Names in order, with dtype, shape and bytes of each array."""
     return {name: (f"{a.dtype} {a.shape}", a.tobytes()) for name, a in arrays.items()}
 
 
@@ -83,7 +83,7 @@ def test_the_engine_over_the_reference_is_the_model(
 
 
 class RightPrepared(NumpyPrepared):
-    """Nothing is wrong: the control of the controls."""
+    """A control: an unchanged reference passes."""
 
 
 class OffByOneBit(NumpyPrepared):

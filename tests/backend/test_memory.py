@@ -54,7 +54,7 @@ def allocated(root: Any) -> int:
 @EITHER_HEAD
 @EVERY_POLICY
 def test_weights_and_cache(backend: str, policy: str, config: BloomConfig) -> None:
-    """Within a hundredth: slopes and other small arrays are not counted. In the emulator each array has guard zones."""
+    """The estimate is within 1 %, without small arrays such as slopes. The emulator adds guard zones to each array."""
     near = 0.03 if backend == "cupy-emulated" else 0.01
     need, prepared = estimate(backend, config, policy), prepare(backend, config, policy)
     assert allocated(prepared) == pytest.approx(need.weights, rel=near)

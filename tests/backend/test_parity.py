@@ -1,4 +1,4 @@
-"""Properties that hold every installed backend to the reference, in every dtype. `backend_cases` derives the budget."""
+"""Every installed backend compared with the reference, in every dtype. `backend_cases` derives the budget."""
 
 from itertools import pairwise
 from typing import Any
@@ -132,7 +132,7 @@ def test_any_model(backend, policy, case):
 @given(case=cases(max_time=9))
 @FEW
 def test_every_block_returns_numbers_of_the_compute_dtype(backend, policy, case):
-    """What leaves a block is rounded (NUM-2): bringing it to the host and back changes nothing."""
+    """Results of a block are rounded (NUM-2), so a copy to the host and back changes nothing."""
     assume(case.config.num_layers)
     prepared = Trial(case, policy, backend).tested
 
@@ -184,7 +184,7 @@ def test_weights_halfway_between_two_numbers_are_rounded_once(backend, policy):
 @given(st.data(), cases())
 @FEW
 def test_any_division_into_calls(backend, policy, data, case):
-    """Within the budget of one call over the whole sequence (KVC-7); the same bits where the backend promises it."""
+    """Chunked calls are within the budget of one call (KVC-7), with the same bits if the backend promises it."""
     trial, layers = Trial(case, policy, backend), case.config.num_layers
     edges = [0, *sorted(data.draw(st.lists(st.integers(0, case.time), max_size=5), label="cuts")), case.time]
     spare = data.draw(st.sampled_from((0, 1, 130)), label="spare capacity")
@@ -210,7 +210,7 @@ def test_any_division_into_calls(backend, policy, data, case):
 @given(st.data(), cases())
 @FEW
 def test_repeating_a_call_changes_nothing(backend, policy, data, case):
-    """KVC-4: the same bits, and the cache is as it was for the calls that follow."""
+    """KVC-4: a repeated call gives the same bits, and leaves the cache unchanged for later calls."""
     prepared, layers = Trial(case, policy, backend).tested, case.config.num_layers
     start = data.draw(st.integers(0, case.time - 1), label="start")
     stop = data.draw(st.integers(start, case.time), label="stop")
@@ -229,7 +229,7 @@ def test_repeating_a_call_changes_nothing(backend, policy, data, case):
 @given(st.data(), cases())
 @FEW
 def test_causality(backend, policy, data, case):
-    """ATT-5: another token at t leaves every score before t as it was, to the bit, and changes one from t on."""
+    """ATT-5: another token at t changes no bit of a score before t, and at least one score from t on."""
     prepared, layers = Trial(case, policy, backend).tested, case.config.num_layers
     at = data.draw(st.integers(0, case.time - 1), label="t")
     other = case.token_ids.copy()
@@ -296,7 +296,7 @@ def test_a_row_alone_is_the_row_in_a_batch(backend, policy, case):
 @given(case=cases(max_time=8))
 @FEW
 def test_two_caches_of_one_model_are_independent(backend, policy, case):
-    """BKD-1, with calls that alternate position by position."""
+    """BKD-1: two caches are independent, with calls that alternate position by position."""
     prepared, layers = Trial(case, policy, backend).tested, case.config.num_layers
     other = (case.token_ids + 1) % case.config.vocabulary_size
 
@@ -366,7 +366,7 @@ def test_there_and_back(backend, policy, case):
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)], ids=str)
 @EVERY_POLICY
 def test_an_empty_batch_and_an_empty_sequence(backend, policy, shape):
-    """MOD-1: they have results, of no size; the empty call in the middle of a sequence changes nothing."""
+    """MOD-1: empty calls have empty results, and one in the middle of a sequence changes nothing."""
     engine = Engine(SMALL.params, SMALL.config, dtype_policy(policy), backend)
     cache = engine.new_cache(*shape)
     x = engine.run(cache, 0, np.zeros(shape, np.int64))

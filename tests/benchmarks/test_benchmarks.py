@@ -1,4 +1,4 @@
-"""The benchmark's own parts, without peers: a wrong table, plot or figure would mislead whoever reads the results."""
+"""Parts of the benchmark, without peers: tables, plots and figures of given samples."""
 
 import io
 import json
@@ -199,7 +199,7 @@ def test_kernels_of_a_block_are_timed_with_their_floor():
 
 
 def test_generate_is_timed_next_to_the_engine_alone(monkeypatch):
-    """Both do the same passes through the model: as many, over as many positions."""
+    """Both run the same number of passes through the model, over the same number of positions."""
     passes = []
     read = Engine.read
     monkeypatch.setattr(

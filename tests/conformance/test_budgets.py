@@ -1,4 +1,4 @@
-"""The budgets and what they assume: sigma is the spread of real rounding, correct runs pass, wrong ones do not."""
+"""The budgets: sigma is the spread of real rounding, correct runs pass, and wrong ones fail."""
 
 import json
 from dataclasses import replace
@@ -44,14 +44,14 @@ def one(case, tier, **outputs):
 
 
 class Sequential(InstrumentedModel):
-    """Sums one term after the other, in the dtype."""
+    """Sequential sums in the dtype."""
 
     def linear(self, x, weight, bias):
         return np.add.accumulate(x[..., None, :] * weight, axis=-1)[..., -1] + bias
 
 
 class Backwards(InstrumentedModel):
-    """The same sums with the terms in another order."""
+    """Sequential sums with the terms in another order."""
 
     def linear(self, x, weight, bias):
         return x[..., ::-1] @ weight[:, ::-1].T + bias
@@ -110,7 +110,7 @@ def test_sigma_is_reproducible_and_the_larger_of_both_anchorings():
 
 
 def test_equal_tokens_have_equal_errors_in_half_of_the_samples():
-    """So attention over sixty of them does not average the errors out."""
+    """Equal tokens have equal errors, which attention over sixty of them does not average out."""
     now = case(time=60, kind="real", batch=1)
     now = replace(now, config=now.config.replace(vocabulary_size=1))
     for anchoring, error in montecarlo.errors(now, TIERS["float32"], 2):

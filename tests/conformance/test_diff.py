@@ -1,4 +1,4 @@
-"""`bloomref diff`: the first intermediate that leaves its budget, the mistake that explains it, and what is printed."""
+"""`bloomref diff`: the first intermediate that leaves its budget, the mistake that explains it, and the output."""
 
 import json
 import re

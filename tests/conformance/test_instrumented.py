@@ -66,7 +66,7 @@ def test_an_anchor_changes_scores_by_a_constant_of_each_row_alone(case, anchor):
 
 
 class Counting(Arithmetic):
-    """Counts how often each hook is called."""
+    """Counts the calls of each hook."""
 
     def __init__(self) -> None:
         self.calls: dict[str, int] = dict.fromkeys(("stored", "wide", "score", "matmul"), 0)

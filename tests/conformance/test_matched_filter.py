@@ -1,4 +1,4 @@
-"""A mistake below the noise is named by projection, and nothing is named where nothing is wrong."""
+"""A mistake below the noise is named by projection, and none is named for a correct model."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Planted:
 
 
 class ShortGelu(InstrumentedModel):
-    """0.79788 in place of 0.79788456."""
+    """GELU with 0.79788 in place of 0.79788456."""
 
     def gelu(self, x):
         return 0.5 * x * (1.0 + np.tanh(0.79788 * x * (1.0 + 0.044715 * x * x)))
@@ -37,7 +37,7 @@ class NoOutputBias(InstrumentedModel):
 
 
 class Unchanged(InstrumentedModel):
-    """Changes nothing: it has no direction."""
+    """A mistake without effect, which has no direction."""
 
 
 KNOWN = tuple(Planted(mutant.__name__, mutant) for mutant in (ShortGelu, LargerEpsilon, NoOutputBias, Unchanged))

@@ -1,4 +1,4 @@
-"""The oracle is as true as it says: ball arithmetic encloses its error on small models, and longdouble estimates it."""
+"""The error bound of the oracle: ball arithmetic proves it on small models, and longdouble estimates it."""
 
 from dataclasses import replace
 

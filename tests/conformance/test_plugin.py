@@ -78,7 +78,7 @@ def waivers(folder: Path, *entries: str) -> tuple[str, str]:
 
 
 def test_it_is_installed_as_a_plugin_under_the_name_of_its_module():
-    """Then `-p bloomref.conformance.plugin` and the entry point are one plugin, not two."""
+    """`-p bloomref.conformance.plugin` and the entry point must be one plugin, not two."""
     points = [point for point in entry_points(group="pytest11") if point.name == "bloomref.conformance.plugin"]
     assert [point.value for point in points] == ["bloomref.conformance.plugin"]
 

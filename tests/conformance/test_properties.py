@@ -186,7 +186,7 @@ class WrongLoss(TracedModel):
 
 
 class TracedAdapter(Backend):
-    """The reference with a model class of one's own."""
+    """An implementation by a given subclass of the instrumented model."""
 
     def __init__(self, model_class):
         super().__init__()

@@ -63,7 +63,7 @@ def test_most_operations_agree_in_float16():
 
 
 def test_another_gelu_is_detected_in_bfloat16(monkeypatch):
-    """Below any tolerance of bfloat16, and plain to the emulation."""
+    """The emulation detects a difference below any tolerance of bfloat16."""
     shown = shown_by_transformers(CASES[1], "bfloat16")
     monkeypatch.setattr(HuggingFaceEagerBfloat16, "gelu", lambda self, x: self.arithmetic.stored(_erf_gelu(x)))
     assert agreement(CASES[1], "hf-eager-bfloat16", shown)["layers.0.mlp.gelu"] < 0.9

@@ -232,7 +232,7 @@ def ours(factors: LoraFactors, x: Any, dy: Any, rng: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("rate", [0.0, 0.4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_products_of_factors_and_their_gradients_are_the_references(kind, rate):
-    """Within a few roundings of float32, with the reference's draws."""
+    """Results are within a few roundings of float32, with the draws of the reference."""
     factors, x, dy = one(kind, rate)
 
     def rng() -> Any:
@@ -272,7 +272,7 @@ def reference_frames(call: Callable[[], Any]) -> set[str]:
 @pytest.mark.clause("BKD-19")
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_training_with_adapters_runs_no_code_of_the_reference(rate):
-    """Parity of gradients would be worth nothing if the backend called what it is compared with."""
+    """Parity of gradients would prove nothing if the backend called the reference."""
     batch = Batch(Float32Case(configs_example(), time=5), rate, False, True)
     assert reference_frames(batch.call()) == set()
 

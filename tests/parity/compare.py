@@ -1,4 +1,4 @@
-"""bloomref's side of a comparison, and how far apart two results are."""
+"""bloomref's results for a comparison, and differences of two results."""
 
 from collections.abc import Mapping
 

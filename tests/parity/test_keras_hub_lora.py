@@ -1,4 +1,4 @@
-"""Adapters against KerasHub: its `.lora.h5` files, its outputs, there and back.
+"""Adapters compared with KerasHub: outputs, and `.lora.h5` files in both directions.
 
 KerasHub is float32 (`keras_hub_peer`).
 """

@@ -1,4 +1,4 @@
-"""Adapters against peft: the same files, the same logits, there and back."""
+"""Adapters compared with peft: the same logits, and files in both directions."""
 
 import json
 from importlib.util import find_spec

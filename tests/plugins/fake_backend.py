@@ -1,4 +1,4 @@
-"""A backend as another package would bring it: the reference with a diary. Nothing imports it but its entry point."""
+"""A backend of another package: the reference, with a log of its calls. Nothing imports it but its entry point."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ REQUIRED = {name for name in vars(Prepared) if not name.startswith("_")}
 
 
 class FakePrepared:
-    """Writes down the name of every method that is called, and hands on to the reference."""
+    """Records the name of every called method, and calls the reference."""
 
     def __init__(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> None:
         self.calls: list[str] = []

@@ -1,4 +1,4 @@
-"""Ways to damage a small checkpoint, for the tests of what is refused."""
+"""Ways to damage a small checkpoint, for the tests of refusals."""
 
 import json
 import os

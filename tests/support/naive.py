@@ -13,7 +13,7 @@ Array = np.ndarray[Any, Any]
 
 
 def slopes(heads: int) -> list[float]:
-    """ALI-1 and ALI-2, by the recursion of the ALiBi paper's published code: halve what is no power of two."""
+    """ALI-1 and ALI-2, by the recursion of the ALiBi paper's published code."""
     if heads & (heads - 1) == 0:
         ratio = 2.0 ** (-8.0 / heads)
         return [ratio ** (i + 1) for i in range(heads)]

@@ -1,4 +1,4 @@
-"""Files as KerasHub really writes them, and files of bloomref in KerasHub. Run where it is installed."""
+"""Files that KerasHub writes, and files of bloomref in KerasHub. Needs KerasHub."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def keras_model(dtype: str) -> Any:
 
 
 def assert_same_values(params: Params, backbone: Any) -> None:
-    """The sums and sizes of all variables; which is which shows in the hidden states of another test."""
+    """Sums and sizes of all variables; another test compares hidden states, which depend on their order."""
     ours = sorted((array.astype(np.float32).sum(dtype=np.float64), array.size) for array in as_variables(params))
     theirs = sorted((np.asarray(v).astype(np.float32).sum(dtype=np.float64), v.numpy().size) for v in backbone.weights)
     np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Files of adapters: written whole, read with suspicion, refused with a reason."""
+"""Adapter files: complete when written, checked when read, refused with a reason."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_there_and_back_to_the_last_bit(folder: Path, keras_file: Path, tmp_path
 
 @pytest.mark.clause("LRA-10")
 def test_an_adapter_of_the_bare_model_is_read(folder: Path):
-    """peft on a BloomModel: no `transformer.` in its names."""
+    """An adapter of peft on a BloomModel, whose names lack `transformer.`"""
     expected = backbone()
     expected.load_adapter(folder)
     rewrite(

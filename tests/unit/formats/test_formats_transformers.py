@@ -1,4 +1,4 @@
-"""Files as transformers really writes them, and files of bloomref in transformers. Run where it is installed."""
+"""Files that transformers writes, and files of bloomref in transformers. Needs transformers."""
 
 import os
 from pathlib import Path
@@ -31,7 +31,7 @@ def quiet() -> None:
 
 
 def model(dtype: str, **options: Any) -> Any:
-    """A BLOOM whose every weight, bias included, is random."""
+    """A BLOOM with random weights and biases."""
     torch.manual_seed(0)
     config = transformers.BloomConfig(vocab_size=40, hidden_size=24, n_layer=2, n_head=3, pad_token_id=3, **options)
     made = transformers.BloomForCausalLM(config).eval()

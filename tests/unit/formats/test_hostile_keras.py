@@ -1,6 +1,4 @@
-"""Damaged and hostile checkpoints in the Keras layout, made here:
-every one is refused by name, none crashes or hangs.
-"""
+"""Damaged and hostile checkpoints in the Keras layout: the error names the file; none crashes or hangs."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Large files are read through once, and again when they have changed."""
+"""The numbers of large files are validated once, and again when the files have changed."""
 
 import os
 

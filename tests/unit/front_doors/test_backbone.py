@@ -1,4 +1,4 @@
-"""BloomBackbone: the interface of KerasHub's page, called as its users call it."""
+"""BloomBackbone: the interface of KerasHub's BloomBackbone."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""BloomCausalLM: each form of input, the class around it, and every mistake refused by name."""
+"""BloomCausalLM: every form of input, the methods of the class, and refusals that name the argument."""
 
 from collections.abc import Callable
 from inspect import signature

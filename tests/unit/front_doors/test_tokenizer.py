@@ -1,4 +1,4 @@
-"""BloomTokenizer: id for id what transformers' tokenizer says, in every layout of the files; lossless; its refusals."""
+"""BloomTokenizer: the ids of transformers' tokenizer, from every file layout; lossless; refusals."""
 
 import json
 import pickle

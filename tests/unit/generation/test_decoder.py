@@ -95,7 +95,7 @@ def test_a_logit_that_is_not_finite_is_found(value: float, place: tuple[int, int
 
 
 def test_the_largest_finite_logits_are_accepted() -> None:
-    """Their sum overflows; they do not."""
+    """The sum of these logits overflows; the logits do not."""
     engine = BloomBackbone(9, 1, 2, 8, 16).engine
     logits = np.full((2, 5), np.finfo(np.float32).max)
     logits[:, 3] *= -1

@@ -60,7 +60,7 @@ def test_the_return_value_is_the_number_of_generated_tokens() -> None:
 
 
 def script(monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
-    """Let the model generate these ids."""
+    """Make the model generate these ids."""
     said = iter(ids)
 
     def next_logits(self: Engine, hidden: Any) -> Any:

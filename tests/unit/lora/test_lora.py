@@ -1,4 +1,4 @@
-"""LoRA: what adapters add, that they are exact where they promise it, and what they refuse."""
+"""LoRA: the terms of adapters, exact results where the clauses require them, and refusals."""
 
 from dataclasses import replace
 from typing import Any
@@ -122,7 +122,7 @@ def test_vjp_is_the_derivative(form: str, dropout: float):
 
 @pytest.mark.clause("LRA-9")
 def test_dropout_draws_what_vjp_draws_again():
-    """Both leave the generator where the other leaves it, and there is none without a generator."""
+    """Both draw the same numbers from the generator; without a generator there is no dropout."""
     factors, x, shape = one("mlp_up_weight", np.random.default_rng(4), dropout=0.5)
     first, second = np.random.default_rng(9), np.random.default_rng(9)
     y = low_rank(factors, x, first)

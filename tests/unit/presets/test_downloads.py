@@ -1,4 +1,4 @@
-"""Downloads, against a hub on this machine. huggingface_hub reads its environment once: every load has its process."""
+"""Downloads from a local hub. Each load is a separate process, since huggingface_hub reads its environment once."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Names of presets to local folders, without any network: what would be downloaded is recorded."""
+"""Resolution of preset names to local folders, without a network: requested downloads are recorded."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The cache and calls that continue earlier ones: position is an argument, everything else follows."""
+"""The cache, and calls that continue earlier ones."""
 
 from itertools import pairwise
 

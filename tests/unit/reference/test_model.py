@@ -1,4 +1,4 @@
-"""The model against loops written from the clauses, and the laws that hold without any second implementation."""
+"""The model compared with loops that were written from the clauses, and its properties."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Every operation against the same formula written with loops, and its laws."""
+"""Every operation compared with its formula in loops, and its properties."""
 
 import math
 

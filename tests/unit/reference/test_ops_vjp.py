@@ -18,7 +18,7 @@ widths = st.integers(1, 7)
 
 
 def assert_reverse(function: Callable[[Array], Array], x: Array, dy: Array, dx: Array, seed: int) -> None:
-    """dx . v = dy . (the derivative of the function along v), for a v that knows of neither."""
+    """dx . v = dy . (the derivative of the function along v), for a random v."""
     direction = normal(seed + 99, *x.shape)
     expected = dy * directional(function, x, direction)
     assert dx.shape == x.shape
@@ -63,7 +63,7 @@ def test_softmax(seed, time, keys, scale):
     visible = normal(seed + 2, 2, 1, time, keys) > 0.0
 
     def softmax(scores: Array) -> Array:
-        """`ops.softmax` takes a maximum, which complex numbers have not; here it is taken of the real part."""
+        """`ops.softmax` takes a maximum, which complex numbers lack; here it is the maximum of the real parts."""
         seen = np.where(visible, np.exp(scores - scores.real.max(axis=-1, keepdims=True)), 0.0)
         total = seen.sum(axis=-1, keepdims=True)
         return seen / np.where(total == 0.0, 1.0, total)

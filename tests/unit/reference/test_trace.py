@@ -1,4 +1,4 @@
-"""The named intermediates: their order, shapes and values; observing changes nothing, replacing does."""
+"""Named intermediates: order, shapes and values. Observation changes no result; replacement does."""
 
 import threading
 

@@ -127,7 +127,7 @@ def changed(params: Params, key: str, value: Array) -> Params:
 
 
 def same(one: vjp.LossGradients, other: vjp.LossGradients) -> bool:
-    """Bit for bit."""
+    """The two results are equal bit for bit."""
     assert list(one.gradients) == list(other.gradients)
     pairs = [(one.gradients[key], other.gradients[key]) for key in one.gradients] + [(one.inputs, other.inputs)]
     return one.loss == other.loss and all(a.tobytes() == b.tobytes() for a, b in pairs)

@@ -1,6 +1,4 @@
-"""Backends of other packages: found, loaded when needed, refused with a reason;
-shown with packages that are only pretended.
-"""
+"""Backends of other packages: detection, loading on first use, refusals with a reason. The packages are simulated."""
 
 import importlib
 import sys
@@ -50,7 +48,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Pretend that a package is installed that gives `name` the backend of its module."""
+    """Simulate an installed package whose module provides the backend `name`."""
 
     def pretend(name: str, source: str, package: str = "other-backend", entry: str = "backend") -> None:
         root, module = tmp_path / package, package.replace("-", "_")
@@ -109,7 +107,7 @@ def test_loaded_once() -> None:
 
 
 def test_every_factory_can_be_called_again() -> None:
-    """An entry point must not be shadowed by what its first call imports."""
+    """An entry point must not be shadowed by a module that its first call imports."""
     for name in registry.names():
         if registry.why_unsupported(name, CONFIG, FLOAT32) is None:
             registry.load.cache_clear()  # type: ignore[attr-defined]

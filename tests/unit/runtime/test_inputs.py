@@ -1,4 +1,4 @@
-"""The dictionary input of a model: what is accepted, in which form it arrives, and what is refused."""
+"""The dictionary input of a model: accepted forms, the resulting arrays, and refusals."""
 
 import ml_dtypes
 import numpy as np

@@ -1,6 +1,4 @@
-"""Names of version 0.1.0 that its documentation gives:
-all can still be imported, and those that moved say where they are.
-"""
+"""Documented names of version 0.1.0: all can be imported, and moved ones warn with the new place."""
 
 import importlib
 import sys

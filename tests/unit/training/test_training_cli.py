@@ -1,4 +1,4 @@
-"""`bloomref finetune`, run as its users run it, on the embedded preset."""
+"""`bloomref finetune` on the embedded preset."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Text files, JSON lines, packing: nothing is lost, nothing leaks, and mistakes are named by file and line."""
+"""Text files, JSON lines, packing: no token is lost, documents are separate, and errors name file and line."""
 
 from pathlib import Path
 

@@ -28,7 +28,7 @@ def reached(folder: Path) -> int:
 
 
 def killed(folder: Path, steps: int, seconds: float) -> bool:
-    """Kill a run so long after it has a checkpoint of so many steps; whether it was still running."""
+    """Kill a run some seconds after its checkpoint of the given step; return True if it was still running."""
     process = start(folder)
     while reached(folder) < steps and process.poll() is None:
         time.sleep(0.001)
@@ -42,7 +42,7 @@ def killed(folder: Path, steps: int, seconds: float) -> bool:
 @pytest.mark.slow
 @pytest.mark.clause("TRN-13", "TRN-14")
 def test_20_random_kills(tmp_path: Path) -> None:
-    """Counted in steps and not in seconds, so that a busy machine kills as early as an idle one."""
+    """The moment is counted in steps, not in seconds, so that it does not depend on the load of the machine."""
     truth, steps = training_victim.run(None), training_victim.SETTINGS["steps"]
     rng, places = np.random.default_rng(), []
     for number in range(20):

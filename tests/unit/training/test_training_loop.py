@@ -1,6 +1,4 @@
-"""Runs of training: they learn, they can be interrupted and continued bit for bit,
-and what cannot be is refused by name.
-"""
+"""Training runs: the loss falls, an interrupted run continues bit for bit, and illegal changes are refused by name."""
 
 import json
 import os
@@ -322,7 +320,7 @@ def spoil(folder: Path, damage: str) -> None:
 
 @pytest.mark.clause("TRN-14")
 def test_a_checkpoint_that_was_not_finished_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rename is the last thing; what an interrupted writer leaves is removed by the next."""
+    """The rename is the last operation; the next writer removes files of an interrupted one."""
     small = training_state.TrainingState({"a": 1}, {"variables": {"x": np.ones(3)}})
     training_state.save(tmp_path, 1, small)
     with monkeypatch.context() as patch:

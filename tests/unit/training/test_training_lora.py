@@ -1,4 +1,4 @@
-"""Training adapters: their factors change, nothing else does, and runs continue as those of all weights do."""
+"""Training of adapters: only their factors change, and an interrupted run continues bit for bit."""
 
 import os
 import signal

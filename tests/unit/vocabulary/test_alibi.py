@@ -91,7 +91,7 @@ def test_bias_is_not_rounded_to_sixteen_bits():
 
 @pytest.mark.clause("ALI-4", "ALI-5")
 def test_distances_beyond_2048_are_exact():
-    """4099 is no float16 and no bfloat16."""
+    """4099 is not representable in float16 or bfloat16."""
     bias = seen_from(4099, np.ones((1, 4100), bool), heads=1, dtype=np.dtype(np.float32)).bias
     assert np.array_equal(bias[0, 0], -np.arange(4099, -1, -1) / 256)
 

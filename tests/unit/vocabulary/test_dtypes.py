@@ -1,4 +1,4 @@
-"""dtype policies: names, spellings, and what is refused."""
+"""Dtype policies: names, spellings, and refusals."""
 
 import ml_dtypes
 import numpy as np
@@ -71,7 +71,7 @@ def test_storage_dtypes():
 
 @pytest.mark.clause("NUM-1")
 def test_float64_becomes_bfloat16_in_one_rounding():
-    """1 + 2^-8 is a tie between two bfloat16 numbers; a little more is not, though float32 cannot tell."""
+    """1 + 2^-8 is a tie between two bfloat16 numbers; a little more is not, but float32 rounds it to the tie."""
     tie = 1 + 2.0**-8
     values = np.array([tie, tie + 2.0**-40, tie - 2.0**-40, -tie - 2.0**-40, 3.0, 0.0, -0.0])
     expected = [1.0, 1 + 2.0**-7, 1.0, -1 - 2.0**-7, 3.0, 0.0, -0.0]

@@ -1,4 +1,4 @@
-"""The table of weights, and what is built from it."""
+"""The table of weights, and parameters built from it."""
 
 import numpy as np
 import pytest
