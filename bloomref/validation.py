@@ -21,7 +21,7 @@ def check_integer(name: str, value: Any, minimum: int) -> None:
 
 
 def check_real(name: str, value: Any, expected: str = "a finite number", domain: Domain = isfinite) -> None:
-    """Refuse a value that is no finite real number, or outside the domain; `expected` describes the domain."""
+    """Refuse a value that is not a finite real number, or outside the domain; `expected` describes the domain."""
     try:
         is_number = not isinstance(value, bool) and isinstance(value, Real) and isfinite(value)
     except OverflowError:  # an integer that no float can hold

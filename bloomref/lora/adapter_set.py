@@ -46,7 +46,7 @@ class AdapterSet:
         return replace(self, loaded={**self.loaded, name: adapter}, active={name: 1.0})
 
     def delete(self, name: str) -> "AdapterSet":
-        """Without the adapter of that name."""
+        """Return a set without the adapter of that name."""
         self._check_not_merged()
         self.get(name)
         loaded = {other: adapter for other, adapter in self.loaded.items() if other != name}

@@ -72,7 +72,7 @@ def delta_weight(factors: LoraFactors) -> Float[Array, "M N"]:
 
 
 def merged(params: Params, dtype: DType | None = None) -> Params:
-    """Weights without adapters that answer as `params` with theirs:
+    """Weights without adapters that give the results of `params` with its adapters:
     W + the sum of scale B A, rounded once. Clause: LRA-6.
 
     An adapted embedding serves the lookup alone, so a head that was tied to it becomes a separate matrix.

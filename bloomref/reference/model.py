@@ -25,7 +25,7 @@ Rng = np.random.Generator | None
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The keys that the T positions from `start` on see, and at what bias; every layer has the same."""
+    """Visible keys of the T positions from `start` on, and their bias; the same for every layer."""
 
     start: int
     visible: Bool[Array, "B 1 T S"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Note:
-    """Why vectors carry a flag.
+    """Description of a flag of the vectors.
 
     Args:
         bug: what implementations of BLOOM have done wrong.

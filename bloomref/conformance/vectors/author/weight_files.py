@@ -79,7 +79,7 @@ WRONG: dict[str, tuple[str, str, Callable[[Weights], Weights]]] = {
     "wgt-int8": ("WGT-6", "weights of a dtype that is not allowed", _cast(np.int8)),
     "wgt-mixed-prefix": ("WGT-2", "some names with the prefix, some without", lambda w: _without_prefix({EMBEDDING: w[EMBEDDING]}) | _without(EMBEDDING)(w)),
 }  # fmt: skip
-"""Folders that must be refused, like `RIGHT`."""
+"""Folders that must be refused: name -> clauses, comment, and a change of the weights."""
 
 
 def _header_too_long(data: bytes) -> bytes:
