@@ -7,6 +7,7 @@ import pytest
 
 from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput, Unsupported
 from bloomref.params import init_params
+from bloomref.runtime.backend import API_VERSION
 
 CONFIG = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)
 
@@ -83,7 +84,11 @@ def test_labels_of_any_integer_dtype(dtype):
 
 
 class FakeBackend:
+    """The required methods, none of which is called."""
+
     name = "fake"
+    api_version = API_VERSION
+    unsupported = prepare = None
 
 
 @pytest.mark.clause("GRD-13")
