@@ -88,7 +88,10 @@ class FakeBackend:
 
     name = "fake"
     api_version = API_VERSION
-    unsupported = prepare = None
+
+    def unsupported(self, *_): ...
+
+    def prepare(self, *_): ...
 
 
 @pytest.mark.clause("GRD-13")
