@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static char refusal[200]; /* what to answer in place of a result */
+static char refusal[200]; /* error message to send in place of a result */
 static const char *kind;
 
 static int refuse(const char *why, const char *what) {
@@ -25,7 +25,7 @@ static void *grab(size_t count, size_t size) {
     return memory;
 }
 
-/* --- JSON: the value behind a key, by name; good for objects whose keys are told apart by their quotes ----------- */
+/* --- JSON: the value of a key; a key is found by its name in quotes, so no string may contain such a name ------- */
 
 static const char *value_of(const char *json, const char *key) {
     char quoted[300];
@@ -176,14 +176,14 @@ static void linear(float *out, const float *x, Pair p, long rows, long columns) 
 
 static double gelu(double x) { return 0.5 * x * (1 + tanh(0.79788456 * x * (1 + 0.044715 * x * x))); }
 
-/* 2^(-8/n), its powers; past the largest power of two in H, every other one of twice as many (ALI-1, ALI-2). */
+/* Powers of 2^(-8/n), n the largest power of two in H; then every other slope of 2 n heads (ALI-1, ALI-2). */
 static double slope(long h) {
     long n = 1;
     while (2 * n <= c.H) n *= 2;
     return h < n ? pow(2, -8.0 * (h + 1) / n) : pow(2, -4.0 * (2 * (h - n) + 1) / n);
 }
 
-/* One head of one query at column t. The fused weight is head by head: query, key, value of the first, of the second ... */
+/* One head of one query at column t. The fused rows are head by head: query, key and value of each head. */
 static void attend(float *out, const float *fused, const unsigned char *real, long t, long h, double *power) {
     long width = 3 * c.D, at = h * 3 * c.K;
     double largest = -INFINITY, total = 0;
@@ -200,7 +200,7 @@ static void attend(float *out, const float *fused, const unsigned char *real, lo
     }
 }
 
-/* Columns start ... stop - 1 of one row; `caches` keep each layer's fused query, key and value of all columns. */
+/* Columns start ... stop - 1 of one row; `caches` store the fused query, key and value of all columns, for each layer. */
 static void forward(const int64_t *ids, const unsigned char *real, long time, long start, long stop, float *caches, float *hidden) {
     long D = c.D;
     float *normed = grab(D, 4), *context = grab(D, 4), *out = grab(D, 4), *inner = grab(c.F, 4);
@@ -246,7 +246,7 @@ static int run(const char *request, const char *what) {
     for (long b = 0; b < B; b++) {
         float *caches = grab(c.L * T * 3 * c.D, 4);
         const char *cut = value_of(request, "cuts");
-        for (long start = 0, stop; start < T; start = stop) { /* in_pieces: the next cut, and at last T */
+        for (long start = 0, stop; start < T; start = stop) { /* in_pieces: up to the next cut, finally T */
             char *end = NULL;
             long next = cut ? strtol(cut + 1, &end, 10) : T;
             int last = !cut || end == cut + 1;

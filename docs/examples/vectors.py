@@ -1,6 +1,4 @@
-"""The test vectors, read without bloomref: `python vectors.py FOLDER` asks `nothing`,
-which is wrong; put your model in its place.
-"""
+"""Test of the vectors without bloomref: `python vectors.py FOLDER`. Replace `nothing` by your model."""
 
 import json
 import sys
@@ -13,7 +11,7 @@ LIMIT = 5.0
 
 
 def worst_z(got, expected, sigma, mask):
-    """The largest Z, or None where nothing can be said. For tensors of shape (B, T, N), such as logits."""
+    """The largest Z, or None if the question is inconclusive. For tensors of shape (B, T, N), such as logits."""
     if np.isnan(sigma).any():
         return None
     if got.shape != expected.shape or not np.isfinite(got[mask]).all():
