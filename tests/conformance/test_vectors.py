@@ -59,7 +59,7 @@ def test_there_are_enough_of_every_kind():
     assert {kind: kinds.count(kind) for kind in kinds}.keys() == {"valid", "invalid", "unspecified"}
     topics = {clause[:3] for vector in VECTORS.values() for clause in vector.entry["clauses"]}
     assert topics >= {"CFG", "EMB", "ALI", "ATT", "MLP", "MOD", "KVC", "GEN", "GRD", "LRA", "WGT", "NUM"}
-    assert f"Here are {len(VECTORS)} questions" in (FOLDER / write.README).read_text("utf-8")
+    assert f"This folder has {len(VECTORS)} questions" in (FOLDER / write.README).read_text("utf-8")
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 3e6
 
 

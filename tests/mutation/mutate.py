@@ -233,8 +233,12 @@ class Workers:
             self.folders.append(copy_of)
 
 
-def examine(files: list[Path], processes: int) -> dict[str, Any]:
-    """Number of changes and the survivors, by file."""
+def examine(files: list[Path], processes: int, only: dict[str, set[str]] | None = None) -> dict[str, Any]:
+    """Number of changes and the survivors, by file.
+
+    Args:
+        only: file -> the changes to examine; the others count as detected. None: all.
+    """
     sources = {file: (ROOT / file).read_text("utf-8") for file in files}
     changes = [Mutant(file, what, changed) for file in files for what, changed in mutants(sources[file])]
     unchanged = [Mutant(file, "no change", ast.unparse(ast.parse(source))) for file, source in sources.items()]
@@ -243,7 +247,8 @@ def examine(files: list[Path], processes: int) -> dict[str, Any]:
         passing = {mutant.file for mutant in workers.survivors(unchanged, lambda _: None)}
         if failing := [str(file) for file in files if file not in passing]:
             raise SystemExit(f"{', '.join(failing)}: the tests fail without any change")
-        alive = workers.survivors(changes, lambda line: print(line, flush=True))
+        examined = [m for m in changes if only is None or m.change in only[m.file.as_posix()]]
+        alive = workers.survivors(examined, lambda line: print(line, flush=True))
     return {
         file.as_posix(): {
             "changes": sum(mutant.file == file for mutant in changes),
@@ -258,13 +263,19 @@ def main() -> None:
     parser.add_argument("--files", nargs="*", type=Path, default=FILES, help="files to change; default: all of TESTS")
     parser.add_argument("--processes", type=int, default=2, help="changes that are examined at a time")
     parser.add_argument("--json", type=Path, help="also write the result there; files not examined keep their entry")
+    parser.add_argument(
+        "--survivors", action="store_true", help="examine only the survivors in --json, for instance after adding tests"
+    )
     options = parser.parse_args()
     sys.dont_write_bytecode = True
-    result = examine(options.files, options.processes)
+    earlier = json.loads(options.json.read_text("utf-8")) if options.json and options.json.exists() else {}
+    only = None
+    if options.survivors:
+        only = {file.as_posix(): set(earlier[file.as_posix()]["survivors"]) for file in options.files}
+    result = examine(options.files, options.processes, only)
     for name, record in result.items():
         print(f"{name}: {record['changes'] - len(record['survivors'])} of {record['changes']} changes are detected")
     if options.json:
-        earlier = json.loads(options.json.read_text("utf-8")) if options.json.exists() else {}
         merged = {name: entry for name in TESTS if (entry := (earlier | result).get(name))}
         options.json.write_text(json.dumps(merged, indent=2) + "\n", "utf-8")
 
