@@ -4,6 +4,7 @@ import json
 import math
 import mmap
 import os
+import re
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -242,3 +243,23 @@ def test_wide_tensors_are_written_first_so_that_all_are_aligned(tmp_path: Path) 
     entries = SafetensorsFile(tmp_path / "a").entries
     assert sorted(entries, key=lambda name: entries[name].start) == ["c", "b", "a"]
     assert all(entries[name].start % arrays[name].itemsize == 0 for name in arrays)
+
+
+@pytest.mark.clause("WGT-11")
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ({"dtype": "F32", "shape": [2, 3], "data_offsets": [8, 28]}, "expected 24 bytes for F32 [2, 3], got 20 bytes"),
+        ({"dtype": "U8", "shape": [40], "data_offsets": [0, 40]}, "expected a range within the file's 28 bytes, got"),
+    ],
+)
+def test_messages_about_sizes_count_from_the_data(tmp_path: Path, tensor: Any, message: str) -> None:
+    path = raw_file(tmp_path / "a", {"a": entry(0, 8), "b": tensor}, bytes(28))
+    with pytest.raises(BadWeights, match=re.escape(message)):
+        SafetensorsFile(path)
+
+
+def test_a_header_is_written_as_compact_utf_8(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a", {"é": np.ones(1, np.uint8)}, {})
+    expected = '{"__metadata__":{},"é":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'.encode()
+    assert (tmp_path / "a").read_bytes()[8:].startswith(expected)
