@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   python -m tools.seeds                                     25 fresh seeds, the whole fast suite
   python -m tools.seeds --seeds 3 --paths tests/backend     three fresh seeds, one folder
   python -m tools.seeds --first 7 --seeds 1                 seed 7 again
+  python -m tools.seeds --drawn                             the tests with drawn examples alone
   python -m tools.seeds --json seeds.json --output seeds.md
       store the results; the same command resumes an interrupted run
 """
@@ -38,19 +39,20 @@ and `failures`, the ids of the failed tests.
 """
 
 
-def command(seed: int, paths: Sequence[str], workers: int, report: Path | str) -> list[str]:
+def command(seed: int, paths: Sequence[str], workers: int, report: Path | str, drawn: bool = False) -> list[str]:
     """Command line of pytest for one seed. pytest writes its results to `report`, as JUnit XML."""
-    chosen = ["-q", "-n", str(workers), "-m", "not slow", f"--hypothesis-seed={seed}", f"--junit-xml={report}"]
+    marks = "not slow and hypothesis" if drawn else "not slow"
+    chosen = ["-q", "-n", str(workers), "-m", marks, f"--hypothesis-seed={seed}", f"--junit-xml={report}"]
     return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen, *paths]
 
 
-def run_seed(seed: int, paths: Sequence[str], workers: int) -> Run:
+def run_seed(seed: int, paths: Sequence[str], workers: int, drawn: bool = False) -> Run:
     """Run the tests with one seed. If pytest ends without a report, that counts as one failure."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         environment = os.environ | {"HYPOTHESIS_STORAGE_DIRECTORY": str(Path(folder) / "hypothesis")}
-        call = command(seed, paths, workers, report)
+        call = command(seed, paths, workers, report, drawn)
         done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         counts = read_report(report.read_text("utf-8")) if report.exists() else no_results()
     if done.returncode and not counts["failures"]:
@@ -134,13 +136,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=25, metavar="N", help="number of seeds (25)")
     parser.add_argument("--first", type=int, metavar="SEED", help="run SEED, SEED + 1, ... instead of fresh seeds")
     parser.add_argument("--paths", nargs="+", default=["tests"], help="tests to run (tests)")
+    parser.add_argument(
+        "--drawn", action="store_true", help="only tests that draw examples: no other depends on the seed"
+    )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes of pytest-xdist (2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="store the results here after each seed, and resume")
     parser.add_argument("--output", type=Path, metavar="FILE", help="store the table here, in Markdown")
     return parser.parse_args(arguments)
 
 
-def missing_runs(results: Mapping[str, Any], workers: int) -> Iterator[Run]:
+def missing_runs(results: Mapping[str, Any], workers: int, drawn: bool = False) -> Iterator[Run]:
     """Run every seed without a result, with a progress bar on standard error."""
     done = {run["seed"] for run in results["runs"]}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -149,7 +154,7 @@ def missing_runs(results: Mapping[str, Any], workers: int) -> Iterator[Run]:
         for seed in results["seeds"]:
             if seed not in done:
                 progress.update(task, description=f"seed {seed}")
-                yield run_seed(seed, results["paths"], workers)
+                yield run_seed(seed, results["paths"], workers, drawn)
                 progress.advance(task)
 
 
@@ -163,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     write(options.json, json.dumps(results, indent=1) + "\n")
     print(table(results["runs"]), end="", flush=True)
-    for run in missing_runs(results, options.workers):
+    for run in missing_runs(results, options.workers, options.drawn):
         results["runs"].append(run)
         write(options.json, json.dumps(results, indent=1) + "\n")
         write(options.output, table(results["runs"]))
