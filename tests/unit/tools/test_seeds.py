@@ -52,7 +52,7 @@ def test_a_run_without_results_is_a_failure(suite: Path, monkeypatch: pytest.Mon
 
 
 def imitation(ran: list[int], fails: int | None = None) -> Any:
-    def run(seed: int, paths: list[str], workers: int) -> seeds.Run:
+    def run(seed: int, paths: list[str], workers: int, drawn: bool) -> seeds.Run:
         assert paths == ["tests/unit"]
         assert workers == 2
         ran.append(seed)
@@ -94,10 +94,10 @@ def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.Monkey
     path, ran = tmp_path / "seeds.json", []
     arguments = ["--paths", "tests/unit", "--seeds", "5", "--json", str(path)]
 
-    def interrupted(seed: int, paths: list[str], workers: int) -> seeds.Run:
+    def interrupted(seed: int, paths: list[str], workers: int, drawn: bool) -> seeds.Run:
         if len(ran) == 2:
             raise KeyboardInterrupt
-        return imitation(ran)(seed, paths, workers)
+        return imitation(ran)(seed, paths, workers, drawn)
 
     monkeypatch.setattr(seeds, "run_seed", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -120,3 +120,8 @@ def test_results_of_other_tests_are_not_mixed(tmp_path: Path, capsys: pytest.Cap
 def test_no_seeds_are_refused(count: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert seeds.main(["--seeds", count]) == 2
     assert "--seeds: expected a positive number, got" in capsys.readouterr().err
+
+
+def test_drawn_tests_alone_are_selected_by_hypothesis_mark() -> None:
+    assert "not slow and hypothesis" in seeds.command(1, ["tests"], 2, "report.xml", drawn=True)
+    assert "not slow" in seeds.command(1, ["tests"], 2, "report.xml")
