@@ -55,6 +55,7 @@ def imitation(ran: list[int], fails: int | None = None) -> Any:
     def run(seed: int, paths: list[str], workers: int, drawn: bool) -> seeds.Run:
         assert paths == ["tests/unit"]
         assert workers == 2
+        assert not drawn
         ran.append(seed)
         failures = ["a::test[x|y]"] if seed == fails else []
         return {"seed": seed, "passed": 3, "failed": len(failures), "skipped": 0, "failures": failures, "seconds": 1.5}
