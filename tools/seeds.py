@@ -35,8 +35,9 @@ EXAMPLES = """examples:
 HEADER = ("seed", "passed", "failed", "seconds", "failures")
 Run = dict[str, Any]
 """Result of one seed: `seed`, `passed`, `failed`, `skipped` (counts), `seconds`,
-and `failures`, the ids of the failed tests.
+`failures`, the ids of the failed tests, and `messages`, the end of what each of them printed.
 """
+MESSAGE = 1500  # characters of a failure's text to store
 
 
 def command(seed: int, paths: Sequence[str], workers: int, report: Path | str, drawn: bool = False) -> list[str]:
@@ -65,16 +66,17 @@ def run_seed(seed: int, paths: Sequence[str], workers: int, drawn: bool = False)
 
 def no_results() -> Run:
     """Counts of a run without any test."""
-    return {"passed": 0, "failed": 0, "skipped": 0, "failures": []}
+    return {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "messages": []}
 
 
 def read_report(xml: str) -> Run:
-    """Read the counts, and the ids of failed tests, from JUnit XML."""
+    """Read the counts, and the ids and messages of failed tests, from JUnit XML."""
     counts = no_results()
     for case in ElementTree.fromstring(xml).iter("testcase"):
         kinds = {child.tag for child in case}
         if kinds & {"failure", "error"}:
             counts["failed"] += 1
+            counts["messages"] += [text[-MESSAGE:] for child in case if (text := child.text or "")]
             counts["failures"].append(f"{case.get('classname', '')}::{case.get('name', '')}")
         else:
             counts["skipped" if "skipped" in kinds else "passed"] += 1
