@@ -41,7 +41,8 @@ def test_a_failure_is_reported_by_name(suite: Path, monkeypatch: pytest.MonkeyPa
     run = seeds.run_seed(5, ["test_it.py"], workers=0)
     assert (run["seed"], run["passed"], run["failed"], run["skipped"]) == (5, 1, 1, 1)
     assert run["failures"] == ["test_it::test_holds_for_no_draw"]
-    assert len(run["messages"]) == 1 and "assert" in run["messages"][0]  # why it failed
+    assert len(run["messages"]) == 1
+    assert "assert" in run["messages"][0]
     assert not (suite / ".hypothesis").exists()  # no example is left for the next seed
 
 
