@@ -4,12 +4,14 @@ Weights are exact in float32, float16 and bfloat16, so that every dtype has the 
 float32 only). No weight is neutral: biases are drawn around 0 and LayerNorm weights around 1, never exactly there.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import blake2b
 
 import numpy as np
 
-from bloomref.config import BloomConfig
+from bloomref.config import IGNORED_LABEL, BloomConfig
 from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.representable import snap
 from bloomref.lora.adapter import Adapter
@@ -18,6 +20,48 @@ from bloomref.shapes import Array, Bool, Int
 
 MASKS = ("real", "left", "right", "holes", "padding row")
 """Kinds of masks: no padding, padding before the text, after it, inside it, and every other row all padding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Arrays of a case that are not drawn, such as those of a preset or of a vector. Equal if all bytes are.
+
+    Args:
+        params: weights.
+        token_ids, is_real: (B, T) the input and its mask, True at tokens.
+        labels: (B, T) of the loss, -100 where a token does not count.
+    """
+
+    params: Params | None = None
+    token_ids: Int[Array, "B T"] | None = None
+    is_real: Bool[Array, "B T"] | None = None
+    labels: Int[Array, "B T"] | None = None
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Digest of the weights; "" if they are drawn."""
+        return "" if self.params is None else _digest([array for _, _, array in self.params.named()])
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of all arrays."""
+        return self.weights_digest + _digest([self.token_ids, self.is_real, self.labels])
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Arrays) and self.digest == other.digest)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+def _digest(arrays: Sequence[Array | None]) -> str:
+    """Digest of the dtypes, shapes and bytes of arrays."""
+    digest = blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(b"none" if array is None else f"{array.dtype} {array.shape}".encode())
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -39,6 +83,7 @@ class Case:
         weights: narrowest dtype in which the weights are exact: "bfloat16", or "float32" for a case without 16-bit
             dtypes.
         lora: a LoRA adapter on the model; `params` are the weights without it.
+        arrays: arrays that take the place of drawn ones.
     """
 
     config: BloomConfig
@@ -54,10 +99,21 @@ class Case:
     name: str = ""
     weights: str = "bfloat16"
     lora: Lora | None = None
+    arrays: Arrays | None = None
+
+    @property
+    def model_key(self) -> tuple[object, ...]:
+        """Everything that determines the weights and the adapter: models of equal keys are equal."""
+        digest = self.arrays.weights_digest if self.arrays else ""
+        scales = (self.gain, self.qk_gain, self.embedding_std)
+        drawn = () if digest else (self.seed, *scales, self.weights)
+        return (self.config, self.lora, digest, *drawn)
 
     @cached_property
     def params(self) -> Params:
         """Weights in float64, exact in the dtype `weights` and in all wider dtypes."""
+        if self.arrays and self.arrays.params is not None:
+            return self.arrays.params
         drawn = draw_params(self.config, self.seed, self.gain, self.qk_gain, self.embedding_std)
         return drawn.map(snap if self.weights == "bfloat16" else lambda x: x.astype(np.float32).astype(np.float64))
 
@@ -68,12 +124,31 @@ class Case:
 
     @cached_property
     def token_ids(self) -> Int[Array, "B T"]:
+        if self.arrays and self.arrays.token_ids is not None:
+            return self.arrays.token_ids
         rng = np.random.default_rng(self.seed + 1)
         return rng.integers(0, self.config.vocabulary_size, (self.batch, self.time))
 
     @cached_property
     def is_real(self) -> Bool[Array, "B T"]:
+        if self.arrays and self.arrays.is_real is not None:
+            return self.arrays.is_real
         return mask(np.random.default_rng(self.seed + 2), self.kind, self.batch, self.time)
+
+    @cached_property
+    def counted(self) -> Bool[Array, "B T"]:
+        """True for positions whose token is predicted: real positions after a real one (GRD-1)."""
+        real = np.zeros_like(self.is_real)
+        real[:, 1:] = self.is_real[:, 1:] & self.is_real[:, :-1]
+        return real
+
+    @cached_property
+    def labels(self) -> Int[Array, "B T"]:
+        """Labels of the loss: random tokens, -100 where no token is predicted."""
+        if self.arrays and self.arrays.labels is not None:
+            return self.arrays.labels
+        ids = np.random.default_rng(self.seed + 3).integers(0, self.config.vocabulary_size, self.token_ids.shape)
+        return np.where(self.counted, ids, IGNORED_LABEL)
 
 
 def draw_params(

@@ -64,10 +64,9 @@ class Subject:
         Raises:
             Unsupported: the implementation cannot load it.
         """
-        key = (case.config, case.seed, case.gain, case.qk_gain, case.embedding_std, case.weights, case.lora)
-        if self._last is None or self._last[0] != key:
+        if self._last is None or self._last[0] != case.model_key:
             self._last = None  # free the old model first: it may occupy the memory of a device
-            self._last = key, self._load(case)
+            self._last = case.model_key, self._load(case)
         return self._last[1]
 
     def _load(self, case: Case) -> Model:

@@ -283,7 +283,7 @@ def test_the_protocol_lists_every_capability_with_its_default():
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("  | `")}
     defaults = {
         "dtypes": '`["float32"]`', "masks": "all", "features": "all", "scores": "`float32`", "max_time": "null",
-        "repeatable": "true", "adapters": '`["peft"]`',
+        "repeatable": "true", "adapters": '`["peft"]`', "products": "`model`", "gradients": "null",
     }  # fmt: skip
     assert set(defaults) == {item.name for item in fields(Capabilities)}
     for name, default in defaults.items():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bloomref import alibi
-from bloomref.config import IGNORED_LABEL, BloomConfig
+from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.oracle.budgets import LIMIT, MAX_NOISE, Judgement
 from bloomref.conformance.oracle.truth import CACHED_CASES
@@ -22,7 +22,7 @@ from bloomref.conformance.subject import Subject
 from bloomref.dtypes import DType
 from bloomref.params import Params, full_key, keys
 from bloomref.reference import model, vjp
-from bloomref.shapes import Array, Bool, Float, Int
+from bloomref.shapes import Array, Bool, Float
 
 UNITS = {"float32": 2.0**-24, "float64": 2.0**-53 * np.sqrt(2.0)}
 """Unit roundoff by dtype. In float64 the oracle's own error is as large as that of the implementation, hence
@@ -88,9 +88,9 @@ def _deviation(ufunc: np.ufunc, method: str, inputs: list[Array]) -> Array | Non
 
 def gradients(subject: Subject, case: Case) -> Iterable[Judgement]:
     """Judge the loss and every gradient, for labels that differ from the input tokens."""
-    if subject.dtype not in UNITS or not counted(case).any():
+    if subject.dtype not in UNITS or not case.counted.any():
         return
-    value, by_name = subject.ask(case, "loss_and_gradients", case.token_ids, case.is_real, labels(case))
+    value, by_name = subject.ask(case, "loss_and_gradients", case.token_ids, case.is_real, case.labels)
     expected_by_name, allowed = exact(case), spread(case)
     missing = sorted(set(expected_by_name) - set(by_name) - {"loss"})
     yield Judgement(
@@ -116,23 +116,8 @@ def _judge(name: str, result: Array, expected: Array, allowed: float) -> Judgeme
     return Judgement(name, "pass" if z <= LIMIT else "fail", float(z) if np.isfinite(z) else np.inf, (0, 0), text)
 
 
-def counted(case: Case) -> Bool[Array, "B T"]:
-    """True for positions whose token is predicted: real positions after a real one (GRD-1)."""
-    real = np.zeros_like(case.is_real)
-    real[:, 1:] = case.is_real[:, 1:] & case.is_real[:, :-1]
-    return real
-
-
-def labels(case: Case) -> Int[Array, "B T"]:
-    """The labels stored in the case, or random tokens."""
-    if "labels" in vars(case):
-        return vars(case)["labels"]
-    ids = np.random.default_rng(case.seed + 3).integers(0, case.config.vocabulary_size, case.token_ids.shape)
-    return np.where(counted(case), ids, IGNORED_LABEL)
-
-
 def _run(case: Case, params: Params, view: View = model.view) -> dict[str, Array]:
-    result = vjp.loss_and_gradients(params, case.config, case.token_ids, case.is_real, labels(case), view=view)
+    result = vjp.loss_and_gradients(params, case.config, case.token_ids, case.is_real, case.labels, view=view)
     shapes = {key: weight.hf_shape(case.config) for key, weight in keys(case.config)}
     by_name = {full_key(key): np.asarray(array).reshape(shapes[key]) for key, array in result.gradients.items()}
     return {"loss": np.asarray(result.loss)} | by_name

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bloomref.conformance.cases import Case
+from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.oracle.budgets import LIMIT, Judgement
 from bloomref.conformance.subject import Raised
 
@@ -76,6 +76,8 @@ def code(case: Case) -> str:
 
 
 def _call(record: Any) -> str:
+    if isinstance(record, Arrays):
+        return "..."  # arrays have no short expression
     arguments = []
     for item in fields(record):
         value = getattr(record, item.name)

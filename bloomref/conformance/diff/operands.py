@@ -1,6 +1,5 @@
 """Operands of `bloomref diff`: resolve a name of the command line, and run the implementation on a case."""
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
-from bloomref.conformance.cases import Case
+from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.implementation import Implementation, offers
 from bloomref.conformance.mistakes import get_mistake
 from bloomref.conformance.oracle.precision import Tier, tier_of
@@ -165,7 +164,5 @@ def case_of_model(model: str, token_ids: list[int], dtypes: tuple[str, ...], rev
     batch = token_batch({"token_ids": [token_ids]}, backbone.config.vocabulary_size)
     if not token_ids:
         raise InvalidInput("tokens: expected at least one token id, got none")
-    seed = zlib.crc32(" ".join([model, *dtypes, *map(str, token_ids)]).encode())
-    case = Case(backbone.config, seed=seed, batch=1, time=len(token_ids), name=model)
-    vars(case).update(params=params.astype(floating_dtype("float64")), token_ids=batch.token_ids, is_real=batch.is_real)
-    return case
+    stored = Arrays(params.astype(floating_dtype("float64")), batch.token_ids, batch.is_real)
+    return Case(backbone.config, batch=1, time=len(token_ids), name=model, arrays=stored)

@@ -12,7 +12,7 @@ import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of
-from bloomref.conformance.cases import Case
+from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.tags import TAGS
 from bloomref.errors import Unsupported, invalid
@@ -79,9 +79,8 @@ class Vector:
         """The model and the input as a case of the kit."""
         model = _model(self.path("model"))
         ids, real = self.inputs
-        case = Case(
+        return Case(
             model.config,
-            seed=model.seed,
             batch=ids.shape[0],
             time=ids.shape[1],
             kind=kind(real),
@@ -89,9 +88,8 @@ class Vector:
             flags=frozenset(self.entry["flags"]) & TAGS.keys(),
             name=self.id,
             lora=Stored(path=self.path("adapter")) if "adapter" in self.entry else None,
+            arrays=Arrays(model.params, ids, real),
         )
-        vars(case).update(params=model.params, token_ids=ids, is_real=real)
-        return case
 
     @cached_property
     def inputs(self) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
@@ -116,13 +114,11 @@ def kind(is_real: Bool[Array, "B T"]) -> str:
 
 @lru_cache(64)
 def _model(folder: Path) -> Case:
-    """Read the model of a folder. Each folder has its own seed, by which a `Subject` recognises a loaded model."""
+    """Read the model of a folder."""
     config = BloomConfig.from_hf(json.loads((folder / "config.json").read_text("utf-8")))
     file = SafetensorsFile(folder / "model.safetensors")
     weights = {name: file.view(name).astype(np.float64) for name in file.entries}
-    case = Case(config, seed=_model.cache_info().misses)
-    vars(case)["params"] = params_of(config, weights)
-    return case
+    return Case(config, arrays=Arrays(params_of(config, weights)))
 
 
 def locate(folder: Path | None = None) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bloomref.conformance.cases import Case
+from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.oracle.budgets import budget
 from bloomref.conformance.oracle.precision import TIERS, Tier
@@ -65,29 +65,21 @@ def case_of(
     is_real: Sequence[Sequence[int]] | None = None,
 ) -> Case:
     """Return a case with the weights of a model. Its name seeds token ids and mask that are None."""
-    case = replace(model, batch=batch, time=time, kind=kind, cuts=cuts, name=name, seed=zlib.crc32(name.encode()))
-    arrays: dict[str, Any] = {"params": model.params}
-    if token_ids is not None:
-        arrays["token_ids"] = np.array(token_ids)
-        arrays["is_real"] = np.ones(arrays["token_ids"].shape, bool)
-    if is_real is not None:
-        arrays["is_real"] = np.array(is_real, bool)
-    vars(case).update(arrays)
+    seed = zlib.crc32(name.encode())
+    weights = Arrays(params=model.params)
+    case = replace(model, batch=batch, time=time, kind=kind, cuts=cuts, name=name, seed=seed, arrays=weights)
     ids, real = case.token_ids, case.is_real
-    return replaced(
-        replace(case, batch=ids.shape[0], time=ids.shape[1]), params=model.params, token_ids=ids, is_real=real
-    )
-
-
-def replaced(case: Case, **arrays: Any) -> Case:
-    """Replace drawn arrays of a case, in place. The name of the case must be unique: cases compare by their fields."""
-    vars(case).update(arrays)
-    return case
+    if token_ids is not None:
+        ids = np.array(token_ids)
+        real = np.ones(ids.shape, bool)
+    if is_real is not None:
+        real = np.array(is_real, bool)
+    return replace(case, batch=ids.shape[0], time=ids.shape[1], arrays=Arrays(model.params, ids, real))
 
 
 def with_adapter(case: Case, adapter: Lora) -> Case:
     """Return the case with an adapter on its model."""
-    return replaced(replace(case, lora=adapter), params=case.params, token_ids=case.token_ids, is_real=case.is_real)
+    return replace(case, lora=adapter)
 
 
 def answer(case: Case, names: Sequence[str] = RESULTS) -> Answer:

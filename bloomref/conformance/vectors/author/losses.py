@@ -1,10 +1,12 @@
 """Vectors of the loss and its gradients."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from bloomref.conformance.cases import Case
+from bloomref.config import IGNORED_LABEL
+from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.checks import gradients
 from bloomref.conformance.oracle.budgets import MAX_NOISE
 from bloomref.conformance.vectors.author.draft import TIER_NAMES, Answer, Draft, case_of
@@ -31,9 +33,9 @@ def loss() -> list[Draft]:
 
 def _loss(name: str, model: str, clauses: str, comment: str, ignored: tuple[int, ...] = (), **changes: Any) -> Draft:
     case = case_of(MODELS[model], name, **changes)
-    labels = gradients.labels(case)
-    labels[:, list(ignored)] = -100
-    vars(case)["labels"] = labels
+    labels = case.labels.copy()
+    labels[:, list(ignored)] = IGNORED_LABEL
+    case = replace(case, arrays=Arrays(case.params, case.token_ids, case.is_real, labels))
     inputs = {"token_ids": case.token_ids.tolist(), "padding_mask": case.is_real.astype(int).tolist(), "labels": labels.tolist()}  # fmt: skip
     answers = (("the specification's", lambda: _answer(case)),)
     return Draft(name, tuple(clauses.split()), comment, "loss_and_gradients", ("gradients",), model=f"models/{model}", arguments=inputs, answers=answers)  # fmt: skip
