@@ -12,7 +12,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
 from bloomref.errors import Unsupported
 from bloomref.params import Params
-from bloomref.runtime.backend import API_VERSION, Memory
+from bloomref.runtime.backend import API_VERSION, Declaration, Memory
 
 
 class CupyBackend:
@@ -24,6 +24,7 @@ class CupyBackend:
     """
 
     api_version = API_VERSION
+    declaration = Declaration(gradients=(), packages=("cupy-cuda13x", "cupy-cuda12x", "numpy"))
 
     def __init__(self, name: str, find: Callable[[], Device]) -> None:
         self.name = name

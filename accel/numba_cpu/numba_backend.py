@@ -37,6 +37,7 @@ from bloomref.params import LayerParams, Params, Source, init_params, keys
 from bloomref.runtime.backend import (
     API_VERSION,
     Backend,
+    Declaration,
     Memory,
     Prepared,
     Step,
@@ -227,11 +228,18 @@ class NumbaPrepared(Prepared):
         )
 
 
+NARROW = ("float32", "bfloat16", "float16")
+"""Dtypes of kernels of its own. float64 runs in NumPy's."""
+
+
 class NumbaBackend(Backend, SupportsMemoryEstimate, SupportsGradients, SupportsCompilation):
     """BLOOM on the CPU."""
 
     name = "numba"
     api_version = API_VERSION
+    declaration = Declaration(  # products of bfloat16 have operands of bfloat16
+        gradients=NARROW, bit_equal=NARROW, packages=("numba", "llvmlite", "numpy")
+    )
 
     def unsupported(self, config: BloomConfig, policy: DTypePolicy) -> str | None:  # noqa: ARG002
         return None

@@ -220,6 +220,39 @@ class SupportsAdapters(Protocol):
 
 
 @dataclass(frozen=True)
+class Declaration:
+    """Facts about a backend that calls cannot show. The conformance kit tests the backend by them (BKD-22).
+
+    Args:
+        dtypes: compute dtypes.
+        gradients: dtypes in which `loss_and_gradients` works; None: in all of `dtypes`.
+        scores: dtype to which a 16-bit model rounds attention scores: "float32", or "model" for its own dtype.
+        products: dtype to which a 16-bit model rounds what enters a matrix product inside a block: "model" or
+            "float32". With "float32" a block rounds its result, its keys and its values only, as in NUM-2.
+        bit_equal: dtypes in which the bits of a position depend only on the positions before it: not on chunks, on
+            other rows or on the cache's capacity.
+        repeatable: a repeated call returns the same bits.
+        packages: distributions that compute; a report states their versions.
+    """
+
+    dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")
+    gradients: tuple[str, ...] | None = None
+    scores: str = "float32"
+    products: str = "model"
+    bit_equal: tuple[str, ...] = ()
+    repeatable: bool = True
+    packages: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class SupportsDeclaration(Protocol):
+    """Optional capability of a backend: it declares facts that calls cannot show (BKD-22)."""
+
+    @property
+    def declaration(self) -> Declaration: ...
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes on a backend's device.
 

@@ -15,7 +15,7 @@ from bloomref.params import LM_HEAD, Params, count_params
 from bloomref.reference import model, vjp
 from bloomref.reference.cache import Cache
 from bloomref.reference.trace import in_layer, record, tap
-from bloomref.runtime.backend import API_VERSION, Memory, Step
+from bloomref.runtime.backend import API_VERSION, Declaration, Memory, Step
 from bloomref.shapes import Array, Bool, Float, Int
 
 
@@ -77,6 +77,7 @@ class NumpyBackend:
 
     name = "numpy"
     api_version = API_VERSION
+    declaration = Declaration(products="float32", packages=("numpy", "ml_dtypes"))
 
     def unsupported(self, config: BloomConfig, policy: DTypePolicy) -> str | None:  # noqa: ARG002
         return None

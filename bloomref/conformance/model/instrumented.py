@@ -34,6 +34,14 @@ class Arithmetic:
         """A result that is stored in the dtype of the model."""
         return x
 
+    def operand(self, x: Array) -> Array:
+        """A result that enters a product or a sum of the same block. It rounds as `stored`, or as `wide`."""
+        return self.stored(x)
+
+    def returned(self, x: Array) -> Array:
+        """An operand that leaves its block, too: stored, if it was not before."""
+        return x
+
     def wide(self, x: Array) -> Array:
         """A result inside an operation that works in float32 (layer norm, softmax)."""
         return x
@@ -149,9 +157,16 @@ class InstrumentedModel(LoraHooks):
     def block(
         self, layer: LayerParams, x: Array, cache: InstrumentedCache, start: int, visible: Array, bias: Array
     ) -> Float[Array, "B T D"]:
+        return self.mlp_block(layer, self.attention_block(layer, x, cache, start, visible, bias))
+
+    def attention_block(
+        self, layer: LayerParams, x: Array, cache: InstrumentedCache, start: int, visible: Array, bias: Array
+    ) -> Float[Array, "B T D"]:
         normed = self.record("attention.norm", self.attention_norm(layer, x))
         output = self.attention(layer, normed, cache, start, visible, bias)
-        x = self.record("attention_block", self.attention_residual(x, normed, output))
+        return self.record("attention_block", self.attention_residual(x, normed, output))
+
+    def mlp_block(self, layer: LayerParams, x: Array) -> Float[Array, "B T D"]:
         normed = self.record("mlp.norm", self.mlp_norm(layer, x))
         return self.record("mlp_block", self.mlp_residual(x, normed, self.mlp(layer, normed)))
 
@@ -164,7 +179,8 @@ class InstrumentedModel(LoraHooks):
             self.record("attention.key", key),
             self.record("attention.value", value),
         )
-        keys, values = self.update_cache(cache, start, key, value)
+        returned = self.arithmetic.returned
+        keys, values = self.update_cache(cache, start, returned(key), returned(value))
         scores = self.record("attention.scores", self.scores(query, keys, bias))
         probabilities = self.record("attention.probabilities", self.softmax(scores, visible))
         context = self.record("attention.context", self.merge(self.context(probabilities, values)))
@@ -192,7 +208,8 @@ class InstrumentedModel(LoraHooks):
         return self.params.word_embedding[token_ids]
 
     def embedding_norm(self, x: Array) -> Array:
-        return self.layer_norm(x, self.params.ln_embedding_weight, self.params.ln_embedding_bias)
+        y = self.layer_norm(x, self.params.ln_embedding_weight, self.params.ln_embedding_bias)
+        return self.arithmetic.returned(y)
 
     def attention_norm(self, layer: LayerParams, x: Array) -> Array:
         return self.layer_norm(x, layer.ln_attn_weight, layer.ln_attn_bias)
@@ -201,14 +218,14 @@ class InstrumentedModel(LoraHooks):
         return self.layer_norm(x, layer.ln_mlp_weight, layer.ln_mlp_bias)
 
     def final_norm(self, x: Array) -> Array:
-        return self.layer_norm(x, self.params.ln_final_weight, self.params.ln_final_bias)
+        return self.arithmetic.returned(self.layer_norm(x, self.params.ln_final_weight, self.params.ln_final_bias))
 
     def layer_norm(self, x: Array, weight: Array, bias: Array) -> Array:
         wide = self.arithmetic.wide
         centred = self.centred(x)
         variance = wide(self.variance(centred))
         normed = wide(centred / wide(self.deviation(variance)))
-        return self.arithmetic.stored(wide(normed * weight) + bias)
+        return self.arithmetic.operand(wide(normed * weight) + bias)
 
     def centred(self, x: Array) -> Array:
         wide = self.arithmetic.wide
@@ -287,7 +304,7 @@ class InstrumentedModel(LoraHooks):
         powers = wide(np.exp(wide(masked - maximum)))
         total = wide(self.total(powers))
         total[total == 0.0] = 1.0
-        return self.arithmetic.stored(powers / total)
+        return self.arithmetic.operand(powers / total)
 
     def hide(self, scores: Array, visible: Array) -> Array:
         return np.where(visible, scores, -math.inf)
@@ -296,7 +313,7 @@ class InstrumentedModel(LoraHooks):
         return powers.sum(axis=-1, keepdims=True)
 
     def context(self, probabilities: Array, values: Array) -> Float[Array, "B H T K"]:
-        return self.arithmetic.stored(self.arithmetic.matmul(probabilities, values))
+        return self.arithmetic.operand(self.arithmetic.matmul(probabilities, values))
 
     def merge(self, context: Float[Array, "B H T K"]) -> Float[Array, "B T D"]:
         batch, _, time, _ = context.shape
@@ -321,16 +338,16 @@ class InstrumentedModel(LoraHooks):
         return self.linear(x, layer.mlp_up_weight, layer.mlp_up_bias)
 
     def gelu(self, x: Array) -> Array:
-        stored = self.arithmetic.stored
-        y = stored(stored(stored(x * x) * GELU_CUBIC) + 1.0)
-        y = np.tanh(stored(stored(y * x) * GELU_CONSTANT))
-        return stored(stored(stored(y) + 1.0) * x) * 0.5
+        operand = self.arithmetic.operand
+        y = operand(operand(operand(x * x) * GELU_CUBIC) + 1.0)
+        y = np.tanh(operand(operand(y * x) * GELU_CONSTANT))
+        return operand(operand(operand(y) + 1.0) * x) * 0.5
 
     def mlp_down(self, layer: LayerParams, x: Array) -> Array:
         return self.linear(x, layer.mlp_down_weight, layer.mlp_down_bias)
 
     def linear(self, x: Array, weight: Array, bias: Array) -> Array:
-        return self.arithmetic.stored(self.arithmetic.matmul(x, weight.T) + bias)
+        return self.arithmetic.operand(self.arithmetic.matmul(x, weight.T) + bias)
 
     def head(self, hidden: Array) -> Float[Array, "B T V"]:
         head = self.params.word_embedding if self.params.lm_head is None else self.params.lm_head

@@ -34,7 +34,7 @@ class LoraHooks:
     def adapt(self, owner: LayerParams | Params, attribute: str, x: Array, y: Array) -> Array:
         """Add the products of the factors and x to y, the product of the weight and x (LRA-1)."""
         for part in owner.adapters.get(attribute, ()):
-            y = self.arithmetic.stored(y + self.delta(part, x))
+            y = self.arithmetic.operand(y + self.delta(part, x))
         return y
 
     def delta(self, part: LoraFactors, x: Array) -> Float[Array, "B T M"]:

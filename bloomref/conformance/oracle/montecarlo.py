@@ -39,6 +39,12 @@ class Noise(Arithmetic):
     def stored(self, x: Array) -> Array:
         return self._rounded(x, self.tier.storage, self.tier.smallest)
 
+    def operand(self, x: Array) -> Array:
+        return self.stored(x) if self.tier.products is None else self._rounded(x, self.tier.products)
+
+    def returned(self, x: Array) -> Array:
+        return x if self.tier.products is None else self.stored(x)
+
     def wide(self, x: Array) -> Array:
         return self._rounded(x, self.tier.accumulation)
 

@@ -1,12 +1,16 @@
 """Precisions in which implementations of BLOOM compute: unit roundoffs and range."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bloomref.errors import invalid
 
 FLOAT16_MAX = 65504.0
+WORDS = ("float32", "model")
+"""Dtypes that a 16-bit implementation may declare for its scores and its products; "model" is the model's own."""
+PRODUCTS = "-products"
+"""Suffix of the name of a tier whose products are of float32."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,7 @@ class Tier:
         storage: unit roundoff of results stored in the dtype of the model.
         accumulation: unit roundoff of sums, and inside layer norm and softmax.
         scores: unit roundoff of attention scores and of the ALiBi bias.
+        products: unit roundoff of results that enter a product and stay inside a block; None: that of `storage`.
         smallest: smallest normal number; below it the absolute error is constant (0: not modelled).
         largest: largest finite number.
     """
@@ -27,10 +32,13 @@ class Tier:
     scores: float
     smallest: float = 0.0
     largest: float = float(np.finfo(np.float32).max)
+    products: float | None = None
 
     @property
     def where(self) -> str:
         """Description of the precision for messages."""
+        if self.products is not None:
+            return f"{self.name.removesuffix(PRODUCTS)}, products of float32"
         dtype = self.name.removesuffix("-scores")
         return f"{dtype}, attention scores too" if self.name.endswith("-scores") else dtype
 
@@ -58,19 +66,26 @@ TIERS: dict[str, Tier] = {
 positions then lose most digits."""
 
 
-def tier_of(dtype: str, scores: str = "float32") -> Tier:
+def tier_of(dtype: str, scores: str = "float32", products: str = "model") -> Tier:
     """Return the tier of a dtype.
 
     Args:
         dtype: name of the dtype.
         scores: dtype of the attention scores: "float32" or "model" (the model's dtype).
+        products: dtype to which a 16-bit model rounds what enters a matrix product. "float32" has the smaller budget:
+            a block rounds its result, its keys and its values, and nothing else (NUM-2).
 
     Raises:
         InvalidInput: for any other name.
     """
-    if scores not in ("float32", "model"):
-        raise invalid("scores", "'float32' or 'model'", repr(scores))
-    name = f"{dtype}-scores" if scores == "model" and dtype in ("float16", "bfloat16") else dtype
-    if name not in TIERS:
+    for name, word in (("scores", scores), ("products", products)):
+        if word not in WORDS:
+            raise invalid(name, "'float32' or 'model'", repr(word))
+    if dtype not in TIERS:
         raise invalid("dtype", "one of float64, float32, float16, bfloat16", repr(dtype))
-    return TIERS[name]
+    if dtype not in ("float16", "bfloat16"):
+        return TIERS[dtype]
+    if scores == "model":  # then its products cannot be of float32
+        return TIERS[f"{dtype}-scores"]
+    tier = TIERS[dtype]
+    return tier if products == "model" else replace(tier, name=f"{dtype}{PRODUCTS}", products=tier.accumulation)
