@@ -129,7 +129,9 @@ class Implementation(Protocol):
     instance."""
 
     name: str
-    capabilities: Capabilities
+
+    @property
+    def capabilities(self) -> Capabilities: ...
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> Model:
         """Load a model.

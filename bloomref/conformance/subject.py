@@ -24,7 +24,7 @@ class Raised(Exception):
 
 
 @contextmanager
-def _converted() -> Iterator[None]:
+def converted() -> Iterator[None]:
     """Convert an exception of the implementation to `Raised`, except Unsupported."""
     try:
         yield
@@ -56,7 +56,8 @@ class Subject:
 
     @property
     def tier(self) -> Tier:
-        return tier_of(self.dtype, self.implementation.capabilities.scores)
+        able = self.implementation.capabilities
+        return tier_of(self.dtype, able.scores, able.products)
 
     def model(self, case: Case) -> Model:
         """Load the model of a case, with its LoRA adapter.
@@ -83,7 +84,7 @@ class Subject:
             Raised: the implementation raised, in the call or while loading.
             Unsupported: the implementation cannot answer.
         """
-        with _converted():
+        with converted():
             return getattr(self.model(case), method)(*arguments)
 
     def offers(self, case: Case, method: str) -> bool:
@@ -93,7 +94,7 @@ class Subject:
             Raised: the implementation raised while loading.
             Unsupported: the implementation cannot load the model.
         """
-        with _converted():
+        with converted():
             return offers(self.model(case), method)
 
     def missing(self, case: Case) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 
 from bloomref.config import BloomConfig
 from bloomref.conformance import implementation
-from bloomref.conformance.adapters.installed_backend import Backend, TracedModel
+from bloomref.conformance.adapters.installed_backend import Backend, BackendModel
 from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks import public_api
@@ -167,19 +167,19 @@ class ChangesTheBase(InstrumentedModel):
         return super().adapted(params.map(lambda array: array * scale))
 
 
-class WrongGradient(TracedModel):
+class WrongGradient(BackendModel):
     def loss_and_gradients(self, *arguments):
         loss, by_name = super().loss_and_gradients(*arguments)
         return loss, by_name | {"transformer.ln_f.weight": by_name["transformer.ln_f.weight"] * 1.00001}
 
 
-class NoGradient(TracedModel):
+class NoGradient(BackendModel):
     def loss_and_gradients(self, *arguments):
         loss, by_name = super().loss_and_gradients(*arguments)
         return loss, {key: array for key, array in by_name.items() if key != "transformer.ln_f.bias"}
 
 
-class WrongLoss(TracedModel):
+class WrongLoss(BackendModel):
     def loss_and_gradients(self, *arguments):
         loss, by_name = super().loss_and_gradients(*arguments)
         return loss * 1.00001, by_name

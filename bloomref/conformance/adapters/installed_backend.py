@@ -1,8 +1,10 @@
 """bloomref itself, on one of its backends: `--backend numpy`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import MethodType
 from typing import Any, Self
 
 import numpy as np
@@ -13,21 +15,50 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of, versions_of
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.lora_cases import FORMS
+from bloomref.dtypes import DTypePolicy, dtype_policy
+from bloomref.errors import Unsupported
 from bloomref.params import full_key, keys
+from bloomref.runtime import backend as interface
 from bloomref.runtime import registry
-from bloomref.runtime.backend import SupportsTrace
+from bloomref.runtime.backend import Declaration, Prepared, SupportsDeclaration, SupportsGradients, SupportsTrace
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.shapes import Array, Bool, Float, Int
+
+TINY = BloomConfig(vocabulary_size=7, num_layers=1, num_heads=2, hidden_dim=6, intermediate_dim=24)
+"""The config that a backend without a declaration is asked about."""
 
 
 class Backend:
     """A backend, by its name in `bloomref backends`."""
 
-    capabilities = Capabilities(dtypes=("float32", "bfloat16", "float16", "float64"), adapters=FORMS)
-
     def __init__(self, name: str = registry.REFERENCE) -> None:
         self.name = name
+
+    @property
+    def declaration(self) -> Declaration:
+        """The backend's declaration. Of a backend without one: the dtypes that it does not refuse.
+
+        Raises:
+            InvalidInput: no backend has this name.
+        """
+        try:
+            backend = registry.load(self.name)
+        except Unsupported:  # `load` raises it again, with the reason
+            return Declaration()
+        return backend.declaration if isinstance(backend, SupportsDeclaration) else _asked(backend)
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        declared = self.declaration
+        return Capabilities(
+            dtypes=declared.dtypes,
+            scores=declared.scores,
+            products=declared.products,
+            gradients=declared.gradients,
+            repeatable=declared.repeatable,
+            adapters=FORMS,
+        )
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "BackendModel":
         """Load a model on the backend.
@@ -36,16 +67,41 @@ class Backend:
             Unsupported: the backend is not installed, or cannot run this model here.
             InvalidInput: no backend has this name.
         """
-        backbone = BloomBackbone.from_params(config, params_of(config, weights), dtype, backend=self.name)
-        traces = isinstance(backbone.engine.prepared, SupportsTrace)
-        return TracedModel(backbone) if traces else BackendModel(backbone)
+        return BackendModel(BloomBackbone.from_params(config, params_of(config, weights), dtype, backend=self.name))
 
     def versions(self) -> Mapping[str, str]:
-        return {"bloomref": __version__, **versions_of("numpy", "ml_dtypes", self.name)}
+        packages = self.declaration.packages or ("numpy", "ml_dtypes", self.name)
+        return {"bloomref": __version__, **versions_of(*packages)}
+
+
+def _asked(backend: interface.Backend) -> Declaration:
+    """The declaration of a backend that has none."""
+    every = Declaration().dtypes
+    dtypes = tuple(name for name in every if backend.unsupported(TINY, dtype_policy(name)) is None)
+    return Declaration(dtypes or every)
+
+
+class Offered:
+    """Decorator of a method that a model has only under a condition: elsewhere `hasattr` is False."""
+
+    def __init__(self, condition: Callable[["BackendModel"], bool]) -> None:
+        self.condition = condition
+        self.method: Any = None
+
+    def __call__(self, method: Any) -> Self:
+        self.method = method
+        return self
+
+    def __get__(self, model: Any, owner: type) -> Any:
+        if model is None:
+            return self
+        if not self.condition(model):
+            raise AttributeError(f"{owner.__name__} of backend {model.engine.backend!r} has no {self.method.__name__}")
+        return MethodType(self.method, model)
 
 
 class BackendModel:
-    """A model that runs in bloomref's engine."""
+    """A model that runs in bloomref's engine. It offers every optional method that its backend has."""
 
     def __init__(self, backbone: BloomBackbone) -> None:
         self.backbone = backbone
@@ -53,6 +109,20 @@ class BackendModel:
     @property
     def engine(self) -> Engine:
         return self.backbone.engine
+
+    @property
+    def backend(self) -> interface.Backend:
+        """The backend, for the properties of backends."""
+        return self.engine.runs_on
+
+    @property
+    def policy(self) -> DTypePolicy:
+        return self.engine.policy
+
+    @property
+    def prepared(self) -> Prepared:
+        """The prepared model, for the properties of backends."""
+        return self.engine.prepared
 
     def adapted(self, path: Path) -> Self:
         """Load a LoRA adapter. It is merged into the weights if the backend does not support adapters (LRA-8)."""
@@ -76,13 +146,11 @@ class BackendModel:
     def call(self, token_ids: Any, padding_mask: Any) -> Float[Array, "B T V"]:
         return self.engine.logits(self.backbone({"token_ids": token_ids, "padding_mask": padding_mask}))
 
-
-class TracedModel(BackendModel):
-    """A model on a backend that traces intermediates and computes gradients."""
-
+    @Offered(lambda model: isinstance(model.prepared, SupportsTrace))
     def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Mapping[str, Array]:
         return self.backbone.trace({"token_ids": token_ids, "padding_mask": is_real})
 
+    @Offered(lambda model: isinstance(model.backend, SupportsGradients))
     def loss_and_gradients(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
     ) -> tuple[float, Mapping[str, Array]]:
