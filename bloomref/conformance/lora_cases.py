@@ -5,7 +5,9 @@ large as the product with the weights.
 """
 
 import math
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from bloomref.formats import keras_lora, peft
 from bloomref.formats.keras_lora import Kernels, kernel_shapes
 from bloomref.formats.peft import Pairs
 from bloomref.formats.peft_config import EMBEDDING, LoraConfig
+from bloomref.lora import adapter_files
 from bloomref.lora.adapter import Adapter, from_keras, from_peft
 from bloomref.shapes import Array
 
@@ -115,6 +118,33 @@ class Lora:
             np.concatenate([a] * self.copies, axis=axis_of_a),
             np.concatenate([b] * self.copies, axis=axis_of_b) / self.copies,
         )
+
+
+@dataclass(frozen=True)
+class StoredLora(Lora):
+    """An adapter in a PEFT folder or a `.lora.h5` file. Equal to another one if the path and all bytes are.
+
+    Args:
+        path: the folder or file.
+    """
+
+    path: Path = Path()
+    digest: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        digest = blake2b(digest_size=16)
+        for file in sorted(self.path.iterdir()) if self.path.is_dir() else [self.path]:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        object.__setattr__(self, "digest", digest.hexdigest())
+        object.__setattr__(self, "form", "peft" if self.path.is_dir() else "keras")
+
+    def adapter(self, config: BloomConfig) -> Adapter:
+        return adapter_files.load(self.path, NAME, config, np.dtype(np.float64))
+
+    def write(self, folder: Path, config: BloomConfig) -> Path:  # noqa: ARG002
+        copy = folder / ("adapter" if self.path.is_dir() else f"adapter{keras_lora.SUFFIX}")
+        (shutil.copytree if self.path.is_dir() else shutil.copyfile)(self.path, copy)
+        return copy
 
 
 def _draw(rng: np.random.Generator, shape: tuple[int, ...], size: float) -> Array:

@@ -44,16 +44,6 @@ class Golden:
     provenance: dict[str, Any]
     weights: Arrays
 
-    @property
-    def real(self) -> np.ndarray:
-        """(B, positions): True where the token of an expected array is real."""
-        return self.case.is_real[:, self.positions]
-
-    def selected(self, result: Mapping[str, np.ndarray], expected: Arrays) -> tuple[Arrays, Arrays]:
-        """A computed result and the expected arrays, at the real positions that the file stores."""
-        ours = {name: result[name][:, self.positions][self.real] for name in expected}
-        return ours, {name: array[self.real] for name, array in expected.items()}
-
 
 def read(path: Path) -> Golden:
     with safe_open(path, framework="np") as file:

@@ -1,11 +1,16 @@
-"""bloomref's results for a comparison, and differences of two results."""
+"""bloomref's results for a comparison, the kit's verdict on those of a peer, and the size of a difference."""
 
 from collections.abc import Mapping
 
 import numpy as np
 from parity.cases import ParityCase
 
+from bloomref import BloomBackbone, BloomCausalLM
 from bloomref.config import BloomConfig
+from bloomref.conformance.cases import Arrays as KitArrays
+from bloomref.conformance.cases import Case
+from bloomref.conformance.oracle.budgets import judge, tier_of
+from bloomref.conformance.vectors.read import kind
 from bloomref.dtypes import dtype_policy
 from bloomref.params import Params
 from bloomref.reference import trace
@@ -66,10 +71,31 @@ def rms_error(values: np.ndarray, reference: np.ndarray) -> float:
     return ratio if np.isfinite(ratio) else np.inf
 
 
-def within_float32(theirs: np.ndarray, ours: np.ndarray, truth: np.ndarray) -> bool:
-    """True if a float32 result is within 4 times the error of bloomref's float32 result, plus one ulp.
+def kit_case(drawn: ParityCase) -> Case:
+    """The case of the conformance kit with the same model and input."""
+    return case_of_arrays(drawn.config, drawn.params, drawn.token_ids, drawn.is_real)
 
-    The two differ in the order of their sums, so neither error bounds the other.
-    Over many cases their ratio stays near one.
+
+def case_of_arrays(config: BloomConfig, params: Params, token_ids: np.ndarray, is_real: np.ndarray) -> Case:
+    """The case of the conformance kit with these arrays."""
+    batch, time = token_ids.shape
+    arrays = KitArrays(params.astype(np.dtype(np.float64)), token_ids, is_real)
+    return Case(config, batch=batch, time=time, kind=kind(is_real), arrays=arrays)
+
+
+def case_of_adapted(model: BloomBackbone | BloomCausalLM, token_ids: np.ndarray) -> Case:
+    """The case of the weights that the model's active adapters are added to, in float64."""
+    return case_of_arrays(*model.adapter_set.merged(), token_ids, np.ones(token_ids.shape, bool))
+
+
+def outside(case: Case, results: Mapping[str, np.ndarray], dtype: str = "float64") -> list[str]:
+    """What is outside the rounding budget of the kit (NUM-8 ... NUM-10): one sentence for each wrong tensor.
+
+    Args:
+        case: `kit_case` of the model and input.
+        results: tensors of an implementation, by their names in bloomref.
+        dtype: in which it computed.
     """
-    return rms_error(theirs, truth) <= 4 * rms_error(ours, truth) + 2**-23
+    judgements = judge(case, tier_of(dtype), results)
+    assert any(judgement.verdict != "inconclusive" for judgement in judgements)
+    return [judgement.explanation for judgement in judgements if judgement.verdict == "fail"]

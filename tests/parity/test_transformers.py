@@ -1,9 +1,9 @@
 """bloomref against transformers, on the same weights.
 
-In float64 every state must agree to 1e-11 of its largest magnitude. transformers has no float64 BLOOM as installed: the
+In float64 every state must be within the kit's rounding budget. transformers has no float64 BLOOM as installed: the
 softmax and the ALiBi slopes of a float64 model are float32. Both are lifted to float64 for the comparison, by
-`hugging_face.in_float64`, and a test below shows the result without it. In 16 bits the two cannot agree, because
-transformers rounds after every operation: there bloomref must be the more accurate of the two.
+`hugging_face.in_float64`, and a test below shows the result without it. In 16 bits transformers rounds after every
+operation, and attention scores, too: there bloomref must be the more accurate of the two.
 """
 
 from dataclasses import replace
@@ -23,7 +23,6 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import floating_dtype
 from bloomref.params import Params
 
-LIMIT = 1e-11
 QUICK, ALL = range(40), range(240)
 SEEDS = [seed if seed in QUICK else pytest.param(seed, marks=pytest.mark.slow) for seed in ALL]
 
@@ -37,22 +36,13 @@ def small(num_heads: int, head_dim: int, **changes: object) -> BloomConfig:
 @pytest.mark.clause("MOD-3")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_state_and_the_logits(seed: int):
+    """In one pass, and over a cache."""
     drawn = case(seed)
     with hugging_face.in_float64():
-        theirs = hugging_face.whole(hugging_face.build(drawn.config, drawn.params), drawn)
-    assert_close(compare.differences(compare.whole(drawn), theirs, drawn.is_real))
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_cached_decoding(seed: int):
-    drawn = case(seed)
-    with hugging_face.in_float64():
-        theirs = hugging_face.pieces(hugging_face.build(drawn.config, drawn.params), drawn)
-    assert_close(compare.differences(compare.pieces(drawn), theirs, drawn.is_real))
-
-
-def assert_close(differences: dict[str, float]) -> None:
-    assert max(differences.values()) <= LIMIT, differences
+        model = hugging_face.build(drawn.config, drawn.params)
+        results = hugging_face.whole(model, drawn), hugging_face.pieces(model, drawn)
+    kit_case = compare.kit_case(drawn)
+    assert [compare.outside(kit_case, result) for result in results] == [[], []]
 
 
 @pytest.mark.parametrize("seeds", [QUICK, pytest.param(ALL, marks=pytest.mark.slow)], ids=["quick", "all"])
@@ -86,9 +76,11 @@ def test_weights_are_exact_in_16_bits():
 def test_without_the_patch_transformers_is_not_float64():
     drawn = case_of(1, small(12, 4), batch=2, time=20, padding="real")
     model = hugging_face.build(drawn.config, drawn.params)
-    differences = compare.differences(compare.whole(drawn), hugging_face.whole(model, drawn), drawn.is_real)
-    assert differences.pop("embedding_norm") < LIMIT, "no softmax and no slope so far"
-    assert 1e-9 < min(differences.values()) < max(differences.values()) < 1e-5, differences
+    theirs, kit_case = hugging_face.whole(model, drawn), compare.kit_case(drawn)
+    assert len(compare.outside(kit_case, theirs)) == len(theirs) - 1
+    assert compare.outside(kit_case, {"embedding_norm": theirs["embedding_norm"]}) == []  # no softmax, no slope so far
+    differences = compare.differences(compare.whole(drawn), theirs, drawn.is_real)
+    assert max(differences.values()) < 1e-5, differences
 
 
 def test_without_the_patch_left_padding_gives_nan():
@@ -98,19 +90,17 @@ def test_without_the_patch_left_padding_gives_nan():
     assert padded.any()
     assert np.isnan(hugging_face.whole(model, drawn)["logits"][padded][drawn.is_real[padded]]).all()
     with hugging_face.in_float64():
-        assert_close(compare.differences(compare.whole(drawn), hugging_face.whole(model, drawn), drawn.is_real))
+        assert compare.outside(compare.kit_case(drawn), hugging_face.whole(model, drawn)) == []
 
 
 def test_the_comparison_sees_a_change_of_one_millionth_in_any_weight():
     drawn = case_of(3, small(3, 4, tie_word_embeddings=False), batch=2, time=9, padding="mixed")
-    truth = compare.whole(drawn)
-    rng = np.random.default_rng(0)
+    kit_case, rng = compare.kit_case(drawn), np.random.default_rng(0)
     arrays = {key: array.reshape(row.hf_shape(drawn.config)) for key, row, array in drawn.params.named()}
     for key, array in arrays.items():
         nearby = arrays | {key: array + 1e-6 * rng.standard_normal(array.shape)}
         changed = compare.whole(drawn, params=Params.from_named(drawn.config, nearby))
-        differences = compare.differences(changed, truth, drawn.is_real)
-        assert max(differences.values()) > 1e3 * LIMIT, key
+        assert compare.outside(kit_case, changed), key
 
 
 # --- interior holes of the mask ------------------------------------------------------------------
@@ -132,9 +122,8 @@ def test_transformers_answers_the_text_without_the_masked_tokens(num_heads: int)
         theirs = hugging_face.whole(model, holed)
     ours = compare.whole(holed)
     for row, real in enumerate(holed.is_real):
-        deleted = compare.whole(compacted(holed, row))
-        for name in deleted:
-            assert compare.relative(deleted[name][0], theirs[name][row][real]) <= LIMIT, name
+        deleted = compare.kit_case(compacted(holed, row))
+        assert compare.outside(deleted, {name: value[row : row + 1, real] for name, value in theirs.items()}) == []
         assert compare.relative(ours["logits"][row][real], theirs["logits"][row][real]) > 1e-3
 
 

@@ -1,7 +1,6 @@
 """Read the test vectors of a folder, of the repository, or of the installed package."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -13,7 +12,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of
 from bloomref.conformance.cases import Arrays, Case
-from bloomref.conformance.lora_cases import Lora
+from bloomref.conformance.lora_cases import StoredLora
 from bloomref.conformance.tags import TAGS
 from bloomref.errors import Unsupported, invalid
 from bloomref.formats.safetensors_io import SafetensorsFile
@@ -23,16 +22,6 @@ PACKAGED = Path(__file__).parent / "data"
 """The folder of vectors in a wheel."""
 REPOSITORY = Path(__file__).parents[3] / "specs" / "vectors"
 """The folder of vectors in a checkout."""
-
-
-@dataclass(frozen=True)
-class Stored(Lora):
-    """An adapter that is stored in the folder of vectors."""
-
-    path: Path = Path()
-
-    def write(self, folder: Path, config: BloomConfig) -> Path:  # noqa: ARG002
-        return Path(shutil.copytree(self.path, folder / "adapter"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +76,7 @@ class Vector:
             cuts=tuple(self.arguments.get("cuts", ())),
             flags=frozenset(self.entry["flags"]) & TAGS.keys(),
             name=self.id,
-            lora=Stored(path=self.path("adapter")) if "adapter" in self.entry else None,
+            lora=StoredLora(path=self.path("adapter")) if "adapter" in self.entry else None,
             arrays=Arrays(model.params, ids, real),
         )
 
