@@ -97,7 +97,7 @@ class Prepared(Protocol):
     def logits(self, x: Hidden, last_only: bool) -> Float[Array, "B _ V"]:
         """Logits from final hidden states, on the host, in the accumulation dtype: of the last position, or of all.
 
-        A new array, as that of `SupportsWholeStep.step`: the caller may write to it.
+        A new array, as that of `SupportsStep.step`: the caller may write to it.
         """
         ...
 
@@ -119,8 +119,8 @@ class Choice:
         top_k: draw among the k highest scores; ties go to the lowest ids. None: among all.
         top_p: draw among the fewest highest scores whose probabilities add up to this value, in (0, 1].
         forbidden: (V,) of bool, True for ids that are never chosen. At least one is False.
-        seeds: (B,) of integers. The draw of a row depends on its seed and on `drawn`.
-        drawn: number of tokens that each row has drawn before.
+        seeds: (B,) of uint64. The draw of a row depends on its seed and on `drawn` alone (GEN-9). None: all are 0.
+        drawn: number of tokens that each row has drawn before, in [0, 2^31).
     """
 
     temperature: float | None = None
@@ -132,12 +132,17 @@ class Choice:
 
 
 @runtime_checkable
-class SupportsWholeStep(Protocol):
-    """Optional capability of a prepared model: whole decoding steps (BKD-17, BKD-18)."""
+class SupportsStep(Protocol):
+    """Optional capability of a prepared model: a whole decoding step (BKD-17)."""
 
     def step(self, token_ids: Int[Array, " B"], cache: Any, step: Step) -> Float[Array, "B V"]:
         """Logits (B, V) after one position of each row: `embed`, the blocks, `final_norm` and `logits` at once."""
         ...
+
+
+@runtime_checkable
+class SupportsTokens(Protocol):
+    """Optional capability of a prepared model: it chooses tokens by itself (BKD-18)."""
 
     def tokens(
         self, token_ids: Int[Array, " B"], cache: Any, step: Step, choice: Choice, count: int
@@ -148,6 +153,11 @@ class SupportsWholeStep(Protocol):
             Unsupported: for a choice that it does not implement; BadWeights: for a score that is NaN or infinite.
         """
         ...
+
+
+@runtime_checkable
+class SupportsWholeStep(SupportsStep, SupportsTokens, Protocol):
+    """Both capabilities of a decoding step in one, as in version 0.1.0. Either of them may be alone."""
 
 
 @runtime_checkable

@@ -25,8 +25,9 @@ from bloomref.runtime.backend import (
     SupportsDropout,
     SupportsGradients,
     SupportsHostWeights,
+    SupportsStep,
+    SupportsTokens,
     SupportsTrace,
-    SupportsWholeStep,
 )
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.shapes import Array, Bool, Float, Int
@@ -198,7 +199,7 @@ class Engine:
             InvalidInput: as `run`.
         """
         batch, time = token_ids.shape
-        if time == 1 and isinstance(self.prepared, SupportsWholeStep):
+        if time == 1 and isinstance(self.prepared, SupportsStep):
             facts = self._facts(cache, start, token_ids, is_real)
             return self.prepared.step(token_ids[:, 0], cache.blocks, facts)
         piece = max(1, READ_ROWS // max(1, batch))
@@ -219,7 +220,7 @@ class Engine:
             InvalidInput: when rows or positions do not fit into the cache; BadWeights: when a score is not finite.
         """
         self._check_fits(cache, start, len(token_ids), count)
-        if not isinstance(self.prepared, SupportsWholeStep):
+        if not isinstance(self.prepared, SupportsTokens):
             return None
         is_real = np.concatenate([cache.is_real[:, :start], np.ones((len(token_ids), 1), bool)], axis=1)
         facts = Step.at(start, is_real)

@@ -10,7 +10,7 @@ from bloomref import alibi
 from bloomref.dtypes import POLICIES, accumulation_dtype, dtype_policy
 from bloomref.params import Params
 from bloomref.runtime import registry
-from bloomref.runtime.backend import Prepared, Step, SupportsWholeStep
+from bloomref.runtime.backend import Prepared, Step, SupportsStep
 
 FLOAT32 = dtype_policy("float32")
 CONFIG, LAYERS = SMALL.config, SMALL.config.num_layers
@@ -63,7 +63,7 @@ def test_the_caller_may_write_to_logits(backend: str) -> None:
     expected = logits.copy()
     logits[...] = 0.0
     np.testing.assert_array_equal(prepared.logits(hidden, True), expected)
-    if isinstance(prepared, SupportsWholeStep):
+    if isinstance(prepared, SupportsStep):
         cache, one = prepared.new_cache(len(ids), 1), Step.at(0, np.ones((len(ids), 1), bool))
         logits = prepared.step(ids[:, 0], cache, one)
         expected = logits.copy()

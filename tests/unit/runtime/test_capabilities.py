@@ -111,6 +111,31 @@ def test_arrays_that_a_model_runs_on_are_not_stored_twice() -> None:
     assert Engine(wide, CONFIG, POLICY, Minimal()).stored_params.word_embedding is wide.word_embedding
 
 
+class Alone:
+    """A prepared model with one of the two capabilities of decoding, which returns what it is told."""
+
+    def __init__(self, prepared: Any, name: str, result: Any) -> None:
+        self._prepared = prepared
+        setattr(self, name, lambda *_: result)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._prepared, name)
+
+
+@pytest.mark.clause("BKD-17", "BKD-18", "BKD-20")
+def test_a_step_is_used_without_tokens_and_tokens_without_a_step() -> None:
+    from bloomref.runtime.backend import Choice
+
+    engine = Engine(PARAMS, CONFIG, POLICY)
+    prepared, cache, logits, ids = engine.prepared, engine.new_cache(1, 6), np.ones((1, 13)), np.array([[7, 8]])
+    engine.prepared = Alone(prepared, "step", logits)
+    assert engine.read(cache, 0, IDS[:, :1]) is logits
+    assert engine.choose(cache, 1, IDS[:, 1], Choice(), 2) is None
+    engine.prepared = Alone(prepared, "tokens", ids)
+    assert engine.choose(cache, 1, IDS[:, 1], Choice(), 2) is ids
+    assert engine.read(cache, 0, IDS[:, :1]).tobytes() != logits.tobytes()
+
+
 def test_decoding_on_the_device_is_refused_beyond_the_cache_and_a_refusal_leaves_the_cache_unchanged() -> None:
     from bloomref import InvalidInput
     from bloomref.runtime.backend import Choice
