@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from bloomref.backbone import BloomBackbone
     from bloomref.causal_lm import BloomCausalLM
     from bloomref.config import BloomConfig
-    from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
+    from bloomref.errors import BadBackend, BadWeights, BloomrefError, InvalidInput, Unsupported
     from bloomref.generation.options import GenerationOptions
     from bloomref.lora import LoraConfig
     from bloomref.tokenizer import BloomTokenizer
@@ -25,6 +25,7 @@ _HOMES = {
     "BloomTokenizer": "bloomref.tokenizer",
     "GenerationOptions": "bloomref.generation.options",
     "LoraConfig": "bloomref.lora",
+    "BadBackend": "bloomref.errors",
     "BadWeights": "bloomref.errors",
     "BloomrefError": "bloomref.errors",
     "InvalidInput": "bloomref.errors",
@@ -32,6 +33,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BadBackend",
     "BadWeights",
     "BloomBackbone",
     "BloomCausalLM",

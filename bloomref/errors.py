@@ -1,4 +1,4 @@
-"""The three errors of bloomref, and the form of their messages."""
+"""The errors of bloomref, and the form of their messages."""
 
 
 class BloomrefError(Exception):
@@ -15,6 +15,10 @@ class Unsupported(BloomrefError, RuntimeError):
 
 class BadWeights(BloomrefError, ValueError):
     """A checkpoint is damaged, hostile, incomplete or belongs to another model."""
+
+
+class BadBackend(BloomrefError, TypeError):
+    """A backend breaks its interface (specs/95-backend.md). The bug is in its package, not in the request."""
 
 
 def describe(name: str, expected: str, got: object, hint: str = "") -> str:

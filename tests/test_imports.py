@@ -62,9 +62,11 @@ ROOMS = {
     "numba_cpu": room("accel.numba_cpu", "vocabulary interface"),
     "cupy_gpu": room("accel.cupy_gpu", "vocabulary interface"),
     "numpy_backend": room("bloomref.runtime.numpy_backend", "vocabulary reference interface"),
-    "registry": room("bloomref.runtime.registry", "vocabulary interface numpy_backend"),
+    "interface_checks": room("bloomref.runtime.interface_checks", "vocabulary interface"),
+    "registry": room("bloomref.runtime.registry", "vocabulary interface numpy_backend interface_checks"),
     "inputs": room("bloomref.runtime.inputs", "vocabulary"),
-    "engine": room("bloomref.runtime", "vocabulary reference interface registry inputs"),
+    "engine": room("bloomref.runtime", "vocabulary reference interface interface_checks registry inputs"),
+    "trial": room("bloomref.runtime.trial", "vocabulary interface interface_checks registry inputs engine"),
     "generation": room("bloomref.generation", "vocabulary interface inputs engine"),
     "formats": room("bloomref.formats", "vocabulary"),
     "presets": room("bloomref.presets", "vocabulary formats"),
@@ -112,7 +114,7 @@ ROOMS = {
     "kit": room("bloomref.conformance"),
     "cli": room(
         "bloomref.cli bloomref.__main__",
-        "vocabulary interface registry generation formats presets tokenizer lora training "
+        "vocabulary interface interface_checks registry trial generation formats presets tokenizer lora training "
         "causal_lm package kit kit_cases kit_subject kit_run kit_diff kit_vectors kit_author kit_suite",
     ),
     "tools": room("tools"),

@@ -21,11 +21,20 @@ from bloomref.cli import (
     vectors,
     write_trace,
 )
-from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
+from bloomref.errors import BadBackend, BadWeights, BloomrefError, InvalidInput, Unsupported
 
-EXIT_CODES: dict[type[BaseException], int] = {InvalidInput: 2, Unsupported: 3, BadWeights: 4, KeyboardInterrupt: 130}
+EXIT_CODES: dict[type[BaseException], int] = {
+    InvalidInput: 2,
+    Unsupported: 3,
+    BadWeights: 4,
+    BadBackend: 5,
+    KeyboardInterrupt: 130,
+}
 
-EPILOG = "Exit codes: 0 done, 2 wrong arguments or input, 3 not possible here, 4 bad weights, 130 interrupted."
+EPILOG = (
+    "Exit codes: 0 done, 2 wrong arguments or input, 3 not possible here, 4 bad weights, 5 broken backend, "
+    "130 interrupted."
+)
 
 app = typer.Typer(
     name="bloomref",

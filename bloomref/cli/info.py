@@ -9,7 +9,7 @@ import typer
 from bloomref.cli.shared import DEFAULT_PRESET, Json, Revision, print_json, size
 from bloomref.config import BloomConfig
 from bloomref.errors import Unsupported
-from bloomref.runtime import registry
+from bloomref.runtime import interface_checks, registry
 from bloomref.runtime.backend import SupportsMemoryEstimate
 
 
@@ -100,12 +100,14 @@ def _chosen(name: str, config: BloomConfig, batch: int, length: int) -> list[dic
 
     backend = registry.choose(name, config, dtype_policy()) if name == registry.AUTO else registry.load(name)
     if not isinstance(backend, SupportsMemoryEstimate):
-        raise Unsupported(f"backend {backend.name!r}: it does not report its memory")
-    reasons = {policy: backend.unsupported(config, policy) for policy in POLICIES.values()}
+        hint = "docs/writing-a-backend.md shows how its author can add it"
+        raise Unsupported(f"backend {backend.name!r}: it has no method `memory`, which reports its memory; {hint}")
+    reasons = {policy: registry.reason_of(backend, config, policy) for policy in POLICIES.values()}
     if None not in reasons.values():
         raise Unsupported(f"backend {backend.name!r}: {reasons[dtype_policy()]}")
     rows = []
     for policy in (policy for policy, reason in reasons.items() if reason is None):
         need = backend.memory(config, policy, batch, length)
+        interface_checks.check_memory(backend.name, need)
         rows.append({"backend": backend.name, "dtype": policy.name} | asdict(need) | {"total": need.total})
     return rows

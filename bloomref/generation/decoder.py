@@ -49,7 +49,7 @@ class Decoder:
             return None
         hidden = self._engine.run(self._cache, start, token_ids, is_real)
         self._score(partial(self._engine.next_logits, hidden))
-        states = self._engine.prepared.to_host(hidden)
+        states = self._engine.to_host(hidden, token_ids)
         self.last_hidden: Array = states[:, -1]
         return states
 

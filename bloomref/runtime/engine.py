@@ -12,7 +12,7 @@ from bloomref.dtypes import DTypePolicy, accumulation_dtype, cast
 from bloomref.errors import Unsupported, invalid
 from bloomref.params import Params
 from bloomref.reference import lora, loss
-from bloomref.runtime import registry
+from bloomref.runtime import interface_checks, registry
 from bloomref.runtime.backend import (
     READ_ROWS,
     Backend,
@@ -59,7 +59,8 @@ class Engine:
         backend: "numpy" (the reference), the name of an installed backend, "auto", or a backend itself.
 
     Raises:
-        InvalidInput: no such backend; Unsupported: it cannot run this model here, with its reason.
+        InvalidInput: no such backend; Unsupported: it cannot run this model here, with its reason; BadBackend: it
+            breaks its interface, also raised by every method.
     """
 
     def __init__(
@@ -105,14 +106,29 @@ class Engine:
         """
         if rng is None:
             cache = self.new_cache(*batch.token_ids.shape)
-            return self.prepared.to_host(self.run(cache, 0, batch.token_ids, batch.is_real))
+            return self.to_host(self.run(cache, 0, batch.token_ids, batch.is_real), batch.token_ids)
         if not isinstance(self.prepared, SupportsDropout):
             raise Unsupported(f"training: expected a backend with dropout, such as 'numpy', got {self.backend!r}")
-        return self.prepared.to_host(self.prepared.hidden_with_dropout(batch.token_ids, batch.is_real, rng))
+        hidden = self.prepared.hidden_with_dropout(batch.token_ids, batch.is_real, rng)
+        return self.to_host(hidden, batch.token_ids)
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of final hidden states, in float32 (float64 for a float64 model)."""
-        return self.prepared.logits(self.prepared.from_host(hidden), False)
+        logits = self.prepared.logits(self.prepared.from_host(hidden), False)
+        return self._scores("logits", logits, hidden.shape[:-1])
+
+    def to_host(self, hidden: Hidden, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Copy the hidden states of these tokens to the host, in the compute dtype."""
+        states = self.prepared.to_host(hidden)
+        shape, dtype = (*token_ids.shape, self.config.hidden_dim), self.policy.compute_dtype
+        interface_checks.check_array(self.backend, "to_host", states, dtype, shape)
+        return states
+
+    def _scores(self, method: str, logits: Any, rows: interface_checks.Shape) -> Float[Array, "*B V"]:
+        """Check the logits that a method of the backend has returned (BKD-13)."""
+        shape, dtype = (*rows, self.config.vocabulary_size), accumulation_dtype(self.policy.compute_dtype)
+        interface_checks.check_array(self.backend, method, logits, dtype, shape)
+        return logits
 
     def loss_and_gradients(
         self, batch: TokenBatch, labels: Int[Array, "B T"] | None, trainable: Callable[[str], bool] | None = None
@@ -140,13 +156,15 @@ class Engine:
     # --- piece by piece over a cache -------------------------------------------------------------
 
     def new_cache(self, batch: int, capacity: int) -> EngineCache:
-        return EngineCache(self.prepared.new_cache(batch, capacity), np.zeros((batch, capacity), bool))
+        blocks = self.prepared.new_cache(batch, capacity)
+        interface_checks.check_cache(self.backend, blocks)
+        return EngineCache(blocks, np.zeros((batch, capacity), bool))
 
     def extend(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T D"]:
         """Run the model over the cache, and copy the final hidden states to the host in the compute dtype."""
-        return self.prepared.to_host(self.run(cache, start, token_ids, is_real))
+        return self.to_host(self.run(cache, start, token_ids, is_real), token_ids)
 
     def run(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
@@ -201,7 +219,7 @@ class Engine:
         batch, time = token_ids.shape
         if time == 1 and isinstance(self.prepared, SupportsStep):
             facts = self._facts(cache, start, token_ids, is_real)
-            return self.prepared.step(token_ids[:, 0], cache.blocks, facts)
+            return self._scores("step", self.prepared.step(token_ids[:, 0], cache.blocks, facts), (batch,))
         piece = max(1, READ_ROWS // max(1, batch))
         for begin in range(0, time, piece):
             part = slice(begin, begin + piece)
@@ -228,12 +246,13 @@ class Engine:
             chosen = self.prepared.tokens(token_ids, cache.blocks, facts, choice, count)
         except Unsupported:
             return None
+        interface_checks.check_tokens(self.backend, chosen, len(token_ids), count, self.config.vocabulary_size)
         cache.is_real[:, start : start + count] = True
         return chosen
 
     def next_logits(self, hidden: Hidden) -> Float[Array, "B V"]:
         """Logits of the token that follows the last position of hidden states from `run`."""
-        return self.prepared.logits(hidden, True)[:, 0]
+        return self._scores("logits", self.prepared.logits(hidden, True), (None, 1))[:, 0]
 
     # --- the embedding matrix --------------------------------------------------------------------
 
@@ -276,20 +295,25 @@ def gradients(
     ids, is_real = batch.token_ids, batch.is_real
     targets = loss.targets(ids, is_real, labels, document)
     numbers = np.where(is_real, 0 if document is None else document, -1)
-    value, by_key = backend.loss_and_gradients(
-        params, config, ids, targets, numbers, trainable or (lambda _: True), rng
-    )
+    chosen = trainable or (lambda _: True)
+    value, by_key = backend.loss_and_gradients(params, config, ids, targets, numbers, chosen, rng)
+    arrays = {key: array for key, _, array in params.named()} | lora.factors(params)
+    shapes = {key: array.shape for key, array in arrays.items() if chosen(key)}
+    dtype = accumulation_dtype(params.word_embedding.dtype)
+    interface_checks.check_gradients(backend.name, value, by_key, shapes, dtype)
     return value, int((targets != IGNORED_LABEL).sum()), by_key
 
 
 def _prepare(backend: Backend, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:
     """Prepare the weights, with their adapters or, on a backend without the capability, merged with them (LRA-8)."""
-    prepare = backend.prepare
+    prepare, method = backend.prepare, "prepare"
     if lora.is_adapted(params):
         if isinstance(backend, SupportsAdapters):
-            prepare = backend.prepare_with_adapters
+            prepare, method = backend.prepare_with_adapters, "prepare_with_adapters"
         else:
             params = lora.merged(params, policy.variable_dtype)
     if params.lm_head is not None and config.tie_word_embeddings:  # an adapted embedding leaves the head alone
         config = config.replace(tie_word_embeddings=False)
-    return prepare(params, config, policy)
+    prepared = prepare(params, config, policy)
+    interface_checks.check_prepared(backend.name, method, prepared)
+    return prepared

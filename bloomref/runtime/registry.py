@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
-from bloomref.errors import InvalidInput, Unsupported, invalid
+from bloomref.errors import BloomrefError, InvalidInput, Unsupported, invalid
+from bloomref.runtime import interface_checks
 from bloomref.runtime.backend import API_VERSION, GROUP, Backend
 from bloomref.validation import did_you_mean
 
@@ -49,7 +51,7 @@ def load(name: str) -> Backend:
 
     Raises:
         InvalidInput: for an unknown name or argument; Unsupported: for a backend that is not installed, cannot be
-        imported, or has another version of the interface.
+        imported, or has another version of the interface; BadBackend: for one that breaks the interface.
     """
     if name == REFERENCE:
         from bloomref.runtime.numpy_backend import backend
@@ -61,9 +63,10 @@ def load(name: str) -> Backend:
     if base not in points:
         raise _unknown(name)
     loaded = _call(name, points[base])
-    version = getattr(loaded, "api_version", None)
+    version = getattr(loaded, "api_version", API_VERSION)
     if version != API_VERSION:
         raise Unsupported(f"backend {name!r}: expected api_version {API_VERSION}, got {version!r}; update its package")
+    interface_checks.check_backend(name, loaded)
     return loaded
 
 
@@ -73,17 +76,36 @@ def _unknown(name: object) -> InvalidInput:
 
 
 def _call(name: str, point: EntryPoint) -> Backend:
+    """Import the package of a backend and call its factory, with the argument in the name."""
     _, separator, argument = name.partition(SEPARATOR)
     try:
-        factory: Callable[..., Backend] = point.load()
+        factory = _factory(name, point)
         if not separator:
             return factory()
         if not signature(factory).parameters:
             raise invalid("backend", f"{point.name}, which takes no argument", repr(name))
         return factory(argument)
-    except (ImportError, AttributeError) as error:  # a package is missing, or the entry point names nothing
-        package = point.dist.name if point.dist else point.module
-        raise Unsupported(f"backend {name!r}: {error}; {INSTALL.get(point.name, f'pip install {package}')}") from error
+    except ImportError as error:
+        raise Unsupported(f"backend {name!r}: {error}; {_install(point)}") from error
+    except BloomrefError:
+        raise
+    except Exception as error:
+        raise interface_checks.raised(name, point.value, error) from error
+
+
+def _factory(name: str, point: EntryPoint) -> Callable[..., Backend]:
+    """The function that an entry point names. An AttributeError of its module is no missing function."""
+    import_module(point.module)
+    try:
+        factory: Callable[..., Backend] = point.load()
+    except AttributeError as error:
+        raise Unsupported(f"backend {name!r}: {error}; {_install(point)}") from error
+    return factory
+
+
+def _install(point: EntryPoint) -> str:
+    """The command that installs the package of an entry point, with its dependencies."""
+    return INSTALL.get(point.name, f"pip install {point.dist.name if point.dist else point.module}")
 
 
 def choose(name: object, config: BloomConfig, policy: DTypePolicy) -> Backend:
@@ -92,12 +114,13 @@ def choose(name: object, config: BloomConfig, policy: DTypePolicy) -> Backend:
     Raises:
         InvalidInput: no such backend.
         Unsupported: when the named backend cannot run this model here, with its reason. Nothing falls back silently.
+        BadBackend: the named backend breaks the interface.
     """
     if not isinstance(name, str):
         raise _unknown(name)
     if name != AUTO:
         backend = load(name)
-        reason = backend.unsupported(config, policy)
+        reason = reason_of(backend, config, policy)
         if reason is not None:
             raise Unsupported(f"backend {name!r}: {reason}")
         return backend
@@ -110,6 +133,18 @@ def choose(name: object, config: BloomConfig, policy: DTypePolicy) -> Backend:
 def why_unsupported(name: str, config: BloomConfig, policy: DTypePolicy) -> str | None:
     """The reason why the backend cannot run the model on this machine, or None if it can."""
     try:
-        return load(name).unsupported(config, policy)
+        return reason_of(load(name), config, policy)
     except Unsupported as error:
         return str(error)
+
+
+def reason_of(backend: Backend, config: BloomConfig, policy: DTypePolicy) -> str | None:
+    """Ask a backend why it cannot run a model, and check its answer (BKD-6)."""
+    try:
+        reason = backend.unsupported(config, policy)
+    except BloomrefError:
+        raise
+    except Exception as error:
+        raise interface_checks.raised(backend.name, "unsupported", error) from error
+    interface_checks.check_reason(backend.name, reason)
+    return reason

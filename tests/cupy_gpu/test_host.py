@@ -249,6 +249,7 @@ def test_a_whole_generation_is_refused_before_anything_is_allocated() -> None:
 
     engine = Engine.__new__(Engine)
     engine.prepared = prepare(Small(free=500_000))
+    engine.runs_on = CupyBackend("cupy", lambda: Small())
     assert isinstance(engine.new_cache(1, 10), EngineCache)
     with pytest.raises(Unsupported, match="positions for 8 rows"):
         engine.new_cache(8, 2048)

@@ -12,7 +12,7 @@ import pytest
 
 from bloomref import BloomBackbone, BloomCausalLM
 from bloomref.cli.shared import compile_kernels
-from bloomref.dtypes import DTypePolicy, dtype_policy
+from bloomref.dtypes import POLICIES, DTypePolicy, dtype_policy
 from bloomref.presets.preset_registry import PRESETS
 from bloomref.runtime import registry
 
@@ -134,10 +134,11 @@ def test_a_backend_that_cannot_be_had_is_refused_before_the_model_is_looked_for(
 
 def test_backends_lists_what_is_installed_what_works_and_why_not() -> None:
     rows = {row["backend"]: row for row in answer("backends", search=PLUGINS)}
+    rest = [name for name in POLICIES if name != "float32"]
     assert {"numpy", "numba", "cupy", "fake"} <= set(rows)
-    nothing = {"reason": None, "install": None}
-    assert rows["numpy"] == {"backend": "numpy", "installed": True, "works": True} | nothing
-    assert rows["fake"] == {"backend": "fake", "installed": True, "works": True} | nothing
+    good = {"installed": True, "works": True, "reason": None, "install": None, "dtypes": ["float32", *rest]}
+    assert rows["numpy"] == {"backend": "numpy"} | good
+    assert rows["fake"] == {"backend": "fake"} | good
     text = run("backends", search=PLUGINS).stdout
     for name in ("numba", "cupy"):
         row = rows[name]
@@ -147,6 +148,44 @@ def test_backends_lists_what_is_installed_what_works_and_why_not() -> None:
             assert row["install"] in row["reason"]
             assert row["install"] in text
     assert {line.split()[0] for line in text.splitlines()[1:]} == set(rows)
+
+
+BROKEN = """
+from bloomref.runtime.numpy_backend import NumpyBackend
+
+class Backend(NumpyBackend):
+    name = "broken"
+    def prepare(self, params, config, policy):
+        PREPARE
+
+def backend():
+    return Backend()
+"""
+
+
+@pytest.mark.clause("BKD-23")
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("return None", "expected prepare to return a Prepared (BKD-1), got None"),
+        ("return [][0]", "prepare raised IndexError: list index out of range (broken.py, line 7)"),
+        ("return super().prepare(params.map(lambda w: 2 * w), config, policy)", "its hidden states differ from the r"),
+    ],
+)
+def test_a_broken_backend_does_not_work_here(tmp_path: Path, body: str, reason: str) -> None:
+    info = tmp_path / "broken-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n", "utf-8")
+    (info / "entry_points.txt").write_text("[bloomref.backends]\nbroken = broken:backend\n", "utf-8")
+    (tmp_path / "broken.py").write_text(BROKEN.replace("PREPARE", body), "utf-8")
+    rows = {row["backend"]: row for row in answer("backends", search=tmp_path)}
+    assert rows["numpy"]["works"]
+    assert (rows["broken"]["installed"], rows["broken"]["works"], rows["broken"]["dtypes"]) == (True, False, [])
+    assert reason in rows["broken"]["reason"]
+    if body == "return None":
+        done = run("generate", "Everyone", "-n", "2", "--backend", "broken", search=tmp_path)
+        assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (5, "", False)
+        assert reason in done.stderr
 
 
 class Compiling:
@@ -196,7 +235,8 @@ def test_info_tells_the_memory_of_every_backend_that_tells() -> None:
     assert names("--backend", "numpy") == {"numpy"}
     assert len(names("--backend", "auto")) == 1
     silent = run("info", "bloom_tiny_udhr", "--backend", "fake", search=PLUGINS)
-    assert (silent.returncode, "does not report its memory" in silent.stderr) == (3, True)
+    assert (silent.returncode, "no method `memory`" in silent.stderr) == (3, True)
+    assert "docs/writing-a-backend.md" in silent.stderr
 
 
 def test_trace_writes_what_the_library_traces(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from bloomref.generation.decoder import Decoder, finite_logits, forbid
 from bloomref.generation.logits_processors import LogitsProcessors
 from bloomref.generation.options import GenerationOptions
 from bloomref.generation.prompts import Prompt
-from bloomref.runtime.engine import Engine
 
 SAMPLING: list[Any] = [
     {"temperature": 0.7},
@@ -23,23 +22,12 @@ SAMPLING: list[Any] = [
 ]
 
 
-class Converted:
-    """A prepared model whose logits pass through a function."""
-
-    def __init__(self, engine: Engine, convert: Any) -> None:
-        self._prepared, self._convert = engine.prepared, convert
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._prepared, name)
-
-    def logits(self, x: Any, last_only: bool) -> Any:
-        return self._convert(self._prepared.logits(x, last_only))
-
-
 def converted(lm: BloomCausalLM, convert: Any) -> BloomCausalLM:
     """The float32 model of the same weights, its logits converted."""
     narrow = BloomCausalLM(BloomBackbone.from_params(lm.backbone.config, lm.backbone.params, "float32"))
-    narrow.backbone.engine.prepared = Converted(narrow.backbone.engine, convert)
+    engine: Any = narrow.backbone.engine
+    next_logits = engine.next_logits
+    engine.next_logits = lambda hidden: convert(next_logits(hidden))
     return narrow
 
 
