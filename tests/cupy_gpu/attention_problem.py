@@ -34,6 +34,10 @@ class Attention(Problem):
     def returned(self) -> str:
         return self.context or self.dtype
 
+    @property
+    def rounds(self) -> bool:
+        return self.kind == "flash"
+
     @cached_property
     def inputs(self) -> tuple[Numbers, ...]:
         draw, visible = self.draws, self.start + self.time

@@ -97,6 +97,16 @@ class Problem(ABC):
         """Name of the dtype of the result."""
         return self.dtype
 
+    @property
+    def rounds(self) -> bool:
+        """Return True if the kernel rounds intermediates to T."""
+        return False
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[Numbers, ...]:
+        """Random arrays that the kernel reads."""
+
     @cached_property
     def draws(self) -> Draws:
         return Draws(self.dtype, self.seed)
@@ -107,11 +117,4 @@ class Problem(ABC):
 
     @abstractmethod
     def formula(self, a: Any, rounding: Rounding) -> Numbers:
-        """Evaluate the formula in the dtype `a`.
-
-        `rounding` rounds the inputs of products to T, if the kernel does so.
-        """
-
-    def slack(self) -> Numbers | float:
-        """Return an additional error that is allowed per row, if a rounding inside the kernel may go either way."""
-        return 0.0
+        """Evaluate the formula in the dtype `a`. `rounding` is applied to what the kernel rounds to T."""

@@ -152,7 +152,6 @@ FAULTS = (
     Fault("the moments of row 0 for all", "matvec", "value - moments[row]", "value - moments[0]", QKV),
     Fault("keys and values exchanged", "matvec", "to.part == 1 ? keys : values", "to.part == 2 ? keys : values", QKV),
     Fault("the residual not normalised", "matvec", "return ln_weight ? normed(value, row, ln_weight[n], ln_bias[n]) : value", "return value", DOWN),
-    Fault("the final norm not rounded", "matvec", "return ROUNDED ? widen(round_to<T>(y)) : y", "return y", HEAD),
     Fault("the rows of the first group for all", "matvec", "from = x + size_t(group.first) * width", "from = x", GROUPS_UP),
     Fault("a last group as large as the others", "matvec", "min(each, rows - first)", "each", GROUPS_HEAD),
     Fault("groups rounded down", "matvec", "(rows + groups - 1) / groups", "rows / groups", GROUPS_UP),
