@@ -6,6 +6,7 @@ A backend prepares the weights once, in its own layout on its own device. Hidden
 
 import warnings
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -182,6 +183,17 @@ class SupportsTrace(Protocol):
     ) -> dict[str, Array]:
         """Copies of the intermediates of one forward pass whose MOD-8 name `select`
         accepts, in the order of computation.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsRecording(Protocol):
+    """Optional capability of a prepared model: the intermediates of its own calls by name, also of those over a cache."""
+
+    def record(self, select: Callable[[str], bool]) -> AbstractContextManager[dict[str, Array]]:
+        """Return a dictionary that fills, inside the context, with copies of the intermediates that the methods of
+        this model compute and whose MOD-8 name `select` accepts. A later call replaces those of an earlier one.
         """
         ...
 

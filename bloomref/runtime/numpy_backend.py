@@ -4,6 +4,7 @@ It has every optional capability but whole steps.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 
@@ -67,9 +68,12 @@ class NumpyPrepared:
     def trace(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], select: Callable[[str], bool]
     ) -> dict[str, Array]:
-        with record(select) as intermediates:
+        with self.record(select) as intermediates:
             model.logits(self.params, model.forward(self.params, self.config, token_ids, is_real))
         return intermediates
+
+    def record(self, select: Callable[[str], bool]) -> AbstractContextManager[dict[str, Array]]:
+        return record(select)
 
 
 class NumpyBackend:

@@ -15,12 +15,20 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of, versions_of
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.lora_cases import FORMS
+from bloomref.conformance.model.pieces import join
 from bloomref.dtypes import DTypePolicy, dtype_policy
 from bloomref.errors import Unsupported
 from bloomref.params import full_key, keys
 from bloomref.runtime import backend as interface
 from bloomref.runtime import registry
-from bloomref.runtime.backend import Declaration, Prepared, SupportsDeclaration, SupportsGradients, SupportsTrace
+from bloomref.runtime.backend import (
+    Declaration,
+    Prepared,
+    SupportsDeclaration,
+    SupportsGradients,
+    SupportsRecording,
+    SupportsTrace,
+)
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.shapes import Array, Bool, Float, Int
@@ -149,6 +157,19 @@ class BackendModel:
     @Offered(lambda model: isinstance(model.prepared, SupportsTrace))
     def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Mapping[str, Array]:
         return self.backbone.trace({"token_ids": token_ids, "padding_mask": is_real})
+
+    @Offered(lambda model: isinstance(model.prepared, SupportsRecording))
+    def trace_in_pieces(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int
+    ) -> Mapping[str, Array]:
+        prepared: Any = self.prepared
+        cache, calls = self.engine.new_cache(len(token_ids), capacity), []
+        for start, stop in pairwise((0, *cuts, token_ids.shape[1])):
+            with prepared.record(lambda _: True) as intermediates:
+                hidden = self.engine.run(cache, start, token_ids[:, start:stop], is_real[:, start:stop])
+                prepared.logits(hidden, False)
+            calls.append(intermediates)
+        return join(calls, token_ids.shape[1])
 
     @Offered(lambda model: isinstance(model.backend, SupportsGradients))
     def loss_and_gradients(

@@ -82,5 +82,10 @@ class LoadedInstrumentedModel:
     ) -> Float[Array, "B T V"]:
         return self.model.run(token_ids, is_real, cuts, capacity)["logits"]
 
+    def trace_in_pieces(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int
+    ) -> Mapping[str, Array]:
+        return self.model.run(token_ids, is_real, cuts, capacity)
+
     def call(self, token_ids: Any, padding_mask: Any) -> Float[Array, "B T V"]:
         return self.logits(*self.model.accept(token_ids, padding_mask))

@@ -27,7 +27,7 @@ from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.shapes import Array, Bool, Float, Int
 
 PROTOCOL = 1
-METHODS = ("logits", "hidden", "trace", "in_pieces", "loss_and_gradients", "call", "adapted")
+METHODS = ("logits", "hidden", "trace", "in_pieces", "trace_in_pieces", "loss_and_gradients", "call", "adapted")
 KINDS: dict[str, type[Exception]] = {"InvalidInput": InvalidInput, "Unsupported": Unsupported, "BadWeights": BadWeights}
 TAIL = 2000  # characters of standard error that a message quotes
 GRACE = 5.0  # seconds until a program that should end is killed
@@ -117,6 +117,13 @@ class ProgramModel:
     ) -> Float[Array, "B T V"]:
         more = {"cuts": [int(cut) for cut in cuts], "capacity": max(int(capacity), token_ids.shape[1])}
         return self._one("in_pieces", token_ids, is_real, more)
+
+    def _trace_in_pieces(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int
+    ) -> dict[str, Array]:
+        """Ask for the intermediates of calls over one cache; for a single call too, since that has a cache as well."""
+        more = {"cuts": [int(cut) for cut in cuts], "capacity": int(capacity)}
+        return self._ask("trace", more, token_ids=token_ids, is_real=is_real)
 
     def _loss_and_gradients(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]

@@ -19,6 +19,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import need, refuse, versions_of
 from bloomref.conformance.implementation import FEATURES, Capabilities
+from bloomref.conformance.model.pieces import join
 from bloomref.params import PROJECTIONS
 from bloomref.shapes import Array, Bool, Float, Int
 
@@ -125,8 +126,11 @@ class TorchModel:
 
     def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> dict[str, Array]:
         """All intermediates of MOD-8 but the scores, which stay inside transformers' attention function."""
+        return self._traced(token_ids, is_real, use_cache=False)
+
+    def _traced(self, token_ids: Array, is_real: Array, **arguments: Any) -> dict[str, Array]:
         with observed(self.model) as tensors:
-            output = self._run(token_ids, is_real, use_cache=False, output_attentions=True)
+            output = self._run(token_ids, is_real, output_attentions=True, **arguments)
         tensors |= {f"layers.{i}.attention.probabilities": _array(p) for i, p in enumerate(output.attentions)}
         return tensors | {"logits": _array(output.logits)}
 
@@ -137,14 +141,25 @@ class TorchModel:
 
         Each call gets the mask of all positions so far.
         """
+        del capacity
+        calls = self._calls(token_ids, is_real, cuts)
+        return np.concatenate([_array(self._run(*call, **cached).logits) for call, cached in calls], axis=1)
+
+    def trace_in_pieces(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int = 0
+    ) -> dict[str, Array]:
+        """Intermediates of the calls of `in_pieces`, as in `trace`."""
+        del capacity
+        calls = self._calls(token_ids, is_real, cuts)
+        return join([self._traced(*call, **cached) for call, cached in calls], token_ids.shape[1])
+
+    def _calls(self, token_ids: Array, is_real: Array, cuts: Sequence[int]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Yield the input and the keyword arguments of each call over one cache."""
         from transformers import DynamicCache
 
-        del capacity
-        cache, parts, name = DynamicCache(config=self.model.config), [], cache_argument(self.model)
+        cached = {"use_cache": True, cache_argument(self.model): DynamicCache(config=self.model.config)}
         for start, stop in pairwise((0, *cuts, token_ids.shape[1])):
-            output = self._run(token_ids[:, start:stop], is_real[:, :stop], use_cache=True, **{name: cache})
-            parts.append(_array(output.logits))
-        return np.concatenate(parts, axis=1)
+            yield (token_ids[:, start:stop], is_real[:, :stop]), cached
 
     def loss_and_gradients(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]

@@ -10,7 +10,7 @@ from bloomref.shapes import Array
 
 
 @mistake(
-    "cache-slot-late", "writes keys and values one slot too late", "KVC-1", first="attention.context", needs="pieces"
+    "cache-slot-late", "writes keys and values one slot too late", "KVC-1", first="attention.scores", needs="pieces"
 )
 class CacheSlotLate(InstrumentedModel):
     def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
@@ -43,7 +43,7 @@ class ValueSlotEarly(InstrumentedModel):
     "cache-overwritten",
     "writes the keys and values of every call at the front of the cache",
     "KVC-1",
-    first="attention.context",
+    first="attention.scores",
     needs="pieces",
 )
 class CacheOverwritten(InstrumentedModel):
@@ -59,7 +59,7 @@ class CacheOverwritten(InstrumentedModel):
     "earlier-keys-unseen",
     "attends only to the keys of the current call",
     "KVC-2",
-    first="attention.context",
+    first="attention.probabilities",
     needs="pieces",
 )
 class EarlierKeysUnseen(InstrumentedModel):
@@ -71,7 +71,7 @@ class EarlierKeysUnseen(InstrumentedModel):
     "first-column-forgotten",
     "drops the first column of the cache after the first call",
     "KVC-2",
-    first="attention.context",
+    first="attention.probabilities",
     needs="pieces",
 )
 class FirstColumnForgotten(InstrumentedModel):
@@ -83,7 +83,7 @@ class FirstColumnForgotten(InstrumentedModel):
     "prefix-mask-forgotten",
     "does not store the mask of earlier calls, so their padding is visible",
     "KVC-3",
-    first="attention.context",
+    first="attention.probabilities",
     needs="pieces padding",
 )
 class PrefixMaskForgotten(InstrumentedModel):
@@ -96,7 +96,7 @@ class PrefixMaskForgotten(InstrumentedModel):
     "builds the causal mask of a later call as if it began at column 0",
     "KVC-2",
     "ATT-5",
-    first="attention.context",
+    first="attention.probabilities",
     needs="pieces",
 )
 class CausalOffsetForgotten(InstrumentedModel):
@@ -109,7 +109,7 @@ class CausalOffsetForgotten(InstrumentedModel):
     "applies no causal mask in calls after the first",
     "KVC-7",
     "ATT-5",
-    first="attention.context",
+    first="attention.probabilities",
     needs="pieces",
 )
 class CausalForgottenLater(InstrumentedModel):
@@ -122,7 +122,7 @@ class CausalForgottenLater(InstrumentedModel):
     "counts the columns of ALiBi from 0 again in each call",
     "ALI-4",
     "KVC-7",
-    first="attention.context",
+    first="attention.scores",
     needs="pieces",
 )
 class AlibiRestarted(InstrumentedModel):
@@ -136,7 +136,7 @@ class AlibiRestarted(InstrumentedModel):
     "adds no ALiBi bias in calls after the first",
     "ALI-4",
     "KVC-7",
-    first="attention.context",
+    first="attention.scores",
     needs="pieces",
 )
 class AlibiLostLater(InstrumentedModel):
@@ -148,7 +148,7 @@ class AlibiLostLater(InstrumentedModel):
     "alibi-table-short",
     "builds the ALiBi table for the first call, and uses its last entry beyond",
     "ALI-4",
-    first="attention.context",
+    first="attention.scores",
     needs="pieces",
 )
 class AlibiTableShort(InstrumentedModel):
@@ -178,7 +178,7 @@ class EmbeddingNormLostLater(InstrumentedModel):
     "has the rows of the cache in another order than those of the batch",
     "MOD-9",
     "KVC-7",
-    first="attention.context",
+    first="attention.scores",
     needs="pieces rows",
 )
 class CacheRowsExchanged(InstrumentedModel):
@@ -193,7 +193,7 @@ class CacheRowsExchanged(InstrumentedModel):
     "one-cache-for-all-layers",
     "uses the cache of the first layer in every layer",
     "KVC-8",
-    first="layers.0.attention.context",
+    first="layers.0.attention.scores",
     needs="pieces deep",
 )
 class OneCacheForAllLayers(InstrumentedModel):
@@ -206,7 +206,7 @@ class OneCacheForAllLayers(InstrumentedModel):
     "omits the QKV bias in calls after the first",
     "ATT-2",
     "KVC-7",
-    first="attention.context",
+    first="attention.query",
     needs="pieces",
 )
 class KeysUnbiasedLater(InstrumentedModel):
@@ -220,7 +220,7 @@ class KeysUnbiasedLater(InstrumentedModel):
     "attends to one slot after the last column, which was never written",
     "KVC-2",
     "KVC-6",
-    first="attention.context",
+    first="attention.probabilities",
     needs="pieces",
 )
 class UnwrittenSeen(InstrumentedModel):

@@ -344,7 +344,7 @@ class LoraDroppedOut(InstrumentedModel):
     "lora-forgotten-over-cache",
     "applies the adapter only in the first call over a cache",
     "LRA-16",
-    first="attention.context",
+    first="attention.query",
     needs="lora pieces",
 )
 class LoraForgottenOverCache(InstrumentedModel):

@@ -18,6 +18,7 @@ from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.model.lora_hooks import LoraHooks
+from bloomref.conformance.model.pieces import join
 from bloomref.lora.adapter import Adapter
 from bloomref.params import LayerParams, Params
 from bloomref.reference import ops_vjp
@@ -126,8 +127,7 @@ class InstrumentedModel(LoraHooks):
         """Return every intermediate by name.
 
         Args:
-            cuts: positions at which a new call over the cache begins; the result then has only the intermediates of
-                shape (B, T, ...).
+            cuts: positions at which a new call over the cache begins; the result has the shapes of one call (`join`).
             capacity: of the caches, in positions; at least T.
         """
         batch, time = token_ids.shape
@@ -136,7 +136,7 @@ class InstrumentedModel(LoraHooks):
             self.chunk(caches, token_ids[:, start:stop], is_real[:, :stop], start)
             for start, stop in pairwise((0, *cuts, time))
         ]
-        return chunks[0] if len(chunks) == 1 else _join(chunks)
+        return join(chunks, time)
 
     def chunk(
         self, caches: list[InstrumentedCache], token_ids: Int[Array, "B T"], is_real: Bool[Array, "B S"], start: int
@@ -352,12 +352,6 @@ class InstrumentedModel(LoraHooks):
     def head(self, hidden: Array) -> Float[Array, "B T V"]:
         head = self.params.word_embedding if self.params.lm_head is None else self.params.lm_head
         return self.arithmetic.matmul(hidden, head.T)
-
-
-def _join(chunks: list[dict[str, Array]]) -> dict[str, Array]:
-    """Concatenate the intermediates of all calls. Those over heads or keys have no common shape and are left out."""
-    flat = [name for name, value in chunks[0].items() if value.ndim == 3]
-    return {name: np.concatenate([piece[name] for piece in chunks], axis=1) for name in flat}
 
 
 def __getattr__(name: str) -> Any:

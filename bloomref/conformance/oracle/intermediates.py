@@ -11,10 +11,10 @@ Scores are compared after subtracting their mean over the visible keys, since a 
 
 import numpy as np
 
+from bloomref.conformance.model.pieces import OVER_HEADS, OVER_KEYS
 from bloomref.shapes import Array, Bool, Float
 
-OVER_HEADS = ("attention.query", "attention.key", "attention.value")
-OVER_KEYS = ("attention.scores", "attention.probabilities")
+__all__ = ["OVER_HEADS", "OVER_KEYS", "observable", "per_head", "per_position", "visible"]
 
 
 def visible(is_real: Bool[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
