@@ -85,7 +85,7 @@ def run(arguments: list[str]) -> int:
     except SystemExit as leave:  # typer has printed the help, or an error in the options
         return leave.code if isinstance(leave.code, int) else 1
     except BloomrefError as error:
-        return _fail(str(error), EXIT_CODES[next(kind for kind in EXIT_CODES if isinstance(error, kind))])
+        return _fail(str(error), next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_CODES[KeyboardInterrupt])
     except BrokenPipeError:  # the reader of the output has closed it: `bloomref presets | head -1`

@@ -189,7 +189,7 @@ class SupportsTrace(Protocol):
 
 @runtime_checkable
 class SupportsRecording(Protocol):
-    """Optional capability of a prepared model: the intermediates of its own calls by name, also of those over a cache."""
+    """Optional capability of a prepared model: the intermediates of its own calls, also of calls over a cache."""
 
     def record(self, select: Callable[[str], bool]) -> AbstractContextManager[dict[str, Array]]:
         """Return a dictionary that fills, inside the context, with copies of the intermediates that the methods of

@@ -48,7 +48,7 @@ def test_it_names_the_mistake_and_where_it_begins(name):
     known = get_mistake(name)
     entry = naming(known)
     assert entry["named"][0] == entry["named_by_logits"][0] == name
-    assert entry["first"] == ("logits" if "pieces" in known.needs else known.first)
+    assert entry["first"] == known.first
 
 
 def test_of_two_implementations_it_names_the_one_that_is_wrong():

@@ -12,6 +12,7 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.model import instrumented
 from bloomref.conformance.model.instrumented import EXACT, Arithmetic, InstrumentedModel
+from bloomref.conformance.model.pieces import join
 from bloomref.conformance.oracle.intermediates import observable
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.strategies import cases
@@ -134,3 +135,14 @@ def test_the_name_of_version_0_1_still_works():
     assert Lab is InstrumentedModel
     with pytest.raises(AttributeError, match="no_such"):
         instrumented.no_such  # noqa: B018
+
+
+def test_columns_that_a_call_does_not_have_are_zero():
+    """The later keys of scores and probabilities; a key after the last position is cut off."""
+    case = Case(BloomConfig(vocabulary_size=7, num_layers=1, num_heads=2, hidden_dim=6, intermediate_dim=8), time=5)
+    calls = InstrumentedModel.of(case).run(case.token_ids, case.is_real, (2, 3), 9)
+    for name, value in truth(case).values.items():
+        assert calls[name].shape == value.shape, name
+    assert np.all(calls["layers.0.attention.scores"][:, :, :2, 2:] == 0.0)
+    wide = [{"layers.0.attention.scores": np.ones((1, 1, 2, 9))}]
+    assert join(wide, 5)["layers.0.attention.scores"].shape == (1, 1, 2, 5)

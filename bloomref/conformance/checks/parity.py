@@ -24,6 +24,13 @@ def pieces(subject: Subject, case: Case) -> Iterable[Judgement]:
     return judge(case, subject.tier, {"logits": in_pieces(subject, case, case.cuts, spare=case.seed % 3)})
 
 
+def trace_in_pieces(subject: Subject, case: Case) -> Iterable[Judgement]:
+    """Judge every intermediate of calls over a cache that is larger than the input."""
+    capacity = case.time + 1 + case.seed % 3
+    outputs = subject.ask(case, "trace_in_pieces", case.token_ids, case.is_real, case.cuts, capacity)
+    return judge(case, subject.tier, outputs)
+
+
 def adapted(subject: Subject, case: Case) -> Iterable[Judgement]:
     """Judge logits, and intermediates and calls over a cache if offered. The cache is asked without padding only:
     `pieces` has it."""

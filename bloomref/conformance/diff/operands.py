@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from bloomref.conformance.adapters.common import Failed
 from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Arrays, Case
-from bloomref.conformance.implementation import Implementation, offers
+from bloomref.conformance.implementation import Implementation
 from bloomref.conformance.mistakes import get_mistake
 from bloomref.conformance.oracle.precision import Tier, tier_of
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.run import resolve
-from bloomref.conformance.subject import Subject
+from bloomref.conformance.subject import Raised, Subject
 from bloomref.dtypes import floating_dtype
 from bloomref.errors import BadWeights, InvalidInput, Unsupported
 from bloomref.shapes import Array
@@ -44,14 +45,16 @@ class Operand:
     tier: Tier | None
 
 
-def operand(name: str, dtype: str, case: Case) -> Operand:
+def operand(name: str, dtype: str, case: Case, capacity: int = 0) -> Operand:
     """Run the implementation with this name.
 
     Args:
         name: "oracle", a trace file, or an implementation, optionally followed by "@dtype".
         dtype: the dtype of an implementation without "@dtype".
+        capacity: of the cache, as in `outputs`.
 
     Raises:
+        Failed: the implementation raised.
         Unsupported: the implementation is not available, or lacks what the case needs.
         InvalidInput: no implementation has this name.
     """
@@ -66,7 +69,11 @@ def operand(name: str, dtype: str, case: Case) -> Operand:
         reason = f"{bare}: it computes in {', '.join(subject.implementation.capabilities.dtypes)}, not in {dtype}"
     if reason:
         raise Unsupported(reason)
-    return Operand(name, _outputs(subject, case), subject.tier)
+    subject.model(case)  # so that an unknown backend is the caller's error, not one of the implementation
+    try:
+        return Operand(name, outputs(subject, case, capacity), subject.tier)
+    except Raised as error:
+        raise Failed(f"{bare}: {error}") from error
 
 
 def split_dtype(name: str, dtype: str) -> tuple[str, str]:
@@ -92,21 +99,43 @@ def implementation(name: str) -> Implementation:
     return resolve.implementation_of(name, None, None) if ":" in name else resolve.implementation_of(None, name, None)
 
 
-def _outputs(subject: Subject, case: Case) -> dict[str, Array]:
-    """Run the model, and return every intermediate it shows; of calls over a cache only the logits."""
-    model: Any = subject.model(case)
-    if case.cuts:
-        if not offers(model, "in_pieces"):
-            raise Unsupported(f"{subject.implementation.name}: it has no method in_pieces; leave out --cuts")
-        return {"logits": np.asarray(model.in_pieces(case.token_ids, case.is_real, case.cuts, case.time))}
-    outputs: dict[str, Array] = {}
-    if offers(model, "trace"):
-        outputs = {name: np.asarray(value) for name, value in model.trace(case.token_ids, case.is_real).items()}
-    elif offers(model, "hidden"):
-        outputs["final_norm"] = np.asarray(model.hidden(case.token_ids, case.is_real))
-    if "logits" not in outputs:
-        outputs["logits"] = np.asarray(model.logits(case.token_ids, case.is_real))
-    return outputs
+def outputs(subject: Subject, case: Case, capacity: int = 0) -> dict[str, Array]:
+    """Return every intermediate that the implementation shows: those of one call, or of calls over a cache.
+
+    Args:
+        capacity: of the cache; 0 without cuts: one call without a cache.
+
+    Raises:
+        Raised: the implementation raised; Unsupported: it cannot run the case, or has no cache.
+    """
+    over_cache = (case.cuts, max(capacity, case.time)) if case.cuts or capacity else ()
+    values = traced(subject, case, over_cache)
+    if over_cache and "logits" not in values and not subject.offers(case, "in_pieces"):
+        raise Unsupported(f"{subject.implementation.name}: it has no method in_pieces; leave out --cuts")
+    return results(subject, case, over_cache) | values
+
+
+def traced(subject: Subject, case: Case, over_cache: tuple[Any, ...] = ()) -> dict[str, Array]:
+    """Return the intermediates of the implementation's trace; none if it offers none.
+
+    Args:
+        over_cache: cuts and capacity of calls over a cache; nothing: one call.
+    """
+    method = "trace_in_pieces" if over_cache else "trace"
+    if not subject.offers(case, method):
+        return {}
+    values = subject.ask(case, method, case.token_ids, case.is_real, *over_cache)
+    return {name: np.asarray(value) for name, value in values.items() if name in truth(case).values}
+
+
+def results(subject: Subject, case: Case, over_cache: tuple[Any, ...] = ()) -> dict[str, Array]:
+    """Return the logits, and in one call the final hidden states if the implementation shows them."""
+    methods = {"logits": "in_pieces"} if over_cache else {"final_norm": "hidden", "logits": "logits"}
+    return {
+        name: np.asarray(subject.ask(case, method, case.token_ids, case.is_real, *over_cache))
+        for name, method in methods.items()
+        if subject.offers(case, method)
+    }
 
 
 # --- trace files, and presets as cases --------------------------------------------------------------------------------
