@@ -5,7 +5,6 @@ Each check can fail.
 
 import ast
 import tomllib
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -27,27 +26,6 @@ ALL = SHIPPED | parse("tools")
 
 
 # --- files -------------------------------------------------------------------------------------------------------
-
-BACKENDS = ("accel/numba_cpu/", "accel/cupy_gpu/")
-
-
-def same_names(paths: Iterator[str] | list[str] | Trees) -> list[str]:
-    """File names that stand in two folders. The two backends may share one: there it has the same role in both."""
-    places = defaultdict(list)
-    for path in paths:
-        places[Path(path).name].append(path.replace(BACKENDS[1], BACKENDS[0]))
-    rooms = {name: sorted(set(paths)) for name, paths in places.items() if name not in ("__init__.py", "__main__.py")}
-    return [f"{name}: {', '.join(paths)}" for name, paths in rooms.items() if len(paths) > 1]
-
-
-def test_a_file_name_belongs_to_one_room():
-    assert same_names(ALL) == []
-
-
-def test_two_files_of_one_name_are_found():
-    assert same_names(["bloomref/lora.py", "bloomref/reference/lora.py", "bloomref/a/__init__.py", "tools/__init__.py"])
-    assert same_names(["accel/numba_cpu/cache.py", "bloomref/reference/cache.py"])
-    assert same_names(["accel/numba_cpu/cache.py", "accel/cupy_gpu/cache.py"]) == []
 
 
 def test_the_wheel_has_the_two_packages_and_nothing_else():

@@ -140,44 +140,6 @@ def too_long(paths: list[Path], limit: int) -> list[str]:
     return [f"{path.name}: {lines(path)}" for path in paths if lines(path) > limit]
 
 
-def imported_files(path: Path) -> set[Path]:
-    """Files of bloomref that a file imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return {file for name in names if (file := ROOT / f"{name.replace('.', '/')}.py").is_file()}
-
-
-def closure(path: Path) -> set[Path]:
-    """A file and everything of bloomref that it imports, directly or not."""
-    files, open_ends = {path}, [path]
-    while open_ends:
-        new = imported_files(open_ends.pop()) - files
-        files |= new
-        open_ends += new
-    return files
-
-
-def test_the_forward_pass_can_be_held_in_mind():
-    """All that a reader must know of the library to follow `model`:
-    its vocabulary, operations, cache, trace and adapters.
-    """
-    files = closure(ROOT / "bloomref/reference/model.py")
-    assert {path.stem for path in files} >= {"shapes", "errors", "dtypes", "config", "alibi", "params", "ops", "cache"}
-    assert sum(map(lines, files)) < 1020
-
-
-def test_the_closure_follows_imports_of_imports():
-    files = {by_name(path) for path in closure(ROOT / "bloomref/reference/ops.py")}
-    assert files == {"bloomref/reference/ops.py", "bloomref/shapes.py"}
-    assert {by_name(path) for path in closure(ROOT / "bloomref/alibi.py")} == {
-        f"bloomref/{name}.py" for name in ("alibi", "dtypes", "errors", "shapes")
-    }
-
-
 def test_no_file_is_longer_than_500_lines():
     assert too_long(EVERY_FILE, 500) == []
 
