@@ -302,7 +302,7 @@ def test_the_engine_reads_one_position_by_a_step_and_many_in_chunks(monkeypatch:
 @pytest.mark.clause("BKD-18", "GEN-5", "GEN-6")
 def test_generate_chooses_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedy tokens are the reference's, rows end separately, a seed repeats, and no logits are copied to the host."""
-    lm, expected = (BloomCausalLM(BloomBackbone.from_params(CONFIG, CASE.params)) for _ in range(2))
+    lm, expected = (BloomCausalLM(BloomBackbone.from_params(CONFIG, CASE.params, dtype)) for dtype in ("float32", None))
     lm.backbone.engine.prepared = prepare()
     monkeypatch.setattr(CupyPrepared, "step", lambda *_: pytest.fail("the logits of a step were copied to the host"))
     prompts = [[3, 4, 5], [7], [8, 9]]
