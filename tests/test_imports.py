@@ -90,6 +90,9 @@ ROOMS = {
         "vocabulary interface registry inputs engine formats lora backbone package kit_cases kit_model",
     ),
     "kit_properties": room("bloomref.conformance.properties", "kit_cases kit_oracle kit_subject kit_checks"),
+    "kit_backends": room(
+        "bloomref.conformance.backends", "vocabulary interface kit_cases kit_oracle kit_subject kit_properties"
+    ),
     "kit_run": room(
         "bloomref.conformance.run",
         "vocabulary kit_cases kit_subject kit_checks kit_adapters kit_properties",
@@ -109,7 +112,7 @@ ROOMS = {
     ),
     "kit_suite": room(
         "bloomref.conformance.suite bloomref.conformance.plugin",
-        "vocabulary kit_cases kit_oracle kit_subject kit_checks kit_properties kit_run kit_vectors",
+        "vocabulary kit_cases kit_oracle kit_subject kit_checks kit_properties kit_backends kit_run kit_vectors",
     ),
     "kit": room("bloomref.conformance"),
     "cli": room(

@@ -7,9 +7,12 @@ implementation with itself.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from hypothesis import strategies as st
+
 from bloomref.conformance.cases import MASKS, Case
 from bloomref.conformance.checks import gradients, invariants, parity, public_api
 from bloomref.conformance.checks.outcome import Failure, conclude
+from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.subject import Subject
 
@@ -34,6 +37,9 @@ class Property:
         longest: length of the longest sequence; None: no limit.
         adapter: format of the case's LoRA adapter (`lora_cases.FORMS`); "": no adapter.
         share: divides the number of drawn cases.
+        strategy: draws cases of given capabilities; None: `strategies.cases`.
+        unasked: returns why a subject is not asked, or None; None: nothing in addition to the fields above.
+        fixed: it is also asked on the fixed cases.
     """
 
     name: str
@@ -47,6 +53,9 @@ class Property:
     longest: int | None = None
     adapter: str = ""
     share: int = 1
+    strategy: Callable[[Capabilities], st.SearchStrategy[Case]] | None = None
+    unasked: Callable[[Subject], str | None] | None = None
+    fixed: bool = True
 
     def check(self, subject: Subject, case: Case) -> float:
         """Return the largest Z.

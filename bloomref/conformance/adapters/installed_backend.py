@@ -44,6 +44,15 @@ class Backend:
         self.name = name
 
     @property
+    def runs_on(self) -> interface.Backend:
+        """The backend itself.
+
+        Raises:
+            InvalidInput: no backend has this name; Unsupported: it is not installed.
+        """
+        return registry.load(self.name)
+
+    @property
     def declaration(self) -> Declaration:
         """The backend's declaration. Of a backend without one: the dtypes that it does not refuse.
 

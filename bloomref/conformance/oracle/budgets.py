@@ -83,11 +83,11 @@ def budget(case: Case, tier: Tier) -> Budget:
     """Compute the budget of a case by Monte-Carlo arithmetic. Deterministic: the token ids are the seed."""
     spread, head_noise = _sampled(case, tier)
     graded = _graded(case, spread, head_noise)
-    smooth = {name: _smoothed(value, graded[name], montecarlo.affordable(case)) for name, value in spread.items()}
+    smooth = {name: smoothed(value, graded[name], montecarlo.affordable(case)) for name, value in spread.items()}
     return Budget({name: np.maximum(value, _one_rounding(case, tier, name)) for name, value in smooth.items()}, graded)
 
 
-def _smoothed(spread: Float[Array, "B T"], graded: Bool[Array, "B T"], samples: int) -> Float[Array, "B T"]:
+def smoothed(spread: Float[Array, "B T"], graded: Bool[Array, "B T"], samples: int) -> Float[Array, "B T"]:
     """Add the median variance of all positions as `MEDIAN_WEIGHT` samples: a few samples may all be small by chance."""
     median = np.median(np.square(spread[graded])) if graded.any() else 0.0
     variance = (samples * np.square(spread) + MEDIAN_WEIGHT * median) / (samples + MEDIAN_WEIGHT)

@@ -83,6 +83,8 @@ class Runner:
 def drawn(prop: Property, subject: Subject) -> st.SearchStrategy[Case]:
     """Cases that the implementation supports and to which the property applies."""
     able, longest = subject.implementation.capabilities, min(USUAL_TIME, prop.longest or USUAL_TIME)
+    if prop.strategy is not None:
+        return prop.strategy(able).filter(lambda case: applies(prop, case))
     if prop.adapter:
         return adapted_cases(able, prop.adapter, kinds=prop.kinds, max_time=longest)
     return cases(
@@ -118,7 +120,7 @@ def lacking(prop: Property, subject: Subject) -> str | None:
         return f"{name} declares no batches"
     if prop.name == "repeat" and not able.repeatable:
         return f"{name} declares that it is not repeatable"
-    return None
+    return prop.unasked(subject) if prop.unasked else None
 
 
 class Shrinking:

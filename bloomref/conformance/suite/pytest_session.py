@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bloomref.conformance.backends.properties import properties_of
 from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.oracle.precision import tier_of
-from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.run.resolve import implementation_of
 from bloomref.conformance.run.results import Counts, Report
 from bloomref.conformance.run.runner import EXAMPLES, Runner
@@ -59,7 +59,8 @@ class Kit:
         self.runner = Runner(option("--examples"), option("--seed"), Waivers(read_waivers(option("--waivers"))))
         self.required: bool = option("--require")
         versions = dict(self.implementation.versions())
-        self.report = Report(self.implementation.name, versions, self.dtypes, (*PROPERTIES, VECTORS))
+        self.properties = properties_of(self.implementation)
+        self.report = Report(self.implementation.name, versions, self.dtypes, (*self.properties, VECTORS))
         self.subjects = {dtype: Subject(self.implementation, dtype) for dtype in self.dtypes}
         self.whole = True
         """True if no test was deselected: only then can a waiver be reported as not needed."""
@@ -99,7 +100,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     values: dict[str, Mapping[str, object]] = {
         "subject": metafunc.config.stash[KIT].subjects,
-        "prop": PROPERTIES,
+        "prop": metafunc.config.stash[KIT].properties,
         "case": {case.name: case for case in FIXED_CASES},
         "topic": {name: name for name in sorted(TOPICS)},
     }

@@ -9,7 +9,7 @@ import pytest
 
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks.outcome import Failure
-from bloomref.conformance.properties import PROPERTIES, Property
+from bloomref.conformance.properties import Property
 from bloomref.conformance.run.results import Counts
 from bloomref.conformance.run.runner import applies, lacking
 from bloomref.conformance.subject import Subject
@@ -54,7 +54,7 @@ def test_fixed_case(kit: Kit, subject: Subject, case: Case, request: pytest.Fixt
     reason = subject.missing(case)
     if reason is not None:
         pytest.skip(reason)
-    for prop in PROPERTIES.values():
-        if applies(prop, case) and lacking(prop, subject) is None:
+    for prop in kit.properties.values():
+        if prop.fixed and applies(prop, case) and lacking(prop, subject) is None:
             counts = Counts(prop.name, subject.dtype)
             answer(request.node, counts, partial(kit.runner.ask, prop, subject, case, counts))
