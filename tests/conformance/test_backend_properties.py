@@ -9,14 +9,14 @@ from hypothesis import given, settings
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.installed_backend import Backend, BackendModel
-from bloomref.conformance.backends import properties
-from bloomref.conformance.backends.properties import BACKEND_PROPERTIES, properties_of
+from bloomref.conformance.backends import memory_estimate
+from bloomref.conformance.backends.backend_properties import BACKEND_PROPERTIES, properties_of
 from bloomref.conformance.backends.wide_cases import wide_cases
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks.outcome import Failure
 from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.implementation import Capabilities
-from bloomref.conformance.oracle.blocks import block_budget, judge_blocks
+from bloomref.conformance.oracle.block_budgets import block_budget, judge_blocks
 from bloomref.conformance.oracle.precision import TIERS, tier_of
 from bloomref.conformance.run.runner import lacking
 from bloomref.conformance.subject import Subject
@@ -290,7 +290,7 @@ def test_a_backend_that_is_silent_or_not_repeatable_is_not_asked():
     assert "not repeatable" in lacking(BACKEND_PROPERTIES["rounding"], subject)
     quiet = type("Quiet", (), {"name": "quiet"})()
     subject.implementation.faulty = quiet
-    assert properties.memory.silent(subject) == "numpy has no method memory"
+    assert memory_estimate.silent(subject) == "numpy has no method memory"
 
 
 def test_only_backends_are_asked():

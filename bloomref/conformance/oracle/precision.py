@@ -35,10 +35,15 @@ class Tier:
     products: float | None = None
 
     @property
+    def stored(self) -> str:
+        """Name of the tier whose budgets are stored with the vectors: that of products of the model's dtype."""
+        return self.name.removesuffix(PRODUCTS)
+
+    @property
     def where(self) -> str:
         """Description of the precision for messages."""
         if self.products is not None:
-            return f"{self.name.removesuffix(PRODUCTS)}, products of float32"
+            return f"{self.stored}, products of float32"
         dtype = self.name.removesuffix("-scores")
         return f"{dtype}, attention scores too" if self.name.endswith("-scores") else dtype
 

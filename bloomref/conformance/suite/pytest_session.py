@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bloomref.conformance.backends.properties import properties_of
+from bloomref.conformance.backends.backend_properties import properties_of
 from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.oracle.precision import tier_of
 from bloomref.conformance.run.resolve import implementation_of

@@ -136,7 +136,7 @@ def _answer(subject: Subject, vector: Vector) -> Iterator[Judgement]:
 
 def _best(subject: Subject, vector: Vector, outputs: Outputs) -> list[Judgement]:
     """Judge by the first answer that the outputs pass, or else by the specification's, which is the first."""
-    tier = vector.tiers.index(subject.tier.name)
+    tier = vector.tiers.index(subject.tier.stored)
     by_answer = [judge(outputs, tensors, tier, vector.inputs[1]) for _, tensors in vector.answers()]
     return next((each for each in by_answer if all(judgement.verdict != "fail" for judgement in each)), by_answer[0])
 
@@ -225,8 +225,8 @@ def _own(subject: Subject, vector: Vector) -> Iterator[Judgement]:
         yield from _best(subject, vector, output)
         return
     expected = dict(vector.entry["output"])
-    certain = expected.pop("certain_in", [subject.tier.name])
-    if subject.tier.name not in certain:
+    certain = expected.pop("certain_in", [subject.tier.stored])
+    if subject.tier.stored not in certain:
         yield Judgement(vector.id, "inconclusive", 0.0, (0, 0), "rounding may change the choice")
     else:
         yield verdict(dict(output) == expected, f"expected {expected}, got {output}")

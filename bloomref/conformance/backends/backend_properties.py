@@ -1,6 +1,6 @@
 """The properties of a correct backend, in addition to those of every implementation."""
 
-from bloomref.conformance.backends import arrays, blocks, caches, memory
+from bloomref.conformance.backends import cached_calls, host_arrays, memory_estimate, single_blocks
 from bloomref.conformance.backends.tested import is_backend
 from bloomref.conformance.backends.wide_cases import wide_cases
 from bloomref.conformance.implementation import Implementation
@@ -26,7 +26,7 @@ _ALL = (
         "blocks",
         "each block alone equals the oracle's on given hidden states within the rounding budget",
         ("BKD-23", "BKD-12", "NUM-2"),
-        blocks.blocks,
+        single_blocks.blocks,
         needs=NEEDS,
         strategy=wide_cases,
     ),
@@ -34,7 +34,7 @@ _ALL = (
         "rounding",
         "weights are rounded once to the compute dtype, and hidden states are numbers of it",
         ("NUM-1", "NUM-2"),
-        arrays.rounding,
+        host_arrays.rounding,
         needs=NEEDS,
         strategy=wide_cases,
         share=RARELY,
@@ -45,17 +45,17 @@ _ALL = (
         "bits",
         "the bits of a position depend on the positions before it only",
         ("BKD-22",),
-        blocks.bits,
+        single_blocks.bits,
         needs=NEEDS,
         strategy=wide_cases,
-        unasked=blocks.unequal,
+        unasked=single_blocks.unequal,
         fixed=False,
     ),
     Property(
         "state",
         "calls that are repeated, overwritten or interleaved, and other models, change no result",
         ("BKD-1", "BKD-2", "KVC-4"),
-        caches.state,
+        cached_calls.state,
         needs=NEEDS,
         strategy=wide_cases,
         fixed=False,
@@ -64,7 +64,7 @@ _ALL = (
         "select",
         "a copy of a cache has the selected rows in their order, and is independent",
         ("BKD-4",),
-        caches.select,
+        cached_calls.select,
         needs=NEEDS,
         strategy=wide_cases,
         time=2,
@@ -75,7 +75,7 @@ _ALL = (
         "host",
         "arrays on the host have the right shapes and dtypes, empty ones too, and finite numbers",
         ("BKD-13", "MOD-1"),
-        arrays.host,
+        host_arrays.host,
         needs=NEEDS,
         strategy=wide_cases,
         share=RARELY,
@@ -85,7 +85,7 @@ _ALL = (
         "arguments",
         "no call changes its arguments or what an earlier call returned, and logits are new arrays",
         ("BKD-3", "BKD-21"),
-        arrays.arguments,
+        host_arrays.arguments,
         needs=NEEDS,
         strategy=wide_cases,
         share=RARELY,
@@ -95,10 +95,10 @@ _ALL = (
         "memory",
         "the estimate of memory is between the bytes of the numbers and a few times as much",
         ("BKD-15",),
-        memory.memory,
+        memory_estimate.memory,
         needs=NEEDS,
         share=ONCE,
-        unasked=memory.silent,
+        unasked=memory_estimate.silent,
         fixed=False,
     ),
 )

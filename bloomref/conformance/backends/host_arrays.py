@@ -7,7 +7,7 @@ import numpy as np
 
 from bloomref.conformance.backends.tested import Tested, condition, protocol
 from bloomref.conformance.cases import Case
-from bloomref.conformance.oracle.blocks import hidden_states, layer_of
+from bloomref.conformance.oracle.block_budgets import hidden_states, layer_of
 from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.subject import Subject
 from bloomref.dtypes import POLICIES, DType, DTypePolicy

@@ -7,7 +7,14 @@ import numpy as np
 
 from bloomref.conformance.backends.tested import Tested, condition, declared
 from bloomref.conformance.cases import Case
-from bloomref.conformance.oracle.blocks import ATTENTION, LOGITS, block_budget, hidden_states, judge_blocks, layer_of
+from bloomref.conformance.oracle.block_budgets import (
+    ATTENTION,
+    LOGITS,
+    block_budget,
+    hidden_states,
+    judge_blocks,
+    layer_of,
+)
 from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.subject import Subject
 from bloomref.runtime.backend import Step
