@@ -12,7 +12,7 @@ from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.subject import Subject
 from bloomref.dtypes import POLICIES, DType, DTypePolicy
 from bloomref.params import Params
-from bloomref.runtime.backend import Hidden, Step, SupportsWholeStep
+from bloomref.runtime.backend import Hidden, Step, SupportsStep
 from bloomref.shapes import Array
 
 MANTISSA = {"float32": 23, "float16": 10, "bfloat16": 7}
@@ -63,7 +63,7 @@ def arguments(subject: Subject, case: Case) -> Iterable[Judgement]:
     for name, array in given.items():
         yield condition(name, array.tobytes() == before[name], f"a call changes its argument: {name}")
     yield from _written(again, "logits", lambda: again.prepared.logits(states[-1][1], True))
-    if protocol(again.prepared, SupportsWholeStep):
+    if protocol(again.prepared, SupportsStep):
         cache, step = again.new_cache(len(ids), 1), Step.at(0, np.ones((len(ids), 1), bool))
         yield from _written(again, "step", lambda: again.prepared.step(ids[:, 0], cache.target, step))
 
