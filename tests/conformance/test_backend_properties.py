@@ -251,7 +251,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.clause("BKD-1", "BKD-2", "BKD-3", "BKD-4", "BKD-13", "BKD-15", "BKD-21", "BKD-22", "BKD-23")
+@pytest.mark.clause("BKD-1", "BKD-2", "BKD-3", "BKD-4", "BKD-13", "BKD-15", "BKD-21", "BKD-22", "BKD-24")
 @pytest.mark.parametrize(("name", "backend", "dtype", "text"), FAULTS, ids=lambda x: getattr(type(x), "__name__", ""))
 def test_a_planted_fault_fails_by_name(name, backend, dtype, text):
     with pytest.raises(Failure) as caught:

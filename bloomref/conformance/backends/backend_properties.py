@@ -25,7 +25,7 @@ _ALL = (
     Property(
         "blocks",
         "each block alone equals the oracle's on given hidden states within the rounding budget",
-        ("BKD-23", "BKD-12", "NUM-2"),
+        ("BKD-24", "BKD-12", "NUM-2"),
         single_blocks.blocks,
         needs=NEEDS,
         strategy=wide_cases,
