@@ -91,7 +91,8 @@ ROOMS = {
     ),
     "kit_properties": room("bloomref.conformance.properties", "kit_cases kit_oracle kit_subject kit_checks"),
     "kit_backends": room(
-        "bloomref.conformance.backends", "vocabulary interface kit_cases kit_oracle kit_subject kit_properties"
+        "bloomref.conformance.backends",
+        "vocabulary interface kit_cases kit_oracle kit_subject kit_checks kit_properties",
     ),
     "kit_run": room(
         "bloomref.conformance.run",
@@ -118,7 +119,7 @@ ROOMS = {
     "cli": room(
         "bloomref.cli bloomref.__main__",
         "vocabulary interface interface_checks registry trial generation formats presets tokenizer lora training "
-        "causal_lm package kit kit_cases kit_subject kit_run kit_diff kit_vectors kit_author kit_suite",
+        "causal_lm package kit_cases kit_subject kit_run kit_diff kit_vectors kit_author kit_suite",
     ),
     "tools": room("tools"),
     "old_paths": room("bloomref._moved"),

@@ -1,23 +1,17 @@
 """`bloomref conform`: test whether an implementation of BLOOM conforms to the specification."""
 
-import os
-import subprocess
-import sys
-import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bloomref.cli.shared import Json
-from bloomref.errors import Unsupported, invalid
-
-EXITS = {0: 0, 1: 1, 2: 130, 4: 2}
-"""Exit code of pytest -> exit code of the command: 1 does not conform, 2 wrong arguments, 130 interrupted."""
+from bloomref.errors import InvalidInput, Unsupported, describe, invalid
+from bloomref.runtime import registry
 
 
 def command(
+    extra: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     implementation: Annotated[
         str | None, typer.Option(metavar="MODULE:NAME", help="A Python class (docs/conformance.md).")
     ] = None,
@@ -28,6 +22,13 @@ def command(
         str | None, typer.Option(metavar="COMMAND", help="A program in any language (docs/adapters.md).")
     ] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Repeatable. Default: every declared dtype.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PROPERTY", help="Ask only this property or topic of vectors. A pattern. Repeatable."),
+    ] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Ask only this fixed case. A pattern. Repeatable.")
+    ] = None,
     examples: Annotated[
         int | None, typer.Option(min=1, help="Number of cases drawn for each property. Default: 20.")
     ] = None,
@@ -38,48 +39,61 @@ def command(
     require: Annotated[
         bool, typer.Option("--require", help="Fail, not skip, if the implementation is not available.")
     ] = False,
+    require_all: Annotated[
+        bool, typer.Option("--require-all", help="As --require; also fail if a question is refused or cannot be asked.")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List properties and fixed cases, and ask nothing.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print the time of each question on stderr.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run the conformance kit on an implementation of BLOOM, and print a report: one row per property, one column per
     dtype.
 
-    Exit code 0: conforms, or not checked; 1: does not conform, or a waiver is no longer needed; 2: wrong arguments.
+    Exit code 0: conforms, perhaps with qualifications, or not checked; 1: does not conform, or a waiver is no longer
+    needed; 2: wrong arguments.
 
-    Example: bloomref conform --backend numba --dtype float32 --examples 5
+    Example: bloomref conform --backend numba --dtype float32 --only gradients
     """
-    if len([name for name in (implementation, backend, program) if name is not None]) != 1:
+    if find_spec("hypothesis") is None:
+        raise Unsupported("conform: hypothesis not installed; pip install 'bloomref[conformance]'")
+    from bloomref.conformance.run.selection import Selection
+    from bloomref.conformance.suite import command as suite
+    from bloomref.conformance.suite.kit import Options
+
+    if list_:
+        typer.echo("\n".join(suite.names()))
+        raise typer.Exit
+    _check_target(implementation, backend, program, extra or [])
+    options = Options(
+        implementation,
+        backend,
+        program,
+        tuple(dtype or ()),
+        seed=seed,
+        waivers=tuple(waivers or ()),
+        require=require,
+        require_all=require_all,
+        selection=Selection(tuple(only or ()), tuple(case or ())),
+        **({} if examples is None else {"examples": examples}),
+    )
+    try:
+        code = suite.conform(options, json, verbose)
+    except Unsupported as error:  # it cannot be imported or started
+        raise InvalidInput(str(error)) from error
+    raise typer.Exit(code)
+
+
+def _check_target(implementation: str | None, backend: str | None, program: str | None, extra: list[str]) -> None:
+    """Refuse a command line that does not name one implementation, and say which option it needs."""
+    names = [name for name in (implementation, backend, program) if name is not None]
+    if extra:
+        command = " ".join([*names[:1], *extra])
+        hint = f"a program: --program {command!r}; a Python class: --implementation MODULE:NAME"
+        raise invalid("what to test", "one of --implementation, --backend and --program", " ".join(extra), hint)
+    if len(names) != 1:
         raise invalid("what to test", "one of --implementation, --backend and --program", "none or several")
-    missing = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
-    if missing:
-        raise Unsupported(f"conform: {' and '.join(missing)} not installed; pip install 'bloomref[conformance]'")
-    options = _options(implementation=implementation, backend=backend, program=program, examples=examples, seed=seed)
-    options += [f"--dtype={name}" for name in dtype or []] + [f"--waivers={name}" for name in waivers or []]
-    options += ["--require"] * require
-    raise typer.Exit(_run(options, json))
-
-
-def _options(**values: object) -> list[str]:
-    return [f"--{name}={value}" for name, value in values.items() if value is not None]
-
-
-def _run(options: list[str], json: bool) -> int:
-    """Run the suite in a separate pytest without ini file, conftest and other plugins. Return the exit code."""
-    command = [sys.executable, "-m", "pytest", "-p", "bloomref.conformance.plugin", "--pyargs", "bloomref.conformance"]
-    command += [
-        "-c",
-        os.devnull,
-        "--rootdir",
-        str(Path.cwd()),
-        "--noconftest",
-        "-p",
-        "no:cacheprovider",
-        "--disable-warnings",
-    ]
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        command += [*options, f"--conformance-json={report}"]
-        code = subprocess.run(command, env=environment, check=False, stdout=subprocess.DEVNULL if json else None)
-        if json and report.exists():
-            typer.echo(report.read_text("utf-8"))
-    return EXITS.get(code.returncode, code.returncode)
+    if backend is not None and backend.partition(":")[0] not in registry.names():
+        hint = f"a program: --program {backend!r}; a Python class: --implementation MODULE:NAME"
+        raise InvalidInput(describe("--backend", f"one of {', '.join(registry.names())}", repr(backend), hint))

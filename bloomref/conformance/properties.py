@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bloomref.conformance.cases import MASKS, Case
 from bloomref.conformance.checks import gradients, invariants, parity, public_api
-from bloomref.conformance.checks.outcome import Failure, conclude
+from bloomref.conformance.checks.outcome import Failure, NotAsked, conclude
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.subject import Subject
@@ -21,6 +21,17 @@ RARELY = 4
 AT_ENDS = ("real", "left", "right")
 """Masks without holes. LoRA does not depend on holes, and implementations disagree about them."""
 PADDED = ("left", "right", "holes", "padding row")
+
+
+def _without_gradients(subject: Subject) -> str | None:
+    declared = subject.implementation.capabilities.trains_in
+    is_asked = subject.dtype in declared and subject.dtype in gradients.UNITS
+    return None if is_asked else f"{subject.implementation.name} declares no gradients in {subject.dtype}"
+
+
+def _not_repeatable(subject: Subject) -> str | None:
+    able = subject.implementation.capabilities
+    return None if able.repeatable else f"{subject.implementation.name} declares that it is not repeatable"
 
 
 @dataclass(frozen=True)
@@ -38,7 +49,7 @@ class Property:
         adapter: format of the case's LoRA adapter (`lora_cases.FORMS`); "": no adapter.
         share: divides the number of drawn cases.
         strategy: draws cases of given capabilities; None: `strategies.cases`.
-        unasked: returns why a subject is not asked, or None; None: nothing in addition to the fields above.
+        unasked: returns why a subject is not asked, or None. A `NotAsked` may say that this does not bound the claim.
         fixed: it is also asked on the fixed cases.
     """
 
@@ -54,7 +65,7 @@ class Property:
     adapter: str = ""
     share: int = 1
     strategy: Callable[[Capabilities], st.SearchStrategy[Case]] | None = None
-    unasked: Callable[[Subject], str | None] | None = None
+    unasked: Callable[[Subject], str | NotAsked | None] | None = None
     fixed: bool = True
 
     def check(self, subject: Subject, case: Case) -> float:
@@ -130,6 +141,7 @@ _ALL = (
         ("BKD-2", "BKD-3"),
         invariants.repeat,
         share=RARELY,
+        unasked=_not_repeatable,
     ),
     Property(
         "masks",
@@ -207,6 +219,7 @@ _ALL = (
         needs=("loss_and_gradients",),
         time=2,
         longest=64,
+        unasked=_without_gradients,
     ),
 )
 PROPERTIES: dict[str, Property] = {prop.name: prop for prop in _ALL}

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,7 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.implementation import Implementation, Model, offers
 from bloomref.conformance.oracle.precision import Tier, tier_of
-from bloomref.errors import Unsupported
+from bloomref.errors import BloomrefError, Unsupported, describe
 from bloomref.params import Params, full_key
 from bloomref.shapes import Array
 
@@ -100,27 +101,49 @@ class Subject:
     def missing(self, case: Case) -> str | None:
         """Return what the case needs and the implementation does not declare, as a sentence, or None."""
         able = self.implementation.capabilities
+        if self.is_inexact(case):
+            return f"{self.dtype} cannot represent these weights exactly"
         lacking = sorted(needs(case) - able.features)
         if case.kind not in able.masks:
             lacking.append(f"masks with {case.kind}")
         if case.lora is not None and case.lora.form not in able.adapters:
             lacking.append(f"adapters in the form of {case.lora.form}")
-        if case.weights == "float32" and self.dtype not in ("float32", "float64"):
-            return f"{self.dtype} cannot represent these weights exactly"
         if able.max_time is not None and case.time > able.max_time:
             lacking.append(f"{case.time} positions")
         return f"{self.implementation.name} declares no support of {', '.join(lacking)}" if lacking else None
 
+    def is_inexact(self, case: Case) -> bool:
+        """True if the dtype cannot represent the case's weights."""
+        return case.weights == "float32" and self.dtype not in ("float32", "float64")
+
     def unavailable(self) -> str | None:
-        """Return why not even the plainest model can be loaded here, or None."""
+        """Return why the implementation is not available here or not in this dtype, or None."""
+        return self._probed[0]
+
+    def problem(self) -> str | None:
+        """Return a sentence if the implementation fails to load the plainest model, or None.
+
+        A `Subject` with a problem does not conform, and no other question makes sense.
+        """
+        return self._probed[1]
+
+    @cached_property
+    def _probed(self) -> tuple[str | None, str | None]:
+        """Results of `unavailable` and `problem`."""
         name, dtypes = self.implementation.name, self.implementation.capabilities.dtypes
         if self.dtype not in dtypes:
-            return f"{name} declares no {self.dtype}, only {', '.join(dtypes)}"
+            return f"{name} declares no {self.dtype}, only {', '.join(dtypes)}", None
         try:
-            self.model(PROBE)
+            model = self.model(PROBE)
         except Unsupported as error:
-            return str(error)
-        return None
+            return str(error), None
+        except Exception as error:
+            text = str(error) if isinstance(error, BloomrefError) else f"{type(error).__name__}: {error}"
+            return None, f"{name} cannot load the plainest model in {self.dtype}: {text}"
+        if not callable(getattr(model, "logits", None)):
+            text = describe("load", "a model with a method logits", f"an object of the class {type(model).__name__}")
+            return None, f"{name} cannot load the plainest model in {self.dtype}: {text}"
+        return None, None
 
 
 def needs(case: Case) -> frozenset[str]:

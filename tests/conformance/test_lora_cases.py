@@ -190,10 +190,11 @@ def test_implementations_without_adapters_are_skipped():
     def refused(_path):
         raise Unsupported("no peft here")
 
-    assert lacking(PROPERTIES["lora"], Subject(Without(), "float32")) == "InstrumentedModel has no method adapted"
+    assert str(lacking(PROPERTIES["lora"], Subject(Without(), "float32"))) == "InstrumentedModel has no method adapted"
     counts = Counts("lora", "float32")
     Runner(examples=2).draw(PROPERTIES["lora"], Subject(Refuses(), "float32"), counts)
-    assert (counts.verdict, counts.reasons) == ("not asked", ["no peft here"])
+    assert (counts.verdict, counts.refused) == ("refused", 2)
+    assert counts.reasons == {"refused": {"no peft here": 2}}
 
 
 @pytest.mark.clause("CNF-4")
@@ -205,7 +206,7 @@ def test_what_is_not_available_says_nothing_of_a_waiver():
     waivers, counts = Waivers((Waiver("lora", "as logits"),)), Counts("lora", "float32")
     runner = Runner(waivers=waivers)
     runner.ask(PROPERTIES["lora"], Subject(Refuses(), "float32"), Case(CONFIG, lora=PEFT), counts)
-    assert counts.verdict == "not asked"
+    assert counts.verdict == "refused"
     assert waivers.stale(("float32",), counts.matched, counts.used) == []
     assert len(waivers.stale(("float32",), {}, {})) == 1
 

@@ -3,6 +3,7 @@
 from bloomref.conformance.backends import cached_calls, host_arrays, memory_estimate, single_blocks
 from bloomref.conformance.backends.tested import is_backend
 from bloomref.conformance.backends.wide_cases import wide_cases
+from bloomref.conformance.checks.outcome import NotAsked
 from bloomref.conformance.implementation import Implementation
 from bloomref.conformance.properties import PROPERTIES, RARELY, Property
 from bloomref.conformance.subject import Subject
@@ -12,8 +13,9 @@ ONCE = 20
 NEEDS = ("prepared",)
 
 
-def _rounds_nothing(subject: Subject) -> str | None:
-    return "float64 holds every weight: nothing is rounded" if subject.dtype == "float64" else None
+def _rounds_nothing(subject: Subject) -> NotAsked | None:
+    reason = "float64 holds every weight: nothing is rounded"
+    return NotAsked(reason, bounds=False) if subject.dtype == "float64" else None
 
 
 def _changes_bits(subject: Subject) -> str | None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from bloomref.conformance.backends.tested import Tested, condition, declared
 from bloomref.conformance.cases import Case
+from bloomref.conformance.checks.outcome import NotAsked
 from bloomref.conformance.oracle.block_budgets import (
     ATTENTION,
     LOGITS,
@@ -84,8 +85,9 @@ def _equal(name: str, one: Array, two: Array, real: Array, what: str) -> Judgeme
     return condition(name, holds, f"{what}: other bits than in one call, which `bit_equal` promises")
 
 
-def unequal(subject: Subject) -> str | None:
+def unequal(subject: Subject) -> NotAsked | None:
     """Return why bits are not compared in the dtype, or None."""
     if subject.dtype in declared(subject).bit_equal:
         return None
-    return f"{subject.implementation.name} does not declare equal bits in {subject.dtype} (bit_equal)"
+    reason = f"{subject.implementation.name} does not declare equal bits in {subject.dtype} (bit_equal)"
+    return NotAsked(reason, bounds=False)  # BKD-22 leaves it free

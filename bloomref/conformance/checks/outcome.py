@@ -9,6 +9,23 @@ import numpy as np
 from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.oracle.budgets import LIMIT, Judgement
 from bloomref.conformance.subject import Raised
+from bloomref.errors import Unsupported
+
+RAISED = "result"
+"""Name in a judgement in place of a tensor, if the implementation raised an exception."""
+
+
+class NotAsked(Unsupported):
+    """The kit does not ask a question. A plain `Unsupported` is the implementation's own refusal.
+
+    Args:
+        bounds: it bounds what the implementation may claim, since it declares no such feature or has no such method.
+            False: the kit has no such question for this kind of implementation or this dtype.
+    """
+
+    def __init__(self, reason: str, bounds: bool = True) -> None:
+        super().__init__(reason)
+        self.bounds = bounds
 
 
 class Inconclusive(Exception):
@@ -43,6 +60,8 @@ class Failure(AssertionError):
             "because": judgement.explanation,
             "case": code(self.case),
         }
+        if judgement.name == RAISED:  # no tensor, and no Z
+            del rows["tensor"], rows["Z"]
         return "\n".join([f"{self.name}: {self.says}", *(f"  {key:8} {value}" for key, value in rows.items())])
 
 
@@ -61,7 +80,7 @@ def conclude(look: Callable[[], Iterable[Judgement]], failure: Callable[[Judgeme
     try:
         judgements = list(look())
     except Raised as error:
-        raise failure(Judgement("result", "fail", np.inf, (0, 0), str(error))) from error.__cause__
+        raise failure(Judgement(RAISED, "fail", np.inf, (0, 0), str(error))) from error.__cause__
     for judgement in judgements:
         if judgement.verdict == "fail":
             raise failure(judgement)

@@ -1,115 +1,16 @@
-"""Counts of the answers to each property, and the report that they make up."""
+"""The report of a run: a table of counts with a reason for each cell that is no pass, and a verdict for each dtype."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from bloomref.conformance.checks.outcome import Failure, Inconclusive
-from bloomref.errors import Unsupported
+from bloomref.conformance.run import verdicts
+from bloomref.conformance.run.counts import WORDS, Counts
+from bloomref.conformance.run.texts import shape, shortened
 
-REASONS = 3
-"""Largest number of reasons that are stored for one property."""
-
-
-@dataclass
-class Counts:
-    """Outcomes of one property in one dtype.
-
-    Args:
-        passed, inconclusive, waived, failed: number of cases with each outcome.
-        worst: largest Z of a case that passed.
-        reasons: why cases were skipped or inconclusive; the first `REASONS` different ones.
-        matched: waiver -> number of answers that it matched.
-        used: waiver -> number of failures that it covered.
-    """
-
-    name: str
-    dtype: str
-    passed: int = 0
-    inconclusive: int = 0
-    waived: int = 0
-    failed: int = 0
-    worst: float = 0.0
-    reasons: list[str] = field(default_factory=list)
-    matched: dict[str, int] = field(default_factory=dict)
-    used: dict[str, int] = field(default_factory=dict)
-
-    def record(self, check: Callable[[], float], covering: Iterable[str]) -> Failure | None:
-        """Run one check and count its outcome.
-
-        Args:
-            check: returns the largest Z, or raises Failure, Inconclusive or Unsupported.
-            covering: the waivers that match the question.
-
-        Returns:
-            The failure, unless a waiver covers it.
-        """
-        waivers = list(covering)
-        try:
-            self.record_pass(check(), waivers)
-        except Unsupported as error:
-            self.record_skipped(str(error), waivers)
-        except Inconclusive as error:
-            self.record_inconclusive(str(error))
-        except Failure as failure:
-            if not waivers:
-                self.failed += 1
-                return failure
-            self.record_waived(waivers)
-        return None
-
-    def record_pass(self, worst: float, covering: Iterable[str]) -> None:
-        self.passed += 1
-        self.worst = max(self.worst, worst)
-        self.matched = _sum(self.matched, covering)
-
-    def record_waived(self, covering: Iterable[str]) -> None:
-        self.waived += 1
-        self.matched, self.used = _sum(self.matched, covering), _sum(self.used, covering)
-
-    def record_skipped(self, reason: str, covering: Iterable[str]) -> None:
-        """Count the waivers as used: an unavailable question cannot show that they are not needed."""
-        self.add_reason(reason)
-        self.matched, self.used = _sum(self.matched, covering), _sum(self.used, covering)
-
-    def record_inconclusive(self, reason: str) -> None:
-        self.inconclusive += 1
-        self.add_reason(reason)
-
-    def add_reason(self, reason: str) -> None:
-        if reason not in self.reasons and len(self.reasons) < REASONS:
-            self.reasons.append(reason)
-
-    def add(self, other: "Counts") -> None:
-        self.passed += other.passed
-        self.inconclusive += other.inconclusive
-        self.waived += other.waived
-        self.failed += other.failed
-        self.worst = max(self.worst, other.worst)
-        self.matched, self.used = _sum(self.matched, other.matched), _sum(self.used, other.used)
-        for reason in other.reasons:
-            self.add_reason(reason)
-
-    @property
-    def verdict(self) -> str:
-        """One of: fails, waived, holds, inconclusive, not asked."""
-        counts = {"fails": self.failed, "waived": self.waived, "holds": self.passed, "inconclusive": self.inconclusive}
-        return next((word for word, count in counts.items() if count), "not asked")
-
-    def __str__(self) -> str:
-        counts = {"fail": self.failed, "waived": self.waived, "pass": self.passed, "inconclusive": self.inconclusive}
-        parts = [f"{count} {word}" for word, count in counts.items() if count]
-        return ", ".join(parts + [f"Z {self.worst:.2g}"] * bool(self.worst)) or "not asked"
-
-    def to_dict(self) -> dict[str, Any]:
-        """One entry of the JSON report."""
-        names = {"passed": "held", "used": "excused"}
-        return {names.get(key, key): value for key, value in asdict(self).items()} | {"verdict": self.verdict}
-
-
-def _sum(one: Mapping[str, int], two: Mapping[str, int] | Iterable[str]) -> dict[str, int]:
-    return dict(Counter(one) + Counter(two))
+EXPLAINED = {name: WORDS[name] for name in ("inconclusive", "refused", "not_asked")} | {"not_applicable": "not asked"}
+"""Outcome with reasons (`Counts.reasons`) -> its word."""
 
 
 @dataclass
@@ -122,6 +23,9 @@ class Report:
         stale: one sentence for each waiver that is not needed.
         absent: why the implementation is not available here.
         heading: title of the first column.
+        problems: dtype -> why not even the plainest model could be loaded, by the implementation's fault.
+        whole: the run asked every property, fixed case and vector.
+        waived: pattern of a waiver -> its reason.
     """
 
     name: str
@@ -132,6 +36,9 @@ class Report:
     stale: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     heading: str = "property"
+    problems: dict[str, str] = field(default_factory=dict)
+    whole: bool = True
+    waived: Mapping[str, str] = field(default_factory=dict)
 
     def add(self, counts: Counts) -> None:
         self.counts.setdefault((counts.name, counts.dtype), Counts(counts.name, counts.dtype)).add(counts)
@@ -144,13 +51,18 @@ class Report:
     def used(self) -> dict[str, int]:
         return dict(sum((Counter(counts.used) for counts in self.counts.values()), Counter[str]()))
 
+    # --- as text --------------------------------------------------------------------------------
+
     def lines(self) -> list[str]:
         """The table with its reasons, then the verdict of each dtype and the waivers that are not needed."""
-        return [*self.table(), *self.absent, *(self._summary(dtype) for dtype in self.dtypes), *self.stale]
+        verdict_lines = [line for dtype in self.dtypes for line in self.summary(dtype)]
+        return [*self.table(), *self.absent, *verdict_lines, *self.stale]
 
     def table(self) -> list[str]:
-        """One row for each property, one column for each dtype; below it, why some were skipped or inconclusive."""
+        """One row for each property, one column for each dtype; below it, the reason of each cell that is no pass."""
         names = [name for name in self.properties if any((name, dtype) in self.counts for dtype in self.dtypes)]
+        if not names:
+            return []
         rows = [(self.heading, *self.dtypes)]
         rows += [(name, *(str(self.counts.get((name, dtype), "")) for dtype in self.dtypes)) for name in names]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -158,28 +70,49 @@ class Report:
         return [*table, *self._reasons()]
 
     def _reasons(self) -> list[str]:
-        """Each reason once, after the properties that have it."""
-        properties: dict[str, list[str]] = {}
-        for counts in self.counts.values():
-            for reason in counts.reasons[:1] if counts.verdict in ("not asked", "inconclusive") else []:
-                properties.setdefault(reason, []).append(f"{counts.name} ({counts.dtype})")
-        return [f"{', '.join(names)}: {reason}" for reason, names in properties.items()]
+        """One line for each reason, after the cells that have it: `hole (float32 1, bfloat16 7): inconclusive: ...`."""
+        lines: dict[str, tuple[str, dict[str, list[str]]]] = {}
+        for counts in self._cells():
+            for word, reasons in self._explained(counts):
+                for reason, count in shortened(reasons):
+                    line = lines.setdefault(f"{word} {shape(reason)}", (f"{word}: {reason}", {}))
+                    line[1].setdefault(counts.name, []).append(f"{counts.dtype} {count}")
+        return [f"{_cells_of(cells)}: {text}" for text, cells in lines.values()]
 
-    def _summary(self, dtype: str) -> str:
-        verdicts = Counter(counts.verdict for (_, own), counts in self.counts.items() if own == dtype)
-        words = {"holds": "pass", "fails": "fail"}  # JSON reports keep the verdicts' own names
-        order = ("holds", "waived", "inconclusive", "not asked", "fails")
-        summary = ", ".join(f"{verdicts[word]} {words.get(word, word)}" for word in order if verdicts[word])
-        return f"{self.name}, {dtype}: {self.verdict(dtype)} ({summary or 'nothing was asked'})"
+    def _cells(self) -> list[Counts]:
+        keys = [(name, dtype) for dtype in self.dtypes for name in self.properties]
+        return [self.counts[key] for key in keys if key in self.counts]
+
+    def _explained(self, counts: Counts) -> Iterator[tuple[str, Mapping[str, int]]]:
+        """The outcomes of a cell other than pass, each with its reasons and their counts."""
+        if counts.failed:
+            yield "fail", {"see the failures": counts.failed}
+        if counts.waived:
+            yield "waived", {self.waived.get(where, where): count for where, count in counts.used.items()}
+        for outcome, word in EXPLAINED.items():
+            if outcome in counts.reasons:
+                yield word, counts.reasons[outcome]
+
+    def summary(self, dtype: str) -> list[str]:
+        """The verdict of a dtype in one line, and a line for each bound of it."""
+        if dtype in self.problems:
+            return [f"{self.name}, {dtype}: {verdicts.FAILS}: {self.problems[dtype]}"]
+        rows = self._rows(dtype)
+        totals = {word: sum(getattr(row, name) for row in rows) for name, word in WORDS.items()}
+        totals["not asked"] -= sum(row.not_applicable for row in rows)
+        numbers = ", ".join(f"{count:,} {word}" for word, count in totals.items() if count)
+        questions = f"{sum(row.questions for row in rows):,} questions: {numbers}" if numbers else "nothing was asked"
+        line = f"{self.name}, {dtype}: {self.verdict(dtype)} ({questions})"
+        return [line, *(f"  {bound}" for bound in verdicts.bounds(rows))]
+
+    def _rows(self, dtype: str) -> list[Counts]:
+        return [counts for (_, own), counts in self.counts.items() if own == dtype]
 
     def verdict(self, dtype: str) -> str:
-        """Verdict on the implementation in one dtype (CNF-1 ... CNF-4)."""
-        verdicts = {counts.verdict for (_, own), counts in self.counts.items() if own == dtype}
-        if "fails" in verdicts:
-            return "does not conform"
-        if "holds" not in verdicts:
-            return "not checked"
-        return "conforms, but for the waivers" if "waived" in verdicts else "conforms"
+        """Verdict on the implementation in one dtype (CNF-1 ... CNF-4, CNF-11)."""
+        return verdicts.verdict(self._rows(dtype), self.problems.get(dtype), self.whole)
+
+    # --- as JSON --------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON report."""
@@ -187,7 +120,13 @@ class Report:
             "implementation": self.name,
             "versions": dict(self.versions),
             "verdicts": {dtype: self.verdict(dtype) for dtype in self.dtypes},
+            "bounds": {dtype: verdicts.bounds(self._rows(dtype)) for dtype in self.dtypes},
             "properties": [counts.to_dict() for counts in self.counts.values()],
             "stale_waivers": self.stale,
             "not_available": self.absent,
+            "problems": self.problems,
         }
+
+
+def _cells_of(cells: Mapping[str, list[str]]) -> str:
+    return ", ".join(f"{name} ({', '.join(numbers)})" for name, numbers in cells.items())

@@ -8,8 +8,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from bloomref.conformance.cases import Case
-from bloomref.conformance.checks.gradients import DTYPES_ONLY, UNITS
-from bloomref.conformance.checks.outcome import Failure
+from bloomref.conformance.checks.outcome import Failure, NotAsked
 from bloomref.conformance.properties import Property
 from bloomref.conformance.run.results import Counts
 from bloomref.conformance.run.waivers import Waivers
@@ -49,6 +48,10 @@ class Runner:
         if failure is not None:
             raise failure
 
+    def number(self, prop: Property) -> int:
+        """Number of cases that are drawn for a property."""
+        return -(-self.examples // prop.share)
+
     def draw(self, prop: Property, subject: Subject, counts: Counts) -> None:
         """Check one property on drawn cases.
 
@@ -59,7 +62,7 @@ class Runner:
 
         @seed(zlib.crc32(f"{self.seed} {prop.name}".encode()))
         @settings(
-            max_examples=-(-self.examples // prop.share),
+            max_examples=self.number(prop),
             deadline=None,
             database=None,
             phases=(Phase.generate, Phase.shrink),
@@ -104,23 +107,20 @@ def applies(prop: Property, case: Case) -> bool:
     return fits and case.batch >= prop.rows and case.kind in prop.kinds
 
 
-def lacking(prop: Property, subject: Subject) -> str | None:
+def lacking(prop: Property, subject: Subject) -> NotAsked | None:
     """Return why the implementation cannot be asked about the property, or None."""
     name, able = subject.implementation.name, subject.implementation.capabilities
     methods = [method for method in prop.needs if not subject.offers(PROBE, method)]
     if methods:
-        return f"{name} has no method {', '.join(methods)}"
+        return NotAsked(f"{name} has no method {', '.join(methods)}")
     if prop.adapter and prop.adapter not in able.adapters:
-        return f"{name} declares no adapters in the form of {prop.adapter}"
-    if prop.name == "gradients" and subject.dtype not in UNITS:
-        return DTYPES_ONLY
+        return NotAsked(f"{name} declares no adapters in the form of {prop.adapter}")
     if not set(prop.kinds) & set(able.masks):
-        return f"{name} declares no masks of {', '.join(prop.kinds)}"
+        return NotAsked(f"{name} declares no masks of {', '.join(prop.kinds)}")
     if prop.rows > 1 and "batch" not in able.features:
-        return f"{name} declares no batches"
-    if prop.name == "repeat" and not able.repeatable:
-        return f"{name} declares that it is not repeatable"
-    return prop.unasked(subject) if prop.unasked else None
+        return NotAsked(f"{name} declares no batches")
+    reason = prop.unasked(subject) if prop.unasked else None
+    return NotAsked(reason) if isinstance(reason, str) else reason
 
 
 class Shrinking:

@@ -1,24 +1,18 @@
 """A pytest run of the kit: options, header, parametrisation, and the report at the end."""
 
 import json
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from bloomref.conformance.backends.backend_properties import properties_of
-from bloomref.conformance.fixed_cases import FIXED_CASES
-from bloomref.conformance.oracle.precision import tier_of
-from bloomref.conformance.run.resolve import implementation_of
-from bloomref.conformance.run.results import Counts, Report
-from bloomref.conformance.run.runner import EXAMPLES, Runner
-from bloomref.conformance.run.waivers import Waivers, read_waivers
+from bloomref.conformance.run.counts import Counts
+from bloomref.conformance.run.runner import EXAMPLES
+from bloomref.conformance.run.selection import Selection
 from bloomref.conformance.subject import Subject
-from bloomref.conformance.vectors.ask import NAME as VECTORS
-from bloomref.conformance.vectors.topics import TOPICS
+from bloomref.conformance.suite.asking import KINDS
+from bloomref.conformance.suite.kit import Kit, Options
 from bloomref.errors import BloomrefError
 
 KIT = pytest.StashKey["Kit"]()
@@ -43,27 +37,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--waivers", action="append", default=[], metavar="FILE", help="TOML file of known failures; repeatable"
     )
+    group.addoption("--only", action="append", default=[], metavar="PROPERTY", help="ask only these; repeatable")
+    group.addoption(
+        "--case", action="append", default=[], metavar="NAME", help="ask only these fixed cases; repeatable"
+    )
+    group.addoption("--require-all", action="store_true", help="also fail if a question is refused or cannot be asked")
     group.addoption("--require", action="store_true", help="fail, not skip, if the implementation is not available")
     group.addoption("--conformance-json", metavar="FILE", help="also write the report to this file as JSON")
 
 
-class Kit:
-    """Everything that the options determine."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        option = config.getoption
-        self.implementation = implementation_of(option("--implementation"), option("--backend"), option("--program"))
-        self.dtypes = tuple(option("--dtype") or self.implementation.capabilities.dtypes)
-        for dtype in self.dtypes:
-            tier_of(dtype)
-        self.runner = Runner(option("--examples"), option("--seed"), Waivers(read_waivers(option("--waivers"))))
-        self.required: bool = option("--require")
-        versions = dict(self.implementation.versions())
-        self.properties = properties_of(self.implementation)
-        self.report = Report(self.implementation.name, versions, self.dtypes, (*self.properties, VECTORS))
-        self.subjects = {dtype: Subject(self.implementation, dtype) for dtype in self.dtypes}
-        self.whole = True
-        """True if no test was deselected: only then can a waiver be reported as not needed."""
+def _options(config: pytest.Config) -> Options:
+    option = config.getoption
+    return Options(
+        implementation=option("--implementation"),
+        backend=option("--backend"),
+        program=option("--program"),
+        dtypes=tuple(option("--dtype") or ()),
+        examples=option("--examples"),
+        seed=option("--seed"),
+        waivers=tuple(option("--waivers")),
+        require=option("--require"),
+        require_all=option("--require-all"),
+        selection=Selection(tuple(option("--only")), tuple(option("--case"))),
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,38 +67,28 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.help or config.option.version:
         return
     try:
-        kit = config.stash[KIT] = Kit(config)
+        kit = config.stash[KIT] = Kit(_options(config))
     except BloomrefError as error:
         raise pytest.UsageError(str(error)) from error
     config.pluginmanager.register(Reporter(kit, config.getoption("--conformance-json")))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    if KIT not in config.stash:
-        return []
-    kit = config.stash[KIT]
-    name, scores = kit.implementation.name, kit.implementation.capabilities.scores
-    versions = ", ".join(f"{package} {version}" for package, version in kit.report.versions.items())
-    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
-    entries = kit.runner.waivers.entries
-    return [
-        f"conformance of {name} ({versions})",
-        f"  dtypes: {', '.join(kit.dtypes)}; scores of 16-bit types in {scores}",
-        f"  machine: {machine}, Python {platform.python_version()}",
-        f"  cases: {len(FIXED_CASES)} fixed, {kit.runner.examples} drawn for each property, seed {kit.runner.seed}",
-        f"  waivers: {len(entries)}" + "".join(f"\n    {w.where}: {w.reason}" for w in entries),
-    ]
+    return config.stash[KIT].header() if KIT in config.stash else []
 
 
 # --- parametrisation -----------------------------------------------------------------------------------------------
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    kit = metafunc.config.stash[KIT]
+    asked = kit.questions()
+    names = {kind: {question.name: question.name for question in asked if question.kind == kind} for kind in KINDS}
     values: dict[str, Mapping[str, object]] = {
-        "subject": metafunc.config.stash[KIT].subjects,
-        "prop": metafunc.config.stash[KIT].properties,
-        "case": {case.name: case for case in FIXED_CASES},
-        "topic": {name: name for name in sorted(TOPICS)},
+        "subject": kit.subjects,
+        "prop": names["drawn"],
+        "case": names["fixed"],
+        "topic": names["vectors"],
     }
     for argument in (name for name in values if name in metafunc.fixturenames):
         by_id, indirect = values[argument], argument == "subject"
@@ -117,7 +103,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     if items:
-        items[0].config.stash[KIT].whole = False
+        items[0].config.stash[KIT].report.whole = False
 
 
 @pytest.fixture(scope="session")
@@ -126,17 +112,13 @@ def kit(pytestconfig: pytest.Config) -> Kit:
 
 
 @pytest.fixture(scope="session")
-def subject(request: pytest.FixtureRequest, kit: Kit) -> Subject:
-    """The implementation in one dtype. If it is not available, skip with the reason, or with `--require` fail."""
+def subject(request: pytest.FixtureRequest) -> Subject:
+    """The implementation in one dtype. If it cannot be asked, skip with the reason; the report has it, too."""
     subject: Subject = request.param
-    reason = subject.unavailable()
-    if reason is None:
-        return subject
-    if reason not in kit.report.absent:
-        kit.report.absent.append(reason)
-    if kit.required:
-        pytest.fail(f"required, but not available: {reason}", pytrace=False)
-    pytest.skip(reason)
+    reason = subject.problem() or subject.unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    return subject
 
 
 # --- results -------------------------------------------------------------------------------------------------------
@@ -161,14 +143,13 @@ class Reporter:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """A waiver that is not needed fails the run, if the whole suite was run."""
-        report = self.kit.report
-        if self.kit.whole and report.counts:
-            report.stale = self.kit.runner.waivers.stale(self.kit.dtypes, report.matched, report.used)
-        if report.stale and session.exitstatus == pytest.ExitCode.OK:
+        """Fail the run for what no test can: a waiver that is not needed, an implementation that is required."""
+        if session.config.option.collectonly:
+            return
+        if not self.kit.finish() and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self.path:
-            Path(self.path).write_text(json.dumps(report.to_dict(), indent=2), "utf-8")
+            Path(self.path).write_text(json.dumps(self.kit.report.to_dict(), indent=2), "utf-8")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         report = self.kit.report

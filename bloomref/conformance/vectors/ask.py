@@ -16,7 +16,7 @@ from bloomref.backbone import BloomBackbone
 from bloomref.causal_lm import BloomCausalLM
 from bloomref.conformance.adapters.installed_backend import Backend
 from bloomref.conformance.checks.gradients import DTYPES_ONLY, UNITS
-from bloomref.conformance.checks.outcome import Failure, conclude
+from bloomref.conformance.checks.outcome import Failure, NotAsked, conclude
 from bloomref.conformance.checks.rerun import verdict
 from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.run.results import Counts
@@ -71,20 +71,30 @@ def ask(subject: Subject, vector: Vector, waivers: Waivers, counts: Counts) -> F
 
 
 def ask_all(subject: Subject, topic: str, waivers: Waivers, counts: Counts, folder: Path | None = None) -> None:
-    """Ask every vector of a topic and count the outcomes; if the installation has no vectors, record that reason.
+    """Ask every vector of a topic and count the outcomes.
 
     Raises:
         VectorFailure: for the first vector that fails; it names the others.
     """
-    try:
-        vectors = [vector for vector in read(locate(folder)) if vector.topic == topic]
-    except Unsupported as error:
-        counts.add_reason(str(error))
-        return
-    failures = [f for vector in vectors if isinstance(f := ask(subject, vector, waivers, counts), VectorFailure)]
+    failures = failures_of(subject, topic, waivers, counts, folder)
     if failures:
         failures[0].others = tuple(failure.name for failure in failures[1:])
         raise failures[0]
+
+
+def failures_of(
+    subject: Subject, topic: str, waivers: Waivers, counts: Counts, folder: Path | None = None
+) -> list[VectorFailure]:
+    """Ask every vector of a topic, count the outcomes, and return the failures that no waiver covers.
+
+    If the installation has no vectors, that reason is counted.
+    """
+    try:
+        vectors = [vector for vector in read(locate(folder)) if vector.topic == topic]
+    except Unsupported as error:
+        counts.record_not_asked(NotAsked(str(error), bounds=False))
+        return []
+    return [f for vector in vectors if isinstance(f := ask(subject, vector, waivers, counts), VectorFailure)]
 
 
 def _covering(subject: Subject, vector: Vector, waivers: Waivers) -> list[str]:
@@ -125,7 +135,7 @@ def _answer(subject: Subject, vector: Vector) -> Iterator[Judgement]:
     if reason is None and "adapter" in vector.entry and not subject.offers(PROBE, "adapted"):
         reason = f"{subject.implementation.name} has no method adapted"
     if reason is not None:
-        raise Unsupported(reason)
+        raise NotAsked(reason, bounds=not subject.is_inexact(vector.case))
     if question == "call" and "output" in vector.entry:
         shape = _call(subject, vector)["logits"].shape
         expected = tuple(vector.entry["output"]["shape"])
@@ -172,7 +182,7 @@ def _call(subject: Subject, vector: Vector) -> Outputs:
 def _loss(subject: Subject, vector: Vector) -> Outputs:
     _need(subject, vector, "loss_and_gradients")
     if subject.dtype not in UNITS:
-        raise Unsupported(DTYPES_ONLY)
+        raise NotAsked(DTYPES_ONLY, bounds=False)
     token_ids, mask, labels = (np.array(vector.arguments[name]) for name in ("token_ids", "padding_mask", "labels"))
     loss, gradients = subject.ask(vector.case, "loss_and_gradients", token_ids, mask.astype(bool), labels)
     outputs = {"loss": np.asarray(loss)} | {name: np.asarray(value) for name, value in gradients.items()}
@@ -185,7 +195,7 @@ def _loss(subject: Subject, vector: Vector) -> Outputs:
 
 def _need(subject: Subject, vector: Vector, method: str) -> None:
     if not subject.offers(vector.case, method):
-        raise Unsupported(f"{subject.implementation.name} has no method {method}")
+        raise NotAsked(f"{subject.implementation.name} has no method {method}")
 
 
 OUTPUTS: dict[str, Callable[[Subject, Vector], Outputs]] = {
@@ -234,7 +244,7 @@ def _own(subject: Subject, vector: Vector) -> Iterator[Judgement]:
 
 def _own_output(subject: Subject, vector: Vector) -> Any:
     if not isinstance(subject.implementation, Backend):
-        raise Unsupported(f"vectors that ask {vector.entry['ask']!r} are for bloomref only")
+        raise NotAsked(f"vectors that ask {vector.entry['ask']!r} are for bloomref only", bounds=False)
     try:
         question = vector.entry["ask"]
         return (OWN if question in OWN else REFUSING)[question](subject, vector)

@@ -1,0 +1,144 @@
+"""The run of `bloomref conform`: asks every question, shows the progress on stderr, and prints the report."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TextIO
+
+from bloomref.conformance.backends.backend_properties import BACKEND_PROPERTIES
+from bloomref.conformance.checks.outcome import Failure
+from bloomref.conformance.fixed_cases import FIXED_CASES
+from bloomref.conformance.properties import PROPERTIES
+from bloomref.conformance.run.failures import Answered, told
+from bloomref.conformance.suite.kit import Kit, Options
+from bloomref.conformance.suite.likely_cause import likely_cause
+from bloomref.conformance.vectors.topics import TOPICS
+
+
+def conform(options: Options, as_json: bool, verbose: bool) -> int:
+    """Run the kit and print the report. Return the exit code: 0 for a success, else 1.
+
+    What the implementation prints goes to stderr with `verbose`, else nowhere.
+    """
+    with _stdout_for_us(verbose) as stdout:
+        kit = Kit(options)
+        if not as_json:
+            _print(kit.header(), stdout)
+        failures, seconds = _ask_everything(kit, verbose)
+        success = kit.finish()
+        if as_json:
+            report = kit.report.to_dict() | {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
+            print(json.dumps(report, indent=2), file=stdout)
+        else:
+            explain = {dtype: likely_cause(subject) for dtype, subject in kit.subjects.items()}
+            _print_failures(failures, lambda failure: explain[failure.dtype](failure), stdout)
+            _print(["", *kit.report.lines()], stdout)
+        if verbose:
+            _print(_times(seconds), sys.stderr)
+    return 0 if success else 1
+
+
+def _ask_everything(kit: Kit, verbose: bool) -> tuple[list[Answered], Counter[str]]:
+    """Ask every question, and add the counts to the report. Return the failures, and seconds by property."""
+    failures: list[Answered] = []
+    seconds: Counter[str] = Counter()
+    asked = kit.questions()
+    ready = kit.ready()
+    with _progress(len(asked) * len(ready), verbose) as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of the implementation are its own affair
+        for dtype, subject in ready.items():
+            for question in asked:
+                with progress(f"{dtype}  {question}"):
+                    answer = kit.ask(subject, question)
+                for counts in answer.counts:
+                    kit.report.add(counts)
+                failures += answer.failures
+                seconds.update(answer.seconds)
+    return failures, seconds
+
+
+# --- output --------------------------------------------------------------------------------
+
+
+def _print(lines: Sequence[str], file: TextIO) -> None:
+    print(*lines, sep="\n", file=file, flush=True)
+
+
+def _print_failures(failures: list[Answered], cause: Callable[[Failure], Sequence[str]], file: TextIO) -> None:
+    if failures:
+        _print(["", *told(failures, cause)], file)
+
+
+def _times(seconds: Counter[str]) -> list[str]:
+    """Seconds by property, the slowest first."""
+    return [f"{value:8.1f} s  {name}" for name, value in seconds.most_common()] + [
+        f"{seconds.total():8.1f} s  in total"
+    ]
+
+
+@contextmanager
+def _stdout_for_us(verbose: bool) -> Iterator[TextIO]:
+    """Yield the standard output; whatever else is printed inside goes to stderr with `verbose`, else nowhere."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    elsewhere = os.dup(2) if verbose else os.open(os.devnull, os.O_WRONLY)
+    os.dup2(elsewhere, 1)
+    try:
+        with os.fdopen(os.dup(saved), "w", encoding="utf-8") as ours:
+            yield ours
+    finally:
+        sys.stdout.flush()
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(elsewhere)
+
+
+@contextmanager
+def _progress(total: int, verbose: bool) -> Iterator[Callable[[str], Any]]:
+    """Yield a context manager for one question, by its label.
+
+    It shows a bar on stderr, if that is a terminal; else, with `verbose`, a line with the time of each question.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _timed_line if verbose else lambda _label: nullcontext()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+
+        @contextmanager
+        def advanced(label: str) -> Iterator[None]:
+            bar.update(task, description=label)
+            yield
+            bar.advance(task)
+
+        yield advanced
+
+
+@contextmanager
+def _timed_line(label: str) -> Iterator[None]:
+    since = time.monotonic()
+    yield
+    print(f"{label}  {time.monotonic() - since:.1f} s", file=sys.stderr, flush=True)
+
+
+def names() -> list[str]:
+    """What `--only` and `--case` can name: properties with what each needs, topics of the vectors, fixed cases."""
+    every = PROPERTIES | BACKEND_PROPERTIES
+    width = max(map(len, every))
+    lines = []
+    for prop in every.values():
+        needs = ", ".join(prop.needs) or "logits"
+        adapter = f"; an adapter of {prop.adapter}" if prop.adapter else ""
+        lines.append(f"{prop.name:{width}}  {prop.says} (needs {needs}{adapter})")
+    lines += [f"{'vectors':{width}}  the test vectors; one topic: {', '.join(f'vectors/{topic}' for topic in TOPICS)}"]
+    return [*lines, "", "fixed cases, for --case:", *(f"  {case.name}" for case in FIXED_CASES)]
