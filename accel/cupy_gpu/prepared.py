@@ -181,7 +181,8 @@ class CupyPrepared:
         choosing.place(token_ids, step.start, step.key_is_real)
         for _ in range(count):
             choosing.run()
-        chosen = self.device.download(choosing.chosen)[:, choice.drawn : choice.drawn + count]
+        columns = (choice.drawn + np.arange(count)) % cache.capacity
+        chosen = self.device.download(choosing.chosen)[:, columns]
         if self.device.download(choosing.broken)[0]:
             raise BadWeights(f"logits: expected finite numbers; the weights hold NaN or overflow in {self.policy.name}")
         return chosen

@@ -1,7 +1,5 @@
 """One token from the scores of its sequence: the most likely, or a seeded draw from a truncated distribution."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from bloomref.generation.options import GenerationOptions
@@ -68,21 +66,43 @@ def truncate(scores: Float[Array, " V"], options: GenerationOptions) -> Float[Ar
     return scores
 
 
-def draw(scores: Float[Array, " V"], rng: np.random.Generator) -> int:
-    """A random id, distributed as softmax(scores): one uniform number, inverted through the cumulative distribution."""
+def uniform(seed: int, drawn: int) -> float:
+    """The number in [0, 1) that decides a draw: Philox4x64-10 of the seed and the number of earlier draws (GEN-9)."""
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=drawn)).random())
+
+
+def draw(scores: Float[Array, " V"], number: float) -> int:
+    """The first id, in the order of ids, whose cumulated probability exceeds `number` (GEN-10).
+
+    Probabilities are softmax(scores), so a uniform number in [0, 1) gives an id of that distribution.
+    """
     candidates = np.flatnonzero(scores > -np.inf)
     cumulative = np.cumsum(softmax(scores[candidates]))
-    index = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
+    index = np.searchsorted(cumulative, number * cumulative[-1], side="right")
     return int(candidates[min(index, candidates.size - 1)])
 
 
-def generators(seed: int | None, rows: int) -> Sequence[np.random.Generator]:
-    """One random generator a row; row i of a batch has the generator of a single prompt with `seed + i`."""
-    return [np.random.default_rng(None if seed is None else seed + i) for i in range(rows)]
+def choose(scores: Float[Array, " V"], options: GenerationOptions, seed: int, drawn: int) -> int | None:
+    """The token that greedy search or sampling chooses; None if all scores are -inf, which forbids an id.
+
+    Args:
+        seed: seed of the row's draws, in [0, 2^64).
+        drawn: number of earlier draws of the row.
+    """
+    likeliest = argmax(scores)
+    if scores[likeliest] == -np.inf:
+        return None
+    if options.strategy == "greedy":
+        return likeliest
+    return draw(truncate(scores, options), uniform(seed, drawn))
 
 
 def row_seeds(seed: int | None, rows: int) -> Int[Array, " B"]:
-    """One 64-bit seed a row, for draws by a backend; row i has the seed of a single prompt with `seed + i`."""
-    return np.concatenate(
-        [np.random.SeedSequence(None if seed is None else seed + i).generate_state(1, np.uint64) for i in range(rows)]
-    )
+    """One 64-bit seed a row: (seed + i) mod 2^64 of row i, so that it draws as a single prompt of that seed would.
+
+    Args:
+        seed: None for fresh entropy.
+    """
+    if seed is None:
+        return np.random.SeedSequence().generate_state(rows, np.uint64)
+    return np.array([(seed + i) % 2**64 for i in range(rows)], np.uint64)

@@ -3,15 +3,14 @@
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 
-import numpy as np
-
 from bloomref.generation.beam import beam_search
 from bloomref.generation.contrastive import contrastive_search
 from bloomref.generation.decoder import Decoder
-from bloomref.generation.sampling import argmax, draw, generators, row_seeds, truncate
+from bloomref.generation.sampling import choose, row_seeds
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.task import Row, Task
 from bloomref.runtime.backend import Choice
+from bloomref.shapes import Array, Int
 
 TOKENS_PER_DEVICE_CALL = 8
 """Number of tokens that a backend chooses in one call; tokens past a stop are discarded."""
@@ -39,25 +38,23 @@ def tokens(task: Task) -> Iterator[tuple[int, int]]:
 def next_token_search(task: Task) -> Iterator[tuple[int, int]]:
     """Greedy search or sampling. A row ends if all its tokens are forbidden."""
     rows, decoder, process = task.rows(), task.decoder(), task.processors()
-    rngs = generators(_seed(task), len(rows)) if task.options.strategy == "sample" else None
-    device_choice = choice(task)
+    seeds, drawn = row_seeds(_seed(task), len(rows)), 0
+    device_choice = choice(task, seeds)
     while rows:
         logits = decoder.logits()
         running: list[int] = []
         for i, row in enumerate(rows):
             scores = process(logits[i], row.history)
-            token_id = argmax(scores)
-            if scores[token_id] == -np.inf:
+            token_id = choose(scores, task.options, int(seeds[row.index]), drawn)
+            if token_id is None:
                 continue
-            if rngs is not None:
-                token_id = draw(truncate(scores, task.options), rngs[row.index])
             row.append(token_id, task.stopping)
             yield row.index, token_id
             if not row.ended:
                 running.append(i)
-        rows = _select(rows, running, decoder)
+        rows, drawn = _select(rows, running, decoder), drawn + 1
         if device_choice is not None:
-            rows = yield from _chosen_by_backend(rows, decoder, task.stopping, device_choice)
+            rows, drawn = yield from _chosen_by_backend(rows, decoder, task.stopping, device_choice)
             device_choice = None
         if rows:
             decoder.advance(range(len(rows)), [row.history[-1] for row in rows])
@@ -65,9 +62,13 @@ def next_token_search(task: Task) -> Iterator[tuple[int, int]]:
 
 def _chosen_by_backend(
     rows: list[Row], decoder: Decoder, stopping: Stopping, device_choice: Choice
-) -> Generator[tuple[int, int], None, list[Row]]:
-    """Tokens that the backend chooses; returns the rows that still run when the backend cannot make this choice."""
-    drawn = 0
+) -> Generator[tuple[int, int], None, tuple[list[Row], int]]:
+    """Tokens that the backend chooses, after the first of each row.
+
+    Returns:
+        The rows that still run when the backend cannot make this choice, and the number of tokens that each has drawn.
+    """
+    drawn = 1
     while rows:
         count = min(TOKENS_PER_DEVICE_CALL, max(row.budget for row in rows))
         seeds = None if device_choice.seeds is None else device_choice.seeds[[row.index for row in rows]]
@@ -81,7 +82,7 @@ def _chosen_by_backend(
                 yield row.index, row.history[-1]
         rows = _select(rows, [i for i, row in enumerate(rows) if not row.ended], decoder)
         drawn += count
-    return rows
+    return rows, drawn
 
 
 def _select(rows: list[Row], indices: list[int], decoder: Decoder) -> list[Row]:
@@ -91,8 +92,12 @@ def _select(rows: list[Row], indices: list[int], decoder: Decoder) -> list[Row]:
     return [rows[i] for i in indices]
 
 
-def choice(task: Task) -> Choice | None:
-    """The task's options as a backend's `Choice`; None for options that only the host implements."""
+def choice(task: Task, seeds: Int[Array, " B"]) -> Choice | None:
+    """The task's options as a backend's `Choice`; None for options that only the host implements.
+
+    Args:
+        seeds: one of each prompt, for its draws.
+    """
     options = task.options
     if task.processors().active or options.min_p is not None:
         return None
@@ -104,7 +109,7 @@ def choice(task: Task) -> Choice | None:
         top_k=options.top_k,
         top_p=1.0 if options.top_p is None else float(options.top_p),
         forbidden=forbidden,
-        seeds=row_seeds(_seed(task), len(task.prompts)),
+        seeds=seeds,
     )
 
 

@@ -78,7 +78,7 @@ class Choosing:
         """Return the chosen tokens, and assert that everything that is recorded with them is right."""
         tokens: list[int] = self.ids.tolist()
         expected = np.full((self.rows, ROOM), -1)
-        expected[:, self.before] = tokens
+        expected[:, self.before % ROOM] = tokens
         assert self.chosen.tolist() == expected.tolist()
         assert self.drawn.tolist() == [self.before + 1] * self.rows
         assert self.position.tolist() == [42]
@@ -144,7 +144,9 @@ def check_top(problem: Choosing, k: int, temperature: float, top_p: float) -> No
         weight[before >= top_p] = 0  # outside of the smallest set that reaches top_p
         if top_p < 1 and abs(before - top_p).min() < 1e-9:
             continue  # a sum equals top_p up to its last bits, so either set is right
-        assert is_drawn(weight, tokens.tolist().index(token), problem.uniform(row))
+        by_id = np.zeros(problem.vocabulary)
+        by_id[tokens] = weight
+        assert is_drawn(by_id, token, problem.uniform(row))
 
 
 def check_any(problem: Choosing, temperature: float, top_p: float) -> None:
@@ -230,7 +232,9 @@ FAULTS = {
     "forbidden tokens among the best": ("!(forbidden && forbidden[n])) mine", "true) mine", BEST),
     "a list that skips a token": ("best.token == head.token) ++at", "best.token == head.token) at += 2", BEST),
     "no barrier before the lists of the warps are merged": ("    __syncthreads();\n    if (warp > 0) return;", "    if (warp > 0) return;", BEST),
-    "weights read before they are written": ("    __syncwarp();\n    if (lane > 0) return;", "    if (lane > 0) return;", TOP),
+    "weights read before they are written": ("    __syncwarp();\n    double total", "    double total", TOP),
+    "drawn in the order of scores": ("best_token[to + j] < best_token[to + i] ? weights[j]", "j < i ? weights[j]", TOP),
+    "the token after the draw": ("rank + 1 == passed", "rank == passed", TOP),
     "temperature forgotten": (") / temperature)", "))", partial(TOP, temperature=0.01, top_p=1.0)),
     "the last token of the top-p set left out": ("top_p_total < top_p * total", "top_p_total + weights[count] < top_p * total", partial(TOP, top_p=0.02)),
     "another key schedule": ("k1 += 0xBB67AE8584CAA73Bull", "k1 += 0xBB67AE8584CAA73Aull", TOP),

@@ -2,12 +2,13 @@
 //
 // A score is better than another if it is higher, or equal and of a lower token (GEN-1). `forbidden` has a nonzero byte
 // for each token that must not be chosen; null allows all. The token chosen for row r is written to ids[r], which the
-// next step reads, and to chosen[r * room + drawn[r]]. Then drawn[r] is incremented, and block 0 increments *position,
+// next step reads, and to chosen[r * room + drawn[r] % room]. Then drawn[r] is incremented, and block 0 increments *position,
 // which no kernel of this file reads.
 //
 // The n-th random number of row r is (x >> 11) 2^-53, where x is the first word of Philox4x64-10 (Salmon et al. 2011)
 // of the key (keys[r], 0) and the counter (n + 1, 0, 0, 0), as in numpy.random.Philox(key=keys[r], counter=n). It
-// depends on nothing else.
+// depends on nothing else. A draw takes the first token, in the order of ids, whose cumulated probability exceeds the
+// number. Clauses: GEN-9, GEN-10.
 
 /// Outputs of a choice.
 struct Record {
@@ -18,7 +19,7 @@ struct Record {
     __device__ __forceinline__ void put(int row, int token) const {
         token = token == NO_TOKEN ? 0 : token;  // all scores are NaN: `broken` is set, and the token is never used
         ids[row] = token;
-        chosen[size_t(row) * room + drawn[row]] = token;
+        chosen[size_t(row) * room + drawn[row] % room] = token;
         ++drawn[row];
         if (row == 0) ++*position;
     }
@@ -122,15 +123,27 @@ __global__ void __launch_bounds__(256) choose_top(
     for (int i = lane; i < k; i += WARP)
         weights[i] = best_token[to + i] == NO_TOKEN ? 0.0 : exp((double(best_score[to + i]) - best_score[to]) / temperature);
     __syncwarp();
-    if (lane > 0) return;
-    double total = 0, top_p_total = 0, sum = 0;
+    double total = 0, top_p_total = 0;
     for (int i = 0; i < k; ++i) total += weights[i];
     int count = 0;
     while (count < k && top_p_total < top_p * total) top_p_total += weights[count++];
     const double threshold = philox_uniform(keys[row], drawn[row]) * top_p_total;
-    int choice = 0;
-    for (sum = weights[0]; choice + 1 < count && sum <= threshold; sum += weights[++choice]) {}
-    Record{ids, chosen, drawn, position, room}.put(row, best_token[to + choice]);
+
+    // In the order of ids, the draw is the last token whose sum of weights before it is at most the threshold.
+    int passed = 0;
+    for (int i = lane; i < count; i += WARP) {
+        double before = 0;
+        for (int j = 0; j < count; ++j) before += best_token[to + j] < best_token[to + i] ? weights[j] : 0.0;
+        passed += before <= threshold;
+    }
+    passed = warp_sum(passed);  // now all lanes have read drawn[row], which `put` increments
+    const Record record{ids, chosen, drawn, position, room};
+    if (count == 0 && lane == 0) record.put(row, best_token[to]);
+    for (int i = lane; i < count; i += WARP) {
+        int rank = 0;
+        for (int j = 0; j < count; ++j) rank += best_token[to + j] < best_token[to + i];
+        if (rank + 1 == passed) record.put(row, best_token[to + i]);
+    }
 }
 
 /// Map a score to an unsigned integer of the same order.

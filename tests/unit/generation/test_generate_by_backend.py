@@ -11,7 +11,7 @@ from small_models import deterministic_options, id_prompts, models
 from bloomref import BloomBackbone, BloomCausalLM
 from bloomref.errors import BadWeights, Unsupported
 from bloomref.generation.options import GenerationOptions
-from bloomref.generation.sampling import draw, truncate
+from bloomref.generation.sampling import draw, truncate, uniform
 from bloomref.runtime.backend import Choice, Step
 from bloomref.runtime.engine import Engine
 
@@ -50,7 +50,7 @@ class Deciding:
         if choice.temperature is None:
             return int(scores.argmax())
         options = GenerationOptions(temperature=choice.temperature, top_k=choice.top_k, top_p=choice.top_p)
-        return draw(truncate(scores, options), np.random.default_rng([int(choice.seeds[row]), choice.drawn + i]))
+        return draw(truncate(scores, options), uniform(int(choice.seeds[row]), choice.drawn + i))
 
 
 def deciding(lm: BloomCausalLM, most: int = 99) -> tuple[BloomCausalLM, Deciding]:
@@ -59,14 +59,21 @@ def deciding(lm: BloomCausalLM, most: int = 99) -> tuple[BloomCausalLM, Deciding
     return other, backend
 
 
-@pytest.mark.clause("BKD-18", "GEN-4", "GEN-5")
+SAMPLING: Any = st.fixed_dictionaries(
+    {"seed": st.integers(0, 2**64 - 1), "max_new_tokens": st.integers(1, 12)},
+    optional={"temperature": st.floats(0.3, 3.0), "top_k": st.integers(1, 9), "top_p": st.floats(0.1, 1.0)},
+)
+
+
+@pytest.mark.clause("BKD-18", "GEN-4", "GEN-5", "GEN-6")
 @settings(max_examples=80)
 @given(st.data(), models(), st.sampled_from([0, 1, 2, 99]))
 def test_the_same_tokens_as_without(data: st.DataObject, drawn: Any, most: int) -> None:
-    """The tokens are the same for all options, also if the backend is used only after some rows have ended."""
+    """The tokens are the same for all options, also if the backend is used only after some rows have ended. A sample is
+    that of the host, too, since both draw by the same numbers."""
     lm, vocabulary = drawn.lm, drawn.config.vocabulary_size
     prompts = data.draw(id_prompts(vocabulary, min_length=1))
-    options = data.draw(deterministic_options(vocabulary))
+    options = data.draw(deterministic_options(vocabulary) | SAMPLING)
     assert deciding(lm, most)[0].generate(prompts, **options) == lm.generate(prompts, **options)
 
 
@@ -93,7 +100,7 @@ def test_draws_follow_from_the_seed_and_not_from_the_batch() -> None:
     assert lm.generate([[3]], seed=6, **options) == both[1:]
     assert lm.generate([[1, 2], [3]], seed=6, **options) != both
     assert {(how.temperature, how.top_k, how.top_p) for *_, how in backend.asked} == {(1.5, 40, 1.0)}
-    assert [how.drawn for *_, how in backend.asked[:3]] == [0, 8, 16]
+    assert [how.drawn for *_, how in backend.asked[:3]] == [1, 9, 17]
 
 
 @pytest.mark.clause("BKD-18")

@@ -10,11 +10,25 @@ from small_models import TOKENS, text_lm
 
 from bloomref.generation.logits_processors import LogitsProcessors
 from bloomref.generation.options import GenerationOptions
-from bloomref.generation.sampling import argmax, draw, generators, log_softmax, min_p, softmax, top_k, top_p, truncate
+from bloomref.generation.sampling import (
+    argmax,
+    choose,
+    draw,
+    log_softmax,
+    min_p,
+    row_seeds,
+    softmax,
+    top_k,
+    top_p,
+    truncate,
+    uniform,
+)
 
 Array = np.ndarray[Any, Any]
 SEEDS = st.integers(0, 2**32 - 1)
 SCORES = np.log([0.4, 0.3, 0.15, 0.1, 0.05])
+NUMBERS = [0.011546754286331562, 0.3035680343067586, 0.9002684531124185, 0.46292535650502586]
+"""The numbers that specs/75-generation.md shows."""
 
 
 def allowed(scores: Array) -> list[int]:
@@ -92,10 +106,53 @@ def test_softmax_and_log_softmax(seed: int) -> None:
 
 def test_draws_follow_the_distribution() -> None:
     scores = np.array([0.5, -np.inf, 2.0, -1.0, 0.0, 1.0])
-    rng = np.random.default_rng(3)
-    assert chi_square([draw(scores, rng) for _ in range(20_000)], scores) < 25
+    numbers = np.random.default_rng(3).random(20_000)
+    assert chi_square([draw(scores, number) for number in numbers], scores) < 25
     # the test notices a temperature of 0.9
-    assert chi_square([draw(scores / 0.9, rng) for _ in range(20_000)], scores) > 50
+    assert chi_square([draw(scores / 0.9, number) for number in numbers], scores) > 50
+    # the numbers of one seed, and the first numbers of many seeds, are uniform enough
+    for numbers in ([uniform(3, n) for n in range(4000)], [uniform(seed, 0) for seed in range(4000)]):
+        assert chi_square([draw(scores, number) for number in numbers], scores) < 25
+
+
+@pytest.mark.clause("GEN-10")
+def test_a_draw_by_hand() -> None:
+    """Probabilities 0.4, 0.3, 0.15, 0.1, 0.05 of the ids in their order, whatever their rank."""
+    cases = {0.0: 0, 0.39: 0, 0.41: 1, 0.69: 1, 0.71: 2, 0.84: 2, 0.86: 3, 0.94: 3, 0.96: 4, 1.0 - 2.0**-53: 4}
+    assert {number: draw(SCORES, number) for number in cases} == cases
+    assert [draw(SCORES[::-1], number) for number in (0.04, 0.06, 0.59, 0.61)] == [0, 1, 3, 4]
+    # within the set that is left: 0.4 / 0.7 is the boundary of the first id
+    left = top_k(SCORES, 2)
+    assert [draw(left, number) for number in (0.57, 0.58, 1.0 - 2.0**-53)] == [0, 1, 1]
+
+
+@pytest.mark.clause("GEN-9")
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1))
+def test_the_number_of_a_draw_is_that_of_the_clause(seed: int, drawn: int) -> None:
+    """The rounds of Philox4x64-10, in Python's integers."""
+    low = 2**64 - 1
+    counter, key = [drawn + 1, 0, 0, 0], [seed, 0]
+    for _ in range(10):
+        one, two = 0xD2E7470EE14C6C93 * counter[0], 0xCA5A826395121157 * counter[2]
+        counter = [two >> 64 ^ counter[1] ^ key[0], two & low, one >> 64 ^ counter[3] ^ key[1], one & low]
+        key = [(key[0] + 0x9E3779B97F4A7C15) & low, (key[1] + 0xBB67AE8584CAA73B) & low]
+    assert uniform(seed, drawn) == (counter[0] >> 11) / 2**53
+
+
+@pytest.mark.clause("GEN-9")
+def test_numbers_of_the_clause() -> None:
+    assert [uniform(0, 0), uniform(1, 0), uniform(1, 1), uniform(2**64 - 1, 5)] == NUMBERS
+
+
+@pytest.mark.clause("GEN-1", "GEN-2")
+def test_a_choice_of_one_token() -> None:
+    greedy, sampling = GenerationOptions(), GenerationOptions(temperature=1.0)
+    scores = np.array([-np.inf, 1.0, 2.0, 2.0])
+    assert choose(scores, greedy, 0, 0) == 2
+    drawn = {choose(scores, sampling, 0, n) for n in range(60)}
+    assert drawn == {1, 2, 3}
+    for options in (greedy, sampling):
+        assert choose(np.full(4, -np.inf), options, 0, 0) is None
 
 
 def test_generated_tokens_follow_the_model() -> None:
@@ -132,7 +189,9 @@ def test_seeds() -> None:
     state = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
     lm.generate("a", **options)
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # type: ignore[index]
-    assert len({rng.random() for rng in generators(0, 50)} | {rng.random() for rng in generators(50, 50)}) == 100
+    assert row_seeds(2**64 - 2, 3).tolist() == [2**64 - 2, 2**64 - 1, 0]
+    assert row_seeds(2**64 + 5, 1).tolist() == [5]
+    assert len({*row_seeds(None, 50).tolist(), *row_seeds(None, 50).tolist()}) == 100
 
 
 @given(
