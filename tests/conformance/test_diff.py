@@ -11,7 +11,8 @@ from bloomref.cli import app
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.diff import html_page, report
-from bloomref.conformance.diff.compare import Comparison, Difference, diff
+from bloomref.conformance.diff.compare import Difference, diff
+from bloomref.conformance.diff.measure import Comparison
 from bloomref.conformance.diff.operands import Operand, operand
 from bloomref.conformance.mistakes import Mistake, get_mistake
 from bloomref.conformance.mistakes.examples import example

@@ -8,7 +8,8 @@ import numpy as np
 
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks.outcome import code
-from bloomref.conformance.diff.compare import Comparison, Difference, rms_error
+from bloomref.conformance.diff.compare import Difference
+from bloomref.conformance.diff.measure import Comparison, rms_error
 from bloomref.conformance.diff.report import sentences
 from bloomref.conformance.oracle.budgets import LIMIT
 from bloomref.conformance.oracle.intermediates import per_position

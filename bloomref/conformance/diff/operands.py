@@ -1,5 +1,6 @@
 """Operands of `bloomref diff`: resolve a name of the command line, and run the implementation on a case."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from bloomref.conformance.adapters.common import Failed
+from bloomref.conformance.adapters.installed_backend import Backend
 from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
+from bloomref.conformance.adapters.program import Program
 from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.implementation import Implementation
-from bloomref.conformance.mistakes import get_mistake
+from bloomref.conformance.mistakes import CATALOGUE, get_mistake
 from bloomref.conformance.oracle.precision import Tier, tier_of
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.run import resolve
@@ -38,11 +41,13 @@ class Operand:
         name: as on the command line.
         values: named intermediates (MOD-8), as many as the implementation shows.
         tier: the precision in which it computed; None for the oracle, whose error is negligible.
+        capacity: of the cache that it computed over; 0: as large as the input, or no cache.
     """
 
     name: str
     values: Mapping[str, Array] = field(repr=False)
     tier: Tier | None
+    capacity: int = 0
 
 
 def operand(name: str, dtype: str, case: Case, capacity: int = 0) -> Operand:
@@ -71,7 +76,7 @@ def operand(name: str, dtype: str, case: Case, capacity: int = 0) -> Operand:
         raise Unsupported(reason)
     subject.model(case)  # so that an unknown backend is the caller's error, not one of the implementation
     try:
-        return Operand(name, outputs(subject, case, capacity), subject.tier)
+        return Operand(name, outputs(subject, case, capacity), subject.tier, capacity)
     except Raised as error:
         raise Failed(f"{bare}: {error}") from error
 
@@ -97,6 +102,21 @@ def implementation(name: str) -> Implementation:
     if name in PEERS:
         name = f"bloomref.conformance.adapters.{PEERS[name]}"
     return resolve.implementation_of(name, None, None) if ":" in name else resolve.implementation_of(None, name, None)
+
+
+def name_of(implementation: Implementation) -> str:
+    """Return the name by which `implementation` would find this one; `module:Name` stands for one that has none."""
+    if isinstance(implementation, Program):
+        return f"program:{shlex.join(implementation.process.command)}"
+    if isinstance(implementation, Backend):
+        return implementation.name
+    if isinstance(implementation, InstrumentedImplementation):
+        known = (mistake.name for mistake in CATALOGUE if mistake.model is implementation.model_class)
+        return f"mistake:{next(known, 'NAME')}"
+    cls = type(implementation)
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    short = {f"bloomref.conformance.adapters.{name}": short for short, name in PEERS.items()}
+    return short.get(path, path if path.count(".<locals>") == 0 and cls.__module__ != "__main__" else "module:Name")
 
 
 def outputs(subject: Subject, case: Case, capacity: int = 0) -> dict[str, Array]:

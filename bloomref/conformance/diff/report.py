@@ -7,7 +7,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from bloomref.conformance.diff.compare import Comparison, Difference, Explanation
+from bloomref.conformance.diff.compare import Difference
+from bloomref.conformance.diff.explain import Explanation
+from bloomref.conformance.diff.measure import Comparison
 from bloomref.conformance.oracle.budgets import LIMIT
 from bloomref.conformance.oracle.matched_filter import Amplitude
 

@@ -1,0 +1,123 @@
+"""The loss and its gradients in the order of the backward pass, and the clauses that each can break."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from bloomref.conformance.cases import Arrays, Case
+from bloomref.conformance.checks import gradients
+from bloomref.conformance.oracle.budgets import Judgement
+from bloomref.conformance.subject import Subject
+from bloomref.params import HF_PREFIX
+from bloomref.shapes import Array
+
+EMBEDDING = "word_embeddings.weight"
+ORDER = (
+    "loss",
+    "lm_head",
+    "ln_f",
+    "mlp.dense_4h_to_h",
+    "mlp.dense_h_to_4h",
+    "post_attention_layernorm",
+    "self_attention.dense",
+    "self_attention.query_key_value",
+    "input_layernorm",
+    "word_embeddings_layernorm",
+    "word_embeddings",
+)
+"""Modules in the order in which the backward pass reaches them; within a layer, that of its blocks."""
+CLAUSES: dict[str, tuple[str, ...]] = {
+    "loss": ("GRD-1", "GRD-2"),
+    "lm_head": ("GRD-3", "MOD-5"),
+    "ln_f": ("GRD-3", "MOD-4"),
+    "mlp": ("GRD-3", "MLP-2", "MLP-3"),
+    "post_attention_layernorm": ("GRD-3", "MOD-3"),
+    "self_attention": ("GRD-3", "ATT-2", "ATT-9"),
+    "input_layernorm": ("GRD-3", "MOD-3"),
+    "word_embeddings_layernorm": ("GRD-3", "EMB-5"),
+    "word_embeddings": ("GRD-4", "GRD-3"),
+}
+"""Start of a module's name -> the clauses that its wrong gradient may break."""
+
+
+def judged(subject: Subject, case: Case) -> list[Judgement]:
+    """Judge the loss and every gradient, in the order of the backward pass.
+
+    Raises:
+        Raised: the implementation raised.
+    """
+    judgements = gradients.gradients(subject, case)
+    return in_order(each for each in judgements if each.name != "gradients" or each.verdict == "fail")
+
+
+def in_order(judgements: Iterable[Judgement]) -> list[Judgement]:
+    """Sort judgements of gradients in the order of the backward pass: from the loss to the embedding."""
+    return sorted(judgements, key=lambda judgement: place(judgement.name))
+
+
+def place(name: str) -> tuple[int, int]:
+    """Place of a gradient in the backward pass: layers from the last to the first, then the module in `ORDER`."""
+    layer, module = split(name)
+    part = next((i for i, start in enumerate(ORDER) if module.startswith(start)), 0)
+    if layer is not None:
+        return 1, part - len(ORDER) * layer
+    return (2 if module.startswith("word_embeddings") else 0), part
+
+
+def split(name: str) -> tuple[int | None, str]:
+    """Split `transformer.h.3.mlp.dense_4h_to_h.bias` into the layer and the rest; None: of no layer."""
+    bare = short(name)
+    if not bare.startswith("h."):
+        return None, bare
+    _, layer, module = bare.split(".", 2)
+    return int(layer), module
+
+
+def is_gradient(name: str) -> bool:
+    """True for the loss and the Hugging Face key of a weight."""
+    return name == "loss" or place(name) > (0, 0)
+
+
+def short(name: str) -> str:
+    """Name of a weight without the prefix that all have."""
+    return name.removeprefix(HF_PREFIX)
+
+
+def clauses(name: str) -> tuple[str, ...]:
+    """Clauses that an implementation may break if this is the first wrong gradient of the backward pass."""
+    module = split(name)[1]
+    key = max((key for key in CLAUSES if module.startswith(key)), key=len, default="")
+    return ("LRA-1", "GRD-3") if "lora" in name else CLAUSES.get(key, ("GRD-4",))
+
+
+# --- a tied head ------------------------------------------------------------------------------------------------------
+
+
+def tied_parts(case: Case) -> dict[str, Array]:
+    """Return the two parts of the gradient of a tied embedding: of the lookup, and of the head (GRD-4)."""
+    params = replace(case.params, lm_head=case.params.word_embedding)
+    arrays = Arrays(params, case.token_ids, case.is_real, case.labels)
+    untied = replace(case, config=case.config.replace(tie_word_embeddings=False), arrays=arrays)
+    by_name = gradients.exact(untied)
+    return {"lookup": by_name[f"{HF_PREFIX}{EMBEDDING}"], "head": by_name["lm_head.weight"]}
+
+
+def tied_hint(subject: Subject, case: Case, wrong: Iterable[str]) -> Iterator[str]:
+    """Yield what is known if the gradient of a tied embedding is the only wrong one.
+
+    Raises:
+        Raised: the implementation raised.
+    """
+    name = f"{HF_PREFIX}{EMBEDDING}"
+    if set(wrong) != {name} or not case.config.tie_word_embeddings:
+        return
+    _, by_name = subject.ask(case, "loss_and_gradients", case.token_ids, case.is_real, case.labels)
+    output = np.asarray(by_name.get(name, np.nan), np.float64)
+    alone = [part for part, exact in tied_parts(case).items() if output.shape == exact.shape and _close(output, exact)]
+    what = f"it is the part of the {alone[0]} alone: " if alone else ""
+    yield f"{what}the head is tied, so this gradient is the sum of both uses, lookup and head (GRD-4)"
+
+
+def _close(output: Array, exact: Array) -> bool:
+    return bool(np.abs(output - exact).max(initial=0.0) <= 1e-4 * np.abs(exact).max(initial=0.0))
