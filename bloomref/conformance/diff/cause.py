@@ -13,7 +13,7 @@ from itertools import takewhile
 import numpy as np
 
 from bloomref.conformance.cases import Case
-from bloomref.conformance.checks.outcome import Failure, code
+from bloomref.conformance.checks.outcome import RAISED, Failure, code
 from bloomref.conformance.diff import backward, origins
 from bloomref.conformance.diff.explain import Explanation, can_explain, explain
 from bloomref.conformance.diff.operands import Operand, name_of, results, traced
@@ -22,6 +22,7 @@ from bloomref.conformance.oracle.budgets import LIMIT, Judgement, judge
 from bloomref.conformance.oracle.intermediates import observable
 from bloomref.conformance.oracle.precision import Tier
 from bloomref.conformance.oracle.truth import truth
+from bloomref.conformance.run.failures import REPEAT
 from bloomref.conformance.subject import PROBE, Subject
 from bloomref.shapes import Array
 
@@ -48,7 +49,7 @@ def cause(subject: Subject, failure: Failure) -> list[str]:
 
 def _lines(subject: Subject, failure: Failure) -> Iterator[str]:
     case = failure.case
-    if failure.name in UNTRACED or case is PROBE or failure.judgement.name == "result":
+    if failure.name in UNTRACED or case is PROBE or failure.judgement.name == RAISED:
         return
     if failure.name == "gradients" or backward.is_gradient(failure.judgement.name):
         yield from _backward(subject, failure)
@@ -320,4 +321,4 @@ def _repeat(subject: Subject, failure: Failure, run: Look | None) -> Iterator[st
         words += ["--case", code(replace(case, flags=frozenset(), name="")).replace("'", '"')]
     words += ["--gradients"] * (run is None)
     words += ["--capacity", str(run.capacity)] if run is not None and run.capacity else []
-    yield f"repeat: {shlex.join(words)}"
+    yield f"{REPEAT}{shlex.join(words)}"

@@ -13,6 +13,8 @@ TOLD = 5
 """Number of groups that are told in full; of the others there is one line each."""
 NAMED = 6
 """Number of further cases that a group names."""
+REPEAT = "repeat: "
+"""Start of the line with the command that repeats a failure; causes that differ in it alone are the same."""
 FRAMES = 3
 """Number of calls of a traceback that are shown, the last ones."""
 OURS = str(Path(__file__).parents[2])
@@ -122,8 +124,9 @@ def told(failures: Iterable[Answered], cause: Callable[[Failure], Sequence[str]]
             lines.append(group.line())
             continue
         causes = tuple(cause(group.first.failure))
-        same = by_cause.get(causes) if causes else None
-        by_cause.setdefault(causes, group.first.source)
+        key = tuple(shape(line) for line in causes if not line.startswith(REPEAT))
+        same = by_cause.get(key) if key else None
+        by_cause.setdefault(key, group.first.source)
         lines += ["", *group.lines([f"cause    as of {same}"] if same else causes)]
     return lines[1:]
 

@@ -8,15 +8,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, TextIO
 
 from bloomref.conformance.backends.backend_properties import BACKEND_PROPERTIES
 from bloomref.conformance.checks.outcome import Failure
+from bloomref.conformance.diff.cause import cause
 from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.run.failures import Answered, told
 from bloomref.conformance.suite.kit import Kit, Options
-from bloomref.conformance.suite.likely_cause import likely_cause
 from bloomref.conformance.vectors.topics import TOPICS
 
 
@@ -35,8 +36,8 @@ def conform(options: Options, as_json: bool, verbose: bool) -> int:
             report = kit.report.to_dict() | {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
             print(json.dumps(report, indent=2), file=stdout)
         else:
-            explain = {dtype: likely_cause(subject) for dtype, subject in kit.subjects.items()}
-            _print_failures(failures, lambda failure: explain[failure.dtype](failure), stdout)
+            causes = {dtype: partial(cause, subject) for dtype, subject in kit.subjects.items()}
+            _print_failures(failures, lambda failure: causes[failure.dtype](failure), stdout)
             _print(["", *kit.report.lines()], stdout)
         if verbose:
             _print(_times(seconds), sys.stderr)
@@ -69,9 +70,9 @@ def _print(lines: Sequence[str], file: TextIO) -> None:
     print(*lines, sep="\n", file=file, flush=True)
 
 
-def _print_failures(failures: list[Answered], cause: Callable[[Failure], Sequence[str]], file: TextIO) -> None:
+def _print_failures(failures: list[Answered], explain: Callable[[Failure], Sequence[str]], file: TextIO) -> None:
     if failures:
-        _print(["", *told(failures, cause)], file)
+        _print(["", *told(failures, explain)], file)
 
 
 def _times(seconds: Counter[str]) -> list[str]:
