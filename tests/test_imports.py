@@ -48,6 +48,7 @@ KIT_CASES = " ".join(
         "cases",
         "tags",
         "fixed_cases",
+        "gradient_names",
         "strategies",
         "strategies_lora",
     ]

@@ -25,8 +25,9 @@ PADDED = ("left", "right", "holes", "padding row")
 
 def _without_gradients(subject: Subject) -> str | None:
     declared = subject.implementation.capabilities.trains_in
-    is_asked = subject.dtype in declared and subject.dtype in gradients.UNITS
-    return None if is_asked else f"{subject.implementation.name} declares no gradients in {subject.dtype}"
+    return (
+        None if subject.dtype in declared else f"{subject.implementation.name} declares no gradients in {subject.dtype}"
+    )
 
 
 def _not_repeatable(subject: Subject) -> str | None:
@@ -214,11 +215,37 @@ _ALL = (
     Property(
         "gradients",
         "the loss and the gradient of every weight equal the oracle's within the rounding budget",
-        ("GRD-1", "GRD-2"),
+        ("GRD-1", "GRD-2", "GRD-3", "GRD-4", "GRD-5"),
         gradients.gradients,
         needs=("loss_and_gradients",),
         time=2,
         longest=64,
+        unasked=_without_gradients,
+    ),
+    Property(
+        "lora-gradients",
+        "with a LoRA adapter of PEFT, the gradient of every factor equals the oracle's within the rounding budget",
+        ("GRD-3", "GRD-4", "LRA-9", "LRA-15"),
+        gradients.gradients,
+        needs=("adapted", "loss_and_gradients"),
+        kinds=AT_ENDS,
+        time=2,
+        longest=12,
+        adapter="peft",
+        share=RARELY,
+        unasked=_without_gradients,
+    ),
+    Property(
+        "lora-heads-gradients",
+        "with a LoRA adapter of KerasHub, the gradient of every factor equals the oracle's within the rounding budget",
+        ("GRD-3", "GRD-4", "LRA-9", "LRA-15"),
+        gradients.gradients,
+        needs=("adapted", "loss_and_gradients"),
+        kinds=AT_ENDS,
+        time=2,
+        longest=12,
+        adapter="keras",
+        share=RARELY,
         unasked=_without_gradients,
     ),
 )

@@ -84,6 +84,11 @@ def _index(layer: int, name: str) -> int:
     return _FIRST + _PER_LAYER * layer + OFFSETS[name]
 
 
+def factor_name(layer: int, name: str, factor: str) -> str:
+    """Path of factor "a" or "b" of a dense layer in the file."""
+    return f"lora/{_index(layer, name)}/vars/lora_kernel_{factor}"
+
+
 def _pair(
     variables: Mapping[str, Variable], prefix: str, config: BloomConfig, name: str, rank: int
 ) -> tuple[Array, Array]:
@@ -117,5 +122,5 @@ def save(path: Path, rank: int, kernels: Mapping[tuple[int, str], tuple[Array, A
     with staged_file(path) as stage, load_h5py().File(stage, "w") as file:
         file.create_dataset(_RANK, data=np.int64(rank))
         for (layer, name), pair in kernels.items():
-            for kernel, array in zip(("lora_kernel_a", "lora_kernel_b"), pair, strict=True):
-                file.create_dataset(f"lora/{_index(layer, name)}/vars/{kernel}", data=array.astype(np.float32))
+            for kernel, array in zip(("a", "b"), pair, strict=True):
+                file.create_dataset(factor_name(layer, name, kernel), data=array.astype(np.float32))

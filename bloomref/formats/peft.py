@@ -64,6 +64,11 @@ def _outer(file: SafetensorsFile) -> str:
     return _OUTER + HF_PREFIX if prefixed else _OUTER
 
 
+def factor_name(name: str) -> str:
+    """Name of a factor in a file for a BloomForCausalLM: `name` has no prefix."""
+    return f"{_OUTER}{HF_PREFIX}{name}"
+
+
 def _stored_names(key: str) -> tuple[str, str]:
     module = key.removesuffix(".weight")
     if module == EMBEDDING:
@@ -116,4 +121,4 @@ def save(folder: Path, lora: LoraConfig, pairs: Mapping[str, tuple[Array, Array]
 def _stored(pairs: Mapping[str, tuple[Array, Array]]) -> Iterator[tuple[str, Array]]:
     for key, pair in sorted(pairs.items()):
         for name, array in zip(_stored_names(key), pair, strict=True):
-            yield f"{_OUTER}{HF_PREFIX}{name}", array
+            yield factor_name(name), array

@@ -1,54 +1,69 @@
-"""The budget of gradients: the sampled errors are reproducible, and the sampling leaves no trace in the reference."""
+"""The budget of gradients: reproducible, the same function at every anchor of ALiBi, and proportional to the unit."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
-from bloomref.conformance.checks import gradients
-from bloomref.reference import model
+from bloomref.conformance.gradient_names import named
+from bloomref.conformance.lora_cases import Lora
+from bloomref.conformance.model.instrumented import InstrumentedModel
+from bloomref.conformance.oracle import gradient_budgets
+from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.lora.adapter import DENSE_LAYERS
 
 ROOT = Path(__file__).parents[2]
 CONFIG = BloomConfig(vocabulary_size=11, num_layers=1, num_heads=3, hidden_dim=6, intermediate_dim=10)
 CASE = Case(CONFIG, seed=2, time=5, kind="left")
+POST_NORM = CONFIG.replace(apply_residual_connection_post_layernorm=True, tie_word_embeddings=False, num_layers=2)
+CASES = {
+    "tied": CASE,
+    "untied, post-layernorm": replace(CASE, config=POST_NORM),
+    "no layers": replace(CASE, config=CONFIG.replace(num_layers=0)),
+    "peft": replace(CASE, lora=Lora((*LINEARS, EMBEDDING), dropout=0.5)),
+    "keras": replace(CASE, lora=Lora(tuple(DENSE_LAYERS), form="keras")),
+}
 
 
-def draws(between=lambda: None):
-    """Two noisy sums from one generator; `between` runs after the first."""
-    with gradients.errors_from(np.random.default_rng(1)):
-        one = np.ones(4).view(gradients.Noisy)
-        first = np.asarray(one + one)
-        between()
-        return first, np.asarray(one + one)
+def instrumented(case: Case, model: type[InstrumentedModel] = InstrumentedModel) -> dict[str, np.ndarray]:
+    loss, gradients = model.of(case).loss_and_gradients(case.token_ids, case.is_real, case.labels)
+    return {"loss": np.asarray(loss)} | named(case.config, gradients, case.lora.form if case.lora else "")
 
 
-def test_a_budget_inside_another_one_does_not_disturb_it():
-    first, second = draws()
-    nested_first, nested_second = draws(lambda: gradients.spread.__wrapped__(CASE))
-    assert first.tobytes() == nested_first.tobytes()
-    assert second.tobytes() == nested_second.tobytes()
-    assert first.tobytes() != second.tobytes()
+class AnchoredAtStart(InstrumentedModel):
+    anchor = 0
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("model", [InstrumentedModel, AnchoredAtStart])
+@pytest.mark.clause("GRD-3")
+def test_the_instrumented_backward_pass_is_that_of_the_reference(name, model):
+    expected, result = gradient_budgets.exact(CASES[name]), instrumented(CASES[name], model)
+    assert result.keys() == expected.keys()
+    for key, gradient in expected.items():
+        np.testing.assert_allclose(result[key], gradient, rtol=0, atol=1e-12 * np.abs(gradient).max(), err_msg=key)
 
 
 def test_a_budget_is_the_same_each_time():
-    assert gradients.spread.__wrapped__(CASE) == gradients.spread.__wrapped__(CASE)
+    assert gradient_budgets._spread.__wrapped__(CASE) == gradient_budgets._spread.__wrapped__(CASE)
 
 
-def test_every_anchor_of_alibi_gives_the_same_gradients():
-    for column in (0, 2, CASE.time - 1):
-        with gradients.errors_from(np.random.default_rng(0)):
-            shifted = gradients._run(CASE, CASE.params, gradients.anchored(column))
-        for name, expected in gradients.exact(CASE).items():
-            # the bias is a Noisy array, so its errors of 2^-24 spread through the pass
-            np.testing.assert_allclose(shifted[name], expected, rtol=0, atol=1e-4 * np.abs(expected).max(initial=1e-30))
+def test_samples_in_one_batch_have_errors_of_their_own():
+    [(anchors, runs)] = gradient_budgets._runs(CASE)
+    for name, expected in gradient_budgets.exact(CASE).items():
+        assert runs[name].shape == (len(anchors), *expected.shape)
+        np.testing.assert_allclose(runs[name], np.broadcast_to(expected, runs[name].shape), rtol=0, atol=1e-4)
+    assert len(np.unique(runs["loss"])) == len(anchors) == 2 * gradient_budgets.SAMPLES
 
 
-def test_the_reference_is_not_changed_by_a_budget():
-    view = model.view
-    gradients.spread.__wrapped__(CASE)
-    assert model.view is view
+def test_the_budget_of_a_dtype_is_that_of_its_accumulation_dtype():
+    allowed = {dtype: gradient_budgets.UNITS[dtype] for dtype in ("float32", "bfloat16", "float16")}
+    assert set(allowed.values()) == {2.0**-24}
+    assert gradient_budgets.UNITS["float64"] < 2e-16
 
 
 def imports_of(path: Path) -> set[str]:

@@ -31,7 +31,6 @@ CASE = Case(CONFIG, seed=3, batch=3, time=12, kind="holes", cuts=(5, 9))
 
 
 ADAPTERS = {"peft": Lora((*LINEARS, EMBEDDING)), "keras": Lora(tuple(DENSE_LAYERS), form="keras")}
-ASKED_OF_THE_BENCH = [prop for prop in PROPERTIES.values() if prop.name != "gradients"]
 
 
 def case_for(prop: Property) -> Case:
@@ -167,6 +166,17 @@ class ChangesTheBase(InstrumentedModel):
         return super().adapted(params.map(lambda array: array * scale))
 
 
+class ForgetsScaleOfFactors(InstrumentedModel):
+    def of_part(self, part, dy):
+        return super().of_part(replace(part, scale=1.0) if part.kind == "matrix" else part, dy)
+
+
+class SumsHeadsOfFactors(InstrumentedModel):
+    def factors_vjp(self, part, x, dy):
+        da, db = super().factors_vjp(part, x, dy)
+        return (da[:, :, [1, 0, 2]], db) if part.kind == "heads" else (da, db)
+
+
 class WrongGradient(BackendModel):
     def loss_and_gradients(self, *arguments):
         loss, by_name = super().loss_and_gradients(*arguments)
@@ -201,6 +211,7 @@ MISTAKES = [
     ("hidden", NoFinalNorm),
     ("intermediates", WrongSlopes),
     ("pieces", WrongPlaceInCache),
+    ("trace-pieces", WrongPlaceInCache),
     ("cache", WrongPlaceInCache),
     ("cache", LengthMatters),
     ("causality", SeesTheNext),
@@ -220,6 +231,8 @@ MISTAKES = [
     ("lora-heads", SharesFirstHead),
     ("lora-itself", ScalesByAlpha),
     ("lora-itself", ChangesTheBase),
+    ("lora-gradients", ForgetsScaleOfFactors),
+    ("lora-heads-gradients", SumsHeadsOfFactors),
 ]
 
 
@@ -233,7 +246,7 @@ def test_a_property_finds_its_mistake(name, mistake):
 
 
 @pytest.mark.parametrize("mistake", [WrongGradient, NoGradient, WrongLoss])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_a_wrong_gradient_is_found(mistake, dtype):
     assert PROPERTIES["gradients"].check(Subject(Backend(), dtype), CASE) < 5.0
     with pytest.raises(Failure, match="gradient"):
@@ -241,7 +254,7 @@ def test_a_wrong_gradient_is_found(mistake, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-@pytest.mark.parametrize("prop", ASKED_OF_THE_BENCH, ids=lambda prop: prop.name)
+@pytest.mark.parametrize("prop", PROPERTIES.values(), ids=lambda prop: prop.name)
 def test_a_property_holds_for_the_reference(prop, dtype):
     assert prop.check(Subject(InstrumentedImplementation(), dtype), case_for(prop)) < 5.0
 

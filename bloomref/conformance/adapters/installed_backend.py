@@ -13,12 +13,12 @@ from bloomref import __version__
 from bloomref.backbone import BloomBackbone
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of, versions_of
+from bloomref.conformance.gradient_names import named
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.lora_cases import FORMS
 from bloomref.conformance.model.pieces import join
 from bloomref.dtypes import DTypePolicy, dtype_policy
 from bloomref.errors import Unsupported
-from bloomref.params import full_key, keys
 from bloomref.runtime import backend as interface
 from bloomref.runtime import registry
 from bloomref.runtime.backend import (
@@ -122,6 +122,7 @@ class BackendModel:
 
     def __init__(self, backbone: BloomBackbone) -> None:
         self.backbone = backbone
+        self.form = ""
 
     @property
     def engine(self) -> Engine:
@@ -144,6 +145,7 @@ class BackendModel:
     def adapted(self, path: Path) -> Self:
         """Load a LoRA adapter. It is merged into the weights if the backend does not support adapters (LRA-8)."""
         self.backbone.load_adapter(path)
+        self.form = "peft" if path.is_dir() else "keras"
         return self
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
@@ -184,6 +186,8 @@ class BackendModel:
     def loss_and_gradients(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
     ) -> tuple[float, Mapping[str, Array]]:
-        loss, _, gradients = self.engine.loss_and_gradients(TokenBatch(token_ids, is_real), labels)
-        shapes = {key: weight.hf_shape(self.backbone.config) for key, weight in keys(self.backbone.config)}
-        return loss, {full_key(key): array.reshape(shapes[key]) for key, array in gradients.items()}
+        trainable = self.backbone.trainable_variables()
+        loss, _, gradients = self.engine.loss_and_gradients(
+            TokenBatch(token_ids, is_real), labels, trainable.__contains__
+        )
+        return loss, named(self.backbone.config, gradients, self.form)

@@ -1,6 +1,7 @@
 """Adapter of an instrumented model: the kit asks a known mistake as it asks any implementation."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from bloomref import __version__
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import params_of
+from bloomref.conformance.gradient_names import named
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.lora_cases import FORMS, NAME
 from bloomref.conformance.model.instrumented import EXACT, Arithmetic, InstrumentedModel
@@ -86,6 +88,16 @@ class LoadedInstrumentedModel:
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int
     ) -> Mapping[str, Array]:
         return self.model.run(token_ids, is_real, cuts, capacity)
+
+    def loss_and_gradients(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
+    ) -> tuple[float, Mapping[str, Array]]:
+        """Compute in the accumulation dtype, without rounding in between (GRD-5)."""
+        model = copy(self.model)
+        model.arithmetic = EXACT
+        loss, gradients = model.loss_and_gradients(token_ids, is_real, labels)
+        form = "peft" if model.adapter is None or model.adapter.config else "keras"
+        return loss, named(model.config, gradients, form)
 
     def call(self, token_ids: Any, padding_mask: Any) -> Float[Array, "B T V"]:
         return self.logits(*self.model.accept(token_ids, padding_mask))

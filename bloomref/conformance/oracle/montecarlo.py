@@ -62,8 +62,17 @@ class Noise(Arithmetic):
 
     def total(self, terms: Array) -> Array:
         """A sum over the last axis, with the error of adding the terms in turn, as in `matmul`."""
-        y, count = terms.sum(axis=-1, keepdims=True), terms.shape[-1]
-        size = np.square(terms).sum(axis=-1, keepdims=True) * (count / 2) + np.square(y) * (count / 3)
+        squares = np.square(terms).sum(axis=-1, keepdims=True)
+        return self.sums(terms.sum(axis=-1, keepdims=True), squares, terms.shape[-1])
+
+    def sums(self, y: Array, squares: Array, count: Array | int) -> Array:
+        """Sums of `count` terms each, with the error of adding the terms in turn.
+
+        Args:
+            y: the sums.
+            squares: the sums of the squared terms.
+        """
+        size = squares * (count / 2) + np.square(y) * (count / 3)
         return self._added(y, np.sqrt(size), self.tier.accumulation)
 
     def difference(self, x: Array, y: Array) -> Array:
@@ -131,14 +140,14 @@ def errors(case: Case, tier: Tier, samples: int) -> Iterator[tuple[int, dict[str
     rng = np.random.Generator(np.random.SFC64(zlib.crc32(case.token_ids.tobytes())))
     model = NoisyModel.of(case, Noise(tier, rng))
     order = np.tile([0, 1], samples)
-    for anchors in np.array_split(order, -(-len(order) * _numbers(case) // ELEMENTS)):
+    for anchors in np.array_split(order, -(-len(order) * numbers(case) // ELEMENTS)):
         if len(anchors):
             yield from _run(case, model, anchors, exact)
 
 
 def affordable(case: Case) -> int:
     """Number of samples for each anchor: fewer than `SAMPLES` for large cases, which have more positions."""
-    return int(np.clip(2**19 // _numbers(case), FEWEST, SAMPLES))
+    return int(np.clip(2**19 // numbers(case), FEWEST, SAMPLES))
 
 
 def _run(
@@ -153,7 +162,7 @@ def _run(
         yield int(anchor), {name: results[name][rows] - value for name, value in exact.items()}
 
 
-def _numbers(case: Case) -> int:
+def numbers(case: Case) -> int:
     """Approximate size of the largest intermediate of a sample."""
     batch, time = case.token_ids.shape
     config = case.config

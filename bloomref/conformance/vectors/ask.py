@@ -15,7 +15,6 @@ import numpy as np
 from bloomref.backbone import BloomBackbone
 from bloomref.causal_lm import BloomCausalLM
 from bloomref.conformance.adapters.installed_backend import Backend
-from bloomref.conformance.checks.gradients import DTYPES_ONLY, UNITS
 from bloomref.conformance.checks.outcome import Failure, NotAsked, conclude
 from bloomref.conformance.checks.rerun import verdict
 from bloomref.conformance.oracle.budgets import Judgement
@@ -181,8 +180,9 @@ def _call(subject: Subject, vector: Vector) -> Outputs:
 
 def _loss(subject: Subject, vector: Vector) -> Outputs:
     _need(subject, vector, "loss_and_gradients")
-    if subject.dtype not in UNITS:
-        raise NotAsked(DTYPES_ONLY, bounds=False)
+    able = subject.implementation.capabilities
+    if subject.dtype not in able.trains_in:
+        raise NotAsked(f"{subject.implementation.name} declares no gradients in {subject.dtype}")
     token_ids, mask, labels = (np.array(vector.arguments[name]) for name in ("token_ids", "padding_mask", "labels"))
     loss, gradients = subject.ask(vector.case, "loss_and_gradients", token_ids, mask.astype(bool), labels)
     outputs = {"loss": np.asarray(loss)} | {name: np.asarray(value) for name, value in gradients.items()}

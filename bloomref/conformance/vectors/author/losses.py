@@ -7,7 +7,7 @@ import numpy as np
 
 from bloomref.config import IGNORED_LABEL
 from bloomref.conformance.cases import Arrays, Case
-from bloomref.conformance.checks import gradients
+from bloomref.conformance.oracle import gradient_budgets
 from bloomref.conformance.oracle.budgets import MAX_NOISE
 from bloomref.conformance.vectors.author.draft import TIER_NAMES, Answer, Draft, case_of
 from bloomref.conformance.vectors.author.models import MODELS
@@ -43,14 +43,12 @@ def _loss(name: str, model: str, clauses: str, comment: str, ignored: tuple[int,
 
 def _answer(case: Case) -> Answer:
     """Compute loss and gradients, each with one sigma a tier."""
-    exact, spread = gradients.exact(case), gradients.spread(case)
+    exact, spread = gradient_budgets.exact(case), gradient_budgets.spread(case)
     tensors: Answer = {}
     for name, value in exact.items():
-        signal = float(np.sqrt(np.mean(np.square(value))))
-        sigma = np.full(len(TIER_NAMES), np.nan)
-        for dtype, unit in gradients.UNITS.items():
-            allowed = spread[name] * unit / gradients.SIMULATED
-            sigma[TIER_NAMES.index(dtype)] = allowed if allowed <= MAX_NOISE * signal else np.inf
+        units = np.array([gradient_budgets.UNITS[tier.removesuffix("-scores")] for tier in TIER_NAMES])
+        allowed = spread[name] * units / gradient_budgets.SIMULATED
+        sigma = np.where(allowed <= MAX_NOISE * gradient_budgets.rms(value), allowed, np.inf)
         tensors[name] = (value.astype(np.float64), sigma)
     return tensors
 
