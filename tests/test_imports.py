@@ -82,9 +82,7 @@ ROOMS = {
     "kit_model": room("bloomref.conformance.model", "vocabulary reference inputs lora kit_cases"),
     "kit_oracle": room("bloomref.conformance.oracle", "vocabulary reference backbone kit_cases kit_model"),
     "kit_subject": room("bloomref.conformance.subject", "vocabulary kit_cases kit_oracle"),
-    "kit_checks": room(
-        "bloomref.conformance.checks", "vocabulary reference kit_cases kit_model kit_oracle kit_subject"
-    ),
+    "kit_checks": room("bloomref.conformance.checks", "vocabulary kit_cases kit_model kit_oracle kit_subject"),
     "kit_mistakes": room("bloomref.conformance.mistakes", "vocabulary reference formats lora kit_cases kit_model"),
     "kit_adapters": room(
         "bloomref.conformance.adapters",
@@ -105,7 +103,7 @@ ROOMS = {
     ),
     "kit_author": room(
         "bloomref.conformance.vectors.author",
-        "vocabulary formats backbone causal_lm kit_cases kit_oracle kit_subject kit_checks kit_mistakes kit_vectors",
+        "vocabulary formats backbone causal_lm kit_cases kit_oracle kit_subject kit_mistakes kit_vectors",
     ),
     "kit_diff": room(
         "bloomref.conformance.diff",

@@ -384,6 +384,7 @@ def test_what_is_lacking_is_said():
         max_time=50,
         repeatable=False,
         adapters=("peft",),
+        gradients=("float64",),
     )
     subject = Subject(adapter, "float32")
     answers = {name: lacking(prop, subject) for name, prop in PROPERTIES.items()}
@@ -395,9 +396,11 @@ def test_what_is_lacking_is_said():
         "rows",
         "repeat",
         "gradients",
+        "lora-gradients",
+        "lora-heads-gradients",
         "lora-heads",
     }
-    assert reasons.pop("gradients") == f"{adapter.name} has no method loss_and_gradients"
+    assert reasons["gradients"] == f"{adapter.name} declares no gradients in float32"
     assert all("declares" in reason for reason in reasons.values() if reason)
     assert subject.missing(PROBE) is None
     missing = {case.name: subject.missing(case) for case in FIXED_CASES}
