@@ -1,8 +1,10 @@
-"""Every test here that takes `backend` runs once for each installed backend."""
+"""A test that takes `backend` runs once for each installed backend; one that takes `subject`, in each dtype too."""
 
 import pytest
-from backend_cases import SMALL
 
+from bloomref.conformance.adapters.installed_backend import TINY, Backend
+from bloomref.conformance.implementation import DTYPES
+from bloomref.conformance.subject import Subject
 from bloomref.dtypes import dtype_policy
 from bloomref.runtime import registry
 
@@ -12,6 +14,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         required = metafunc.config.getoption("--require-backend")
         names = list(dict.fromkeys([*registry.names(), *required]))
         metafunc.parametrize("backend", names, indirect=True, scope="session")
+    if "subject" in metafunc.fixturenames:
+        metafunc.parametrize("subject", DTYPES, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -20,9 +24,18 @@ def backend(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     reason = "not installed"
     if name.partition(registry.SEPARATOR)[0] in registry.names():
-        reason = registry.why_unsupported(name, SMALL.config, dtype_policy("float32"))
+        dtypes = Backend(name).capabilities.dtypes
+        reason = registry.why_unsupported(name, TINY, dtype_policy(dtypes[0]))
     if reason is None:
         return name
     if name in request.config.getoption("--require-backend"):
         pytest.fail(f"backend {name!r} is required: {reason}")
     return pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def subject(backend: str, request: pytest.FixtureRequest) -> Subject:
+    """The backend in one dtype. A dtype that it does not compute in is skipped."""
+    tested = Subject(Backend(backend), request.param)
+    reason = tested.unavailable()
+    return pytest.skip(reason) if reason else tested

