@@ -107,8 +107,8 @@ ROOMS = {
     ),
     "kit_diff": room(
         "bloomref.conformance.diff",
-        "vocabulary inputs formats backbone "
-        "kit_cases  kit_oracle kit_subject kit_checks kit_mistakes kit_adapters kit_run",
+        "vocabulary registry inputs formats backbone "
+        "kit_cases kit_oracle kit_subject kit_checks kit_mistakes kit_adapters kit_run kit_vectors",
     ),
     "kit_suite": room(
         "bloomref.conformance.suite bloomref.conformance.plugin",

@@ -1,6 +1,7 @@
 """`bloomref diff`: find the first intermediate in which two implementations differ, and a known mistake like it."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,26 @@ def command(
     embedding_std: Annotated[
         float, typer.Option(help="Standard deviation of random embeddings; below 3e-3, epsilon matters.")
     ] = 1.0,
+    lora: Annotated[int, typer.Option(min=0, help="Rank of a LoRA adapter on a random model. 0: no adapter.")] = 0,
+    lora_targets: Annotated[
+        str, typer.Option(help="Adapted modules, separated by commas. Default: every linear layer.", metavar="NAMES")
+    ] = "",
+    case: Annotated[
+        str | None,
+        typer.Option(
+            "--case", help="Instead of a random model: `Case(...)` as a failure prints it, or a fixed case's name."
+        ),
+    ] = None,
+    vector: Annotated[
+        str | None, typer.Option("--vector", help="Instead of a random model: a test vector.", metavar="ID")
+    ] = None,
+    capacity: Annotated[
+        int, typer.Option(min=0, help="Positions of the cache. Default: those of the input.", show_default=False)
+    ] = 0,
+    gradients: Annotated[
+        bool, typer.Option("--gradients", help="Compare the loss and its gradients, in backward order.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show every row of a long table.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write an HTML page with plots.", metavar="FILE")] = None,
     json: Json = False,
 ) -> None:
@@ -63,38 +84,46 @@ def command(
 
     Exit code 1 if they differ by more than rounding explains, 0 if they agree.
     """
-    from bloomref.config import BloomConfig
-    from bloomref.conformance.cases import MASKS, Case
-    from bloomref.conformance.diff import operands
+    from bloomref.conformance.cases import Case
+    from bloomref.conformance.diff import backward, inputs, operands, trace_files
+    from bloomref.conformance.diff.case_expression import case_of
     from bloomref.conformance.diff.compare import diff
 
-    if mask not in MASKS:
-        raise invalid("mask", f"one of {', '.join(MASKS)}", repr(mask))
-    if model is None and not any(map(operands.is_trace, (a, b))):
-        config = BloomConfig(
-            vocabulary_size=vocabulary,
-            num_layers=layers,
-            num_heads=heads,
-            hidden_dim=heads * head_dim,
-            intermediate_dim=4 * heads * head_dim,
-            apply_residual_connection_post_layernorm=post_layernorm,
-            tie_word_embeddings=not untied,
-        )
-        case = Case(
-            config,
-            seed=seed,
-            batch=rows,
-            time=time,
-            kind=mask,
-            embedding_std=embedding_std,
-            cuts=_cuts(cuts, time),
-        )
-        dtypes = [dtype, dtype]
+    inputs.check_mask(mask)
+    sources = {
+        "--model": model,
+        "--case": case,
+        "--vector": vector,
+        "a trace file": trace_files.is_trace(a) or trace_files.is_trace(b),
+    }
+    named = [option for option, value in sources.items() if value]
+    if len(named) > 1 and set(named) != {"--model", "a trace file"}:
+        raise invalid("input", "one of --case, --vector, --model and a trace file", " and ".join(named))
+    if html is not None and gradients:
+        raise InvalidInput("--html: expected intermediates, got --gradients; leave out one of the two")
+    dtypes = [dtype, dtype]
+    if case is not None:
+        chosen = case_of(case)
+    elif vector is not None:
+        chosen = inputs.case_of_vector(vector)
+    elif named:
+        chosen, dtypes = _case_of_model((a, b), dtype, model, revision, text, tokens)
     else:
-        case, dtypes = _case_of_model((a, b), dtype, model, revision, text, tokens)
+        config = inputs.random_config(heads, head_dim, layers, vocabulary, post_layernorm, untied)
+        adapter = inputs.random_adapter(lora, lora_targets)
+        drawn = {"seed": seed, "batch": rows, "time": time, "kind": mask, "embedding_std": embedding_std}
+        chosen = Case(config, lora=adapter, **drawn)
+    if cuts:
+        chosen = replace(chosen, cuts=_cuts(cuts, chosen.time))
     with working("comparing"):
-        difference = diff(case, operands.operand(a, dtypes[0], case), operands.operand(b, dtypes[1], case))
-    _report(difference, html, json)
+        if gradients:
+            answers = [backward.operand(name, own, chosen) for name, own in zip((a, b), dtypes, strict=True)]
+            difference = backward.difference(chosen, *answers)
+        else:
+            size = _capacity(capacity, chosen)
+            answers = [operands.operand(name, own, chosen, size) for name, own in zip((a, b), dtypes, strict=True)]
+            difference = diff(chosen, *answers)
+    _report(difference, html, json, every)
     raise typer.Exit(1 if difference.differ else 0)
 
 
@@ -106,18 +135,19 @@ def _case_of_model(
     Raises:
         InvalidInput: when two trace files have different models or token ids.
     """
-    from bloomref.conformance.diff import operands
+    from bloomref.conformance.diff import inputs, operands, trace_files
 
-    traces = {name: operands.metadata(Path(name)) for name in names if operands.is_trace(name)}
+    traces = {name: trace_files.metadata(Path(name)) for name in names if trace_files.is_trace(name)}
     if len({(trace["model"], trace["token_ids"]) for trace in traces.values()}) > 1:
         raise InvalidInput("trace files: expected the same model and tokens in both, got different ones")
     dtypes = [
-        operands.traced_dtype(Path(name)) if name in traces else operands.split_dtype(name, dtype)[1] for name in names
+        trace_files.traced_dtype(Path(name)) if name in traces else operands.split_dtype(name, dtype)[1]
+        for name in names
     ]
     trace = next(iter(traces.values()), None)
     name = model or (trace["model"] if trace else "")
     ids = _integers("token ids", trace["token_ids"].replace(" ", ",")) if trace else _ids(name, revision, text, tokens)
-    return operands.case_of_model(name, ids, tuple(dtypes), revision), dtypes
+    return inputs.case_of_model(name, ids, tuple(dtypes), revision), dtypes
 
 
 def _ids(model: str, revision: str | None, text: str, tokens: str | None) -> list[int]:
@@ -138,7 +168,13 @@ def _cuts(text: str, time: int) -> tuple[int, ...]:
     return cuts
 
 
-def _report(difference: "Difference", html: Path | None, json: bool) -> None:
+def _capacity(capacity: int, case: "Case") -> int:
+    if capacity and capacity < case.time:
+        raise invalid("capacity", f"at least the {case.time} positions of the input", capacity)
+    return capacity
+
+
+def _report(difference: "Difference", html: Path | None, json: bool, every: bool) -> None:
     from rich.console import Console
 
     from bloomref.conformance.diff import report
@@ -151,4 +187,4 @@ def _report(difference: "Difference", html: Path | None, json: bool) -> None:
     if json:
         print_json(report.to_dict(difference))
     else:
-        report.show(difference, Console(width=None if sys.stdout.isatty() else 120))
+        report.show(difference, Console(width=None if sys.stdout.isatty() else 120), every)

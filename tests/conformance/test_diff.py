@@ -2,22 +2,31 @@
 
 import json
 import re
+import shlex
+import sys
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from rich.console import Console
 
 from bloomref.cli import app
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
-from bloomref.conformance.diff import html_page, report
+from bloomref.conformance.checks.outcome import code
+from bloomref.conformance.diff import backward, html_page, report
+from bloomref.conformance.diff.case_expression import case_of
 from bloomref.conformance.diff.compare import Difference, diff
 from bloomref.conformance.diff.measure import Comparison
-from bloomref.conformance.diff.operands import Operand, operand
+from bloomref.conformance.diff.operands import Operand, implementation, name_of, operand
 from bloomref.conformance.mistakes import Mistake, get_mistake
 from bloomref.conformance.mistakes.examples import example
 from bloomref.conformance.oracle.precision import tier_of
 from bloomref.conformance.oracle.truth import truth
+from bloomref.conformance.strategies import cases
+from bloomref.conformance.strategies_lora import adapted_cases
 from bloomref.errors import InvalidInput, Unsupported
 from tools.mutation_score import naming
 
@@ -207,3 +216,113 @@ def test_a_long_input_is_explained_too(name):
     known: Mistake = get_mistake(name)
     assert naming(known)["named"][0] == name
     assert example(known).time >= 12
+
+
+# --- cases of a command line -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(cases() | adapted_cases())
+def test_the_expression_that_a_failure_prints_is_the_case(case):
+    assert case_of(code(case)) == case
+
+
+def test_a_fixed_case_has_its_name():
+    assert case_of("sharp attention").qk_gain == 60.0
+    with pytest.raises(InvalidInput, match="did you mean sharp attention"):
+        case_of("sharp atention")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Case(config=open('x'))", "one of Case, BloomConfig, Lora"),
+        ("__import__('os').system('true')", "as a failure prints it"),
+        ("Case(config=BloomConfig(vocabulary_size=7), size=3)", "argument of Case|as a failure"),
+        ("Lora()", r"an expression Case\(...\)"),
+        ("Case(", "as a failure prints it"),
+        ("Case(arrays=...)", "--vector"),
+        ("Case(seed=[i for i in (1, 2)])", "as a failure prints it"),
+    ],
+)
+def test_nothing_else_is_read_and_nothing_executed(text, message):
+    with pytest.raises(InvalidInput, match=message):
+        case_of(text)
+
+
+def test_a_case_and_a_vector_from_the_command_line(capsys):
+    text = "Case(config=BloomConfig(vocabulary_size=7, num_layers=1, num_heads=3, hidden_dim=6, intermediate_dim=8), time=4, cuts=(2,))"
+    assert app.run(["diff", "mistake:cache-slot-late", "--case", text, "--capacity", "6"]) == 1
+    assert "first at layers.0.attention.scores" in " ".join(capsys.readouterr().out.split())
+    assert app.run(["diff", "mistake:cache-slot-late", "--vector", "kvc-prompt-and-step", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["first"] == "layers.0.attention.scores"
+    assert app.run(["diff", "numpy", "--vector", "kvc-prompt-and-stepp"]) == 2
+    assert "did you mean kvc-prompt-and-step" in capsys.readouterr().err
+    assert app.run(["diff", "numpy", "--vector", "kvc-prompt-and-step", "--case", "plain"]) == 2
+    assert "--case and --vector" in capsys.readouterr().err
+    assert app.run(["diff", "numpy", "--case", "plain", "--capacity", "3"]) == 2
+
+
+def test_an_adapter_from_the_command_line(capsys):
+    few = ["--time", "5", "--layers", "1", "--lora", "2", "--lora-targets", "query_key_value"]
+    assert app.run(["diff", "mistake:lora-scale-forgotten", *few]) == 1
+    assert "first at layers.0.attention.query" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.clause("GRD-3")
+def test_gradients_are_compared_in_the_order_of_the_backward_pass(capsys):
+    few = ["--gradients", "--time", "5", "--layers", "1", "--rows", "1"]
+    assert app.run(["diff", "numpy", *few, "--json"]) == 0
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)["intermediates"]]
+    assert names[0] == "loss"
+    assert names.index("transformer.ln_f.bias") < names.index("transformer.h.0.mlp.dense_4h_to_h.weight")
+    assert names[-1] == "transformer.word_embeddings.weight"
+    case = Case(SMALL, batch=1, time=4)
+    right = backward.operand("oracle", "float32", case)
+    values = dict(right.values)
+    values["transformer.ln_f.weight"] = values["transformer.ln_f.weight"] * 1.5
+    difference = backward.difference(case, Operand("mine", values, tier_of("float32")), right)
+    assert difference.first is not None
+    assert difference.first.name == "transformer.ln_f.weight"
+    assert report.sentences(difference)[0].endswith("relative error 0.5.")
+    assert report.to_dict(difference)["intermediates"][0]["worst"] is None
+    del values["transformer.ln_f.weight"]
+    with pytest.raises(InvalidInput, match="GRD-4"):
+        backward.difference(case, Operand("mine", values, tier_of("float32")), right)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_a_long_table_says_what_is_left_out(every):
+    rows = [Comparison(f"layers.{i}.mlp.up", 0.5, 0.0, (0, 0)) for i in range(50)]
+    oracle = operand("oracle", "float32", CASE)
+    console = Console(file=StringIO(), width=120)
+    report.show(Difference(CASE, (oracle, oracle), [*rows, replace(rows[0], name="logits")]), console, every)
+    text = console.file.getvalue()
+    assert ("50 of 51 rows are left out; --all shows them." in text) == (not every)
+    assert ("layers.49.mlp.up" in text) == every
+
+
+# --- names of operands -----------------------------------------------------------------------------------------------
+
+
+def test_a_command_without_its_prefix_is_recognised(capsys):
+    assert app.run(["diff", "node bloom.js"]) == 2
+    assert "a program is named 'program:node bloom.js'" in capsys.readouterr().err
+
+
+def test_a_registered_backend_before_a_colon_is_a_backend():
+    assert implementation("cupy:1").name == "cupy:1"
+    with pytest.raises(Unsupported, match="No module named"):
+        implementation("no_such:1")
+
+
+def test_a_program_that_fails_is_one_sentence_and_exit_code_1(capsys):
+    assert app.run(["diff", f"program:{shlex.quote(sys.executable)} -c 'raise SystemExit(3)'"]) == 1
+    error = capsys.readouterr().err
+    assert "it died (status 3)" in error
+    assert "Traceback" not in error
+
+
+def test_the_name_of_an_implementation_finds_it_again():
+    for name in ("numpy", "transformers", "mistake:gelu-erf"):
+        assert name_of(implementation(name)) == name

@@ -7,8 +7,12 @@ import numpy as np
 
 from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.checks import gradients
-from bloomref.conformance.oracle.budgets import Judgement
+from bloomref.conformance.diff.compare import Difference
+from bloomref.conformance.diff.measure import Comparison
+from bloomref.conformance.diff.operands import ORACLE, Operand, as_failed, subject_of
+from bloomref.conformance.oracle.budgets import MAX_NOISE, Judgement
 from bloomref.conformance.subject import Subject
+from bloomref.errors import Unsupported, invalid
 from bloomref.params import HF_PREFIX
 from bloomref.shapes import Array
 
@@ -121,3 +125,51 @@ def tied_hint(subject: Subject, case: Case, wrong: Iterable[str]) -> Iterator[st
 
 def _close(output: Array, exact: Array) -> bool:
     return bool(np.abs(output - exact).max(initial=0.0) <= 1e-4 * np.abs(exact).max(initial=0.0))
+
+
+# --- two operands -----------------------------------------------------------------------------------------------------
+
+
+def operand(name: str, dtype: str, case: Case) -> Operand:
+    """Return the loss and the gradients of an implementation, or of the oracle, by name.
+
+    Args:
+        name, dtype: as in `operands.operand`.
+
+    Raises:
+        Unsupported: the implementation has no gradients; Failed: it raised.
+    """
+    if name == ORACLE:
+        return Operand(name, gradients.exact(case), None)
+    subject = subject_of(name, dtype, case)
+    if not subject.offers(case, "loss_and_gradients"):
+        raise Unsupported(f"{name}: it has no method loss_and_gradients")
+    with as_failed(name):
+        loss, by_name = subject.ask(case, "loss_and_gradients", case.token_ids, case.is_real, case.labels)
+    return Operand(name, {"loss": np.asarray(loss)} | {n: np.asarray(v) for n, v in by_name.items()}, subject.tier)
+
+
+def difference(case: Case, a: Operand, b: Operand) -> Difference:
+    """Compare two operands in the order of the backward pass.
+
+    Raises:
+        InvalidInput: a gradient is missing in one of them, or has another shape.
+    """
+    names = sorted(gradients.exact(case), key=place)
+    for each in (a, b):
+        missing = [name for name in names if name not in each.values]
+        if missing:
+            raise invalid(each.name, f"a gradient of {missing[0]} (GRD-4)", f"{len(each.values) - 1} others")
+    return Difference(case, (a, b), [_comparison(case, name, a, b) for name in names])
+
+
+def _comparison(case: Case, name: str, a: Operand, b: Operand) -> Comparison:
+    exact, (one, two) = gradients.exact(case)[name], (np.asarray(o.values[name], np.float64) for o in (a, b))
+    if one.shape != exact.shape or two.shape != exact.shape:
+        raise invalid(name, f"shape {exact.shape}", f"{one.shape} and {two.shape}")
+    units = [gradients.UNITS[o.tier.name.partition("-")[0]] / gradients.SIMULATED for o in (a, b) if o.tier]
+    allowed = gradients.spread(case)[name] * float(np.linalg.norm(units))
+    error, signal = (float(np.sqrt(np.square(x).mean())) for x in (one - two, exact))
+    z = (error / allowed if allowed else np.inf) if error else 0.0
+    is_judged = bool(allowed <= MAX_NOISE * signal)
+    return Comparison(name, z if np.isfinite(z) else np.inf, error / signal if signal else 0.0, None, is_judged)

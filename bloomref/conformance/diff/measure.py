@@ -19,14 +19,14 @@ class Comparison:
         name: of the intermediate (MOD-8).
         z: largest rms difference at a position, divided by the rounding error that both budgets explain there.
         relative: rms difference divided by the rms of the truth, over all positions.
-        where: (batch row, position) of the largest z.
+        where: (batch row, position) of the largest z; None for a tensor without positions, such as a gradient.
         judged: True if at least one position can be judged.
     """
 
     name: str
     z: float
     relative: float
-    where: tuple[int, int]
+    where: tuple[int, int] | None
     judged: bool = True
 
     @property

@@ -1,7 +1,9 @@
 """Operands of `bloomref diff`: resolve a name of the command line, and run the implementation on a case."""
 
 import shlex
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,16 @@ from bloomref.conformance.adapters.common import Failed
 from bloomref.conformance.adapters.installed_backend import Backend
 from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.adapters.program import Program
-from bloomref.conformance.cases import Arrays, Case
+from bloomref.conformance.cases import Case
+from bloomref.conformance.diff import trace_files
 from bloomref.conformance.implementation import Implementation
 from bloomref.conformance.mistakes import CATALOGUE, get_mistake
 from bloomref.conformance.oracle.precision import Tier, tier_of
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.run import resolve
 from bloomref.conformance.subject import Raised, Subject
-from bloomref.dtypes import floating_dtype
-from bloomref.errors import BadWeights, InvalidInput, Unsupported
+from bloomref.errors import BloomrefError, Unsupported, invalid
+from bloomref.runtime import registry
 from bloomref.shapes import Array
 
 ORACLE = "oracle"
@@ -65,8 +68,21 @@ def operand(name: str, dtype: str, case: Case, capacity: int = 0) -> Operand:
     """
     if name == ORACLE:
         return Operand(name, truth(case).values, None)
-    if is_trace(name):
-        return Operand(Path(name).name, _arrays(Path(name)), tier_of(dtype))
+    if trace_files.is_trace(name):
+        return Operand(Path(name).name, trace_files.arrays(Path(name)), tier_of(dtype))
+    subject = subject_of(name, dtype, case)
+    with as_failed(name):
+        return Operand(name, outputs(subject, case, capacity), subject.tier, capacity)
+
+
+def subject_of(name: str, dtype: str, case: Case) -> Subject:
+    """Return the implementation with this name, with the model of a case loaded.
+
+    Raises:
+        Failed: the implementation raised.
+        Unsupported: the implementation is not available, or lacks what the case needs.
+        InvalidInput: no implementation has this name.
+    """
     bare, dtype = split_dtype(name, dtype)
     subject = Subject(implementation(bare), dtype)
     reason = subject.missing(case)
@@ -74,22 +90,28 @@ def operand(name: str, dtype: str, case: Case, capacity: int = 0) -> Operand:
         reason = f"{bare}: it computes in {', '.join(subject.implementation.capabilities.dtypes)}, not in {dtype}"
     if reason:
         raise Unsupported(reason)
-    subject.model(case)  # so that an unknown backend is the caller's error, not one of the implementation
     try:
-        return Operand(name, outputs(subject, case, capacity), subject.tier, capacity)
+        subject.model(case)
+    except BloomrefError:  # its message needs no name
+        raise
+    except Exception as error:
+        raise Failed(f"{name}: loading the model raised {type(error).__name__}: {error}") from error
+    return subject
+
+
+@contextmanager
+def as_failed(name: str) -> Iterator[None]:
+    """Convert an exception of the implementation to `Failed`, whose message names it."""
+    try:
+        yield
     except Raised as error:
-        raise Failed(f"{bare}: {error}") from error
+        raise Failed(f"{name}: {error}") from error
 
 
 def split_dtype(name: str, dtype: str) -> tuple[str, str]:
     """Split `numba@bfloat16` into name and dtype; a name without "@" gets `dtype`."""
     bare, _, own = name.partition("@")
     return bare, own or dtype
-
-
-def is_trace(name: str) -> bool:
-    """True for the name of a trace file."""
-    return name.endswith(".safetensors")
 
 
 def implementation(name: str) -> Implementation:
@@ -101,7 +123,16 @@ def implementation(name: str) -> Implementation:
         return resolve.implementation_of(None, None, rest)
     if name in PEERS:
         name = f"bloomref.conformance.adapters.{PEERS[name]}"
-    return resolve.implementation_of(name, None, None) if ":" in name else resolve.implementation_of(None, name, None)
+    if ":" in name and kind not in registry.names():
+        return resolve.implementation_of(name, None, None)
+    if kind not in registry.names() and looks_like_a_command(name):
+        raise invalid("operand", "the name of an implementation", repr(name), f"a program is named 'program:{name}'")
+    return resolve.implementation_of(None, name, None)
+
+
+def looks_like_a_command(name: str) -> bool:
+    """True for a path, for words with arguments, and for a program that is installed."""
+    return any(mark in name for mark in ("/", " ", "\\")) or shutil.which(name) is not None
 
 
 def name_of(implementation: Implementation) -> str:
@@ -156,62 +187,3 @@ def results(subject: Subject, case: Case, over_cache: tuple[Any, ...] = ()) -> d
         for name, method in methods.items()
         if subject.offers(case, method)
     }
-
-
-# --- trace files, and presets as cases --------------------------------------------------------------------------------
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """Read the metadata of a trace file; "model" and "token_ids" are always there.
-
-    Raises:
-        BadWeights: the file is damaged, or not a trace.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            fields: dict[str, str] = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise BadWeights(f"{path.name}: expected a file that `bloomref trace` wrote; {error}") from error
-    if not {"model", "token_ids"} <= fields.keys():
-        raise BadWeights(
-            f"{path.name}: expected a file that `bloomref trace` wrote, got one without model and token_ids"
-        )
-    return fields
-
-
-def traced_dtype(path: Path) -> str:
-    """Compute dtype of a trace: that of an intermediate which is rounded to it; float32 if the file has none."""
-    rounded = ("_block", "embedding_norm", "final_norm")
-    return next((array.dtype.name for name, array in _arrays(path).items() if name.endswith(rounded)), "float32")
-
-
-def _arrays(path: Path) -> dict[str, Array]:
-    from bloomref.formats.safetensors_io import SafetensorsFile
-
-    file = SafetensorsFile(path)
-    return {name: file.view(name) for name in file.entries}
-
-
-def case_of_model(model: str, token_ids: list[int], dtypes: tuple[str, ...], revision: str | None = None) -> Case:
-    """Return a case with the weights of a preset or model folder, and the token ids as its only row.
-
-    Args:
-        dtypes: of all operands; the weights are rounded to each, so that every operand computes with the same ones.
-
-    Raises:
-        InvalidInput: there are no token ids, or one is outside the vocabulary; and what loading the model raises.
-    """
-    from bloomref.backbone import BloomBackbone
-    from bloomref.runtime.inputs import token_batch
-
-    backbone = BloomBackbone.from_preset(model, dtype="float32", revision=revision)
-    params = backbone.params
-    for dtype in dtypes:
-        params = params.astype(floating_dtype(dtype))
-    batch = token_batch({"token_ids": [token_ids]}, backbone.config.vocabulary_size)
-    if not token_ids:
-        raise InvalidInput("tokens: expected at least one token id, got none")
-    stored = Arrays(params.astype(floating_dtype("float64")), batch.token_ids, batch.is_real)
-    return Case(backbone.config, batch=1, time=len(token_ids), name=model, arrays=stored)

@@ -1,6 +1,7 @@
 """Report of a difference: sentences, a table on the terminal, and JSON."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -15,6 +16,8 @@ from bloomref.conformance.oracle.matched_filter import Amplitude
 
 BAR = 24
 """Width of a bar, in characters."""
+HEADING = f"error: right up to the | (Z = {LIMIT:g}); logarithmic"
+"""Heading of the bars."""
 BLOCKS = (".attention_block", ".mlp_block")
 MANY = 40
 """Most intermediates that are all shown; of more, only outputs of blocks and those near the first difference."""
@@ -32,7 +35,7 @@ def sentences(difference: Difference) -> list[str]:
         return [verdict, *(_noise(name, amplitude) for name, amplitude in difference.below_noise)]
     verdict = (
         f"{a} and {b} differ first at {first.name}: {_times(first.z)} (limit {LIMIT:g}), relative error "
-        f"{first.relative:.2g}, largest in row {first.where[0]} at position {first.where[1]}."
+        f"{first.relative:.2g}{_where(first)}."
     )
     if not difference.explanations:
         return [verdict, "No known mistake explains it."]
@@ -41,6 +44,12 @@ def sentences(difference: Difference) -> list[str]:
         return [verdict, *map(_partly, difference.explanations[:2])]
     same = [explanation for explanation in matches[1:4] if explanation.operand == matches[0].operand]
     return [verdict, _matches(matches[0]), *map(_same, same)]
+
+
+def _where(comparison: Comparison) -> str:
+    if comparison.where is None:
+        return ""
+    return f", largest in row {comparison.where[0]} at position {comparison.where[1]}"
 
 
 def _matches(explanation: Explanation) -> str:
@@ -76,20 +85,24 @@ def _times(z: float) -> str:
 # --- terminal --------------------------------------------------------------------------------------------------------
 
 
-def show(difference: Difference, console: Console) -> None:
-    """Print the sentences and the table."""
+def show(difference: Difference, console: Console, every: bool = False) -> None:
+    """Print the sentences and the table; with `every`, all rows of it."""
     verdict, *rest = sentences(difference)
     console.print(Text(verdict, "bold red" if difference.differ else "bold green"))
     for line in rest:
         console.print(Text(line, "yellow" if " matches " in line else ""))
-    console.print(Group(Text(), _table(difference)))
+    rows = difference.comparisons if every else shown(difference)
+    console.print(Group(Text(), _table(difference, rows)))
+    folded = len(difference.comparisons) - len(rows)
+    if folded:
+        console.print(f"{folded} of {len(difference.comparisons)} rows are left out; --all shows them.")
 
 
-def _table(difference: Difference) -> RenderableType:
-    table = Table("intermediate", "Z", "relative", f"Z, logarithmic (| is {LIMIT:g})", box=None, pad_edge=False)
+def _table(difference: Difference, rows: Sequence[Comparison]) -> RenderableType:
+    table = Table("intermediate", "Z", "relative", HEADING, box=None, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
     top = max((row.z for row in difference.comparisons if math.isfinite(row.z)), default=1.0)
-    for row in shown(difference):
+    for row in rows:
         mark = " <- first" if row is difference.first else ""
         table.add_row(row.name, _z(row), f"{row.relative:.1e}", Text(bar(row.z, top) + mark, _colour(row)))
     return table
@@ -162,13 +175,12 @@ def to_dict(difference: Difference) -> dict[str, Any]:
 
 
 def _row(comparison: Comparison) -> dict[str, Any]:
-    row, position = comparison.where
     return {
         "name": comparison.name,
         "z": _number(comparison.z),
         "relative": _number(comparison.relative),
         "judged": comparison.judged,
-        "worst": {"row": row, "position": position},
+        "worst": comparison.where and dict(zip(("row", "position"), comparison.where, strict=True)),
     }
 
 

@@ -74,7 +74,7 @@ class Vector:
             time=ids.shape[1],
             kind=kind(real),
             cuts=tuple(self.arguments.get("cuts", ())),
-            flags=frozenset(self.entry["flags"]) & TAGS.keys(),
+            flags=frozenset(self.entry["flags"]).intersection(TAGS),
             name=self.id,
             lora=StoredLora(path=self.path("adapter")) if "adapter" in self.entry else None,
             arrays=Arrays(model.params, ids, real),
