@@ -11,26 +11,13 @@ from bloomref.conformance.diff.compare import Difference
 from bloomref.conformance.diff.measure import Comparison
 from bloomref.conformance.diff.operands import ORACLE, Operand, as_failed, subject_of
 from bloomref.conformance.oracle.budgets import MAX_NOISE, Judgement
+from bloomref.conformance.oracle.gradient_budgets import SIMULATED, UNITS, exact, rms, spread
 from bloomref.conformance.subject import Subject
 from bloomref.errors import Unsupported, invalid
 from bloomref.params import HF_PREFIX
 from bloomref.shapes import Array
 
 EMBEDDING = "word_embeddings.weight"
-ORDER = (
-    "loss",
-    "lm_head",
-    "ln_f",
-    "mlp.dense_4h_to_h",
-    "mlp.dense_h_to_4h",
-    "post_attention_layernorm",
-    "self_attention.dense",
-    "self_attention.query_key_value",
-    "input_layernorm",
-    "word_embeddings_layernorm",
-    "word_embeddings",
-)
-"""Modules in the order in which the backward pass reaches them; within a layer, that of its blocks."""
 CLAUSES: dict[str, tuple[str, ...]] = {
     "loss": ("GRD-1", "GRD-2"),
     "lm_head": ("GRD-3", "MOD-5"),
@@ -51,22 +38,8 @@ def judged(subject: Subject, case: Case) -> list[Judgement]:
     Raises:
         Raised: the implementation raised.
     """
-    judgements = gradients.gradients(subject, case)
-    return in_order(each for each in judgements if each.name != "gradients" or each.verdict == "fail")
-
-
-def in_order(judgements: Iterable[Judgement]) -> list[Judgement]:
-    """Sort judgements of gradients in the order of the backward pass: from the loss to the embedding."""
-    return sorted(judgements, key=lambda judgement: place(judgement.name))
-
-
-def place(name: str) -> tuple[int, int]:
-    """Place of a gradient in the backward pass: layers from the last to the first, then the module in `ORDER`."""
-    layer, module = split(name)
-    part = next((i for i, start in enumerate(ORDER) if module.startswith(start)), 0)
-    if layer is not None:
-        return 1, part - len(ORDER) * layer
-    return (2 if module.startswith("word_embeddings") else 0), part
+    judgements = gradients.overview(subject, case)
+    return [each for each in judgements if each.name != gradients.NAMES or each.verdict == "fail"]
 
 
 def split(name: str) -> tuple[int | None, str]:
@@ -79,8 +52,8 @@ def split(name: str) -> tuple[int | None, str]:
 
 
 def is_gradient(name: str) -> bool:
-    """True for the loss and the Hugging Face key of a weight."""
-    return name == "loss" or place(name) > (0, 0)
+    """True for the name of the loss, of a weight and of a factor, and of the judgement about these names."""
+    return name in ("loss", gradients.NAMES) or name.startswith((HF_PREFIX, "lm_head.", "base_model.", "lora/"))
 
 
 def short(name: str) -> str:
@@ -103,7 +76,7 @@ def tied_parts(case: Case) -> dict[str, Array]:
     params = replace(case.params, lm_head=case.params.word_embedding)
     arrays = Arrays(params, case.token_ids, case.is_real, case.labels)
     untied = replace(case, config=case.config.replace(tie_word_embeddings=False), arrays=arrays)
-    by_name = gradients.exact(untied)
+    by_name = exact(untied)
     return {"lookup": by_name[f"{HF_PREFIX}{EMBEDDING}"], "head": by_name["lm_head.weight"]}
 
 
@@ -118,13 +91,13 @@ def tied_hint(subject: Subject, case: Case, wrong: Iterable[str]) -> Iterator[st
         return
     _, by_name = subject.ask(case, "loss_and_gradients", case.token_ids, case.is_real, case.labels)
     output = np.asarray(by_name.get(name, np.nan), np.float64)
-    alone = [part for part, exact in tied_parts(case).items() if output.shape == exact.shape and _close(output, exact)]
+    alone = [part for part, right in tied_parts(case).items() if output.shape == right.shape and _close(output, right)]
     what = f"it is the part of the {alone[0]} alone: " if alone else ""
     yield f"{what}the head is tied, so this gradient is the sum of both uses, lookup and head (GRD-4)"
 
 
-def _close(output: Array, exact: Array) -> bool:
-    return bool(np.abs(output - exact).max(initial=0.0) <= 1e-4 * np.abs(exact).max(initial=0.0))
+def _close(output: Array, right: Array) -> bool:
+    return bool(np.abs(output - right).max(initial=0.0) <= 1e-4 * np.abs(right).max(initial=0.0))
 
 
 # --- two operands -----------------------------------------------------------------------------------------------------
@@ -140,7 +113,7 @@ def operand(name: str, dtype: str, case: Case) -> Operand:
         Unsupported: the implementation has no gradients; Failed: it raised.
     """
     if name == ORACLE:
-        return Operand(name, gradients.exact(case), None)
+        return Operand(name, exact(case), None)
     subject = subject_of(name, dtype, case)
     if not subject.offers(case, "loss_and_gradients"):
         raise Unsupported(f"{name}: it has no method loss_and_gradients")
@@ -155,7 +128,7 @@ def difference(case: Case, a: Operand, b: Operand) -> Difference:
     Raises:
         InvalidInput: a gradient is missing in one of them, or has another shape.
     """
-    names = sorted(gradients.exact(case), key=place)
+    names = list(exact(case))
     for each in (a, b):
         missing = [name for name in names if name not in each.values]
         if missing:
@@ -164,12 +137,12 @@ def difference(case: Case, a: Operand, b: Operand) -> Difference:
 
 
 def _comparison(case: Case, name: str, a: Operand, b: Operand) -> Comparison:
-    exact, (one, two) = gradients.exact(case)[name], (np.asarray(o.values[name], np.float64) for o in (a, b))
-    if one.shape != exact.shape or two.shape != exact.shape:
-        raise invalid(name, f"shape {exact.shape}", f"{one.shape} and {two.shape}")
-    units = [gradients.UNITS[o.tier.name.partition("-")[0]] / gradients.SIMULATED for o in (a, b) if o.tier]
-    allowed = gradients.spread(case)[name] * float(np.linalg.norm(units))
-    error, signal = (float(np.sqrt(np.square(x).mean())) for x in (one - two, exact))
+    expected, (one, two) = exact(case)[name], (np.asarray(o.values[name], np.float64) for o in (a, b))
+    if one.shape != expected.shape or two.shape != expected.shape:
+        raise invalid(name, f"shape {expected.shape}", f"{one.shape} and {two.shape}")
+    units = [UNITS[o.tier.name.partition("-")[0]] / SIMULATED for o in (a, b) if o.tier]
+    allowed = spread(case)[name] * float(np.linalg.norm(units))
+    error, signal = (rms(x) for x in (one - two, expected))
     z = (error / allowed if allowed else np.inf) if error else 0.0
     is_judged = bool(allowed <= MAX_NOISE * signal)
     return Comparison(name, z if np.isfinite(z) else np.inf, error / signal if signal else 0.0, None, is_judged)

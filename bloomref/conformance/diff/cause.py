@@ -73,7 +73,7 @@ def _lines(subject: Subject, failure: Failure) -> Iterator[str]:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What an implementation shows of one case, judged.
+    """The intermediates that an implementation shows of one case, judged.
 
     Args:
         capacity: of the cache; 0: one call.

@@ -1,4 +1,4 @@
-"""Where each intermediate comes from: the intermediates that it is computed from, and the clauses that say how."""
+"""Origins of the intermediates: the intermediates that each is computed from, and the clauses that say how."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from bloomref.conformance.cases import Case
 
 @dataclass(frozen=True)
 class Origin:
-    """How one intermediate is computed.
+    """The computation of one intermediate.
 
     Args:
         clauses: the clauses that say how, the most likely to be broken first.
