@@ -152,7 +152,9 @@ class TorchPrepared:
             stop = step.start + x.shape[1]
             return (kept[layer, :, :, :stop].to(self.model.wide) for kept in (cache.keys, cache.values))
 
-        visible, bias = step.derive("view", lambda: self.model.view(step.key_is_real, step.start))  # once for all layers
+        visible, bias = step.derive(
+            "view", lambda: self.model.view(step.key_is_real, step.start)
+        )  # once for all layers
         return self.model.attention_block(layer, x, visible, bias, store)
 
     def mlp_block(self, layer, x):
@@ -242,7 +244,7 @@ class TorchBackend:
         loss = functional.cross_entropy(model.logits(model.final_norm(x)[counted]), target[counted], reduction="sum")
         loss = loss / counted.sum().clamp(min=1)
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True) if leaves else ()
-        return float(loss), {key: array.cpu().numpy() for key, array in zip(leaves, gradients, strict=True)}
+        return loss.item(), {key: array.cpu().numpy() for key, array in zip(leaves, gradients, strict=True)}
 
 
 def backend(device=""):
