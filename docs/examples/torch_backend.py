@@ -19,8 +19,8 @@ from bloomref.runtime.backend import API_VERSION, Declaration, Memory
 
 def to_torch(array, device, dtype=None):
     """A copy of a NumPy array on the device. torch reads neither bfloat16 of NumPy nor a negative stride."""
-    array = array.astype(np.float32) if array.dtype.kind == "V" else np.ascontiguousarray(array)
-    return torch.tensor(array, device=device, dtype=dtype)
+    array = array.astype(np.float32) if array.dtype.kind == "V" else array.copy()
+    return torch.from_numpy(array).to(device, dtype)
 
 
 def dropout(x, rate, rng):
@@ -241,8 +241,8 @@ class TorchBackend:
             x = model.attention_block(layer, x, visible, bias, rng=rng)
             x = model.mlp_block(layer, x, rng)
         counted = target >= 0
-        loss = functional.cross_entropy(model.logits(model.final_norm(x)[counted]), target[counted], reduction="sum")
-        loss = loss / counted.sum().clamp(min=1)
+        losses = functional.cross_entropy(model.logits(model.final_norm(x)[counted]), target[counted], reduction="none")
+        loss = losses.double().sum() / max(1, len(losses))  # a sum in float32 loses a digit
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True) if leaves else ()
         return loss.item(), {key: array.cpu().numpy() for key, array in zip(leaves, gradients, strict=True)}
 
