@@ -63,7 +63,10 @@ def test_the_first_wrong_intermediate_with_clause_mistake_and_command():
 def test_over_a_cache_only():
     lines = of_mistake("alibi-restarted", "pieces")
     assert lines[0] == "in one call of the whole input, all 32 intermediates are right"
-    assert lines[1] == "only over a cache (capacity 12, calls that begin at 0, 5, 8, 9, 10, 11):"
+    assert (
+        lines[1]
+        == "only over a cache with room for 12 positions (the input has 12), in calls that begin at 0, 5, 8, 9, 10, 11:"
+    )
     assert "layers.0.attention.scores" in lines[2]
     assert "(KVC-1, KVC-2, " in lines[2]
     assert any(line.startswith("it matches alibi-restarted") for line in lines)

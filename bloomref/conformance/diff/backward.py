@@ -1,6 +1,6 @@
 """The loss and its gradients in the order of the backward pass, and the clauses that each can break."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +10,10 @@ from bloomref.conformance.checks import gradients
 from bloomref.conformance.diff.compare import Difference
 from bloomref.conformance.diff.measure import Comparison
 from bloomref.conformance.diff.operands import ORACLE, Operand, as_failed, subject_of
+from bloomref.conformance.gradient_names import named
+from bloomref.conformance.mistakes import MISTAKES, Mistake
 from bloomref.conformance.oracle.budgets import MAX_NOISE, Judgement
-from bloomref.conformance.oracle.gradient_budgets import SIMULATED, UNITS, exact, rms, spread
+from bloomref.conformance.oracle.gradient_budgets import SIMULATED, UNITS, exact, judge, rms, spread
 from bloomref.conformance.subject import Subject
 from bloomref.errors import Unsupported, invalid
 from bloomref.params import HF_PREFIX
@@ -32,13 +34,20 @@ CLAUSES: dict[str, tuple[str, ...]] = {
 """Start of a module's name -> the clauses that its wrong gradient may break."""
 
 
-def judged(subject: Subject, case: Case) -> list[Judgement]:
-    """Judge the loss and every gradient, in the order of the backward pass.
+def asked(subject: Subject, case: Case) -> dict[str, Array]:
+    """Return the loss and every gradient of an implementation, by name.
 
     Raises:
         Raised: the implementation raised.
     """
-    judgements = gradients.overview(subject, case)
+    loss, by_name = subject.ask(case, "loss_and_gradients", case.token_ids, case.is_real, case.labels)
+    return {"loss": np.asarray(loss)} | {name: np.asarray(value) for name, value in by_name.items()}
+
+
+def judged(case: Case, dtype: str, outputs: Mapping[str, Array]) -> list[Judgement]:
+    """Judge the loss and every gradient, in the order of the backward pass."""
+    by_name = {name: value for name, value in outputs.items() if name != "loss"}
+    judgements = gradients.judged(case, dtype, outputs["loss"], by_name)
     return [each for each in judgements if each.name != gradients.NAMES or each.verdict == "fail"]
 
 
@@ -80,17 +89,12 @@ def tied_parts(case: Case) -> dict[str, Array]:
     return {"lookup": by_name[f"{HF_PREFIX}{EMBEDDING}"], "head": by_name["lm_head.weight"]}
 
 
-def tied_hint(subject: Subject, case: Case, wrong: Iterable[str]) -> Iterator[str]:
-    """Yield what is known if the gradient of a tied embedding is the only wrong one.
-
-    Raises:
-        Raised: the implementation raised.
-    """
+def tied_hint(case: Case, outputs: Mapping[str, Array], wrong: Iterable[str]) -> Iterator[str]:
+    """Yield what is known if the gradient of a tied embedding is the only wrong one."""
     name = f"{HF_PREFIX}{EMBEDDING}"
     if set(wrong) != {name} or not case.config.tie_word_embeddings:
         return
-    _, by_name = subject.ask(case, "loss_and_gradients", case.token_ids, case.is_real, case.labels)
-    output = np.asarray(by_name.get(name, np.nan), np.float64)
+    output = np.asarray(outputs.get(name, np.nan), np.float64)
     alone = [part for part, right in tied_parts(case).items() if output.shape == right.shape and _close(output, right)]
     what = f"it is the part of the {alone[0]} alone: " if alone else ""
     yield f"{what}the head is tied, so this gradient is the sum of both uses, lookup and head (GRD-4)"
@@ -98,6 +102,26 @@ def tied_hint(subject: Subject, case: Case, wrong: Iterable[str]) -> Iterator[st
 
 def _close(output: Array, right: Array) -> bool:
     return bool(np.abs(output - right).max(initial=0.0) <= 1e-4 * np.abs(right).max(initial=0.0))
+
+
+def explanations(case: Case, dtype: str, outputs: Mapping[str, Array]) -> list[Mistake]:
+    """Return the known mistakes of the backward pass that leave nothing but rounding of a loss and its gradients."""
+    return [mistake for mistake in MISTAKES if _is_of_gradients(case, mistake) and _fits(case, dtype, outputs, mistake)]
+
+
+def _is_of_gradients(case: Case, mistake: Mistake) -> bool:
+    return "gradients" in mistake.needs and not (mistake.is_of_adapters and case.lora is None)
+
+
+def _fits(case: Case, dtype: str, outputs: Mapping[str, Array], mistake: Mistake) -> bool:
+    loss, by_key = mistake.model.of(case).loss_and_gradients(case.token_ids, case.is_real, case.labels)
+    mutant = {"loss": np.asarray(loss)} | named(case.config, by_key, case.lora.form if case.lora else "peft")
+    judgements = [
+        judge(dtype, name, np.asarray(outputs[name], np.float64), mutant[name], allowed)
+        for name, allowed in spread(case).items()
+        if name in outputs and name in mutant
+    ]
+    return bool(judgements) and all(judgement.verdict != "fail" for judgement in judgements)
 
 
 # --- two operands -----------------------------------------------------------------------------------------------------
@@ -118,8 +142,7 @@ def operand(name: str, dtype: str, case: Case) -> Operand:
     if not subject.offers(case, "loss_and_gradients"):
         raise Unsupported(f"{name}: it has no method loss_and_gradients")
     with as_failed(name):
-        loss, by_name = subject.ask(case, "loss_and_gradients", case.token_ids, case.is_real, case.labels)
-    return Operand(name, {"loss": np.asarray(loss)} | {n: np.asarray(v) for n, v in by_name.items()}, subject.tier)
+        return Operand(name, asked(subject, case), subject.tier)
 
 
 def difference(case: Case, a: Operand, b: Operand) -> Difference:

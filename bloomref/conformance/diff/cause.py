@@ -6,7 +6,7 @@ command that repeats it.
 
 import shlex
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
@@ -30,7 +30,7 @@ SECONDS = 10.0
 """Time limit of the search for a known mistake; large cases take seconds for each."""
 UNTRACED = ("masks", "id-dtypes", "empty", "refusals", "repeat")
 """Properties whose failure says all: no intermediate shows more."""
-OF_A_CACHE = ("pieces", "cache", "trace-pieces", "step", "tokens")
+OF_A_CACHE = ("pieces", "cache", "trace-pieces", "step", "tokens", "lora", "lora-heads")
 """Properties whose failures may need calls over a cache."""
 MANY = 4
 """Most names that a line lists."""
@@ -61,7 +61,8 @@ def _lines(subject: Subject, failure: Failure) -> Iterator[str]:
     yield whole.praise
     for over_cache in _calls(subject, failure):
         if over_cache.first is not None:
-            yield f"only over a cache (capacity {over_cache.capacity}, calls that begin at {_starts(over_cache.case)}):"
+            room = f"a cache with room for {over_cache.capacity} positions (the input has {case.time})"
+            yield f"only over {room}, in calls that begin at {_starts(over_cache.case)}:"
             yield from _explained(subject, failure, over_cache)
             return
     if failure.name == "step":
@@ -158,7 +159,7 @@ def _explained(subject: Subject, failure: Failure, run: Look) -> Iterator[str]:
 
 
 def _first(run: Look, first: Judgement) -> str:
-    clauses = ", ".join(origins.clauses(first.name, run.case))
+    clauses = ", ".join(origins.clauses(first.name, run.capacity > 0, run.case.lora is not None))
     where = f"{first.name}, row {first.where[0]}, position {first.where[1]}"
     what = "first wrong intermediate" if run.is_traced else "wrong (the implementation shows no intermediates)"
     return f"{what}: {where}: {_size(first)} ({clauses})"
@@ -253,14 +254,20 @@ def _mistake(subject: Subject, run: Look, first: Judgement) -> Iterator[str]:
     explanations = _explanations(run, operand, first)
     matches = [explanation for explanation in explanations if explanation.matches]
     if matches:
-        yield f"it matches {_described(matches[0].mistake)}"
-        if matches[1:]:
-            yield f"the same effect on this input: {_names([e.mistake.name for e in matches[1:]])}"
+        yield from _named([explanation.mistake for explanation in matches])
     elif explanations:
         close = explanations[0]
         yield f"it is close to {_described(close.mistake)} ({close.share:.0%} of the error)"
     else:
         yield "no known mistake explains it"
+
+
+def _named(matches: Sequence[Mistake]) -> Iterator[str]:
+    """Yield the known mistakes that match."""
+    if matches:
+        yield f"it matches {_described(matches[0])}"
+    if matches[1:]:
+        yield f"the same effect on this input: {_names([mistake.name for mistake in matches[1:]])}"
 
 
 def _described(mistake: Mistake) -> str:
@@ -290,7 +297,8 @@ def _until(end: float, mistakes: Iterable[Mistake]) -> Iterator[Mistake]:
 def _backward(subject: Subject, failure: Failure) -> Iterator[str]:
     """Yield the first wrong gradient of the backward pass, which others are wrong, and which are right."""
     case = replace(failure.case, cuts=())
-    judgements = backward.judged(subject, case)
+    outputs = backward.asked(subject, case)
+    judgements = backward.judged(case, subject.dtype, outputs)
     wrong = [judgement for judgement in judgements if judgement.verdict == "fail"]
     right = [backward.short(judgement.name) for judgement in judgements if judgement.verdict == "pass"]
     if any(judgement.name == "loss" for judgement in wrong):
@@ -303,7 +311,8 @@ def _backward(subject: Subject, failure: Failure) -> Iterator[str]:
         first, clauses = wrong[0], ", ".join(backward.clauses(wrong[0].name))
         yield f"first wrong gradient, from the loss backwards: {first.name}: {_size(first)} ({clauses})"
         yield f"wrong: {_names([backward.short(judgement.name) for judgement in wrong])}; right: {_names(right)}"
-        yield from backward.tied_hint(subject, case, [judgement.name for judgement in wrong])
+        yield from backward.tied_hint(case, outputs, [judgement.name for judgement in wrong])
+        yield from _named(backward.explanations(case, subject.dtype, outputs))
         yield from _repeat(subject, failure, None)
 
 

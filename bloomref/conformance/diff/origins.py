@@ -3,8 +3,6 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from bloomref.conformance.cases import Case
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -62,10 +60,15 @@ def split(name: str) -> tuple[int | None, str]:
     return int(layer), bare
 
 
-def clauses(name: str, case: Case) -> tuple[str, ...]:
-    """Clauses that an implementation may break if this intermediate of the case is its first wrong one."""
+def clauses(name: str, over_cache: bool, adapted: bool) -> tuple[str, ...]:
+    """Clauses that an implementation may break if this is its first wrong intermediate.
+
+    Args:
+        over_cache: True if one call without a cache is right.
+        adapted: True for a model with a LoRA adapter.
+    """
     origin = ORIGINS[split(name)[1]]
-    return origin.adapted * (case.lora is not None) + origin.over_cache * bool(case.cuts) + origin.clauses
+    return origin.adapted * adapted + origin.over_cache * over_cache + origin.clauses
 
 
 def consumers(name: str, num_layers: int, names: Collection[str]) -> list[str]:
