@@ -11,7 +11,7 @@ import pytest
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
-from bloomref.conformance.cases import Case
+from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.checks.outcome import Failure
 from bloomref.conformance.diff import backward, origins
 from bloomref.conformance.diff.cause import cause
@@ -155,6 +155,27 @@ def test_a_number_that_is_not_finite_has_no_size():
     assert first.startswith("first wrong intermediate: layers.0.attention.probabilities, row 0, position 1: not finite")
     assert first.endswith("(ATT-6, ATT-5, ATT-7)")
     assert before.startswith("everything before it is right, up to layers.0.attention.scores")
+
+
+class NotCausalAtThree(InstrumentedModel):
+    """Lets queries see later keys if the token after the first position is 3."""
+
+    def run(self, token_ids: np.ndarray, *arguments: Any) -> dict[str, np.ndarray]:
+        self.ids = token_ids
+        return super().run(token_ids, *arguments)
+
+    def causal(self, key: np.ndarray, query: np.ndarray) -> np.ndarray:
+        return super().causal(key, query) | bool((self.ids[:, 1:2] == 3).any())
+
+
+def test_a_property_that_changes_the_input_is_traced_on_the_changed_input():
+    case = replace(CASE, batch=1, arrays=Arrays(token_ids=np.array([[1, 2, 2, 2, 2]])))
+    lines = lines_of(InstrumentedImplementation(NotCausalAtThree), "causality", case)
+    assert lines[:2] == [
+        "in one call of the whole input, all 32 intermediates are right",
+        "in a call with other tokens from position 1 on:",
+    ]
+    assert lines[2].startswith("first wrong intermediate: layers.0.attention.probabilities")
 
 
 # --- gradients ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ softmax and adapters are its own, so that bugs of ports can be planted in them.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ class MaximumOverHidden(InstrumentedModel):
     """Subtracts the maximum over all keys, hidden ones too, before the exponential."""
 
     def softmax(self, scores: np.ndarray, visible: np.ndarray) -> np.ndarray:
-        powers = np.where(visible, np.exp(scores - scores.max(axis=-1, keepdims=True)), 0.0)
+        powers = np.where(visible, np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-math.inf)), 0.0)
         with np.errstate(invalid="ignore"):
             return np.where(visible.any(axis=-1, keepdims=True), powers / powers.sum(axis=-1, keepdims=True), 0.0)
 

@@ -17,6 +17,7 @@ from bloomref.conformance.checks.outcome import RAISED, Failure, code
 from bloomref.conformance.diff import backward, origins
 from bloomref.conformance.diff.explain import Explanation, can_explain, explain
 from bloomref.conformance.diff.operands import Operand, name_of, results, traced
+from bloomref.conformance.diff.variants import variants
 from bloomref.conformance.mistakes import MISTAKES, Mistake
 from bloomref.conformance.oracle.budgets import LIMIT, Judgement, judge
 from bloomref.conformance.oracle.intermediates import observable
@@ -59,6 +60,12 @@ def _lines(subject: Subject, failure: Failure) -> Iterator[str]:
         yield from _explained(subject, failure, whole)
         return
     yield whole.praise
+    for words, case in variants(failure.name, failure.case):
+        other = look(subject, case)
+        if other.first is not None:
+            yield f"in a call {words}:"
+            yield from _explained(subject, failure, other)
+            return
     for over_cache in _calls(subject, failure):
         if over_cache.first is not None:
             room = f"a cache with room for {over_cache.capacity} positions (the input has {case.time})"
@@ -322,6 +329,8 @@ def _backward(subject: Subject, failure: Failure) -> Iterator[str]:
 def _repeat(subject: Subject, failure: Failure, run: Look | None) -> Iterator[str]:
     """Yield the command that shows the same; `run` is the run that is wrong, or None for gradients."""
     case = failure.case if run is None else run.case
+    if case.arrays is not failure.case.arrays:
+        return  # no expression and no vector has this input
     words = ["bloomref", "diff", name_of(subject.implementation), "--dtype", failure.dtype]
     if case.arrays is not None:
         words += ["--vector", case.name]
