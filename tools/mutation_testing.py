@@ -80,8 +80,13 @@ def detect(
 
 
 def _is_pending(detection: Detection, tested: Property) -> bool:
-    """True if the mutant is undetected and the property may detect it. Only an adapter shows a mistake of adapters."""
-    return not detection.found_by and (bool(tested.adapter) or not detection.mistake.is_of_adapters)
+    """True if the mutant is undetected and the property may detect it. Only an adapter shows a mistake of adapters, and
+    only gradients show one of the backward pass."""
+    mistake = detection.mistake
+    shows = (bool(tested.adapter) or not mistake.is_of_adapters) and (
+        "loss_and_gradients" in tested.needs or not mistake.is_of_gradients
+    )
+    return not detection.found_by and shows
 
 
 def questions(tested: Property, dtype: str, examples: int, pinned: Sequence[Case]) -> Iterable[Case]:

@@ -144,11 +144,13 @@ class Case:
 
     @cached_property
     def labels(self) -> Int[Array, "B T"]:
-        """Labels of the loss: random tokens, -100 where no token is predicted."""
+        """Labels of the loss: random tokens, also at padding, where they must not count, and -100 at one column in
+        six."""
         if self.arrays and self.arrays.labels is not None:
             return self.arrays.labels
-        ids = np.random.default_rng(self.seed + 3).integers(0, self.config.vocabulary_size, self.token_ids.shape)
-        return np.where(self.counted, ids, IGNORED_LABEL)
+        rng = np.random.default_rng(self.seed + 3)
+        ids = rng.integers(0, self.config.vocabulary_size, self.token_ids.shape)
+        return np.where(rng.random(ids.shape) < 1 / 6, IGNORED_LABEL, ids)
 
 
 def draw_params(

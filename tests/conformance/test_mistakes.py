@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bloomref.conformance import gradient_names
+from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Case
+from bloomref.conformance.checks import gradients
 from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, MISTAKES, NO_INTERMEDIATE, Mistake, get_mistake
 from bloomref.conformance.mistakes.examples import example
 from bloomref.conformance.mistakes.mistake import OTHER_NEEDS, REGISTRY, mistake
@@ -16,6 +19,7 @@ from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import LIMIT, judge, tier_of
 from bloomref.conformance.oracle.intermediates import per_position
 from bloomref.conformance.oracle.truth import truth
+from bloomref.conformance.subject import Subject
 from bloomref.conformance.tags import TAGS
 from bloomref.errors import InvalidInput
 
@@ -43,8 +47,8 @@ def first_change(known: Mistake, case: Case) -> str | None:
     return None
 
 
-def test_the_catalogue_has_184_mistakes_and_20_equivalents_with_distinct_names():
-    assert (len(MISTAKES), len(EQUIVALENTS), len(CATALOGUE)) == (184, 20, 204)
+def test_the_catalogue_has_220_mistakes_and_20_equivalents_with_distinct_names():
+    assert (len(MISTAKES), len(EQUIVALENTS), len(CATALOGUE)) == (220, 20, 240)
     assert len({known.name for known in CATALOGUE}) == len(CATALOGUE)
     assert set(CATALOGUE) == set(REGISTRY)
     proof = json.loads((ROOT / "docs/proof/mistakes.json").read_text("utf-8"))
@@ -95,7 +99,24 @@ def test_a_mistake_of_the_cache_needs_the_cache(known):
     assert judge(whole, FLOAT32, {"logits": wrong})[0].verdict == "fail"
 
 
-@pytest.mark.parametrize("known", [m for m in MISTAKES if m.first == NO_INTERMEDIATE], ids=named)
+@pytest.mark.parametrize("known", [m for m in MISTAKES if m.is_of_gradients], ids=named)
+def test_a_mistake_of_the_backward_pass_changes_gradients_alone(known):
+    case = example(known)
+    assert first_change(known, case) is None
+    outputs = known.model.of(case).loss_and_gradients(case.token_ids, case.is_real, case.labels)
+    named_outputs = gradient_names.named(case.config, outputs[1], case.lora.form if case.lora else "")
+    judgements = gradients.judged(case, "float32", outputs[0], named_outputs)
+    assert [judgement.name for judgement in judgements if judgement.verdict == "fail"]
+
+
+@pytest.mark.parametrize("known", EQUIVALENTS, ids=named)
+def test_the_gradients_of_an_equivalent_are_right(known):
+    case = replace(example(known), kind="left", time=8)
+    subject = Subject(InstrumentedImplementation(known.model), "float32")
+    assert {judgement.verdict for judgement in gradients.overview(subject, case)} <= {"pass", "inconclusive"}
+
+
+@pytest.mark.parametrize("known", [m for m in MISTAKES if "invalid-input" in m.needs], ids=named)
 def test_a_mistake_of_validation_accepts_what_must_be_refused_and_changes_no_result(known):
     case = example(known)
     mutant = known.model(case.config, case.params)

@@ -8,6 +8,7 @@ from bloomref.conformance.mistakes import (
     alibi_bias,
     embedding,
     equivalents,
+    gradients,
     head,
     input_validation,
     key_value_cache,
@@ -42,6 +43,7 @@ _MODULES = (
     self_attention,
     sharding,
     weights,
+    gradients,
 )
 """The order of the catalogue."""
 CATALOGUE: tuple[Mistake, ...] = tuple(

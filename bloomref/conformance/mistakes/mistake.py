@@ -17,11 +17,13 @@ OTHER_NEEDS = {
     "rslora": "an adapter that is scaled by the root of its rank",
     "lora-embedding": "an adapter of the embedding",
     "lora-heads": "an adapter in KerasHub's form",
+    "gradients": "the loss and its gradients",
     "invalid-input": "input that must be refused",
 }
 """Conditions under which an input shows a mistake, in addition to the tags of `conformance.tags`."""
 NO_INTERMEDIATE = "none"
-"""Value of `Mistake.first` for a mistake in input validation: it changes no intermediate of a valid input."""
+"""Value of `Mistake.first` for a mistake in input validation or in the backward pass: it changes no intermediate of a
+valid input."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Mistake:
     def is_of_adapters(self) -> bool:
         """True if a model without an adapter is unchanged, bit for bit."""
         return "lora" in self.needs
+
+    @property
+    def is_of_gradients(self) -> bool:
+        """True if every intermediate of the forward pass is right."""
+        return "gradients" in self.needs
 
 
 REGISTRY: list[Mistake] = []

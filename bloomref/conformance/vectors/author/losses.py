@@ -33,7 +33,7 @@ def loss() -> list[Draft]:
 
 def _loss(name: str, model: str, clauses: str, comment: str, ignored: tuple[int, ...] = (), **changes: Any) -> Draft:
     case = case_of(MODELS[model], name, **changes)
-    labels = case.labels.copy()
+    labels = np.where(case.labels == IGNORED_LABEL, case.token_ids, case.labels)
     labels[:, list(ignored)] = IGNORED_LABEL
     case = replace(case, arrays=Arrays(case.params, case.token_ids, case.is_real, labels))
     inputs = {"token_ids": case.token_ids.tolist(), "padding_mask": case.is_real.astype(int).tolist(), "labels": labels.tolist()}  # fmt: skip
