@@ -11,9 +11,11 @@ import numpy as np
 
 from bloomref.conformance.cases import Case
 from bloomref.conformance.oracle.budgets import Judgement
-from bloomref.conformance.oracle.gradient_budgets import exact, judge, spread
+from bloomref.conformance.oracle.gradient_budgets import SIMULATED, UNITS, exact, judge, spread
 from bloomref.conformance.subject import Subject
 from bloomref.shapes import Array
+
+__all__ = ["NAMES", "SIMULATED", "UNITS", "exact", "gradients", "judged", "overview", "spread", "summarised"]
 
 NAMES = "names of gradients"
 """Name of the judgement about the names."""
@@ -61,7 +63,7 @@ def _names(case: Case, by_name: Mapping[str, Array]) -> Judgement:
     else:
         text = f"a gradient of {', '.join(surplus)}: a tied head has none of its own" if surplus else ""
     verdict = "fail" if text else "pass"
-    return Judgement(NAMES, verdict, np.inf if text else 0.0, (0, 0), f"{text} (GRD-4)" if text else "")
+    return Judgement(NAMES, verdict, np.inf if text else 0.0, (0, 0), text)
 
 
 def summarised(judgements: Sequence[Judgement]) -> list[Judgement]:

@@ -24,7 +24,7 @@ def loss() -> list[Draft]:
         _loss("grd-untied-post-norm", "small_both", "GRD-3 GRD-4", "untied LM head, post-layernorm residual", batch=2, time=5),
         _loss("grd-left-padding", "small", "GRD-1 GRD-12", "padding counts for nothing", **left),
         _loss("grd-hole", "small", "GRD-1 GRD-12", "the token after a hole is not counted", **hole),
-        _loss("grd-ignored-labels", "small", "GRD-1", "labels of -100 are not counted", ignored=(0, 2), batch=2, time=5),
+        _loss("grd-ignored-labels", "plain", "GRD-1", "labels of -100 are not counted", ignored=(0, 2), batch=2, time=5),
         _loss("grd-nothing-counted", "small", "GRD-2", "one token of each row: nothing to predict, loss 0", batch=2, time=1),
         _refused("grd-label-beyond", "a label outside the vocabulary", [[0, 1, 7]]),
         _refused("grd-label-negative", "-1 does not mark an ignored label", [[0, 1, -1]]),
