@@ -117,11 +117,17 @@ def _fits(case: Case, dtype: str, outputs: Mapping[str, Array], mistake: Mistake
     loss, by_key = mistake.model.of(case).loss_and_gradients(case.token_ids, case.is_real, case.labels)
     mutant = {"loss": np.asarray(loss)} | named(case.config, by_key, case.lora.form if case.lora else "peft")
     judgements = [
-        judge(dtype, name, np.asarray(outputs[name], np.float64), mutant[name], allowed)
+        judge(dtype, name, np.asarray(outputs[name], np.float64), mutant[name], allowed * _growth(case, name, mutant))
         for name, allowed in spread(case).items()
         if name in outputs and name in mutant
     ]
     return bool(judgements) and all(judgement.verdict != "fail" for judgement in judgements)
+
+
+def _growth(case: Case, name: str, mutant: Mapping[str, Array]) -> float:
+    """How much larger a gradient of a mutant is, and with it its rounding error; at least 1."""
+    right = rms(exact(case)[name])
+    return max(1.0, rms(mutant[name]) / right) if right else 1.0
 
 
 # --- two operands -----------------------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ is measured by how many it detects (docs/proof.md). `bloomref diff` tries them t
 
 from bloomref.conformance.mistakes import (
     alibi_bias,
+    backward_pass,
     embedding,
     equivalents,
-    gradients,
+    factor_gradients,
     head,
     input_validation,
     key_value_cache,
+    loss_and_embedding,
     low_precision,
     low_rank,
     masks,
@@ -43,7 +45,9 @@ _MODULES = (
     self_attention,
     sharding,
     weights,
-    gradients,
+    loss_and_embedding,
+    backward_pass,
+    factor_gradients,
 )
 """The order of the catalogue."""
 CATALOGUE: tuple[Mistake, ...] = tuple(
