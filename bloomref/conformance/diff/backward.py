@@ -12,8 +12,8 @@ from bloomref.conformance.diff.measure import Comparison
 from bloomref.conformance.diff.operands import ORACLE, Operand, as_failed, subject_of
 from bloomref.conformance.gradient_names import named
 from bloomref.conformance.mistakes import MISTAKES, Mistake
-from bloomref.conformance.oracle.budgets import MAX_NOISE, Judgement
-from bloomref.conformance.oracle.gradient_budgets import SIMULATED, UNITS, exact, judge, rms, spread
+from bloomref.conformance.oracle.budgets import LIMIT, MAX_NOISE, Judgement
+from bloomref.conformance.oracle.gradient_budgets import SIMULATED, UNITS, exact, rms, spread
 from bloomref.conformance.subject import Subject
 from bloomref.errors import Unsupported, invalid
 from bloomref.params import HF_PREFIX
@@ -114,20 +114,18 @@ def _is_of_gradients(case: Case, mistake: Mistake) -> bool:
 
 
 def _fits(case: Case, dtype: str, outputs: Mapping[str, Array], mistake: Mistake) -> bool:
+    """True if every output that can be judged is that of a model with the mistake. A larger gradient has a larger
+    rounding error."""
     loss, by_key = mistake.model.of(case).loss_and_gradients(case.token_ids, case.is_real, case.labels)
     mutant = {"loss": np.asarray(loss)} | named(case.config, by_key, case.lora.form if case.lora else "peft")
-    judgements = [
-        judge(dtype, name, np.asarray(outputs[name], np.float64), mutant[name], allowed * _growth(case, name, mutant))
-        for name, allowed in spread(case).items()
-        if name in outputs and name in mutant
-    ]
-    return bool(judgements) and all(judgement.verdict != "fail" for judgement in judgements)
-
-
-def _growth(case: Case, name: str, mutant: Mapping[str, Array]) -> float:
-    """How much larger a gradient of a mutant is, and with it its rounding error; at least 1."""
-    right = rms(exact(case)[name])
-    return max(1.0, rms(mutant[name]) / right) if right else 1.0
+    for name, right in exact(case).items():
+        allowed, signal = spread(case)[name] * UNITS[dtype] / SIMULATED, rms(right)
+        if name in outputs and allowed <= MAX_NOISE * signal:
+            output = np.asarray(outputs[name], np.float64)
+            larger = max(1.0, rms(mutant[name]) / signal) if signal else 1.0
+            if output.shape != right.shape or not rms(output - mutant[name]) <= LIMIT * allowed * larger:
+                return False
+    return True
 
 
 # --- two operands -----------------------------------------------------------------------------------------------------
