@@ -7,8 +7,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from functools import partial
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, TextIO
 
 from bloomref.conformance.backends.backend_properties import BACKEND_PROPERTIES
@@ -86,17 +86,15 @@ def _times(seconds: Counter[str]) -> list[str]:
 def _stdout_for_us(verbose: bool) -> Iterator[TextIO]:
     """Yield the standard output; whatever else is printed inside goes to stderr with `verbose`, else nowhere."""
     sys.stdout.flush()
-    saved = os.dup(1)
-    elsewhere = os.dup(2) if verbose else os.open(os.devnull, os.O_WRONLY)
-    os.dup2(elsewhere, 1)
-    try:
-        with os.fdopen(os.dup(saved), "w", encoding="utf-8") as ours:
-            yield ours
-    finally:
-        sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
-        os.close(elsewhere)
+    ours, elsewhere = os.dup(1), os.dup(2) if verbose else os.open(os.devnull, os.O_WRONLY)
+    with os.fdopen(ours, "w", encoding="utf-8") as stdout, os.fdopen(elsewhere, "w", encoding="utf-8") as other:
+        os.dup2(elsewhere, 1)  # also for code that is not Python
+        try:
+            with redirect_stdout(other):
+                yield stdout
+        finally:
+            other.flush()
+            os.dup2(ours, 1)
 
 
 @contextmanager
