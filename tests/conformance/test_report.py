@@ -23,10 +23,9 @@ from bloomref.conformance.run.failures import TOLD, answered, groups, told
 from bloomref.conformance.run.results import Report
 from bloomref.conformance.run.selection import Selection
 from bloomref.conformance.run.texts import SHOWN, listed, shape
-from bloomref.conformance.subject import PROBE, Subject
+from bloomref.conformance.subject import PROBE
 from bloomref.conformance.suite import command
 from bloomref.conformance.suite.kit import Options
-from bloomref.conformance.suite.likely_cause import likely_cause
 from bloomref.errors import InvalidInput, Unsupported
 
 ME = f"{__name__}:{{}}"
@@ -281,15 +280,6 @@ def test_causes_are_told_once_and_many_groups_are_short():
     assert lines.count("  cause    first wrong: attention.scores") == 1
     assert lines.count("  cause    as of pa") == TOLD - 1
     assert lines[-1] == "ph (float32, drawn): h"
-
-
-def test_a_cause_never_raises(monkeypatch):
-    def broken(_name):
-        raise KeyError("x")
-
-    monkeypatch.setattr("bloomref.conformance.suite.likely_cause.import_module", broken)
-    explain = likely_cause(Subject(InstrumentedImplementation(), "float32"))
-    assert explain(failure("logits", "x")) == ["cause    not traced: KeyError: 'x'"]
 
 
 @pytest.mark.clause("CNF-13")

@@ -7,8 +7,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from typing import Any, TextIO
 
 from bloomref.conformance.backends.backend_properties import BACKEND_PROPERTIES
