@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from bloomref import alibi
 from bloomref.dtypes import accumulation_dtype, cast
-from bloomref.errors import BadWeights, InvalidInput, Unsupported
+from bloomref.errors import BadWeights, InvalidInput
 from bloomref.params import LM_HEAD, WORD_EMBEDDING, count_params
 from bloomref.runtime.backend import API_VERSION, Declaration, Memory
 
@@ -42,6 +42,22 @@ def low_rank(factors, a, b, x, rng):
     fused = term.new_zeros(*term.shape[:3], 3, term.shape[3])
     fused[..., factors.projection, :] = term
     return fused.flatten(2)
+
+
+def draw(scores, choice, drawn):
+    """One id of each row, by the draw of the specification (GEN-9, GEN-10)."""
+    scores = scores.double() / choice.temperature
+    if choice.top_k is not None:
+        lowest = scores.topk(min(choice.top_k, scores.shape[1])).values[:, -1:]
+        scores = scores.masked_fill(scores < lowest, -math.inf)
+    if choice.top_p < 1:
+        ordered = scores.sort(descending=True).values
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # the probability of all that are better
+        lowest = ordered.masked_fill(before >= choice.top_p, math.inf).amin(-1, keepdim=True)
+        scores = scores.masked_fill(scores < lowest, -math.inf)
+    uniform = [np.random.Generator(np.random.Philox(key=int(s), counter=drawn)).random() for s in choice.seeds]
+    cumulative = scores.softmax(-1).cumsum(-1)
+    return (cumulative <= scores.new_tensor(uniform)[:, None] * cumulative[:, -1:]).sum(-1)
 
 
 class Model:
@@ -176,18 +192,16 @@ class TorchPrepared:
         return self._scores(token_ids, cache, step).cpu().numpy()
 
     def tokens(self, token_ids, cache, step, choice, count):
-        if choice.temperature is not None:
-            raise Unsupported("tokens: expected a choice without a draw, got a temperature")
         ids, chosen = token_ids, []
-        for position in range(step.start, step.start + count):
-            real = np.ones((len(ids), position + 1 - step.key_is_real.shape[1]), bool)
-            at = type(step).at(position, np.concatenate([step.key_is_real, real], axis=1))
-            scores = self._scores(ids, cache, at)
+        for n in range(count):
+            real = np.concatenate([step.key_is_real, np.ones((len(ids), n), bool)], axis=1)
+            scores = self._scores(ids, cache, step.at(step.start + n, real))
             if not torch.isfinite(scores).all():
                 raise BadWeights("logits: expected finite numbers, got NaN or infinity")
             if choice.forbidden is not None:
                 scores[:, to_torch(choice.forbidden, scores.device)] = -math.inf
-            chosen.append(ids := scores.argmax(-1).cpu().numpy())
+            best = scores.argmax(-1) if choice.temperature is None else draw(scores, choice, choice.drawn + n)
+            chosen.append(ids := best.cpu().numpy())
         return np.stack(chosen, axis=1)
 
     def _scores(self, token_ids, cache, step):

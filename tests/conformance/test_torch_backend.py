@@ -1,5 +1,7 @@
 """docs/examples/torch_backend.py conforms, and each of the mistakes planted in it fails by the name of its property."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -108,3 +110,47 @@ def test_it_generates_and_takes_a_device_as_argument() -> None:
     assert BloomCausalLM(backbone).generate([[1, 2, 3], [4]], max_new_tokens=12, stop_token_ids=None) == expected
     with pytest.raises(InvalidInput, match="backend: expected a device of torch, got 'nothing'"):
         registry.load("torch:nothing")
+
+
+# --- the kit ------------------------------------------------------------------------------------------------------
+
+
+def conform(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """Exit code and both outputs of `bloomref conform --backend torch`."""
+    command = [sys.executable, "-m", "bloomref", "conform", "--backend", "torch", "--require", *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return done.returncode, done.stdout, done.stderr
+
+
+PLANTED = {
+    "gradients": ("{key: array.cpu().numpy()", "{key: 0 * array.cpu().numpy()"),
+    "memory": ("return Memory(count_params(config) * compute,", "return Memory(1,"),
+    "rounding": (
+        "cast(cast(array, policy.variable_dtype), policy.compute_dtype)",
+        "array.astype(np.float32).astype(policy.compute_dtype)",
+    ),
+}
+"""Name of a property -> a line of the example, and the mistake."""
+
+
+@pytest.mark.slow
+def test_it_conforms(tmp_path: Path) -> None:
+    write_package(tmp_path, "torch", "torch_backend", CODE)
+    code, out, error = conform(tmp_path, "--examples", "4")
+    assert code == 0, out + error
+    for dtype in ("float64", "float32", "bfloat16", "float16"):
+        assert f"torch, {dtype}: conforms" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_mistake_fails_by_the_name_of_its_property(tmp_path: Path, name: str) -> None:
+    right, wrong = PLANTED[name]
+    assert CODE.count(right) == 1
+    asked = ("--dtype", "bfloat16", "--only", name, "--examples", "8")
+    for code, folder, status in ((CODE, "right", 0), (CODE.replace(right, wrong), "wrong", 1)):
+        write_package(tmp_path / folder, "torch", "torch_backend", code)
+        done, out, error = conform(tmp_path / folder, *asked)
+        assert done == status, out + error
+        assert (f"\n{name}: " in out) == bool(status)
