@@ -112,7 +112,7 @@ ROOMS = {
     ),
     "kit_suite": room(
         "bloomref.conformance.suite bloomref.conformance.plugin",
-        "vocabulary kit_cases kit_oracle kit_subject kit_checks kit_properties kit_backends kit_run kit_vectors kit_diff",
+        "vocabulary package kit_cases kit_oracle kit_subject kit_checks kit_properties kit_backends kit_run kit_vectors kit_diff",
     ),
     "kit": room("bloomref.conformance"),
     "cli": room(

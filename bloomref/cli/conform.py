@@ -43,6 +43,7 @@ def command(
         bool, typer.Option("--require-all", help="As --require; also fail if a question is refused or cannot be asked.")
     ] = False,
     list_: Annotated[bool, typer.Option("--list", help="List properties and fixed cases, and ask nothing.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of processes that ask at once.")] = 1,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print the time of each question on stderr.")
     ] = False,
@@ -79,7 +80,7 @@ def command(
         **({} if examples is None else {"examples": examples}),
     )
     try:
-        code = suite.conform(options, json, verbose)
+        code = suite.conform(options, json, verbose, jobs)
     except Unsupported as error:  # it cannot be imported or started
         raise InvalidInput(str(error)) from error
     raise typer.Exit(code)

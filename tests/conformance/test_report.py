@@ -74,10 +74,10 @@ def run(capfd, monkeypatch):
     """Run `bloomref conform` in this process: (exit code, standard output)."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
-    def conform(name: str, *only: str, as_json: bool = False, **options: object) -> tuple[int, str]:
+    def conform(name: str, *only: str, as_json: bool = False, jobs: int = 1, **options: object) -> tuple[int, str]:
         selection = Selection(tuple(only), ())
         named = Options(f"test_report:{name}", dtypes=("float32",), examples=2, selection=selection, **options)
-        code = command.conform(named, as_json, verbose=False)
+        code = command.conform(named, as_json, False, jobs)
         return code, capfd.readouterr().out
 
     return conform
@@ -292,6 +292,13 @@ def test_a_failing_run_shows_the_implementation_alone_and_is_short(run):
     assert "instrumented" not in text.replace("InstrumentedModel", "")
     assert text.count("in my own code") == 2  # the message and the line
     assert "does not conform" in text
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_report(run):
+    one, two = (run("raises", "logits", "masks", "vectors/mlp", jobs=jobs) for jobs in (1, 2))
+    assert one[0] == 1
+    assert one == two
 
 
 # --- selection -----------------------------------------------------------------------------------------------------

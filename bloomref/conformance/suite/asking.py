@@ -45,6 +45,11 @@ class Answer:
     failures: list[Answered] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def total(self) -> float:
+        """Seconds of the whole question."""
+        return sum(self.seconds.values())
+
 
 def questions(properties: Collection[str], selection: Selection) -> list[Question]:
     """All questions of a run in one dtype; `properties` are those of the implementation."""

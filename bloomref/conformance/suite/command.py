@@ -3,13 +3,12 @@
 import json
 import os
 import sys
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
-from typing import Any, TextIO
+from typing import TextIO
 
 from bloomref.conformance.backends.backend_properties import BACKEND_PROPERTIES
 from bloomref.conformance.checks.outcome import Failure
@@ -18,11 +17,12 @@ from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.run.failures import Answered, told
 from bloomref.conformance.suite.kit import Kit, Options
+from bloomref.conformance.suite.workers import Progress, Task, answers
 from bloomref.conformance.vectors.topics import TOPICS
 
 
-def conform(options: Options, as_json: bool, verbose: bool) -> int:
-    """Run the kit and print the report. Return the exit code: 0 for a success, else 1.
+def conform(options: Options, as_json: bool, verbose: bool, jobs: int = 1) -> int:
+    """Run the kit in `jobs` processes and print the report. Return the exit code: 0 for a success, else 1.
 
     What the implementation prints goes to stderr with `verbose`, else nowhere.
     """
@@ -30,7 +30,7 @@ def conform(options: Options, as_json: bool, verbose: bool) -> int:
         kit = Kit(options)
         if not as_json:
             _print(kit.header(), stdout)
-        failures, seconds = _ask_everything(kit, verbose)
+        failures, seconds = _ask_everything(kit, jobs, verbose)
         success = kit.finish()
         if as_json:
             report = kit.report.to_dict() | {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
@@ -44,22 +44,18 @@ def conform(options: Options, as_json: bool, verbose: bool) -> int:
     return 0 if success else 1
 
 
-def _ask_everything(kit: Kit, verbose: bool) -> tuple[list[Answered], Counter[str]]:
+def _ask_everything(kit: Kit, jobs: int, verbose: bool) -> tuple[list[Answered], Counter[str]]:
     """Ask every question, and add the counts to the report. Return the failures, and seconds by property."""
     failures: list[Answered] = []
     seconds: Counter[str] = Counter()
-    asked = kit.questions()
-    ready = kit.ready()
-    with _progress(len(asked) * len(ready), verbose) as progress, warnings.catch_warnings():
+    tasks = [(dtype, question) for dtype in kit.ready() for question in kit.questions()]
+    with _progress(len(tasks), verbose) as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of the implementation are its own affair
-        for dtype, subject in ready.items():
-            for question in asked:
-                with progress(f"{dtype}  {question}"):
-                    answer = kit.ask(subject, question)
-                for counts in answer.counts:
-                    kit.report.add(counts)
-                failures += answer.failures
-                seconds.update(answer.seconds)
+        for answer in answers(kit, tasks, jobs, progress):
+            for counts in answer.counts:
+                kit.report.add(counts)
+            failures += answer.failures
+            seconds.update(answer.seconds)
     return failures, seconds
 
 
@@ -98,36 +94,32 @@ def _stdout_for_us(verbose: bool) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _progress(total: int, verbose: bool) -> Iterator[Callable[[str], Any]]:
-    """Yield a context manager for one question, by its label.
+def _progress(total: int, verbose: bool) -> Iterator[Progress]:
+    """Yield a function that shows the progress on stderr.
 
-    It shows a bar on stderr, if that is a terminal; else, with `verbose`, a line with the time of each question.
+    It shows a bar, if stderr is a terminal; else, with `verbose`, a line with the time of each question.
     """
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _timed_line if verbose else lambda _label: nullcontext()
+        yield _print_time if verbose else lambda _task, _seconds: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total)
-
-        @contextmanager
-        def advanced(label: str) -> Iterator[None]:
-            bar.update(task, description=label)
-            yield
-            bar.advance(task)
-
-        yield advanced
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn())
+    with progress.Progress(*columns, console=console, transient=True) as bar:
+        row = bar.add_task("", total=total)
+        yield lambda task, seconds: bar.update(row, description=_label(task), advance=int(seconds is not None))
 
 
-@contextmanager
-def _timed_line(label: str) -> Iterator[None]:
-    since = time.monotonic()
-    yield
-    print(f"{label}  {time.monotonic() - since:.1f} s", file=sys.stderr, flush=True)
+def _print_time(task: Task, seconds: float | None) -> None:
+    if seconds is not None:
+        print(f"{_label(task)}  {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def _label(task: Task) -> str:
+    dtype, question = task
+    return f"{dtype}  {question}"
 
 
 def names() -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from bloomref import __version__
 from bloomref.conformance.backends.backend_properties import properties_of
 from bloomref.conformance.cases import MASKS
 from bloomref.conformance.fixed_cases import FIXED_CASES
@@ -61,7 +62,7 @@ class Kit:
             tier_of(dtype)
         waivers = read_waivers(options.waivers)
         self.runner = Runner(options.examples, options.seed, Waivers(waivers))
-        versions = _unbroken(lambda: dict(self.implementation.versions()))
+        versions = _unbroken(lambda: {"bloomref": __version__, **self.implementation.versions()})
         self.report = Report(
             self.implementation.name,
             versions,
