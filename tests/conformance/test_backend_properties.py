@@ -1,6 +1,7 @@
 """The properties of backends hold for the reference, and each fails by name for a backend with a planted fault."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -342,3 +343,11 @@ def test_blocks_are_asked_on_fixed_cases():
     heads = next(case for case in FIXED_CASES if case.name == "112 heads")
     assert BACKEND_PROPERTIES["blocks"].fixed
     assert BACKEND_PROPERTIES["blocks"].check(Subject(Backend(), "float32"), heads) < 3.0
+
+
+def test_the_page_lists_every_property():
+    page = (Path(__file__).parents[2] / "docs/conformance.md").read_text("utf-8")
+    table = page.partition("## Properties of a backend")[2]
+    for prop in BACKEND_PROPERTIES.values():
+        [row] = [line for line in table.splitlines() if line.startswith(f"| `{prop.name}` | {prop.says}")]
+        assert row.endswith(f"| {', '.join(prop.clauses)} |")
