@@ -157,6 +157,17 @@ def test_a_number_that_is_not_finite_has_no_size():
     assert before.startswith("everything before it is right, up to layers.0.attention.scores")
 
 
+def test_what_a_norm_removes_is_no_recording():
+    """The norm of a single channel is its bias, whatever the embedding is."""
+    config = CONFIG.replace(num_heads=1, hidden_dim=1, num_layers=0)
+    lora = Lora(("word_embeddings",), rank=1, ranks=(("word_embeddings", 2),))
+    wrong = InstrumentedImplementation(get_mistake("lora-rank-pattern-ignored").model)
+    lines = lines_of(wrong, "lora", Case(config, batch=1, time=1, lora=lora))
+    assert lines[0].startswith("first wrong intermediate: word_embedding, row 0, position 0: ")
+    assert lines[1] == "but embedding_norm, computed from it, is right"
+    assert any("lora-rank-pattern-ignored" in line for line in lines)
+
+
 class NotCausalAtThree(InstrumentedModel):
     """Lets queries see later keys if the token after the first position is 3."""
 

@@ -33,6 +33,10 @@ UNTRACED = ("masks", "id-dtypes", "empty", "refusals", "repeat")
 """Properties whose failure says all: no intermediate shows more."""
 OF_A_CACHE = ("pieces", "cache", "trace-pieces", "step", "tokens", "lora", "lora-heads")
 """Properties whose failures may need calls over a cache."""
+LOSSY = ("norm", "probabilities", "gelu")
+"""Ends of the names of intermediates that may be right although their input is wrong."""
+SMALLEST_WIDTH = 3
+"""Hidden width below which layer norms lose nearly everything, so that right logits do not show right states."""
 MANY = 4
 """Most names that a line lists."""
 
@@ -195,34 +199,36 @@ def _right(run: Look, first: Judgement) -> Iterator[str]:
 
 def _without_recordings(run: Look) -> tuple[Look, list[str]]:
     """Separate intermediates that are wrong although what is computed from them is right; the rest is the cause."""
-    wrong = [judgement.name for judgement in run.wrong]
-    names = [judgement.name for judgement in run.judgements]
-    sound = "logits" in names and "logits" not in wrong
-    recorded = [n for n in wrong if sound or _all_right(run, n, names, wrong) or _later(run, n, names)]
+    recorded = [judgement.name for judgement in run.wrong if _is_recording(run, judgement.name)]
     if not recorded:
         return run, []
     values = {name: value for name, value in run.values.items() if name not in recorded}
     rest = [judgement for judgement in run.judgements if judgement.name not in recorded]
-    held = [*_same(run, recorded[0]), *_later(run, recorded[0], names)][-1:]
+    held = [*_same(run, recorded[0]), *_later(run, recorded[0])][-1:]
     other = f"; {recorded[0]} holds the numbers of {held[0]}" if held else ""
-    doubt = " (or it differs by what the layer norm removes)" if recorded == ["word_embedding"] else ""
     verb, them = ("is", "it") if len(recorded) == 1 else ("are", "them")
     text = (
         f"{_names(recorded)} {verb} wrong, but what is computed from {them} is right: the recording changes after it "
-        f"was made (aliased memory?){doubt}{other} (MOD-8, MOD-11)"
+        f"was made (aliased memory?){other} (MOD-8, MOD-11)"
     )
     return replace(run, values=values, judgements=rest), [text]
 
 
-def _all_right(run: Look, name: str, names: list[str], wrong: list[str]) -> bool:
-    """True if everything that is computed from an intermediate in one step is known and right."""
-    consumers = origins.consumers(name, run.case.config.num_layers, names)
-    is_norm = all(consumer.endswith("norm") for consumer in consumers)
-    return bool(consumers) and not is_norm and not set(consumers) & set(wrong)
+def _is_recording(run: Look, name: str) -> bool:
+    """True if the model computed with other numbers than it recorded: a right result needs a right input."""
+    verdicts = {judgement.name: judgement.verdict for judgement in run.judgements}
+    consumers = origins.consumers(name, run.case.config.num_layers, verdicts)
+    right = [consumer for consumer in consumers if verdicts[consumer] == "pass"]
+    lossless = [consumer for consumer in consumers if not consumer.endswith(LOSSY)]
+    if _later(run, name) or (lossless and set(lossless) <= set(right)):
+        return True
+    is_sound = verdicts.get("logits") == "pass" and run.case.config.hidden_dim >= SMALLEST_WIDTH
+    return bool(right) and ((is_sound and bool(lossless)) or bool(_same(run, name)))
 
 
-def _later(run: Look, name: str, names: list[str]) -> list[str]:
+def _later(run: Look, name: str) -> list[str]:
     """Later intermediates whose recordings have the same bits: all are one array."""
+    names = [judgement.name for judgement in run.judgements]
     return [n for n in names[names.index(name) + 1 :] if np.array_equal(run.values[n], run.values[name])]
 
 

@@ -44,10 +44,15 @@ class Explanation:
 
 
 def can_explain(case: Case, mistake: Mistake, first: str) -> bool:
-    """True if the mistake can change the first intermediate that differs: it changes none before its own first."""
+    """True if the mistake can change the first intermediate that differs: it changes none before its own first.
+
+    The first of a mistake in adapters depends on the adapted modules.
+    """
     order = list(truth(case).values)
-    if mistake.first == NO_INTERMEDIATE or (mistake.is_of_adapters and case.lora is None):
+    if mistake.first == NO_INTERMEDIATE:
         return False
+    if mistake.is_of_adapters:
+        return case.lora is not None
     return mistake.first in order and order.index(mistake.first) <= order.index(first)
 
 
