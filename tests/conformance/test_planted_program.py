@@ -1,7 +1,9 @@
-"""Bugs planted in a program: the text of a failure leads to the first wrong intermediate, the clause and the mistake."""
+"""Bugs planted in a program: what is printed leads to the first wrong intermediate, the clause and the mistake."""
 
+import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.checks.outcome import Failure
 from bloomref.conformance.diff.cause import cause
 from bloomref.conformance.fixed_cases import FIXED_CASES
+from bloomref.conformance.mistakes import MISTAKES
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject
 from tests.support import planted_program
@@ -19,29 +22,49 @@ from tests.support import planted_program
 FILE = Path(planted_program.__file__)
 LINES = 30
 """Lines of failure text in which the cause must be."""
-LEADS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "cache-stride": (
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The words that lead to a planted bug.
+
+    Args:
+        property: the property that shows it.
+        words: parts of the text.
+        mistake: name of the known mistake, if there is one.
+    """
+
+    property: str
+    words: tuple[str, ...]
+    mistake: str = ""
+
+
+LEADS = {
+    "cache-stride": Lead(
         "cache",
-        ("only over a cache with room for", "first wrong intermediate: layers.0.attention.", "KVC-1", "cache-stride"),
+        ("only over a cache with room for", "first wrong intermediate: layers.0.attention.", "KVC-1"),
+        "cache-stride",
     ),
-    "maximum-over-hidden": (
+    "maximum-over-hidden": Lead(
         "logits",
         ("first wrong intermediate: layers.", "attention.probabilities", "not finite", "(ATT-6, ATT-5, ATT-7)"),
+        "max-over-hidden",
     ),
-    "rank-pattern": (
+    "rank-pattern": Lead(
         "lora",
-        ("first wrong intermediate: ", "LRA-12", "without the adapter the model is right", "lora-rank-pattern-ignored"),
+        ("first wrong intermediate: ", "LRA-12", "without the adapter the model is right"),
+        "lora-rank-pattern-ignored",
     ),
-    "tied-gradient": (
+    "tied-gradient": Lead(
         "gradients",
         (
             "first wrong gradient, from the loss backwards: transformer.word_embeddings.weight",
             "(GRD-4, GRD-3)",
             "it is the part of the lookup alone",
-            "it matches tied-gradient (GRD-4)",
         ),
+        "tied-gradient",
     ),
-    "aliased-trace": (
+    "aliased-trace": Lead(
         "intermediates",
         (
             "embedding_norm",
@@ -51,7 +74,6 @@ LEADS: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
-"""Plant -> the property that shows it, and what the text must say."""
 
 
 def command(plant: str) -> str:
@@ -65,15 +87,17 @@ def test_every_plant_has_its_lead():
 @pytest.mark.slow
 @pytest.mark.parametrize("plant", LEADS)
 def test_what_conform_prints_leads_to_the_cause(plant, capfd):
-    name, words = LEADS[plant]
+    name, lead = LEADS[plant].property, LEADS[plant]
     assert (
         app.run(["conform", "--program", command(plant), "--dtype", "float32", "--examples", "5", "--only", name]) == 1
     )
     text = capfd.readouterr().out
     begin = text.index(f"\n{name}: ")
     shown = "\n".join(text[begin:].splitlines()[: LINES + 1])
-    for word in words:
+    for word in lead.words:
         assert word in shown, shown
+    if lead.mistake in {known.name for known in MISTAKES}:
+        assert re.search(rf"(it matches|the same effect on this input:).*\b{lead.mistake}\b", shown), shown
     assert "repeat: bloomref diff 'program:" in shown
 
 

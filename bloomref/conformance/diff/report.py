@@ -16,7 +16,7 @@ from bloomref.conformance.oracle.matched_filter import Amplitude
 
 BAR = 24
 """Width of a bar, in characters."""
-HEADING = f"error: right up to the | (Z = {LIMIT:g}); logarithmic"
+HEADING = f"bar of Z: beyond the | (Z = {LIMIT:g}) it differs"
 """Heading of the bars."""
 BLOCKS = (".attention_block", ".mlp_block")
 MANY = 40
