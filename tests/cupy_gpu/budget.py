@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from emulated_device import EmulatedDevice
+from noisy_arrays import SIMULATED, Noisy, errors_from
 from problem import Numbers, Problem, same
 
-from bloomref.conformance.checks.gradients import SIMULATED, Noisy, errors_from
 from bloomref.conformance.oracle.budgets import LIMIT
 from bloomref.conformance.oracle.precision import TIERS, Tier
 

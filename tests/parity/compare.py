@@ -9,10 +9,11 @@ from bloomref import BloomBackbone, BloomCausalLM
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Arrays as KitArrays
 from bloomref.conformance.cases import Case
+from bloomref.conformance.checks import gradients
 from bloomref.conformance.oracle.budgets import judge, tier_of
 from bloomref.conformance.vectors.read import kind
 from bloomref.dtypes import dtype_policy
-from bloomref.params import Params
+from bloomref.params import Params, full_key, keys
 from bloomref.reference import trace
 from bloomref.runtime.engine import Engine
 
@@ -71,15 +72,17 @@ def rms_error(values: np.ndarray, reference: np.ndarray) -> float:
     return ratio if np.isfinite(ratio) else np.inf
 
 
-def kit_case(drawn: ParityCase) -> Case:
-    """The case of the conformance kit with the same model and input."""
-    return case_of_arrays(drawn.config, drawn.params, drawn.token_ids, drawn.is_real)
+def kit_case(drawn: ParityCase, labels: np.ndarray | None = None) -> Case:
+    """The case of the conformance kit with the same model and input, and with the labels of a loss."""
+    return case_of_arrays(drawn.config, drawn.params, drawn.token_ids, drawn.is_real, labels)
 
 
-def case_of_arrays(config: BloomConfig, params: Params, token_ids: np.ndarray, is_real: np.ndarray) -> Case:
+def case_of_arrays(
+    config: BloomConfig, params: Params, token_ids: np.ndarray, is_real: np.ndarray, labels: np.ndarray | None = None
+) -> Case:
     """The case of the conformance kit with these arrays."""
     batch, time = token_ids.shape
-    arrays = KitArrays(params.astype(np.dtype(np.float64)), token_ids, is_real)
+    arrays = KitArrays(params.astype(np.dtype(np.float64)), token_ids, is_real, labels)
     return Case(config, batch=batch, time=time, kind=kind(is_real), arrays=arrays)
 
 
@@ -99,3 +102,10 @@ def outside(case: Case, results: Mapping[str, np.ndarray], dtype: str = "float64
     judgements = judge(case, tier_of(dtype), results)
     assert any(judgement.verdict != "inconclusive" for judgement in judgements)
     return [judgement.explanation for judgement in judgements if judgement.verdict == "fail"]
+
+
+def outside_gradients(case: Case, loss: float, by_name: Mapping[str, np.ndarray], dtype: str = "float64") -> list[str]:
+    """What of a loss and of gradients by Hugging Face key is outside the rounding budget of the kit."""
+    shapes = {full_key(key): weight.hf_shape(case.config) for key, weight in keys(case.config)}
+    reshaped = {name: array.reshape(shapes[name]) for name, array in by_name.items() if name in shapes}
+    return [j.explanation for j in gradients.judged(case, dtype, loss, reshaped) if j.verdict == "fail"]

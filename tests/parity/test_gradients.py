@@ -22,12 +22,13 @@ if not (find_spec("torch") and find_spec("transformers")):
     pytest.skip("needs torch and transformers: pip install 'bloomref[peers]'", allow_module_level=True)
 
 import torch
-from parity import hugging_face
+from parity import compare, hugging_face
 from parity.cases import HEADS, PADDINGS, ParityCase, case, case_of
 from transformers.models.bloom import modeling_bloom
 
 from bloomref.config import IGNORED_LABEL, BloomConfig
-from bloomref.params import LoraFactors, Params, keys
+from bloomref.conformance.properties import PROPERTIES
+from bloomref.params import LoraFactors, Params, full_key, keys
 from bloomref.reference import lora, loss, vjp
 
 LIMIT = 1e-10
@@ -91,22 +92,29 @@ def differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> d
     return ratios
 
 
-def compared(drawn: ParityCase, gelu: Any = differentiable) -> dict[str, float]:
+def compared(drawn: ParityCase, gelu: Any = differentiable) -> tuple[list[str], dict[str, float]]:
+    """torch's loss and gradients outside the kit's budget, and how much they differ from the reference's."""
     labels = draw_labels(drawn)
     with gelu():
         value, expected = theirs(hugging_face.build(drawn.config, drawn.params), drawn, labels)
     result = vjp.loss_and_gradients(drawn.params, drawn.config, drawn.token_ids, drawn.is_real, labels)
-    assert result.loss == pytest.approx(value, rel=1e-12)
     ours = {key if key == "lm_head.weight" else f"transformer.{key}": g for key, g in result.gradients.items()}
     assert set(result.gradients) == {key for key, _ in keys(drawn.config)}
-    return differences(ours | {"inputs": result.inputs}, expected)
+    differing = differences(ours | {"inputs": result.inputs}, expected)
+    outside = []
+    if drawn.token_ids.shape[1] <= PROPERTIES["gradients"].longest:
+        outside = compare.outside_gradients(compare.kit_case(drawn, labels), value, expected)
+    return outside, differing
 
 
 @pytest.mark.clause("GRD-1", "GRD-2", "GRD-3", "GRD-4", "GRD-12")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_parameter_and_the_inputs(seed: int):
-    errors = compared(case(seed))
-    assert max(errors.values()) <= LIMIT, errors
+    """The kit has budgets for the gradients of short texts, but not for the `inputs` of the embedding's gradient: these
+    and long texts are compared with the reference."""
+    outside, differing = compared(case(seed))
+    assert outside == []
+    assert max(differing.values()) <= LIMIT
 
 
 @pytest.mark.parametrize("seeds", [QUICK, pytest.param(ALL, marks=pytest.mark.slow)], ids=["quick", "all"])
@@ -130,21 +138,23 @@ def small(**changes: object) -> BloomConfig:
 
 def test_transformers_own_derivative_of_gelu_is_visible():
     drawn = case_of(1, small(), batch=2, time=20, padding="real")
-    as_it_is = compared(drawn, hugging_face.in_float64)
+    outside, as_it_is = compared(drawn, hugging_face.in_float64)
+    assert outside
     below = {key: value for key, value in as_it_is.items() if "h.0." in key}
     assert 1e-14 < min(below.values()) < max(as_it_is.values()) < 1e-10
-    assert max(compared(drawn).values()) < 1e-13
+    assert compared(drawn)[0] == []
 
 
 def test_the_comparison_sees_a_change_of_one_millionth_in_any_weight():
     drawn = case_of(3, small(tie_word_embeddings=False), batch=2, time=9, padding="mixed")
-    truth = vjp.loss_and_gradients(drawn.params, drawn.config, drawn.token_ids, drawn.is_real).gradients
+    kit_case, labels = compare.kit_case(drawn, drawn.token_ids), drawn.token_ids
     rng, blind = np.random.default_rng(0), []
     arrays = {key: array.reshape(row.hf_shape(drawn.config)) for key, row, array in drawn.params.named()}
     for key, array in arrays.items():
         nearby = Params.from_named(drawn.config, arrays | {key: array + 1e-6 * rng.standard_normal(array.shape)})
-        changed = vjp.loss_and_gradients(nearby, drawn.config, drawn.token_ids, drawn.is_real).gradients
-        if max(differences(changed, truth).values()) < 1e3 * LIMIT:
+        changed = vjp.loss_and_gradients(nearby, drawn.config, drawn.token_ids, drawn.is_real, labels)
+        named = {full_key(name): gradient for name, gradient in changed.gradients.items()}
+        if not compare.outside_gradients(kit_case, changed.loss, named):
             blind.append(key)
     assert blind == []
 
