@@ -68,6 +68,14 @@ def test_gradients_predict_a_small_step():
 
 
 @pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
+@pytest.mark.clause("GRD-4", "LRA-15")
+def test_gradients_of_the_factors_of_peft():
+    lora = Lora((*LINEARS, EMBEDDING), dropout=0.5, ranks=(("dense", 2),))
+    case = replace(next(case for case in CASES if case.kind == "left"), lora=lora)
+    assert PROPERTIES["lora-gradients"].check(Subject(Transformers(), "float32"), case) < 5.0
+
+
+@pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
 @pytest.mark.clause("LRA-1", "LRA-4", "LRA-12")
 @pytest.mark.parametrize("name", ["lora", "lora-itself"])
 @pytest.mark.parametrize("rslora", [False, True])

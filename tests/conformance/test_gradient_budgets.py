@@ -10,10 +10,12 @@ import pytest
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.gradient_names import named
-from bloomref.conformance.lora_cases import Lora
+from bloomref.conformance.lora_cases import FORMS, Lora
 from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle import gradient_budgets
+from bloomref.formats import keras_lora, peft
 from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.formats.safetensors_io import SafetensorsFile
 from bloomref.lora.adapter import DENSE_LAYERS
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +48,31 @@ def test_the_instrumented_backward_pass_is_that_of_the_reference(name, model):
     assert result.keys() == expected.keys()
     for key, gradient in expected.items():
         np.testing.assert_allclose(result[key], gradient, rtol=0, atol=1e-12 * np.abs(gradient).max(), err_msg=key)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.clause("GRD-4", "LRA-10", "LRA-11")
+def test_a_factor_has_the_name_and_the_shape_of_its_file(form, tmp_path):
+    case = CASES[form]
+    path = case.lora.write(tmp_path, case.config)
+    if form == "peft":
+        file = SafetensorsFile(path / peft.WEIGHTS)
+        shapes = {name: entry.shape for name, entry in file.entries.items()}
+    else:
+        shapes = {name: variable.shape for name, variable in keras_lora.variables(path).items() if "kernel" in name}
+    gradients = gradient_budgets.exact(case)
+    assert {name: gradient.shape for name, gradient in gradients.items() if name != "loss"} == shapes
+
+
+@pytest.mark.clause("LRA-15")
+def test_b_of_zero_leaves_no_gradient_of_a():
+    case = replace(CASE, lora=Lora(LINEARS, gain=0.0))
+    for name, gradient in gradient_budgets.exact(case).items():
+        if name != "loss":
+            assert gradient.any() == ("lora_B" in name)
+            assert (gradient_budgets.spread(case)[name] > 0.0) == ("lora_B" in name)
+    assert gradient_budgets.judge("float32", "a", np.zeros(2), np.zeros(2), 0.0).verdict == "pass"
+    assert gradient_budgets.judge("float32", "a", np.full(2, 1e-30), np.zeros(2), 0.0).verdict == "fail"
 
 
 def test_a_budget_is_the_same_each_time():

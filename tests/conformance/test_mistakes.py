@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,7 +101,15 @@ def test_a_mistake_of_the_cache_needs_the_cache(known):
     assert judge(whole, FLOAT32, {"logits": wrong})[0].verdict == "fail"
 
 
-@pytest.mark.parametrize("known", [m for m in MISTAKES if m.is_of_gradients], ids=named)
+FAST = ("loss-summed", "tied-gradient", "lora-gradient-unscaled", "anchored-at-start", "lora-merged")
+
+
+def mostly_slow(mistakes: Iterable[Mistake]) -> list:
+    """Parameters of a test that is slow for all but `FAST`."""
+    return [pytest.param(m, marks=() if m.name in FAST else pytest.mark.slow, id=m.name) for m in mistakes]
+
+
+@pytest.mark.parametrize("known", mostly_slow(m for m in MISTAKES if m.is_of_gradients))
 def test_a_mistake_of_the_backward_pass_changes_gradients_alone(known):
     case = example(known)
     assert first_change(known, case) is None
@@ -113,7 +122,7 @@ def test_a_mistake_of_the_backward_pass_changes_gradients_alone(known):
         assert backward.explanations(case, "float32", answer) == [known]
 
 
-@pytest.mark.parametrize("known", EQUIVALENTS, ids=named)
+@pytest.mark.parametrize("known", mostly_slow(EQUIVALENTS))
 def test_the_gradients_of_an_equivalent_are_right(known):
     case = replace(example(known), kind="left", time=8)
     subject = Subject(InstrumentedImplementation(known.model), "float32")

@@ -23,6 +23,8 @@ from bloomref.conformance.model.pieces import join
 from bloomref.params import PROJECTIONS
 from bloomref.shapes import Array, Bool, Float, Int
 
+ADAPTER = "default"
+"""Name that peft gives to an adapter."""
 INSTALL = '"torch>=2.6" "transformers>=5.0"'
 
 
@@ -34,6 +36,7 @@ class Transformers:
         dtypes=("float32", "bfloat16", "float16", "float64"),
         features=frozenset(FEATURES) - {"mlp-width"},
         scores="model",
+        gradients=("float32", "float64"),  # autograd in 16 bits rounds every step; GRD-5 asks for float32
     )
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "TorchModel":
@@ -115,7 +118,7 @@ class TorchModel:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a warning that the tied head uses the base embedding, as LRA-4 requires
-            model = PeftModel.from_pretrained(self.model, str(path)).get_base_model()
+            model = PeftModel.from_pretrained(self.model, str(path), is_trainable=True).get_base_model()
         return TorchModel(model.train(False), self.patched)
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
@@ -179,8 +182,8 @@ class TorchModel:
             total = torch.nn.functional.cross_entropy(wide.flatten(0, 1), target.flatten(), reduction="sum")
             loss = total / max(int((target != -100).sum()), 1)
             torch.autograd.backward(loss)
-        gradients = {key: _array(value.grad) for key, value in self.model.named_parameters() if value.grad is not None}
-        return loss.item(), gradients
+        named = self.model.named_parameters()
+        return loss.item(), {_name(key): _array(value.grad) for key, value in named if value.grad is not None}
 
     def call(self, token_ids: Any, padding_mask: Any) -> Array:
         """Call the model on the arguments, converted by `torch.tensor`."""
@@ -202,6 +205,11 @@ class TorchModel:
 
         mask = None if is_real.all() else torch.tensor(np.ascontiguousarray(is_real, np.int64))
         return self.model(torch.tensor(np.ascontiguousarray(token_ids)), attention_mask=mask, **options)
+
+
+def _name(key: str) -> str:
+    """Name of a parameter in files: of a weight, or of a factor that peft added (GRD-4)."""
+    return f"base_model.model.{key}".replace(f".{ADAPTER}", "") if "lora_" in key else key
 
 
 def _array(tensor: Any) -> Array:

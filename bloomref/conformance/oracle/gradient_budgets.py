@@ -110,7 +110,7 @@ def judge(dtype: str, name: str, result: Array, expected: Array, spread: float) 
     if np.isfinite(error) and allowed > MAX_NOISE * signal:
         explanation = f"{name}: rounding alone may change it by {allowed:.2g} of {signal:.2g}"
         return Judgement(name, "inconclusive", 0.0, (0, 0), explanation)
-    z = error / allowed if error else 0.0
+    z = (error / allowed if allowed else np.inf) if error else 0.0
     what = name if name == "loss" else f"gradient of {name}"
     text = f"{what}: rms error {error:.2g}, {z:.2g} times the {allowed:.2g} that rounding explains"
     return Judgement(name, "pass" if z <= LIMIT else "fail", float(z) if np.isfinite(z) else np.inf, (0, 0), text)
