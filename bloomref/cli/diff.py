@@ -111,18 +111,17 @@ def command(
     else:
         config = inputs.random_config(heads, head_dim, layers, vocabulary, post_layernorm, untied)
         adapter = inputs.random_adapter(lora, lora_targets)
-        drawn = {"seed": seed, "batch": rows, "time": time, "kind": mask, "embedding_std": embedding_std}
-        chosen = Case(config, lora=adapter, **drawn)
+        chosen = Case(config, seed, rows, time, mask, embedding_std=embedding_std, lora=adapter)
     if cuts:
         chosen = replace(chosen, cuts=_cuts(cuts, chosen.time))
     with working("comparing"):
         if gradients:
-            answers = [backward.operand(name, own, chosen) for name, own in zip((a, b), dtypes, strict=True)]
-            difference = backward.difference(chosen, *answers)
+            one, two = (backward.operand(name, own, chosen) for name, own in zip((a, b), dtypes, strict=True))
+            difference = backward.difference(chosen, one, two)
         else:
             size = _capacity(capacity, chosen)
-            answers = [operands.operand(name, own, chosen, size) for name, own in zip((a, b), dtypes, strict=True)]
-            difference = diff(chosen, *answers)
+            one, two = (operands.operand(name, own, chosen, size) for name, own in zip((a, b), dtypes, strict=True))
+            difference = diff(chosen, one, two)
     _report(difference, html, json, every)
     raise typer.Exit(1 if difference.differ else 0)
 

@@ -188,6 +188,19 @@ def test_requests_and_replies(tmp_path):
     assert model.call(ids, np.ones(4)).shape == (2, 4, 7)
 
 
+@pytest.mark.clause("PRG-10")
+def test_a_trace_over_a_cache_is_a_trace_with_cuts_and_capacity(tmp_path):
+    body = """
+    if r["request"] == "trace":
+        over_cache = (r.get("cuts"), r.get("capacity")) == ([1, 3], 6)
+        save_file({"logits": np.full((1,), float(over_cache), np.float32)}, r["outputs"])
+    """
+    model = loaded(stub(tmp_path, body, '["logits", "trace", "trace_in_pieces"]'))
+    assert model.trace_in_pieces(CASE.token_ids, CASE.is_real, (1, 3), 6)["logits"] == 1.0
+    assert model.trace(CASE.token_ids, CASE.is_real)["logits"] == 0.0
+    assert not hasattr(loaded(stub(tmp_path, body, '["logits", "trace"]')), "trace_in_pieces")
+
+
 @pytest.mark.clause("PRG-8", "PRG-10")
 @pytest.mark.parametrize(
     ("write", "message"), [("pass", "none"), ('save_file({"x": np.zeros(1)}, r["outputs"])', "'logits'")]

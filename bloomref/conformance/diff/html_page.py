@@ -157,10 +157,11 @@ def _table(difference: Difference) -> str:
 
 
 def _row(row: Comparison, is_first: bool) -> str:
+    batch_row, position = row.where or (0, 0)
     return (
         f'<tr class="{"bad" if row.differs else ""} {"first" if is_first else ""}"><td><code>{escape(row.name)}</code></td>'
         f"<td class=n>{_shown(row.z)}</td><td class=n>{row.relative:.2e}</td>"
-        f"<td>row {row.where[0]}, position {row.where[1]}</td></tr>"
+        f"<td>row {batch_row}, position {position}</td></tr>"
     )
 
 
