@@ -19,7 +19,7 @@ from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.run import verdicts
 from bloomref.conformance.run.counts import WORDS, Counts
-from bloomref.conformance.run.failures import TOLD, answered, groups, told
+from bloomref.conformance.run.failures import LISTED, TOLD, answered, groups, told
 from bloomref.conformance.run.results import Report
 from bloomref.conformance.run.selection import Selection
 from bloomref.conformance.run.texts import SHOWN, listed, shape
@@ -275,11 +275,13 @@ def test_one_exception_is_one_group_whatever_was_asked():
 
 
 def test_causes_are_told_once_and_many_groups_are_short():
-    failures = [answered(failure(f"p{word}", word, word), f"p{word}", "drawn") for word in "abcdefgh"]
+    words = [chr(ord("a") + i) for i in range(TOLD + LISTED + 2)]
+    failures = [answered(failure(f"p{word}", word, word), f"p{word}", "drawn") for word in words]
     lines = told(failures, lambda _: ["cause    first wrong: attention.scores"])
     assert lines.count("  cause    first wrong: attention.scores") == 1
     assert lines.count("  cause    as of pa") == TOLD - 1
-    assert lines[-1] == "ph (float32, drawn): h"
+    assert lines[-2] == f"p{words[-3]} (float32, drawn): {words[-3]}"
+    assert lines[-1] == "and 2 more kinds of failures (--json has all)"
 
 
 @pytest.mark.clause("CNF-13")

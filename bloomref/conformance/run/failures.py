@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bloomref.conformance.checks.outcome import RAISED, Failure
-from bloomref.conformance.run.texts import shape
+from bloomref.conformance.run.texts import shape, short
 
-TOLD = 5
-"""Number of groups that are told in full; of the others there is one line each."""
+TOLD = 3
+"""Number of groups that are told in full; of the next ones there is one line each."""
+LISTED = 12
+"""Number of groups that have one line."""
 NAMED = 6
 """Number of further cases that a group names."""
 REPEAT = "repeat: "
@@ -79,7 +81,7 @@ class Group:
         """One line."""
         first = self.first
         more = f" ({_more(self)})" if len(self.members) > 1 else ""
-        return f"{first.source} ({first.failure.dtype}, {first.origin}): {first.failure.judgement.explanation}{more}"
+        return f"{first.source} ({first.failure.dtype}, {first.origin}): {short(first.failure.judgement.explanation)}{more}"
 
     def _others(self) -> list[str]:
         names: dict[str, None] = {}
@@ -103,31 +105,33 @@ def _more(group: Group) -> str:
 def groups(failures: Iterable[Answered]) -> list[Group]:
     """Group failures by property, tensor and explanation. The same exception is one group, whatever was asked.
 
-    The intermediates come first: they show where the error begins.
+    Of an explanation, the first part decides: "...; more".
     """
     by_key: dict[tuple[str, ...], Group] = {}
     for member in failures:
         judgement = member.failure.judgement
-        texts = (judgement.explanation.replace(member.failure.dtype, "#"), judgement.name)
+        texts = (judgement.explanation.partition(";")[0].replace(member.failure.dtype, "#"), judgement.name)
         explanation, tensor = (shape(re.sub(r"layers\.\d+", "layers", text)) for text in texts)
         key = (explanation,) if judgement.name == RAISED else (member.source, tensor, explanation)
         by_key.setdefault(key, Group()).members.append(member)
-    return sorted(by_key.values(), key=lambda group: group.first.source != "intermediates")
+    return list(by_key.values())
 
 
 def told(failures: Iterable[Answered], cause: Callable[[Failure], Sequence[str]]) -> list[str]:
-    """Return the lines about all failures: the first groups in full, each with the lines of `cause`."""
+    """Return the lines about all failures: the first groups in full with the lines of `cause`, then one line each."""
     lines: list[str] = []
     by_cause: dict[tuple[str, ...], str] = {}
-    for i, group in enumerate(groups(failures)):
-        if i >= TOLD:
-            lines.append(group.line())
-            continue
+    every = groups(failures)
+    for group in every[:TOLD]:
         causes = tuple(cause(group.first.failure))
         key = tuple(shape(line) for line in causes if not line.startswith(REPEAT))
         same = by_cause.get(key) if key else None
         by_cause.setdefault(key, group.first.source)
         lines += ["", *group.lines([f"cause    as of {same}"] if same else causes)]
+    if len(every) > TOLD:
+        lines += ["", *(group.line() for group in every[TOLD : TOLD + LISTED])]
+    if len(every) > TOLD + LISTED:
+        lines.append(f"and {len(every) - TOLD - LISTED} more kinds of failures (--json has all)")
     return lines[1:]
 
 

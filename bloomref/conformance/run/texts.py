@@ -22,7 +22,7 @@ def grouped(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
         (max(group, key=lambda reason: reasons[reason]), sum(reasons[reason] for reason in group))
         for group in by_shape.values()
     ]
-    return sorted(((_short(reason), count) for reason, count in groups), key=lambda pair: -pair[1])
+    return sorted(((short(reason), count) for reason, count in groups), key=lambda pair: -pair[1])
 
 
 def shortened(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -39,6 +39,7 @@ def listed(reasons: Mapping[str, int]) -> str:
     return "; ".join(f"{reason} ({count})" for reason, count in shortened(reasons))
 
 
-def _short(reason: str) -> str:
+def short(reason: str) -> str:
+    """Return the text in one line of at most 200 characters."""
     line = " ".join(reason.split())
     return line if len(line) <= 200 else f"{line[:197]}..."

@@ -15,7 +15,7 @@ from bloomref.conformance.checks.outcome import Failure
 from bloomref.conformance.diff.cause import cause
 from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.properties import PROPERTIES
-from bloomref.conformance.run.failures import Answered, told
+from bloomref.conformance.run.failures import Answered, groups, told
 from bloomref.conformance.suite.kit import Kit, Options
 from bloomref.conformance.suite.workers import Progress, Task, answers
 from bloomref.conformance.vectors.topics import TOPICS
@@ -33,7 +33,8 @@ def conform(options: Options, as_json: bool, verbose: bool, jobs: int = 1) -> in
         failures, seconds = _ask_everything(kit, jobs, verbose)
         success = kit.finish()
         if as_json:
-            report = kit.report.to_dict() | {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
+            report = kit.report.to_dict() | {"failures": [group.line() for group in groups(failures)]}
+            report |= {"seconds": {name: round(value, 3) for name, value in seconds.items()}}
             print(json.dumps(report, indent=2), file=stdout)
         else:
             causes = {dtype: partial(cause, subject) for dtype, subject in kit.subjects.items()}
