@@ -80,6 +80,7 @@ def test_a_model_offers_what_its_backend_has():
         bare.trace(PROBE.token_ids, PROBE.is_real)
 
 
+@pytest.mark.clause("NUM-11")
 def test_products_of_float32_have_a_smaller_budget_that_the_reference_keeps():
     """The reference rounds at the ends of a block only (NUM-2): its Z is of the order of 1, not of 0.1."""
     narrow, wide = tier_of("bfloat16"), tier_of("bfloat16", products="float32")
