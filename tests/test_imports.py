@@ -79,14 +79,16 @@ ROOMS = {
     "package": room("bloomref", "vocabulary generation lora tokenizer backbone causal_lm old_paths"),
     # the kit: cases <- model <- oracle <- subject <- checks <- properties <- run <- suite, and separate rooms
     "kit_cases": room(KIT_CASES, "vocabulary formats lora"),
-    "kit_model": room("bloomref.conformance.model", "vocabulary reference inputs lora kit_cases"),
-    "kit_oracle": room("bloomref.conformance.oracle", "vocabulary reference backbone kit_cases kit_model"),
+    "kit_model": room("bloomref.conformance.model", "vocabulary reference interface inputs lora kit_cases"),
+    "kit_oracle": room("bloomref.conformance.oracle", "vocabulary reference interface backbone kit_cases kit_model"),
     "kit_subject": room("bloomref.conformance.subject", "vocabulary kit_cases kit_oracle"),
-    "kit_checks": room("bloomref.conformance.checks", "vocabulary kit_cases kit_model kit_oracle kit_subject"),
+    "kit_checks": room(
+        "bloomref.conformance.checks", "vocabulary reference interface kit_cases kit_model kit_oracle kit_subject"
+    ),
     "kit_mistakes": room("bloomref.conformance.mistakes", "vocabulary reference formats lora kit_cases kit_model"),
     "kit_adapters": room(
         "bloomref.conformance.adapters",
-        "vocabulary interface registry inputs engine formats lora backbone package kit_cases kit_model",
+        "vocabulary interface registry inputs engine generation formats lora backbone package kit_cases kit_model",
     ),
     "kit_properties": room("bloomref.conformance.properties", "kit_cases kit_oracle kit_subject kit_checks"),
     "kit_backends": room(

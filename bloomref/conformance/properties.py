@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from bloomref.conformance.cases import MASKS, Case
-from bloomref.conformance.checks import gradients, invariants, parity, public_api
+from bloomref.conformance.checks import decoding, gradients, invariants, merging, parity, public_api
 from bloomref.conformance.checks.outcome import Failure, NotAsked, conclude
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.oracle.budgets import Judgement
@@ -124,6 +124,23 @@ _ALL = (
         time=2,
         share=RARELY,
     ),
+    Property(
+        "steps",
+        "logits of decoding step by step equal the oracle's within the rounding budget",
+        ("BKD-17", "KVC-7"),
+        decoding.steps,
+        needs=("step",),
+        time=2,
+    ),
+    Property(
+        "tokens",
+        "chosen tokens are those of greedy search and of the draw, unless rounding may change the choice",
+        ("BKD-18", "GEN-1", "GEN-7", "GEN-9", "GEN-10"),
+        decoding.tokens,
+        needs=("tokens",),
+        kinds=("real", "left"),
+        longest=12,
+    ),
     Property("causality", "no position attends to a later position", ("ATT-5",), invariants.causality, time=2),
     Property("padding", "no real position attends to padding", ("ATT-7", "ATT-8"), invariants.padding, kinds=PADDED),
     Property("rows", "no row of a batch depends on another row", ("MOD-9",), invariants.rows, rows=2),
@@ -211,6 +228,17 @@ _ALL = (
         longest=12,
         adapter="peft",
         share=RARELY,
+    ),
+    Property(
+        "merge",
+        "a merged LoRA adapter gives the model of the summed weights, and unmerging restores every bit",
+        ("LRA-6", "LRA-7"),
+        merging.merge,
+        needs=("adapted", "merge", "unmerge"),
+        kinds=AT_ENDS,
+        longest=12,
+        adapter="peft",
+        share=2,
     ),
     Property(
         "gradients",

@@ -88,6 +88,18 @@ class Subject:
         with converted():
             return getattr(self.model(case), method)(*arguments)
 
+    def exchange(self, case: Case, method: str) -> None:
+        """Ask later questions about the case of the model that a method of its model returns, until `forget`.
+
+        Raises:
+            Raised, Unsupported: as `ask`.
+        """
+        self._last = case.model_key, self.ask(case, method)
+
+    def forget(self) -> None:
+        """Load the model again for the next question."""
+        self._last = None
+
     def offers(self, case: Case, method: str) -> bool:
         """True if the case's model has an optional method (`implementation.OPTIONAL_METHODS`).
 

@@ -12,6 +12,7 @@ import numpy as np
 from bloomref import __version__
 from bloomref.backbone import BloomBackbone
 from bloomref.config import BloomConfig
+from bloomref.conformance.adapters import decoding
 from bloomref.conformance.adapters.common import params_of, versions_of
 from bloomref.conformance.gradient_names import named
 from bloomref.conformance.implementation import Capabilities
@@ -22,6 +23,7 @@ from bloomref.errors import Unsupported
 from bloomref.runtime import backend as interface
 from bloomref.runtime import registry
 from bloomref.runtime.backend import (
+    Choice,
     Declaration,
     Prepared,
     SupportsDeclaration,
@@ -29,7 +31,7 @@ from bloomref.runtime.backend import (
     SupportsRecording,
     SupportsTrace,
 )
-from bloomref.runtime.engine import Engine
+from bloomref.runtime.engine import Engine, EngineCache
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.shapes import Array, Bool, Float, Int
 
@@ -159,8 +161,35 @@ class BackendModel:
     ) -> Float[Array, "B T V"]:
         cache = self.engine.new_cache(len(token_ids), capacity)
         edges = pairwise((0, *cuts, token_ids.shape[1]))
-        parts = [self.engine.extend(cache, a, token_ids[:, a:b], is_real[:, a:b]) for a, b in edges]
-        return np.concatenate([self.engine.logits(part) for part in parts], axis=1)
+        parts = [self._piece(cache, a, token_ids[:, a:b], is_real[:, a:b]) for a, b in edges]
+        return np.concatenate(parts, axis=1)
+
+    def _piece(
+        self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]
+    ) -> Float[Array, "B T V"]:
+        """Logits of one call. A single odd position is a decoding step, so that steps and blocks read each other's
+        keys."""
+        if token_ids.shape[1] == 1 and start % 2:
+            return self.engine.read(cache, start, token_ids, is_real)[:, None]
+        return self.engine.logits(self.engine.extend(cache, start, token_ids, is_real))
+
+    def step(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], start: int, capacity: int
+    ) -> Float[Array, "B _ V"]:
+        return decoding.steps(self.engine, token_ids, is_real, start, capacity)
+
+    def tokens(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], choice: Choice, count: int
+    ) -> Int[Array, "B N"]:
+        return decoding.tokens(self.engine, token_ids, is_real, choice, count)
+
+    def merge(self) -> Self:
+        self.backbone.merge_adapter()
+        return self
+
+    def unmerge(self) -> Self:
+        self.backbone.unmerge_adapter()
+        return self
 
     def call(self, token_ids: Any, padding_mask: Any) -> Float[Array, "B T V"]:
         return self.engine.logits(self.backbone({"token_ids": token_ids, "padding_mask": padding_mask}))

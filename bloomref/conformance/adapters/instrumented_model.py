@@ -19,6 +19,7 @@ from bloomref.conformance.model.instrumented import EXACT, Arithmetic, Instrumen
 from bloomref.dtypes import DType, cast, floating_dtype
 from bloomref.lora import adapter_files
 from bloomref.lora.adapter import Adapter
+from bloomref.runtime.backend import Choice
 from bloomref.shapes import Array, Bool, Float, Int
 
 
@@ -47,7 +48,7 @@ class InstrumentedImplementation:
         params = params_of(config, weights).astype(storage)
         arithmetic = Rounding(storage) if narrow else EXACT
         build = partial(self.model_class, config, params, arithmetic, np.float32 if narrow else storage)
-        return LoadedInstrumentedModel(build(), build)
+        return LoadedInstrumentedModel(build(), build, storage)
 
     def versions(self) -> Mapping[str, str]:
         return {"bloomref": __version__}
@@ -59,16 +60,32 @@ class LoadedInstrumentedModel:
     Args:
         model: the model.
         build: builds the same model with an adapter.
+        storage: dtype of the weights.
+        apart: of a merged model: the model with its adapter apart.
     """
 
-    def __init__(self, model: InstrumentedModel, build: Callable[[Adapter], InstrumentedModel]) -> None:
-        self.model = model
-        self.build = build
+    def __init__(
+        self,
+        model: InstrumentedModel,
+        build: Callable[[Adapter], InstrumentedModel],
+        storage: DType,
+        apart: InstrumentedModel | None = None,
+    ) -> None:
+        self.model, self.build, self.storage, self.apart = model, build, storage, apart
 
     def adapted(self, path: Path) -> "LoadedInstrumentedModel":
         """Return the same model with the adapter of a folder or file."""
         adapter = adapter_files.load(path, NAME, self.model.config, np.dtype(np.float64))
-        return LoadedInstrumentedModel(self.build(adapter), self.build)
+        return LoadedInstrumentedModel(self.build(adapter), self.build, self.storage)
+
+    def merge(self) -> "LoadedInstrumentedModel":
+        """Return the model whose weights include the adapter."""
+        return LoadedInstrumentedModel(self.model.merged(self.storage), self.build, self.storage, self.model)
+
+    def unmerge(self) -> "LoadedInstrumentedModel":
+        """Return the model from before `merge`."""
+        assert self.apart is not None
+        return LoadedInstrumentedModel(self.apart.unmerged(self.model), self.build, self.storage)
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
         return self.model.run(token_ids, is_real)["logits"]
@@ -98,6 +115,16 @@ class LoadedInstrumentedModel:
         loss, gradients = model.loss_and_gradients(token_ids, is_real, labels)
         form = "peft" if model.adapter is None or model.adapter.config else "keras"
         return loss, named(model.config, gradients, form)
+
+    def step(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], start: int, capacity: int
+    ) -> Float[Array, "B _ V"]:
+        return self.model.steps(token_ids, is_real, start, capacity)
+
+    def tokens(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], choice: Choice, count: int
+    ) -> Int[Array, "B N"]:
+        return self.model.tokens(token_ids, is_real, choice, count)
 
     def call(self, token_ids: Any, padding_mask: Any) -> Float[Array, "B T V"]:
         return self.logits(*self.model.accept(token_ids, padding_mask))

@@ -17,8 +17,8 @@ import numpy as np
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
+from bloomref.conformance.model.decoding_hooks import DecodingHooks
 from bloomref.conformance.model.gradient_hooks import GradientHooks
-from bloomref.conformance.model.lora_hooks import LoraHooks
 from bloomref.conformance.model.pieces import join
 from bloomref.lora.adapter import Adapter
 from bloomref.params import LayerParams, Params
@@ -68,7 +68,7 @@ class InstrumentedCache:
     values: Float[Array, "B H P K"]
 
 
-class InstrumentedModel(LoraHooks, GradientHooks):
+class InstrumentedModel(DecodingHooks, GradientHooks):
     """A model whose `run` returns every named intermediate (MOD-8).
 
     Args:

@@ -1,26 +1,30 @@
 """LoRA hooks of an instrumented model: one overridable method for each decision. Clauses: LRA-1 ... LRA-5."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from bloomref.config import BloomConfig
+from bloomref.dtypes import DType
 from bloomref.lora.adapter import Adapter, Parts
 from bloomref.params import LayerParams, LoraFactors, Params
-from bloomref.reference.lora import attach
+from bloomref.reference import lora
 from bloomref.shapes import Array, Float
 
 
 class LoraHooks:
     """The part of an `InstrumentedModel` that applies a LoRA adapter; without an adapter it changes nothing."""
 
+    config: BloomConfig
+    params: Params
     adapter: Adapter | None
     arithmetic: Any
     dtype: np.dtype[Any]
 
     def adapted(self, params: Params) -> Params:
         """Return the weights with the factors of the adapter attached."""
-        return params if self.adapter is None else attach(params, self.parts(self.adapter))
+        return params if self.adapter is None else lora.attach(params, self.parts(self.adapter))
 
     def parts(self, adapter: Adapter) -> Parts:
         """Return the factors of the adapter, by the key of the weight."""
@@ -57,3 +61,23 @@ class LoraHooks:
         y = np.zeros((*narrow.shape[:3], 3, part.b.shape[1]), narrow.dtype)
         y[:, :, :, part.projection] = self.arithmetic.matmul(narrow, part.b)
         return y.reshape(*narrow.shape[:2], -1)
+
+    def merged(self, storage: DType) -> Self:
+        """The model without its adapter, on weights that include it (LRA-6).
+
+        Args:
+            storage: the dtype of the weights.
+        """
+        params = self.merged_weights(storage)
+        config = self.config if params.lm_head is None else self.config.replace(tie_word_embeddings=False)
+        build: Any = type(self)
+        model: Self = build(config, params, self.arithmetic, self.dtype)
+        return model
+
+    def merged_weights(self, storage: DType) -> Params:
+        return lora.merged(self.params, storage)
+
+    def unmerged(self, merged: Self) -> Self:
+        """This model, after `merged` was made from it (LRA-7)."""
+        del merged
+        return self
