@@ -85,7 +85,9 @@ ROOMS = {
     "kit_checks": room(
         "bloomref.conformance.checks", "vocabulary reference interface kit_cases kit_model kit_oracle kit_subject"
     ),
-    "kit_mistakes": room("bloomref.conformance.mistakes", "vocabulary reference formats lora kit_cases kit_model"),
+    "kit_mistakes": room(
+        "bloomref.conformance.mistakes", "vocabulary reference interface formats lora kit_cases kit_model"
+    ),
     "kit_adapters": room(
         "bloomref.conformance.adapters",
         "vocabulary interface registry inputs engine generation formats lora backbone package kit_cases kit_model",

@@ -125,7 +125,7 @@ _ALL = (
         share=RARELY,
     ),
     Property(
-        "steps",
+        "step",
         "logits of decoding step by step equal the oracle's within the rounding budget",
         ("BKD-17", "KVC-7"),
         decoding.steps,

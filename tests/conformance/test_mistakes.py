@@ -148,6 +148,12 @@ def test_a_mistake_of_validation_accepts_what_must_be_refused_and_changes_no_res
     assert first_change(known, case) is None
 
 
+@pytest.mark.parametrize("known", [m for m in MISTAKES if m.needs & {"decoding", "merge"}], ids=named)
+def test_a_mistake_of_decoding_or_merging_changes_no_intermediate(known):
+    assert known.first == NO_INTERMEDIATE
+    assert first_change(known, example(known)) is None
+
+
 def refused(model: InstrumentedModel, ids: np.ndarray, mask: np.ndarray) -> bool:
     try:
         model.accept(ids, mask)

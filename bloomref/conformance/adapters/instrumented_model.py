@@ -85,7 +85,7 @@ class LoadedInstrumentedModel:
     def unmerge(self) -> "LoadedInstrumentedModel":
         """Return the model from before `merge`."""
         assert self.apart is not None
-        return LoadedInstrumentedModel(self.apart.unmerged(self.model), self.build, self.storage)
+        return LoadedInstrumentedModel(self.apart.unmerged(self.model, self.storage), self.build, self.storage)
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
         return self.model.run(token_ids, is_real)["logits"]

@@ -14,8 +14,10 @@ from bloomref.reference import lora
 
 
 def merge(subject: Subject, case: Case) -> Iterable[Judgement]:
-    """Judge the merged model by its own weights, and in 32 and 64 bits by the adapted model, too. Unmerged, it must have
-    the bits from before."""
+    """Judge the merged model by its own weights, and in 32 and 64 bits by the adapted model, too.
+
+    Unmerged, it must have the bits from before.
+    """
     before = run(subject, case)
     try:
         subject.exchange(case, "merge")

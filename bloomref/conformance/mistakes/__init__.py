@@ -7,6 +7,7 @@ is measured by how many it detects (docs/proof.md). `bloomref diff` tries them t
 from bloomref.conformance.mistakes import (
     alibi_bias,
     backward_pass,
+    decoding,
     embedding,
     equivalents,
     factor_gradients,
@@ -17,6 +18,7 @@ from bloomref.conformance.mistakes import (
     low_precision,
     low_rank,
     masks,
+    merging,
     mlp,
     norms,
     residual,
@@ -48,6 +50,8 @@ _MODULES = (
     loss_and_embedding,
     backward_pass,
     factor_gradients,
+    decoding,
+    merging,
 )
 """The order of the catalogue."""
 CATALOGUE: tuple[Mistake, ...] = tuple(

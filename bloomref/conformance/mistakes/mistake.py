@@ -19,11 +19,13 @@ OTHER_NEEDS = {
     "lora-heads": "an adapter in KerasHub's form",
     "gradients": "the loss and its gradients",
     "invalid-input": "input that must be refused",
+    "decoding": "decoding: steps, or the choice of tokens",
+    "merge": "an adapter that is merged into the weights",
 }
 """Conditions under which an input shows a mistake, in addition to the tags of `conformance.tags`."""
 NO_INTERMEDIATE = "none"
-"""Value of `Mistake.first` for a mistake in input validation or in the backward pass: it changes no intermediate of a
-valid input."""
+"""Value of `Mistake.first` for a mistake of input validation, of the backward pass, of decoding or of merging: it changes
+no intermediate of a forward pass."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class LoraHooks:
     def merged_weights(self, storage: DType) -> Params:
         return lora.merged(self.params, storage)
 
-    def unmerged(self, merged: Self) -> Self:
+    def unmerged(self, merged: Self, storage: DType) -> Self:
         """This model, after `merged` was made from it (LRA-7)."""
-        del merged
+        del merged, storage
         return self
