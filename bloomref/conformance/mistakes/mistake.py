@@ -24,8 +24,8 @@ OTHER_NEEDS = {
 }
 """Conditions under which an input shows a mistake, in addition to the tags of `conformance.tags`."""
 NO_INTERMEDIATE = "none"
-"""Value of `Mistake.first` for a mistake of input validation, of the backward pass, of decoding or of merging: it changes
-no intermediate of a forward pass."""
+"""Value of `Mistake.first` for a mistake of input validation, the backward pass, decoding or merging: it changes no
+intermediate of a forward pass."""
 
 
 @dataclass(frozen=True)
