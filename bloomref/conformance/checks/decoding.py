@@ -54,14 +54,14 @@ def tokens(subject: Subject, case: Case) -> Iterable[Judgement]:
     """Judge greedy tokens and draws: of exact scores, and of the case's own model."""
     exact = with_exact_scores(case)
     scores = exact_scores(case)
-    for choice in choices(exact, 1.0):
+    for choice in choices(case, 1.0):
         chosen, problem = ask(subject, exact, choice)
         yield problem or judge_tokens(exact, choice, chosen, np.broadcast_to(scores, (*chosen.shape, len(scores))), 0.0)
     if truth(case).largest > subject.tier.largest:
         yield Judgement("tokens", "inconclusive", 0.0, (0, 0), f"{subject.dtype} cannot represent the case")
         return
     spread = float(np.std(truth(case).values["logits"][:, -1])) or 1.0
-    choice = choices(case, spread)[case.seed % 2]
+    choice = choices(case, spread)[case.seed % 5]
     chosen, problem = ask(subject, case, choice)
     yield problem or _continued(subject, case, choice, chosen)
 
@@ -134,7 +134,7 @@ def _some(token_ids: Int[Array, " N"]) -> str:
 
 
 def choices(case: Case, spread: float) -> list[Choice]:
-    """Greedy search and a draw, determined by the seed of the case.
+    """Greedy search, and draws with every combination of truncations, determined by the seed of the case.
 
     Args:
         spread: standard deviation of the scores, by which the temperature is chosen.
@@ -142,16 +142,19 @@ def choices(case: Case, spread: float) -> list[Choice]:
     rng, size = np.random.default_rng([case.seed, 4]), case.config.vocabulary_size
     forbidden = rng.random(size) < 0.25
     forbidden[rng.integers(size)] = False
-    k, p = rng.integers(6), rng.integers(5)
-    draw = Choice(
-        temperature=spread * float(rng.choice((0.5, 0.8, 1.5))),
-        top_k=(None, None, 1, 2, 5, size + 3)[k],
-        top_p=(1.0, 0.95, 0.8, 0.6, 0.3)[p],
-        forbidden=None if rng.random() < 0.5 else forbidden,
-        seeds=rng.integers(0, 2**64, case.batch, np.uint64),
-        drawn=int(rng.choice((0, 1, 7, 1000))),
-    )
-    return [Choice(forbidden=forbidden), draw]
+
+    def draw(top_k: int | None, top_p: float) -> Choice:
+        return Choice(
+            temperature=spread * float(rng.choice((0.5, 0.8, 1.5))),
+            top_k=top_k,
+            top_p=top_p,
+            forbidden=None if rng.random() < 0.5 else forbidden,
+            seeds=rng.integers(0, 2**64, case.batch, np.uint64),
+            drawn=int(rng.choice((0, 1, 7, 1000))),
+        )
+
+    k, p = int(rng.choice((1, 2, 5, size + 3))), float(rng.choice((0.95, 0.8, 0.6, 0.3)))
+    return [Choice(forbidden=forbidden), draw(None, 1.0), draw(None, p), draw(max(k, 2), 1.0), draw(max(k, 4), p)]
 
 
 def exact_scores(case: Case) -> Float[Array, " V"]:
