@@ -63,7 +63,7 @@ def _names(case: Case, by_name: Mapping[str, Array]) -> Judgement:
     else:
         text = f"a gradient of {', '.join(surplus)}: a tied head has none of its own" if surplus else ""
     verdict = "fail" if text else "pass"
-    return Judgement(NAMES, verdict, np.inf if text else 0.0, (0, 0), text)
+    return Judgement(NAMES, verdict, np.inf if text else 0.0, None, text)
 
 
 def summarised(judgements: Sequence[Judgement]) -> list[Judgement]:

@@ -55,7 +55,7 @@ class Failure(AssertionError):
         rows = {
             "clauses": ", ".join(self.clauses),
             "dtype": self.dtype,
-            "tensor": f"{judgement.name}, row {judgement.where[0]}, position {judgement.where[1]}",
+            "tensor": judgement.name + _place(judgement),
             "Z": f"{judgement.z:.3g} (limit {LIMIT:g})",
             "because": judgement.explanation,
             "case": code(self.case),
@@ -63,6 +63,13 @@ class Failure(AssertionError):
         if judgement.name == RAISED:  # no tensor, and no Z
             del rows["tensor"], rows["Z"]
         return "\n".join([f"{self.name}: {self.says}", *(f"  {key:8} {value}" for key, value in rows.items())])
+
+
+def _place(judgement: Judgement) -> str:
+    if judgement.where is None:
+        return ""
+    row, position = judgement.where
+    return f", row {row}, position {position}"
 
 
 def conclude(look: Callable[[], Iterable[Judgement]], failure: Callable[[Judgement], Failure]) -> float:

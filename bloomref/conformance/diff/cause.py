@@ -171,7 +171,8 @@ def _explained(subject: Subject, failure: Failure, run: Look) -> Iterator[str]:
 
 def _first(run: Look, first: Judgement) -> str:
     clauses = ", ".join(origins.clauses(first.name, run.capacity > 0, run.case.lora is not None))
-    where = f"{first.name}, row {first.where[0]}, position {first.where[1]}"
+    row, position = first.where or (0, 0)
+    where = f"{first.name}, row {row}, position {position}"
     what = "first wrong intermediate" if run.is_traced else "wrong (the implementation shows no intermediates)"
     return f"{what}: {where}: {_size(first)} ({clauses})"
 

@@ -52,7 +52,8 @@ class GradientHooks:
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
     ) -> tuple[Float[Array, " S"], dict[str, Array]]:
         """Loss and gradients of each sample."""
-        self.tensors, self.gradients = dict(self.run(token_ids, is_real)), {}
+        self.tensors = dict(self.run(token_ids, is_real))
+        self.gradients: dict[str, Array] = {}
         losses, dlogits = self.cross_entropy(self.tensors["logits"], self.targets(token_ids, is_real, labels))
         dx = self.final_norm_vjp(self.head_vjp(self.tensors["final_norm"], dlogits))
         for index in reversed(range(self.config.num_layers)):

@@ -41,14 +41,14 @@ class Judgement:
     Args:
         verdict: "pass", "fail" or "inconclusive".
         z: largest rms(error) / sigma over the judged positions; infinite if a number is not finite.
-        where: (batch row, position) of the largest.
+        where: (batch row, position) of the largest; None for a tensor that is judged as a whole, such as a gradient.
         explanation: one line: the error, the budget, and the reason.
     """
 
     name: str
     verdict: str
     z: float
-    where: tuple[int, int]
+    where: tuple[int, int] | None
     explanation: str
 
 

@@ -91,10 +91,11 @@ def _runs(case: Case) -> Iterator[tuple[Int[Array, " S"], dict[str, Array]]]:
         model.samples, model.anchors = len(anchors), np.repeat(anchors * (case.time - 1), case.batch)
         inputs = [np.tile(array, (len(anchors), 1)) for array in (case.token_ids, case.is_real, case.labels)]
         losses, gradients = model.backward(*inputs)
-        yield anchors, {"loss": losses} | named_samples(case, gradients)
+        yield anchors, {"loss": losses} | _named_samples(case, gradients)
 
 
-def named_samples(case: Case, gradients: dict[str, Array]) -> dict[str, Array]:
+def _named_samples(case: Case, gradients: dict[str, Array]) -> dict[str, Array]:
+    """Gradients with the samples as the first axis, under the names and in the shapes of files."""
     form, by_sample = case.lora.form if case.lora else "", range(len(next(iter(gradients.values()))))
     runs = [named(case.config, {key: array[i] for key, array in gradients.items()}, form) for i in by_sample]
     return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
@@ -105,15 +106,15 @@ def judge(dtype: str, name: str, result: Array, expected: Array, spread: float) 
     allowed = spread * UNITS[dtype] / SIMULATED
     if result.shape != expected.shape:
         explanation = f"{name}: expected shape {expected.shape}, got {result.shape}"
-        return Judgement(name, "fail", np.inf, (0, 0), explanation)
+        return Judgement(name, "fail", np.inf, None, explanation)
     error, signal = rms(result - expected), rms(expected)
     if np.isfinite(error) and allowed > MAX_NOISE * signal:
         explanation = f"{name}: rounding alone may change it by {allowed:.2g} of {signal:.2g}"
-        return Judgement(name, "inconclusive", 0.0, (0, 0), explanation)
+        return Judgement(name, "inconclusive", 0.0, None, explanation)
     z = (error / allowed if allowed else np.inf) if error else 0.0
     what = name if name == "loss" else f"gradient of {name}"
     text = f"{what}: rms error {error:.2g}, {z:.2g} times the {allowed:.2g} that rounding explains"
-    return Judgement(name, "pass" if z <= LIMIT else "fail", float(z) if np.isfinite(z) else np.inf, (0, 0), text)
+    return Judgement(name, "pass" if z <= LIMIT else "fail", float(z) if np.isfinite(z) else np.inf, None, text)
 
 
 def rms(x: Float[Array, "*N"]) -> float:
