@@ -27,8 +27,11 @@ OPTIONAL_METHODS = (
     "unmerge",
     "step",
     "tokens",
+    "generate",
 )
 """Methods of a `Model` in addition to `logits`."""
+QUESTIONS = ("config", "slopes", "choose", "round", "policy")
+"""Questions of the test vectors that need no model: keys of the attribute `answers` of an `Implementation`."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ROUNDED_TO = ("float32", "model")
 """Dtypes to which a 16-bit model may round what it computes inside a block: float32, or the dtype of the model."""
@@ -118,6 +121,8 @@ class Model(Protocol):
             positions are a prompt, then each position is one step (clause BKD-17).
         `tokens(token_ids, is_real, choice, count)`: (B, count) token ids that continue the prompts; `choice` is a
             `runtime.backend.Choice` (clause BKD-18).
+        `generate(prompts, max_length, stop_token_ids)`: the rows of greedy search, as lists of token ids (clause GEN-1;
+            the vectors only).
     """
 
     def logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]: ...
@@ -126,7 +131,13 @@ class Model(Protocol):
 @runtime_checkable
 class Implementation(Protocol):
     """An implementation of BLOOM: `--implementation package.module:Name` names a class, or a function that returns an
-    instance."""
+    instance.
+
+    Optional attributes, by which it can be asked more of the test vectors (specs/98-vectors.md):
+        `answers`: question (`QUESTIONS`) -> function from the `input` of a vector to its `output`.
+        `load_folder(folder, dtype)`: as `load`, from a model folder of Hugging Face, valid or damaged.
+        `error_classes`: True if every refusal has the class that the specification names; else any exception will do.
+    """
 
     name: str
 

@@ -9,10 +9,10 @@ import shlex
 import shutil
 import subprocess
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, Queue
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from threading import Thread
 from typing import IO, Any
 
@@ -24,6 +24,7 @@ TIMEOUT = 120.0
 """Default of the seconds that a request may take."""
 KINDS: dict[str, type[Exception]] = {"InvalidInput": InvalidInput, "Unsupported": Unsupported, "BadWeights": BadWeights}
 TAIL = 2000  # characters of standard error that a message quotes
+PREFIX = "bloomref_program_"
 GRACE = 5.0  # seconds until a program that should end is killed
 REQUESTS = "requests.jsonl"
 REPLAY = """#!/bin/sh
@@ -63,6 +64,15 @@ class Folders:
                 return folder
         return scratch(owner)
 
+    @contextlib.contextmanager
+    def for_one(self, request: str) -> Iterator[Path]:
+        """Context manager: a folder for one request, removed afterwards unless requests are kept."""
+        if self.keep is not None:
+            yield self.new(request, self)
+            return
+        with TemporaryDirectory(prefix=PREFIX) as folder:
+            yield Path(folder)
+
     def write(self, folder: Path | None, lines: Sequence[Mapping[str, Any]]) -> str:
         """Write the lines that repeat the last of them, and return the command that does it, for a message."""
         if self.keep is None or folder is None:
@@ -74,7 +84,7 @@ class Folders:
 
 def scratch(owner: object) -> Path:
     """Create a folder that is removed with its owner."""
-    folder = mkdtemp(prefix="bloomref_program_")
+    folder = mkdtemp(prefix=PREFIX)
     weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 

@@ -1,36 +1,29 @@
 """A program in any language, which reads one JSON request a line and writes one JSON reply a line.
 
-Tensors are exchanged as temporary safetensors files. Clauses: PRG-1 ... PRG-13 (specs/97-program-protocol.md).
+Tensors are exchanged as safetensors files. Clauses: PRG-1 ... PRG-14 (specs/97-program-protocol.md).
 """
 
-import contextlib
-import json
-import shlex
 import shutil
-import subprocess
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from queue import Empty, Queue
-from tempfile import TemporaryDirectory, mkdtemp
-from threading import Thread
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import Failed
-from bloomref.conformance.implementation import Capabilities
-from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe
+from bloomref.conformance.adapters.process import TIMEOUT, Process
+from bloomref.conformance.implementation import OPTIONAL_METHODS, QUESTIONS, WORDS, Capabilities
+from bloomref.errors import BadWeights, InvalidInput, describe, invalid
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
+from bloomref.runtime.backend import Choice
 from bloomref.shapes import Array, Bool, Float, Int
+from bloomref.validation import check_known
 
-PROTOCOL = 1
-METHODS = ("logits", "hidden", "trace", "in_pieces", "trace_in_pieces", "loss_and_gradients", "call", "adapted")
-KINDS: dict[str, type[Exception]] = {"InvalidInput": InvalidInput, "Unsupported": Unsupported, "BadWeights": BadWeights}
-TAIL = 2000  # characters of standard error that a message quotes
-GRACE = 5.0  # seconds until a program that should end is killed
+METHODS = ("logits", *OPTIONAL_METHODS, "load_folder", *QUESTIONS)
+"""Words that `methods` of the reply to `hello` may have (PRG-2)."""
 
 
 class Program:
@@ -39,23 +32,40 @@ class Program:
     Args:
         command: command line with the quoting of a shell, run without one: `"./mybloom --threads 1"`.
         timeout: seconds that a request may take; then the program is ended.
+        keep: folder that keeps every request with its files, and a script that repeats a request; None: nothing is
+            kept.
 
     Raises:
-        Unsupported: the program cannot be started, or has another version of the protocol.
+        InvalidInput: the program cannot be started.
         Failed: it starts, but violates the protocol.
     """
 
-    def __init__(self, command: str, timeout: float = 120.0) -> None:
-        self.process = Process(shlex.split(command), timeout)
+    def __init__(self, command: str, timeout: float = TIMEOUT, keep: Path | None = None) -> None:
+        self.process = Process(command, timeout, keep)
         hello = self.process.hello()
-        self.name = str(hello.get("name", command))
-        self.methods = frozenset(hello.get("methods", ["logits"])) & {*METHODS}
+        self.name = _text("name", hello.get("name", command))
+        self.methods = _methods(hello.get("methods", ["logits"]))
         self.capabilities = _capabilities(hello.get("capabilities", {}))
-        self._versions = {str(name): str(value) for name, value in hello.get("versions", {}).items()}
+        self._versions = _versions(hello.get("versions", {}))
+        self.answers = {name: partial(self._answer, name) for name in QUESTIONS if name in self.methods}
+        if "load_folder" in self.methods:
+            self.load_folder = self._load_folder
 
     def load(self, config: BloomConfig, weights: Mapping[str, Array], dtype: str) -> "ProgramModel":
         """Write the weights, and have the program load them; it does so again after requests for another model."""
-        return ProgramModel(self.process, self.methods, config, weights, dtype)
+        model = ProgramModel(self.process, self.methods)
+        file = model.folder / "model.safetensors"
+        write_safetensors(file, dict(weights))
+        model.load({"request": "load", "dtype": dtype, "weights": str(file), "config": json_config(config)})
+        return model
+
+    def _load_folder(self, folder: Path, dtype: str) -> "ProgramModel":
+        model = ProgramModel(self.process, self.methods)
+        model.load({"request": "load_folder", "dtype": dtype, "folder": str(folder.resolve())})
+        return model
+
+    def _answer(self, question: str, arguments: Mapping[str, Any]) -> Any:
+        return _output(self.process, question, arguments)
 
     def versions(self) -> Mapping[str, str]:
         return self._versions
@@ -65,42 +75,104 @@ class Program:
         self.process.close()
 
 
-def _capabilities(declared: Mapping[str, Any]) -> Capabilities:
-    known = [item.name for item in fields(Capabilities)]
-    unknown = set(declared) - {*known}
-    if unknown:
-        raise Failed(describe("hello: capabilities", f"some of {', '.join(known)}", min(unknown)))
-    lists = {name: value for name, value in declared.items() if isinstance(value, list)}
-    features = {"features": frozenset(lists.pop("features"))} if "features" in lists else {}
-    return Capabilities(**{**declared, **{name: tuple(value) for name, value in lists.items()}, **features})
+# --- what the reply to hello declares ---------------------------------------------------------------------------------
+
+
+def _declared(name: str, error: InvalidInput) -> Failed:
+    return Failed(f"hello: {name}: {error}")
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise Failed(describe(f"hello: {name}", "a text (PRG-2)", repr(value)))
+    return value
+
+
+def _versions(declared: object) -> dict[str, str]:
+    if not isinstance(declared, dict):
+        raise Failed(describe("hello: versions", "an object of strings (PRG-2)", repr(declared)))
+    return {name: str(value) for name, value in declared.items()}
+
+
+def _methods(declared: object) -> frozenset[str]:
+    if not isinstance(declared, list):
+        raise Failed(describe("hello: methods", "a list of requests (PRG-2)", repr(declared)))
+    words = [str(word) for word in declared]
+    try:
+        check_known(words, METHODS, "a request of PRG-2")
+    except InvalidInput as error:
+        raise _declared("methods", error) from error
+    return frozenset(words)
+
+
+def _capabilities(declared: object) -> Capabilities:
+    if not isinstance(declared, dict):
+        raise Failed(describe("hello: capabilities", "an object (PRG-3)", repr(declared)))
+    try:
+        check_known(declared, [item.name for item in fields(Capabilities)], "a key of PRG-3")
+        return Capabilities(**{name: _value(name, value) for name, value in declared.items()})
+    except InvalidInput as error:
+        raise Failed(f"hello: {error} (PRG-3)") from error
+
+
+def _value(name: str, value: Any) -> Any:
+    """Convert a value of JSON to that of a `Capabilities`, which checks it."""
+    if name not in WORDS or (value is None and name == "gradients"):
+        return value
+    if not isinstance(value, list):
+        raise invalid(f"capabilities: {name}", "a list of words", repr(value))
+    words = [str(word) for word in value]
+    return frozenset(words) if name == "features" else tuple(words)
+
+
+# --- a model ----------------------------------------------------------------------------------------------------------
 
 
 class ProgramModel:
-    """A loaded model; it has the optional methods that the program declares."""
+    """A loaded model; it has the optional methods that the program declares.
 
-    def __init__(
-        self, process: "Process", methods: frozenset[str], config: BloomConfig, weights: Mapping[str, Array], dtype: str
-    ) -> None:
+    Args:
+        methods: the words of the program's `methods`.
+    """
+
+    def __init__(self, process: Process, methods: frozenset[str]) -> None:
         self._process, self._methods = process, methods
-        self._folder = scratch(self)
-        file = self._folder / "model.safetensors"
-        write_safetensors(file, dict(weights))
-        self._load = {"request": "load", "dtype": dtype, "weights": str(file), "config": json_config(config)}
+        self.folder = process.folders.new("load", self)
+        """Folder of the files that `load` names."""
+        self._requests: list[dict[str, Any]] = []
+        """What the program must be asked to have this model: `load`, then perhaps `merge` or `unmerge`."""
+
+    def load(self, request: dict[str, Any]) -> None:
+        """Have the program load the model."""
+        self._requests = [request]
         self._current()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name.startswith("_") or name not in self._methods:
+        if name.startswith("_") or name not in {"logits"} | self._methods:
             raise AttributeError(name)
         method: Callable[..., Any] = getattr(self, f"_{name}")
         return method
 
     def _adapted(self, path: Path) -> "ProgramModel":
         """Load the model again with a copy of the adapter, since the program may read it several times (PRG-13)."""
-        copy = self._folder / path.name
+        copy = self.folder / path.name
         (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
-        self._load["adapter"] = str(copy)
         self._process.loaded = None
+        self.load({**self._requests[0], "adapter": str(copy)})
+        return self
+
+    def _merge(self) -> "ProgramModel":
+        return self._change("merge")
+
+    def _unmerge(self) -> "ProgramModel":
+        return self._change("unmerge")
+
+    def _change(self, request: str) -> "ProgramModel":
+        """Merge the adapter or take it out. Repeated after `load`, if another model came between."""
         self._current()
+        change = {"request": request}
+        self._process.ask(change, self.folder, self._requests)
+        self._requests.append(change)
         return self
 
     def _logits(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Float[Array, "B T V"]:
@@ -115,26 +187,46 @@ class ProgramModel:
     def _in_pieces(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int = 0
     ) -> Float[Array, "B T V"]:
-        more = {"cuts": [int(cut) for cut in cuts], "capacity": max(int(capacity), token_ids.shape[1])}
-        return self._one("in_pieces", token_ids, is_real, more)
+        return self._one("in_pieces", token_ids, is_real, _calls(cuts, capacity, token_ids))
 
     def _trace_in_pieces(
-        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], cuts: Sequence[int], capacity: int = 0
     ) -> dict[str, Array]:
         """Ask for the intermediates of calls over one cache; for a single call too, since that has a cache as well."""
-        more = {"cuts": [int(cut) for cut in cuts], "capacity": int(capacity)}
-        return self._ask("trace", more, token_ids=token_ids, is_real=is_real)
+        return self._ask("trace", _calls(cuts, capacity, token_ids), token_ids=token_ids, is_real=is_real)
+
+    def _step(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], start: int, capacity: int
+    ) -> Float[Array, "B N V"]:
+        return self._one("step", token_ids, is_real, {"start": int(start), "capacity": int(capacity)})
+
+    def _tokens(
+        self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], choice: Choice, count: int
+    ) -> Int[Array, "B N"]:
+        more = {"count": int(count), "choice": json_choice(choice)}
+        return self._pop("tokens", self._ask("tokens", more, token_ids=token_ids, is_real=is_real))
 
     def _loss_and_gradients(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
     ) -> tuple[float, dict[str, Array]]:
         outputs = self._ask("loss_and_gradients", {}, token_ids=token_ids, is_real=is_real, labels=labels)
-        return float(self._pop("loss", outputs).reshape(())), outputs
+        loss = self._pop("loss", outputs)
+        if loss.size != 1:
+            raise Failed(describe("outputs: loss", "one number, of shape () or (1,) (PRG-10)", f"shape {loss.shape}"))
+        return float(loss.reshape(())), outputs
 
     def _call(self, token_ids: Any, padding_mask: Any) -> Array:
         """Call the public API with the arguments as NumPy arrays, valid or not."""
         mask = {} if padding_mask is None else {"padding_mask": np.asarray(padding_mask)}
         return self._pop("logits", self._ask("call", {}, token_ids=np.asarray(token_ids), **mask))
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], max_length: int, stop_token_ids: Sequence[int] | None
+    ) -> list[list[int]]:
+        self._current()
+        arguments = {"prompts": prompts, "max_length": max_length, "stop_token_ids": stop_token_ids}
+        output = _output(self._process, "generate", arguments, self._requests)
+        return [[int(token) for token in row] for row in output["rows"]]
 
     def _one(self, request: str, token_ids: Array, is_real: Array, more: Mapping[str, Any] | None = None) -> Array:
         name = "hidden" if request == "hidden" else "logits"
@@ -147,30 +239,47 @@ class ProgramModel:
 
     def _ask(self, request: str, more: Mapping[str, Any], **inputs: Array) -> dict[str, Array]:
         self._current()
-        with TemporaryDirectory(prefix="bloomref_program_") as folder:
-            sent, answered = Path(folder) / "inputs.safetensors", Path(folder) / "outputs.safetensors"
+        with self._process.folders.for_one(request) as folder:
+            sent, answered = folder / "inputs.safetensors", folder / "outputs.safetensors"
             write_safetensors(sent, {name: _transport(name, array) for name, array in inputs.items()})
-            self._process.ask({"request": request, "inputs": str(sent), "outputs": str(answered), **more})
+            line = {"request": request, "inputs": str(sent), "outputs": str(answered), **more}
+            self._process.ask(line, folder, self._requests)
             return _read(answered, request)
 
     def _current(self) -> None:
         """Have the program load this model, unless it loaded this one last."""
         if self._process.loaded is not self:
             self._process.loaded = None
-            self._process.ask(self._load)
+            for i, request in enumerate(self._requests):
+                self._process.ask(request, self.folder, self._requests[:i])
             self._process.loaded = self
 
 
-def scratch(owner: object) -> Path:
-    """Create a folder that is removed with its owner."""
-    folder = mkdtemp(prefix="bloomref_program_")
-    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+def _output(
+    process: Process, question: str, arguments: Mapping[str, Any], before: Sequence[Mapping[str, Any]] = ()
+) -> Any:
+    """Ask a question whose answer is JSON (PRG-14)."""
+    with process.folders.for_one(question) as folder:
+        reply = process.ask({"request": question, "input": dict(arguments)}, folder, before)
+    if "output" not in reply:
+        raise Failed(describe(f"{question}: reply", "a key 'output' (PRG-14)", sorted(reply)))
+    return reply["output"]
+
+
+def _calls(cuts: Sequence[int], capacity: int, token_ids: Int[Array, "B T"]) -> dict[str, Any]:
+    return {"cuts": [int(cut) for cut in cuts], "capacity": max(int(capacity), token_ids.shape[1])}
 
 
 def json_config(config: BloomConfig) -> dict[str, Any]:
     """Content of config.json, always with the MLP width."""
     return config.to_hf() | {"intermediate_size": config.intermediate_dim}
+
+
+def json_choice(choice: Choice) -> dict[str, Any]:
+    """A `Choice` as JSON: the forbidden ids and the seeds are lists, null if there are none."""
+    forbidden = None if choice.forbidden is None else np.flatnonzero(choice.forbidden).tolist()
+    seeds = None if choice.seeds is None else np.asarray(choice.seeds).tolist()
+    return {**asdict(choice), "forbidden": forbidden, "seeds": seeds}
 
 
 def _transport(name: str, array: Array) -> Array:
@@ -181,120 +290,8 @@ def _transport(name: str, array: Array) -> Array:
 def _read(file: Path, request: str) -> dict[str, Array]:
     if not file.exists():
         raise Failed(describe(f"{request}: outputs", "a safetensors file where the request said", "none"))
-    opened = SafetensorsFile(file)
-    return {name: opened.view(name).copy() for name in opened.entries}
-
-
-class Process:
-    """A running program, and the exchange of lines with it."""
-
-    def __init__(self, command: Sequence[str], timeout: float) -> None:
-        self.command, self.timeout = list(command), timeout
-        self.loaded: object = None
-        self.popen: subprocess.Popen[str] | None = None
-        self._hello: dict[str, Any] | None = None
-
-    def hello(self) -> dict[str, Any]:
-        """Start the program if necessary, and return its reply to `hello`."""
-        if self.popen is None:
-            self._start()
-        assert self._hello is not None
-        return self._hello
-
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a request and return the reply (PRG-5).
-
-        Raises:
-            InvalidInput, Unsupported, BadWeights: the program refuses with that class.
-            Failed: the program reports any other error, dies, times out, or violates the protocol.
-        """
-        self.hello()
-        reply = self._exchange(request)
-        if "error" in reply:
-            error = reply["error"] if isinstance(reply["error"], dict) else {"message": reply["error"]}
-            message = f"{self.command[0]}: {error.get('message', 'an error without a message')}"
-            raise KINDS.get(str(error.get("kind")), Failed)(message)
-        return reply
-
-    def close(self) -> None:
-        if self.popen is not None:
-            _end(self.popen)
-            self.popen = None
-
-    def _start(self) -> None:
-        self.loaded = None
-        self._errors = scratch(self) / "stderr"
-        try:
-            with self._errors.open("wb") as errors:
-                self.popen = subprocess.Popen(
-                    self.command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    text=True,
-                    encoding="utf-8",
-                )
-        except OSError as error:
-            raise Unsupported(f"{self.command[0]}: it cannot be started: {error}") from error
-        weakref.finalize(self, _end, self.popen)
-        self._lines: Queue[str] = Queue()
-        assert self.popen.stdout is not None
-        Thread(target=_pump, args=(self.popen.stdout, self._lines), daemon=True).start()
-        self._hello = self._exchange({"request": "hello", "protocol": PROTOCOL})
-        if self._hello.get("protocol") != PROTOCOL:
-            self.close()
-            raise Unsupported(describe(f"{self.command[0]}: protocol", str(PROTOCOL), self._hello.get("protocol")))
-
-    def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        assert self.popen is not None
-        assert self.popen.stdin is not None
-        try:
-            self.popen.stdin.write(json.dumps(request) + "\n")
-            self.popen.stdin.flush()
-            line = self._lines.get(timeout=self.timeout)
-        except (BrokenPipeError, Empty) as error:
-            what = f"no reply within {self.timeout:g} s" if isinstance(error, Empty) else "it died"
-            raise self._failure(what, request) from error
-        if not line:
-            raise self._failure("it died", request)
-        return self._parse(line, request)
-
-    def _parse(self, line: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            reply = json.loads(line)
-        except ValueError:
-            reply = None
-        if not isinstance(reply, dict):
-            raise self._failure(describe("standard output", "one JSON object a line", line.strip()), request)
-        return reply
-
-    def _failure(self, what: str, request: Mapping[str, Any]) -> Failed:
-        """End the program, whose state is unknown, and return the error to raise."""
-        popen, self.popen, self.loaded = self.popen, None, None
-        assert popen is not None
-        status = popen.poll() if what != "it died" else popen.wait(GRACE)
-        _end(popen, grace=0.0)
-        tail = self._errors.read_text("utf-8", "replace")[-TAIL:].strip()
-        code = f" (status {status})" if status is not None else ""
-        errors = f"; its standard error ends:\n{tail}" if tail else "; its standard error is empty"
-        return Failed(f"{' '.join(self.command)}: {what}{code} during the request {request['request']!r}{errors}")
-
-
-def _pump(stream: IO[str], lines: "Queue[str]") -> None:
-    """Copy the lines of a stream to a queue; an empty line marks the end."""
-    with stream:
-        for line in stream:
-            lines.put(line)
-    lines.put("")
-
-
-def _end(popen: "subprocess.Popen[str]", grace: float = GRACE) -> None:
-    """Close the input of a program, which asks it to end (PRG-11); after `grace` seconds, kill it."""
-    assert popen.stdin is not None
-    with contextlib.suppress(OSError):  # the pipe may be closed before buffered data is written
-        popen.stdin.close()
     try:
-        popen.wait(grace)
-    except subprocess.TimeoutExpired:
-        popen.kill()
-        popen.wait()
+        opened = SafetensorsFile(file)
+    except BadWeights as error:
+        raise Failed(f"{request}: the program wrote a damaged file: {error}") from error
+    return {name: opened.view(name).copy() for name in opened.entries}
