@@ -94,7 +94,7 @@ TOOLS: dict[str, Callable[[list[str]], object]] = {
     "bloomref": parse_cli,
     "python": check_python_command,
     **dict.fromkeys(
-        ("pip", "git", "cd", "source", "export", "pytest", "ruff", "mypy", "head", ".ci/run"), lambda _: None
+        ("pip", "git", "cd", "sh", "source", "export", "pytest", "ruff", "mypy", "head", ".ci/run"), lambda _: None
     ),
 }
 

@@ -90,7 +90,7 @@ ROOMS = {
     ),
     "kit_adapters": room(
         "bloomref.conformance.adapters",
-        "vocabulary interface registry inputs engine generation formats lora backbone package kit_cases kit_model",
+        "vocabulary interface registry inputs engine generation formats lora backbone causal_lm package kit_cases kit_model",
     ),
     "kit_properties": room("bloomref.conformance.properties", "kit_cases kit_oracle kit_subject kit_checks"),
     "kit_backends": room(
@@ -103,11 +103,11 @@ ROOMS = {
     ),
     "kit_vectors": room(
         "bloomref.conformance.vectors",
-        "vocabulary generation formats backbone causal_lm kit_cases kit_oracle kit_subject kit_checks kit_adapters kit_run",
+        "vocabulary formats kit_cases kit_oracle kit_subject kit_checks kit_adapters kit_run",
     ),
     "kit_author": room(
         "bloomref.conformance.vectors.author",
-        "vocabulary formats backbone causal_lm kit_cases kit_oracle kit_subject kit_mistakes kit_vectors",
+        "vocabulary formats backbone causal_lm kit_cases kit_oracle kit_subject kit_mistakes kit_adapters kit_vectors",
     ),
     "kit_diff": room(
         "bloomref.conformance.diff",

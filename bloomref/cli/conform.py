@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from bloomref.cli.shared import Json
-from bloomref.errors import InvalidInput, Unsupported, describe, invalid
-from bloomref.runtime import registry
+from bloomref.cli.shared import Json, Keep, Timeout
+from bloomref.errors import InvalidInput, Unsupported, invalid
 
 
 def command(
@@ -47,6 +46,8 @@ def command(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Print the time of each question on stderr.")
     ] = False,
+    timeout: Timeout = None,
+    keep: Keep = None,
     json: Json = False,
 ) -> None:
     """Run the conformance kit on an implementation of BLOOM, and print a report: one row per property, one column per
@@ -66,7 +67,7 @@ def command(
     if list_:
         typer.echo("\n".join(suite.names()))
         raise typer.Exit
-    _check_target(implementation, backend, program, extra or [])
+    _check_target((implementation, backend, program), extra or [])
     options = Options(
         implementation,
         backend,
@@ -77,7 +78,8 @@ def command(
         require=require,
         require_all=require_all,
         selection=Selection(tuple(only or ()), tuple(case or ())),
-        **({} if examples is None else {"examples": examples}),
+        keep=keep,
+        **{name: value for name, value in {"examples": examples, "timeout": timeout}.items() if value is not None},
     )
     try:
         code = suite.conform(options, json, verbose, jobs)
@@ -86,15 +88,12 @@ def command(
     raise typer.Exit(code)
 
 
-def _check_target(implementation: str | None, backend: str | None, program: str | None, extra: list[str]) -> None:
+def _check_target(options: tuple[str | None, ...], extra: list[str]) -> None:
     """Refuse a command line that does not name one implementation, and say which option it needs."""
-    names = [name for name in (implementation, backend, program) if name is not None]
+    names = [name for name in options if name is not None]
     if extra:
         command = " ".join([*names[:1], *extra])
         hint = f"a program: --program {command!r}; a Python class: --implementation MODULE:NAME"
         raise invalid("what to test", "one of --implementation, --backend and --program", " ".join(extra), hint)
     if len(names) != 1:
         raise invalid("what to test", "one of --implementation, --backend and --program", "none or several")
-    if backend is not None and backend.partition(":")[0] not in registry.names():
-        hint = f"a program: --program {backend!r}; a Python class: --implementation MODULE:NAME"
-        raise InvalidInput(describe("--backend", f"one of {', '.join(registry.names())}", repr(backend), hint))

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,6 +37,14 @@ Backend = Annotated[
 AdapterOption = Annotated[
     str | None,
     typer.Option("--adapter", help="LoRA adapter: a PEFT folder, a .lora.h5 file of KerasHub, hf://user/repo, a name."),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(min=0.1, metavar="SECONDS", help="With a program: time limit of a request. Default: 120."),
+]
+Keep = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="With a program: keep each request with its files, and a script that repeats it."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 

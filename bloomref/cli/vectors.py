@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bloomref.cli.shared import Json, print_json, size
+from bloomref.cli.shared import Json, Keep, Timeout, print_json, size
 from bloomref.errors import InvalidInput, Unsupported
 
 if TYPE_CHECKING:
@@ -36,13 +36,15 @@ def command(
     waivers: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Known failures (docs/conformance.md); repeatable.")
     ] = None,
+    timeout: Timeout = None,
+    keep: Keep = None,
     json: Json = False,
 ) -> None:
     """Write the test vectors, check them with --check, or test an implementation with them.
 
     Vectors are JSON and safetensors files for implementers in any language; specs/98-vectors.md explains them.
 
-    Exit code 1 if --check finds a problem, or the implementation fails a vector.
+    Exit code 1 if --check finds a problem, or the implementation fails a vector or breaks down.
 
     Example: bloomref vectors --backend numba --dtype float32
     """
@@ -52,9 +54,8 @@ def command(
     if is_asked:
         from bloomref.conformance.run import resolve
 
-        raise typer.Exit(
-            _ask(resolve.implementation_of(implementation, backend, program), dtype, waivers or [], folder, json)
-        )
+        target = resolve.implementation_of(implementation, backend, program, timeout or resolve.TIMEOUT, keep)
+        raise typer.Exit(_ask(target, dtype, waivers or [], folder, json))
     if dtype or waivers:
         raise InvalidInput("--dtype, --waivers: expected one of --implementation, --backend and --program as well")
     raise typer.Exit(_check(folder, json) if check else _write(folder, json))
@@ -113,11 +114,12 @@ def _ask(
     if json:
         results = report.to_dict()
         topics = {"topics": results.pop("properties"), "failures": failures}
-        print_json({key: results[key] for key in ("implementation", "versions", "not_available")} | topics)
+        print_json({key: results[key] for key in ("implementation", "versions", "not_available", "problems")} | topics)
     failed = f"{sum(counts.failed for counts in report.counts.values())} answers fail"
-    for line in [] if json else (*report.table(), *report.absent, *failures, f"{report.name}: {failed}"):
+    problems = list(report.problems.values())
+    for line in [] if json else (*report.table(), *report.absent, *failures, *problems, f"{report.name}: {failed}"):
         typer.echo(line)
-    return int(bool(failures))
+    return int(bool(failures or problems))
 
 
 def _answers(
@@ -128,23 +130,26 @@ def _answers(
     progress: Callable[[str], None],
 ) -> list[str]:
     """Test every topic in every dtype, add the counts to the report, and return the failures as text."""
-    from bloomref.conformance.run.results import Counts
+    from bloomref.conformance.run.counts import Counts
     from bloomref.conformance.subject import Subject
-    from bloomref.conformance.vectors.ask import VectorFailure, ask_all
+    from bloomref.conformance.vectors.ask import failures_of
 
     failures = []
     for subject in (Subject(implementation, dtype) for dtype in report.dtypes):
-        reason = subject.unavailable()
+        problem, reason = subject.problem(), subject.unavailable()
+        if problem is not None:
+            report.problems[subject.dtype] = problem
         if reason is not None:
             report.absent.append(reason)
+        if problem is not None or reason is not None:
             continue
         for topic in report.properties:
             progress(f"{topic}, {subject.dtype}")
             counts = Counts(topic, subject.dtype)
-            try:
-                ask_all(subject, topic, waivers, counts, folder)
-            except VectorFailure as failure:
-                failures.append(str(failure))
+            failed = failures_of(subject, topic, waivers, counts, folder)
+            if failed:
+                failed[0].others = tuple(failure.name for failure in failed[1:])
+                failures.append(str(failed[0]))
             report.add(counts)
     return failures
 

@@ -1,10 +1,14 @@
 """The program protocol, clause by clause with stubs, and the example in C through every property of the kit."""
 
+import contextlib
+import json
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +16,16 @@ import pytest
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import Failed
-from bloomref.conformance.adapters.program import Program
+from bloomref.conformance.adapters.program import METHODS, Program
 from bloomref.conformance.cases import Case
+from bloomref.conformance.implementation import ROUNDED_TO, WORDS, Capabilities
 from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject, named_weights
 from bloomref.conformance.tags import tags_of
 from bloomref.errors import BadWeights, InvalidInput, Unsupported
+from bloomref.runtime.backend import Choice
 
 ROOT = Path(__file__).parents[2]
 CONFIG = BloomConfig(vocabulary_size=7, num_layers=1, num_heads=3, hidden_dim=6, intermediate_dim=10)
@@ -71,8 +77,8 @@ def test_without_methods_a_program_has_logits(tmp_path):
 
 
 @pytest.mark.clause("PRG-2")
-def test_another_version_of_the_protocol_is_unsupported(tmp_path):
-    with pytest.raises(Unsupported, match="protocol: expected 1, got 2"):
+def test_another_version_of_the_protocol_fails(tmp_path):
+    with pytest.raises(Failed, match="protocol: expected 1, got 2"):
         stub(tmp_path, 'if r["request"] == "hello": reply["protocol"] = 2')
 
 
@@ -86,7 +92,7 @@ def test_capabilities(tmp_path):
 
 @pytest.mark.clause("PRG-3")
 def test_an_unknown_capability_fails(tmp_path):
-    with pytest.raises(Failed, match="speed"):
+    with pytest.raises(Failed, match=r"speed: expected a key of PRG-3, got an unknown name; known: dtypes"):
         stub(tmp_path, 'if r["request"] == "hello": reply["capabilities"] = {"speed": 1}')
 
 
@@ -243,19 +249,19 @@ def test_silence_ends_at_the_time_out(tmp_path):
         time.sleep(60)
     """
     model = loaded(stub(tmp_path, body, timeout=3.0))
-    with pytest.raises(Failed, match="no reply within 3 s during the request 'logits'"):
+    with pytest.raises(Failed, match=r"no reply within 3 s \(--timeout\) during the request 'logits'"):
         model.logits(CASE.token_ids, CASE.is_real)
 
 
 @pytest.mark.clause("PRG-1", "PRG-12")
 def test_another_line_on_standard_output_fails(tmp_path):
     model = loaded(stub(tmp_path, 'if r["request"] == "logits": print("computing ...", flush=True)'))
-    with pytest.raises(Failed, match=r"one JSON object a line, got computing \.\.\."):
+    with pytest.raises(Failed, match=r"one JSON object a line and nothing else \(PRG-1\), got computing \.\.\."):
         model.logits(CASE.token_ids, CASE.is_real)
 
 
 def test_a_command_that_does_not_exist():
-    with pytest.raises(Unsupported, match="it cannot be started"):
+    with pytest.raises(InvalidInput, match="expected a command that can be started"):
         Program("./there-is-no-such-program")
 
 
@@ -265,6 +271,163 @@ def test_the_program_ends_with_its_input(tmp_path):
     popen = program.process.popen
     program.close()
     assert popen.returncode == 0
+
+
+# --- what hello declares -------------------------------------------------------------------------------------------
+
+WRONG = {
+    '"capabilities": {"max_time": "x"}': "max_time: expected an integer >= 1, got 'x'",
+    '"capabilities": {"masks": ["rigth"]}': "masks: .*'rigth'; did you mean right",
+    '"capabilities": {"features": ["postln"]}': "features: .*'postln'",
+    '"capabilities": {"scores": "fp32"}': "scores: expected some of float32, model, got 'fp32'",
+    '"capabilities": {"dtypes": "float32"}': "dtypes: expected a list of words, got 'float32'",
+    '"capabilities": {"dtypes": [32]}': "dtypes: .*got '32'",
+    '"capabilities": {"repeatable": 1}': "repeatable: expected True or False",
+    '"capabilities": ["float32"]': r"capabilities: expected an object \(PRG-3\)",
+    '"methods": ["loss_and_gradient"]': "loss_and_gradient: expected a request of PRG-15.*did you mean loss_and_gradients",
+    '"methods": "logits"': "methods: expected a list of requests",
+    '"name": 5': "name: expected a text",
+    '"versions": ["1"]': "versions: expected an object of strings",
+    '"error": "no licence"': r"the program answered: no licence \(kind none\)",
+    '"protocol": "1"': "protocol: expected 1, got '1'",
+}
+
+
+@pytest.mark.clause("PRG-2", "PRG-3", "PRG-15")
+def test_a_wrong_declaration_is_one_sentence(tmp_path):
+    """All stand-ins are one program, which declares what its argument says: starting NumPy once each takes long."""
+    (tmp_path / "stub.py").write_text(
+        "import json, sys\nsys.stdin.readline()\n"
+        "print(json.dumps({'protocol': 1, **json.loads(sys.argv[1])}), flush=True)\nsys.stdin.read()\n"
+    )
+    for declared, message in WRONG.items():
+        arguments = [sys.executable, "-S", str(tmp_path / "stub.py"), "{" + declared + "}"]
+        with pytest.raises(Failed, match=message) as caught:
+            Program(shlex.join(arguments))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.clause("PRG-3")
+def test_the_table_of_capabilities_is_the_code():
+    """Keys, in any order, their words and their defaults."""
+    text = (ROOT / "specs/97-program-protocol.md").read_text("utf-8")
+    rows = re.findall(
+        r"^  \| `(\w+)` \| (.*) \| (.*) \|$", text.partition("**PRG-3**")[2].partition("**PRG-4**")[0], re.MULTILINE
+    )
+    assert {name for name, _, _ in rows} == {item.name for item in fields(Capabilities)}
+    known = {**WORDS, "scores": ROUNDED_TO, "products": ROUNDED_TO}
+    for name, value, default in rows:
+        if name in known:
+            assert set(re.findall(r"`([^`]+)`", value)) == set(known[name]), name
+        expected = getattr(Capabilities(), name)
+        if default == "all":
+            assert set(expected) == set(known[name]), name
+        elif name == "gradients":
+            assert (expected, default) == (None, "null: all of `dtypes`")
+        elif name == "max_time":
+            assert (expected, default) == (None, "null")
+        else:
+            listed = list(expected) if isinstance(expected, tuple) else expected
+            assert default.strip("`") == (listed if isinstance(listed, str) else json.dumps(listed)), name
+
+
+@pytest.mark.clause("PRG-15")
+def test_the_requests_of_the_specification_are_those_of_the_code():
+    text = (ROOT / "specs/97-program-protocol.md").read_text("utf-8")
+    listed = re.search(r"`methods` MUST name requests of this list: (.*?)\.", text, re.DOTALL).group(1)
+    assert set(re.findall(r"`(\w+)`", listed)) == set(METHODS)
+
+
+@pytest.mark.clause("PRG-10", "PRG-14")
+def test_the_examples_are_the_requests_that_the_kit_sends(tmp_path):
+    """The keys of every example, by a program that records what it reads."""
+    (tmp_path / "stub.py").write_text(RECORDER)
+    read = tmp_path / "read.jsonl"
+    program = Program(shlex.join([sys.executable, "-S", str(tmp_path / "stub.py"), str(read), json.dumps(METHODS)]))
+    ids, real = np.array([[1, 2], [2, 1]]), np.ones((2, 2), bool)
+    model = loaded(program)
+    folder = Lora().write(tmp_path, CONFIG)
+    questions = [lambda model=model: model.adapted(folder), model.merge, model.unmerge, lambda: model.call(ids, real)]
+    questions += [lambda name=name: getattr(model, name)(ids, real) for name in ("logits", "hidden", "trace")]
+    questions += [
+        lambda name=name: getattr(model, name)(ids, real, (1,), 3) for name in ("in_pieces", "trace_in_pieces")
+    ]
+    questions += [lambda: model.loss_and_gradients(ids, real, ids), lambda: model.step(ids, real, 1, 3)]
+    questions += [lambda: model.tokens(ids, real, Choice(temperature=0.8, seeds=np.array([1, 2])), 2)]
+    questions += [lambda: model.generate([[1]], 2, None), lambda: program.load_folder(tmp_path, "float32")]
+    questions += [lambda name=name: program.answers[name]({}) for name in program.answers]
+    for question in questions:
+        with contextlib.suppress(Failed):  # it writes no file and has no output
+            question()
+    sent = [json.loads(line) for line in read.read_text().splitlines()]
+    text = (ROOT / "specs/97-program-protocol.md").read_text("utf-8")
+    examples = json.loads(re.search(r"```json\n(.*?)```", text, re.DOTALL).group(1))
+
+    def shapes(requests):
+        return {(r["request"], *sorted(r.keys()), *sorted(r.get("choice", {}))) for r in requests}
+
+    assert shapes(sent) - shapes([{"request": "load", "dtype": 0, "weights": 0, "config": 0}]) == shapes(examples)
+
+
+RECORDER = """
+import json, sys
+for line in sys.stdin:
+    with open(sys.argv[1], "a") as file:
+        file.write(line)
+    reply = {"protocol": 1, "methods": json.loads(sys.argv[2])} if json.loads(line)["request"] == "hello" else {}
+    print(json.dumps(reply), flush=True)
+"""
+
+
+# --- questions of the vectors, and kept requests ---------------------------------------------------------------------
+
+ANSWERS = """
+if r["request"] == "slopes":
+    n = r["input"]["num_heads"]
+    reply = {"output": {"num_heads": n}} if n > 0 else {"error": {"kind": "InvalidInput", "message": "no heads"}}
+if r["request"] == "generate": reply = {"output": {"rows": [[*row, 5] for row in r["input"]["prompts"]]}}
+if r["request"] == "load_folder" and not Path(r["folder"]).is_dir(): reply = {"error": {"kind": "BadWeights", "message": "no folder"}}
+"""
+
+
+@pytest.mark.clause("PRG-14", "PRG-16")
+def test_questions_of_the_vectors(tmp_path):
+    program = stub(tmp_path, ANSWERS, '["logits", "slopes", "generate", "load_folder"]')
+    assert set(program.answers) == {"slopes"}
+    assert program.answers["slopes"]({"num_heads": 3}) == {"num_heads": 3}
+    with pytest.raises(InvalidInput, match="no heads"):
+        program.answers["slopes"]({"num_heads": 0})
+    assert loaded(program).generate([[1, 2]], 3, None) == [[1, 2, 5]]
+    assert hasattr(program.load_folder(tmp_path, "float32"), "generate")
+    with pytest.raises(BadWeights, match="no folder"):
+        program.load_folder(tmp_path / "none", "float32")
+
+
+def test_kept_requests_can_be_repeated(tmp_path):
+    """The script sends hello, load and the request to the program again."""
+    body = """
+    if r["request"] == "logits":
+        ids = load_file(r["inputs"])["token_ids"]
+        save_file({"logits": np.zeros((*ids.shape, 7), np.float32)}, r["outputs"])
+    """
+    stub(tmp_path, body).close()
+    command = shlex.join([sys.executable, str(tmp_path / "stub.py")])
+    program = Program(command, 30.0, tmp_path / "kept")
+    model = loaded(program)
+    model.logits(CASE.token_ids, CASE.is_real)
+    program.close()
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
+        "0001-hello",
+        "0002-load",
+        "0003-logits",
+        "replay.sh",
+    ]
+    answered = tmp_path / "kept/0003-logits/outputs.safetensors"
+    answered.unlink()
+    replay = ["sh", str(tmp_path / "kept/replay.sh"), "0003-logits"]
+    lines = subprocess.run(replay, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [json.loads(line) for line in lines][1:] == [{}, {}]
+    assert answered.exists()
 
 
 # --- the example in C ----------------------------------------------------------------------------------------------
@@ -333,7 +496,7 @@ def test_the_example_in_c_refuses_and_goes_on(bloom):
         model.logits(np.full((1, 2), 7), np.ones((1, 2), bool))
     with pytest.raises(Unsupported, match="float32 only"):
         bloom.load(CONFIG, named_weights(CONFIG, Case(CONFIG).params), "bfloat16")
-    bloom.process.ask({"request": "load", "more": 1, **{k: v for k, v in model._load.items() if k != "request"}})
+    bloom.process.ask({"request": "load", "more": 1, **{k: v for k, v in model._requests[0].items() if k != "request"}})
     got = model.logits(CASE.token_ids, CASE.is_real)
     np.testing.assert_allclose(got[CASE.is_real], truth(CASE).values["logits"][CASE.is_real], rtol=0, atol=1e-5)
 

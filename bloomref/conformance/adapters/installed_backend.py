@@ -11,9 +11,11 @@ import numpy as np
 
 from bloomref import __version__
 from bloomref.backbone import BloomBackbone
+from bloomref.causal_lm import BloomCausalLM
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters import decoding
 from bloomref.conformance.adapters.common import params_of, versions_of
+from bloomref.conformance.adapters.exact_answers import ANSWERS, generate
 from bloomref.conformance.gradient_names import named
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.lora_cases import FORMS
@@ -32,7 +34,7 @@ from bloomref.runtime.backend import (
     SupportsTrace,
 )
 from bloomref.runtime.engine import Engine, EngineCache
-from bloomref.runtime.inputs import TokenBatch
+from bloomref.runtime.inputs import TokenBatch, check_labels
 from bloomref.shapes import Array, Bool, Float, Int
 
 TINY = BloomConfig(vocabulary_size=7, num_layers=1, num_heads=2, hidden_dim=6, intermediate_dim=24)
@@ -41,6 +43,9 @@ TINY = BloomConfig(vocabulary_size=7, num_layers=1, num_heads=2, hidden_dim=6, i
 
 class Backend:
     """A backend, by its name in `bloomref backends`."""
+
+    answers = ANSWERS
+    error_classes = True
 
     def __init__(self, name: str = registry.REFERENCE) -> None:
         self.name = name
@@ -87,6 +92,14 @@ class Backend:
             InvalidInput: no backend has this name.
         """
         return BackendModel(BloomBackbone.from_params(config, params_of(config, weights), dtype, backend=self.name))
+
+    def load_folder(self, folder: Path, dtype: str) -> "BackendModel":
+        """Load a model folder on the backend.
+
+        Raises:
+            BadWeights: it is damaged; Unsupported: as `load`.
+        """
+        return BackendModel(BloomBackbone.from_preset(folder, dtype=dtype, backend=self.name))
 
     def versions(self) -> Mapping[str, str]:
         packages = self.declaration.packages or ("numpy", "ml_dtypes", self.name)
@@ -194,6 +207,13 @@ class BackendModel:
     def call(self, token_ids: Any, padding_mask: Any) -> Float[Array, "B T V"]:
         return self.engine.logits(self.backbone({"token_ids": token_ids, "padding_mask": padding_mask}))
 
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_length: int, stop_token_ids: Sequence[int] | None
+    ) -> list[list[int]]:
+        arguments = {"prompts": prompts, "max_length": max_length, "stop_token_ids": stop_token_ids}
+        rows: list[list[int]] = generate(BloomCausalLM(self.backbone), arguments)["rows"]
+        return rows
+
     @Offered(lambda model: isinstance(model.prepared, SupportsTrace))
     def trace(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"]) -> Mapping[str, Array]:
         return self.backbone.trace({"token_ids": token_ids, "padding_mask": is_real})
@@ -215,6 +235,7 @@ class BackendModel:
     def loss_and_gradients(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
     ) -> tuple[float, Mapping[str, Array]]:
+        labels = check_labels(labels, token_ids.shape, self.backbone.config.vocabulary_size)
         trainable = self.backbone.trainable_variables()
         loss, _, gradients = self.engine.loss_and_gradients(
             TokenBatch(token_ids, is_real), labels, trainable.__contains__

@@ -20,6 +20,7 @@ from bloomref.dtypes import DType, cast, floating_dtype
 from bloomref.lora import adapter_files
 from bloomref.lora.adapter import Adapter
 from bloomref.runtime.backend import Choice
+from bloomref.runtime.inputs import check_labels
 from bloomref.shapes import Array, Bool, Float, Int
 
 
@@ -110,6 +111,7 @@ class LoadedInstrumentedModel:
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], labels: Int[Array, "B T"]
     ) -> tuple[float, Mapping[str, Array]]:
         """Compute in the accumulation dtype, without rounding in between (GRD-5)."""
+        labels = check_labels(labels, token_ids.shape, self.model.config.vocabulary_size)
         model = copy(self.model)
         model.arithmetic = EXACT
         loss, gradients = model.loss_and_gradients(token_ids, is_real, labels)

@@ -1,6 +1,6 @@
 """A program in any language, which reads one JSON request a line and writes one JSON reply a line.
 
-Tensors are exchanged as safetensors files. Clauses: PRG-1 ... PRG-14 (specs/97-program-protocol.md).
+Tensors are exchanged as safetensors files. Clauses: PRG-1 ... PRG-16 (specs/97-program-protocol.md).
 """
 
 import shutil
@@ -23,7 +23,7 @@ from bloomref.shapes import Array, Bool, Float, Int
 from bloomref.validation import check_known
 
 METHODS = ("logits", *OPTIONAL_METHODS, "load_folder", *QUESTIONS)
-"""Words that `methods` of the reply to `hello` may have (PRG-2)."""
+"""Words that `methods` of the reply to `hello` may have (PRG-15)."""
 
 
 class Program:
@@ -99,7 +99,7 @@ def _methods(declared: object) -> frozenset[str]:
         raise Failed(describe("hello: methods", "a list of requests (PRG-2)", repr(declared)))
     words = [str(word) for word in declared]
     try:
-        check_known(words, METHODS, "a request of PRG-2")
+        check_known(words, METHODS, "a request of PRG-15")
     except InvalidInput as error:
         raise _declared("methods", error) from error
     return frozenset(words)

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bloomref import __version__
@@ -13,7 +14,7 @@ from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.implementation import DTYPES, FEATURES, Capabilities, Implementation
 from bloomref.conformance.lora_cases import FORMS
 from bloomref.conformance.oracle.precision import tier_of
-from bloomref.conformance.run.resolve import implementation_of
+from bloomref.conformance.run.resolve import TIMEOUT, implementation_of
 from bloomref.conformance.run.results import Report
 from bloomref.conformance.run.runner import EXAMPLES, Runner
 from bloomref.conformance.run.selection import Selection
@@ -40,6 +41,8 @@ class Options:
     require: bool = False
     require_all: bool = False
     selection: Selection = field(default_factory=Selection)
+    timeout: float = TIMEOUT
+    keep: Path | None = None
 
 
 class Kit:
@@ -53,7 +56,9 @@ class Kit:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.implementation: Implementation = _unbroken(
-            lambda: implementation_of(options.implementation, options.backend, options.program)
+            lambda: implementation_of(
+                options.implementation, options.backend, options.program, options.timeout, options.keep
+            )
         )
         self.properties = properties_of(self.implementation)
         options.selection.check(self.properties, TOPICS)

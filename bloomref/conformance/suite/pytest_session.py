@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bloomref.conformance.run.counts import Counts
+from bloomref.conformance.run.resolve import TIMEOUT
 from bloomref.conformance.run.runner import EXAMPLES
 from bloomref.conformance.run.selection import Selection
 from bloomref.conformance.subject import Subject
@@ -41,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--case", action="append", default=[], metavar="NAME", help="ask only these fixed cases; repeatable"
     )
+    group.addoption("--program-timeout", type=float, default=TIMEOUT, help="seconds for one request to a program")
+    group.addoption("--program-keep", type=Path, metavar="DIR", help="keep the requests to a program in this folder")
     group.addoption("--require-all", action="store_true", help="also fail if a question is refused or cannot be asked")
     group.addoption("--require", action="store_true", help="fail, not skip, if the implementation is not available")
     group.addoption("--conformance-json", metavar="FILE", help="also write the report to this file as JSON")
@@ -59,6 +62,8 @@ def _options(config: pytest.Config) -> Options:
         require=option("--require"),
         require_all=option("--require-all"),
         selection=Selection(tuple(option("--only")), tuple(option("--case"))),
+        timeout=option("--program-timeout"),
+        keep=option("--program-keep"),
     )
 
 

@@ -3,7 +3,7 @@
 Every function takes the object `input` of a vector and returns its `output` (specs/98-vectors.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,3 +64,13 @@ def policy(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "accumulation": accumulation_dtype(names.compute_dtype),
     }
     return {name: dtype.name for name, dtype in dtypes.items()}
+
+
+ANSWERS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "config": read_config,
+    "slopes": read_slopes,
+    "choose": choose,
+    "round": round_to,
+    "policy": policy,
+}
+"""Question (`implementation.QUESTIONS`) -> the function that answers it."""
