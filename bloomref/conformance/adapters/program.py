@@ -140,7 +140,7 @@ class ProgramModel:
         self.folder = process.folders.new("load", self)
         """Folder of the files that `load` names."""
         self._requests: list[dict[str, Any]] = []
-        """What the program must be asked to have this model: `load`, then perhaps `merge` or `unmerge`."""
+        """Requests by which the program gets this model: `load`, then perhaps `merge` or `unmerge`."""
 
     def load(self, request: dict[str, Any]) -> None:
         """Have the program load the model."""

@@ -1,6 +1,6 @@
-"""How an implementation is asked each question of the test vectors.
+"""Ask an implementation each question of the test vectors.
 
-It is asked by the methods of its model, by its `answers`, or by `load_folder`; without these, it is not asked.
+This is done by the methods of its model, by its `answers`, or by `load_folder`; without these, it is not asked.
 """
 
 from collections.abc import Callable, Mapping
@@ -164,4 +164,4 @@ TENSORS: dict[str, Callable[[Subject, Vector], Tensors]] = {
     "loss_and_gradients": _loss,
     "load": _load,
 }
-"""Question -> how it is asked."""
+"""Question -> the function that asks it."""
