@@ -48,7 +48,7 @@ def failure(subject: Subject, names: tuple[str, ...], cases: list[Case]) -> Fail
     return None
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("known", OF_DECODING, ids=lambda known: known.name)
 def test_a_mistake_of_decoding_is_found(known, dtype):
     first = failure(Subject(InstrumentedImplementation(known.model), dtype), ("step", "tokens"), CASES)
@@ -56,7 +56,7 @@ def test_a_mistake_of_decoding_is_found(known, dtype):
     assert set(known.clauses) & {*first.clauses, "KVC-1", "KVC-3"}
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])  # in float64, sums of few bits have no error
 @pytest.mark.parametrize("known", OF_MERGING, ids=lambda known: known.name)
 def test_a_mistake_of_merging_is_found(known, dtype):
     first = failure(Subject(InstrumentedImplementation(known.model), dtype), ("merge",), ADAPTED)
@@ -76,7 +76,7 @@ def test_no_equivalent_is_objected_to(known):
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_the_properties_hold_for_an_installed_backend(dtype):
     subject = Subject(Backend(), dtype)
-    assert failure(subject, ("step", "tokens"), CASES[:4]) is None
+    assert failure(subject, ("step", "tokens"), CASES[:2]) is None
     assert failure(subject, ("merge",), ADAPTED) is None
     assert subject._last is None  # a merged model is asked nothing else
 
@@ -90,8 +90,8 @@ class WrongShape(InstrumentedModel):
 
 
 class BeyondTheVocabulary(InstrumentedModel):
-    def choose(self, scores, choice, row, n):
-        return super().choose(scores, choice, row, n) + 23
+    def tokens(self, token_ids, is_real, choice, count):
+        return super().tokens(token_ids, is_real, choice, count) + 23
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_the_kit_and_the_host_have_the_same_numbers(seed, drawn):
 @given(SEEDS, st.integers(0, 9), st.booleans())
 def test_the_host_takes_a_possible_token_and_seldom_more_than_one_is(seed, drawn, with_error):
     rng = np.random.default_rng(seed)
-    scores, error = rng.integers(-3, 5, 30) / 2.0, 0.01 if with_error else 0.0
+    scores, error = rng.permutation(30) / 8.0, 0.01 if with_error else 0.0
     choice = decoding.choices(Case(CONFIG.replace(vocabulary_size=30), seed=seed % 2**32, batch=1), 1.0)[1 + seed % 4]
     off = scores + rng.uniform(-error, error, 30)
     off[choice.forbidden if choice.forbidden is not None else []] = -np.inf

@@ -1,6 +1,6 @@
 """Decoding: the logits of steps, and the tokens that a choice takes. Clauses: BKD-17, BKD-18, GEN-1 ... GEN-10.
 
-Tokens are asked of two models. One has exact scores with many ties, so every draw is certain. The other is the case's
+Tokens are asked of two models. One has exact scores, the highest of them twice, so every draw is certain. The other is the case's
 own: the scores after each token come from the oracle on the tokens so far, and near a boundary several tokens pass.
 """
 
@@ -22,6 +22,8 @@ LONGEST = 16
 """Most positions that are decoded one by one."""
 CHOSEN = 5
 """Tokens that are chosen at a time."""
+DISTINCT = 64
+"""Most different values of exact scores, so that bfloat16 represents them."""
 SPREAD = 2.0 * LIMIT
 """Largest error of a single score in units of sigma, the root mean square that rounding explains."""
 
@@ -158,9 +160,9 @@ def choices(case: Case, spread: float) -> list[Choice]:
 
 
 def exact_scores(case: Case) -> Float[Array, " V"]:
-    """Multiples of 1/2 in [-1.5, 2], most of them several times."""
-    rng = np.random.default_rng([case.seed, 5])
-    return rng.integers(-3, 5, case.config.vocabulary_size) / 2.0
+    """Multiples of 1/8 in the order of a permutation; two ids share the highest, and the others are distinct."""
+    rng, size = np.random.default_rng([case.seed, 5]), case.config.vocabulary_size
+    return np.minimum(rng.permutation(size), size - 2) % DISTINCT / 8.0
 
 
 def with_exact_scores(case: Case) -> Case:
