@@ -134,7 +134,7 @@ _ALL = (
     ),
     Property(
         "tokens",
-        "chosen tokens are those of greedy search and of the draw, unless rounding may change the choice",
+        "tokens are chosen by greedy search and by the draw of the specification, unless rounding may change the choice",
         ("BKD-18", "GEN-1", "GEN-7", "GEN-9", "GEN-10"),
         decoding.tokens,
         needs=("tokens",),

@@ -177,6 +177,21 @@ class SumsHeadsOfFactors(InstrumentedModel):
         return (da[:, :, [1, 0, 2]], db) if part.kind == "heads" else (da, db)
 
 
+class StepOfZeros(InstrumentedModel):
+    def step(self, caches, token_ids, is_real, start):
+        return 0.0 * super().step(caches, token_ids, is_real, start)
+
+
+class TokenConstant(InstrumentedModel):
+    def choose(self, scores, choice, row, n):  # noqa: ARG002
+        return 5
+
+
+class UnmergeByAddition(InstrumentedModel):
+    def unmerged(self, merged, storage):  # noqa: ARG002
+        return merged
+
+
 class WrongGradient(BackendModel):
     def loss_and_gradients(self, *arguments):
         loss, by_name = super().loss_and_gradients(*arguments)
@@ -231,6 +246,9 @@ MISTAKES = [
     ("lora-heads", SharesFirstHead),
     ("lora-itself", ScalesByAlpha),
     ("lora-itself", ChangesTheBase),
+    ("step", StepOfZeros),
+    ("tokens", TokenConstant),
+    ("merge", UnmergeByAddition),
     ("lora-gradients", ForgetsScaleOfFactors),
     ("lora-heads-gradients", SumsHeadsOfFactors),
 ]

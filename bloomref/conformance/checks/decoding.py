@@ -1,7 +1,8 @@
 """Decoding: the logits of steps, and the tokens that a choice takes. Clauses: BKD-17, BKD-18, GEN-1 ... GEN-10.
 
-Tokens are asked of two models. One has exact scores, the highest of them twice, so every draw is certain. The other is the case's
-own: the scores after each token come from the oracle on the tokens so far, and near a boundary several tokens pass.
+Tokens are asked of two models. One has exact scores, the highest of them twice, so every draw is certain. The other is
+the case's own: the scores after each token come from the oracle on the tokens so far, and near a boundary several
+tokens pass.
 """
 
 from collections.abc import Iterable
