@@ -108,7 +108,8 @@ class Model(Protocol):
         `trace_in_pieces(token_ids, is_real, cuts, capacity)`: intermediates of the calls of `in_pieces`, in the shapes
             of one call: keys that a call does not have get 0.
         `loss_and_gradients(token_ids, is_real, labels)`: the loss, and a mapping of gradients by Hugging Face key, in
-            Hugging Face's shapes (clauses GRD-1 ... GRD-4); of an adapted model, also those of its factors.
+            Hugging Face's shapes (clauses GRD-1 ... GRD-5); of an adapted model, those of its factors, under the
+            names and in the shapes of its file (clause GRD-4). Labels at padding are tokens, too: they must not count.
         `call(token_ids, padding_mask)`: logits from the public API. Arguments have any type that a user may pass;
             `padding_mask` may be None. Must raise (any exception) where the specification refuses (clauses EMB-2,
             ATT-11).

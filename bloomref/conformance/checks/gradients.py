@@ -13,6 +13,7 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.oracle.gradient_budgets import SIMULATED, UNITS, exact, judge, spread
 from bloomref.conformance.subject import Subject
+from bloomref.params import HF_PREFIX
 from bloomref.shapes import Array
 
 __all__ = ["NAMES", "SIMULATED", "UNITS", "exact", "gradients", "judged", "overview", "spread", "summarised"]
@@ -72,13 +73,19 @@ def summarised(judgements: Sequence[Judgement]) -> list[Judgement]:
     if not wrong:
         return list(judgements)
     first, *others = wrong
-    right = [judgement.name for judgement in judgements if judgement.verdict == "pass" and judgement.name != NAMES]
+    right = [
+        _short(judgement.name) for judgement in judgements if judgement.verdict == "pass" and judgement.name != NAMES
+    ]
     parts = [first.explanation]
     if others:
-        parts.append(f"wrong further back: {_some([other.name for other in others])}")
+        parts.append(f"wrong further back: {_some([_short(other.name) for other in others])}")
     parts.append(f"right: {_right(right, len(others))}")
     explained = replace(first, explanation="; ".join(parts))
     return [explained if judgement is first else judgement for judgement in judgements]
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("base_model.model.").removeprefix(HF_PREFIX)
 
 
 def _right(names: Sequence[str], others: int) -> str:

@@ -19,6 +19,8 @@ from bloomref.errors import Unsupported, invalid
 from bloomref.params import HF_PREFIX
 from bloomref.shapes import Array
 
+OF_PEFT = "base_model.model."
+"""Prefix of the names of PEFT's factors."""
 EMBEDDING = "word_embeddings.weight"
 CLAUSES: dict[str, tuple[str, ...]] = {
     "loss": ("GRD-1", "GRD-2"),
@@ -67,7 +69,7 @@ def is_gradient(name: str) -> bool:
 
 def short(name: str) -> str:
     """Name of a weight without the prefix that all have."""
-    return name.removeprefix(HF_PREFIX)
+    return name.removeprefix(OF_PEFT).removeprefix(HF_PREFIX)
 
 
 def clauses(name: str) -> tuple[str, ...]:
