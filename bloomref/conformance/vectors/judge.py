@@ -52,8 +52,11 @@ def _by_position(
     text = f"{name} at {where}: rms error {rms[where]:.2g}, {z:.2g} times sigma (limit {LIMIT:g})"
     if z > LIMIT:
         return Judgement(name, "fail", z, where, text)
-    enough = judged.sum() >= MIN_JUDGED * is_real.sum()
-    return Judgement(name, "pass" if enough else "inconclusive", z, where, text)
+    if judged.sum() >= MIN_JUDGED * is_real.sum():
+        return Judgement(name, "pass", z, where, text)
+    share = judged.sum() / is_real.sum()
+    reason = f"{name}: only {share:.0%} of the positions can be judged; at the others, rounding alone may change it"
+    return Judgement(name, "inconclusive", z, where, reason)
 
 
 def _whole(name: str, error: Array, sigma: float) -> Judgement:
