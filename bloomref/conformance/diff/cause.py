@@ -6,9 +6,8 @@ command that repeats it.
 
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 
 import numpy as np
 
@@ -293,16 +292,13 @@ def _explanations(run: Look, operand: Operand, first: Judgement) -> list[Explana
     able = [mistake for mistake in MISTAKES if can_explain(run.case, mistake, first.name)]
     bare = origins.split(first.name)[1]
     likely = [mistake for mistake in able if origins.split(mistake.first)[1] == bare]
+    likely.sort(key=lambda mistake: ("pieces" in mistake.needs) != (run.capacity > 0))
     end = time.monotonic() + SECONDS
     for group in (likely, [mistake for mistake in able if mistake not in likely]):
-        explanations = explain(run.case, operand, _until(end, group))
+        explanations = explain(run.case, operand, group, end)
         if any(explanation.matches for explanation in explanations):
             return explanations
     return explanations
-
-
-def _until(end: float, mistakes: Iterable[Mistake]) -> Iterator[Mistake]:
-    return takewhile(lambda _: time.monotonic() < end, mistakes)
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Explain an operand by known mistakes: each is run in float64, and explains it if what remains is rounding."""
 
 import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -61,16 +63,22 @@ def best_first(explanation: Explanation) -> tuple[bool, float]:
     return not explanation.matches, -explanation.share
 
 
-def explain(case: Case, operand: Operand, mistakes: Iterable[Mistake]) -> list[Explanation]:
-    """Return the mistakes that explain an operand: those that match, then those that explain most of its error."""
+def explain(case: Case, operand: Operand, mistakes: Iterable[Mistake], end: float = math.inf) -> list[Explanation]:
+    """Return the mistakes that explain an operand: those that match, then those that explain most of its error.
+
+    Args:
+        end: the time of `time.monotonic` at which to stop; with one, the first matches are enough.
+    """
     assert operand.tier is not None
     allowed = budget(case, operand.tier).sigma
+    mistakes = takewhile(lambda _: time.monotonic() < end, mistakes)
     explanations = [
         _explanation(case, operand, mistake, _outputs(case, operand, mistake), allowed) for mistake in mistakes
     ]
     explanations.sort(key=best_first)
-    retried = [_with_own_noise(case, operand, e.mistake) for e in explanations[:CLOSE] if not e.matches]
     matched = [e for e in explanations if e.matches]
+    close = [] if matched and end < math.inf else [e.mistake for e in explanations[:CLOSE] if not e.matches]
+    retried = [_with_own_noise(case, operand, mistake) for mistake in close if time.monotonic() < end]
     return [*matched, *(e for e in sorted(retried, key=best_first) if e.matches or e.share > PARTLY)]
 
 
