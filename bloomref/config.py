@@ -100,7 +100,9 @@ class BloomConfig:
         """
         if data.get("model_type", "bloom") != "bloom":
             raise BadWeights(f"config.json: expected model_type 'bloom', got {data['model_type']!r}")
-        present = {name: next((key for key in keys if key in data), None) for name, keys in _HF_KEYS.items()}
+        present = {
+            name: next((key for key in keys if _states(data, key, name)), None) for name, keys in _HF_KEYS.items()
+        }
         missing = [" or ".join(_HF_KEYS[name]) for name in _REQUIRED if present[name] is None]
         if missing:
             raise BadWeights(f"config.json: expected the keys {', '.join(missing)}, got {sorted(data)}")
@@ -154,6 +156,11 @@ class BloomConfig:
     def to_dict(self) -> dict[str, Any]:
         """All fields, as plain JSON-compatible values."""
         return asdict(self)
+
+
+def _states(data: Mapping[str, Any], key: str, name: str) -> bool:
+    """True if a config.json states a field by this key. A size that is null counts as absent (CFG-7)."""
+    return key in data and not (name in SIZES and data[key] is None)
 
 
 _KNOWN_HF = {key for keys in _HF_KEYS.values() for key in keys} | {"architectures", "model_type"}

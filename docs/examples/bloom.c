@@ -176,10 +176,11 @@ static void linear(float *out, const float *x, Pair p, long rows, long columns) 
 
 static double gelu(double x) { return 0.5 * x * (1 + tanh(0.79788456 * x * (1 + 0.044715 * x * x))); }
 
-/* Powers of 2^(-8/n), n the largest power of two in H; then every other slope of 2 n heads (ALI-1, ALI-2). */
-static double slope(long h) {
+/* Powers of 2^(-8/n), n the largest power of two in H; then every other slope of 2 n heads (ALI-1, ALI-2). The nearest
+ * float64 needs a pow that is correctly rounded here (ALI-3): glibc's is. */
+static double slope(long h, long heads) {
     long n = 1;
-    while (2 * n <= c.H) n *= 2;
+    while (2 * n <= heads) n *= 2;
     return h < n ? pow(2, -8.0 * (h + 1) / n) : pow(2, -4.0 * (2 * (h - n) + 1) / n);
 }
 
@@ -189,7 +190,7 @@ static void attend(float *out, const float *fused, const unsigned char *real, lo
     double largest = -INFINITY, total = 0;
     for (long s = 0; s <= t; s++) {
         if (!real[s]) continue;
-        power[s] = dot(fused + t * width + at, fused + s * width + at + c.K, c.K) / sqrt(c.K) + slope(h) * (s - t);
+        power[s] = dot(fused + t * width + at, fused + s * width + at + c.K, c.K) / sqrt(c.K) + slope(h, c.H) * (s - t);
         if (power[s] > largest) largest = power[s];
     }
     for (long s = 0; s <= t; s++) total += real[s] ? power[s] = exp(power[s] - largest) : 0;
@@ -261,14 +262,25 @@ static int run(const char *request, const char *what) {
     return !kind;
 }
 
+static void print_slopes(const char *request) {
+    long heads = number(request, "num_heads", 0);
+    printf("{\"output\": {\"float64\": [");
+    for (long h = 0; h < heads; h++) printf("%s%.17g", h ? ", " : "", slope(h, heads));
+    printf("], \"float32\": [");
+    for (long h = 0; h < heads; h++) printf("%s%.17g", h ? ", " : "", (double)(float)slope(h, heads));
+    puts("]}}");
+}
+
 int main(void) {
     static char line[1 << 16], what[50];
     while (fgets(line, sizeof line, stdin)) {
         kind = NULL;
         text(line, "request", what, sizeof what);
         if (!strcmp(what, "hello")) {
-            puts("{\"protocol\": 1, \"name\": \"bloom.c\", \"versions\": {\"bloom.c\": \"1\"}, \"methods\": [\"logits\", \"hidden\", \"in_pieces\"],"
+            puts("{\"protocol\": 1, \"name\": \"bloom.c\", \"versions\": {\"bloom.c\": \"1\"}, \"methods\": [\"logits\", \"hidden\", \"in_pieces\", \"slopes\"],"
                  " \"capabilities\": {\"dtypes\": [\"float32\"]}}");
+        } else if (!strcmp(what, "slopes")) {
+            print_slopes(line);
         } else if (!strcmp(what, "load") ? load(line)
                    : !strcmp(what, "logits") || !strcmp(what, "hidden") || !strcmp(what, "in_pieces") ? run(line, what)
                    : refuse("Unsupported", "no such request")) {
