@@ -9,6 +9,7 @@ import pytest
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
+from bloomref.conformance.checks import gradients
 from bloomref.conformance.gradient_names import named
 from bloomref.conformance.lora_cases import FORMS, Lora
 from bloomref.conformance.model.instrumented import InstrumentedModel
@@ -32,8 +33,8 @@ CASES = {
 
 
 def instrumented(case: Case, model: type[InstrumentedModel] = InstrumentedModel) -> dict[str, np.ndarray]:
-    loss, gradients = model.of(case).loss_and_gradients(case.token_ids, case.is_real, case.labels)
-    return {"loss": np.asarray(loss)} | named(case.config, gradients, case.lora.form if case.lora else "")
+    loss, by_key = model.of(case).loss_and_gradients(case.token_ids, case.is_real, case.labels)
+    return {"loss": np.asarray(loss)} | named(case.config, by_key, case.lora.form if case.lora else "")
 
 
 class AnchoredAtStart(InstrumentedModel):
@@ -60,8 +61,8 @@ def test_a_factor_has_the_name_and_the_shape_of_its_file(form, tmp_path):
         shapes = {name: entry.shape for name, entry in file.entries.items()}
     else:
         shapes = {name: variable.shape for name, variable in keras_lora.variables(path).items() if "kernel" in name}
-    gradients = gradient_budgets.exact(case)
-    assert {name: gradient.shape for name, gradient in gradients.items() if name != "loss"} == shapes
+    expected = gradient_budgets.exact(case)
+    assert {name: gradient.shape for name, gradient in expected.items() if name != "loss"} == shapes
 
 
 @pytest.mark.clause("LRA-15")
@@ -73,6 +74,39 @@ def test_b_of_zero_leaves_no_gradient_of_a():
             assert (gradient_budgets.spread(case)[name] > 0.0) == ("lora_B" in name)
     assert gradient_budgets.judge("float32", "a", np.zeros(2), np.zeros(2), 0.0).verdict == "pass"
     assert gradient_budgets.judge("float32", "a", np.full(2, 1e-30), np.zeros(2), 0.0).verdict == "fail"
+
+
+def explained(change) -> str:
+    """Explanation of the first failure of right gradients that `change` spoils."""
+    outputs = {name: gradient.copy() for name, gradient in gradient_budgets.exact(CASE).items()}
+    loss = outputs.pop("loss")
+    changed = change(outputs)
+    judgements = gradients.summarised(gradients.judged(CASE, "bfloat16", loss, outputs if changed is None else changed))
+    return next((judgement.explanation for judgement in judgements if judgement.verdict == "fail"), "")
+
+
+@pytest.mark.clause("GRD-4")
+def test_wrong_names_are_said():
+    assert explained(lambda _: None) == ""
+    bare = explained(lambda by_name: {name.removeprefix("transformer."): g for name, g in by_name.items()})
+    assert "no gradient of transformer.ln_f.weight, transformer.ln_f.bias" in bare
+    assert "the answer has h.0.input_layernorm.bias" in bare
+    assert "has none of its own" in explained(lambda by_name: by_name | {"lm_head.weight": np.zeros((11, 6))})
+    one = explained(lambda by_name: {name: g for name, g in by_name.items() if "ln_f.b" not in name})
+    assert one.startswith("no gradient of transformer.ln_f.bias; the answer has 16 of 17 names")
+
+
+@pytest.mark.clause("GRD-5")
+def test_a_failure_says_which_other_gradients_are_right():
+    def spoil(*names):
+        return lambda by_name: by_name | {f"transformer.{name}": 2.0 * by_name[f"transformer.{name}"] for name in names}
+
+    one = explained(spoil("word_embeddings.weight"))
+    assert one.startswith("gradient of transformer.word_embeddings.weight: rms error")
+    assert one.endswith("; right: all other 17")
+    two = explained(spoil("word_embeddings.weight", "h.0.mlp.dense_h_to_4h.bias"))
+    assert two.startswith("gradient of transformer.h.0.mlp.dense_h_to_4h.bias")  # the later one of the forward pass
+    assert "; wrong further back: word_embeddings.weight; right: loss, ln_f.weight, ln_f.bias and 13 more" in two
 
 
 def test_a_budget_is_the_same_each_time():

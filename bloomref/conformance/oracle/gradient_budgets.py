@@ -7,6 +7,7 @@ are rows of one batch.
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from bloomref.conformance.oracle.montecarlo import ELEMENTS, Noise, NoisyModel, 
 from bloomref.conformance.oracle.precision import TIERS
 from bloomref.conformance.oracle.truth import CACHED_CASES
 from bloomref.reference import lora, vjp
-from bloomref.shapes import Array, Float, Int
+from bloomref.shapes import Array, Bool, Float, Int
 
 SIMULATED = TIERS["float32"].accumulation
 """Unit roundoff of the simulation: that of float32, whose errors float64 can represent. Errors are proportional to the
@@ -33,7 +34,16 @@ SPREADS = 4096
 
 
 class NoisyGradients(NoisyModel):
-    """The instrumented model and its backward pass, with a random error in every operation."""
+    """The instrumented model and its backward pass, with a random error in every operation.
+
+    In the forward pass of half of the samples, all positions have the same errors, as in `montecarlo.errors`.
+    """
+
+    def run(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], *more: Any) -> dict[str, Array]:
+        self.arithmetic.alike = self.anchors > 0
+        intermediates = super().run(token_ids, is_real, *more)
+        self.arithmetic.alike = None  # gradients differ from position to position
+        return intermediates
 
     def mean(self, x: Array) -> Array:
         return self.arithmetic.wide(self.arithmetic.total(x) / x.shape[-1])
