@@ -33,6 +33,7 @@ ADAPTED = [replace(case, lora=Lora((*LINEARS, EMBEDDING), rank=2, alpha=3.0)) fo
 OF_DECODING = [known for known in MISTAKES if "decoding" in known.needs]
 OF_MERGING = [known for known in MISTAKES if "merge" in known.needs]
 SEEDS = st.integers(0, 2**64 - 1)
+SLOW = pytest.mark.slow
 
 
 def failure(subject: Subject, names: tuple[str, ...], cases: list[Case]) -> Failure | None:
@@ -48,7 +49,7 @@ def failure(subject: Subject, names: tuple[str, ...], cases: list[Case]) -> Fail
     return None
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=SLOW)])
 @pytest.mark.parametrize("known", OF_DECODING, ids=lambda known: known.name)
 def test_a_mistake_of_decoding_is_found(known, dtype):
     first = failure(Subject(InstrumentedImplementation(known.model), dtype), ("step", "tokens"), CASES)
@@ -73,7 +74,7 @@ def test_no_equivalent_is_objected_to(known):
 
 
 @pytest.mark.clause("BKD-17", "BKD-18", "GEN-6", "LRA-6", "LRA-7")
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", *(pytest.param(name, marks=SLOW) for name in ("float64", "bfloat16"))])
 def test_the_properties_hold_for_an_installed_backend(dtype):
     subject = Subject(Backend(), dtype)
     assert failure(subject, ("step", "tokens"), CASES[:2]) is None
