@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bloomref.conformance.cases import Case
 from bloomref.conformance.checks.outcome import Failure, NotAsked
 from bloomref.conformance.properties import Property
-from bloomref.conformance.run.results import Counts
+from bloomref.conformance.run.counts import Counts
 from bloomref.conformance.run.waivers import Waivers
 from bloomref.conformance.strategies import cases
 from bloomref.conformance.strategies_lora import adapted_cases

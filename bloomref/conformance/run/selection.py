@@ -11,7 +11,7 @@ from bloomref.validation import did_you_mean
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run asks; by default everything.
+    """The questions of a run; by default all.
 
     Args:
         only: fnmatch patterns of properties, of "vectors", or of a topic of the vectors: "vectors/lora".

@@ -124,7 +124,7 @@ def _label(task: Task) -> str:
 
 
 def names() -> list[str]:
-    """What `--only` and `--case` can name: properties with what each needs, topics of the vectors, fixed cases."""
+    """Names for `--only` and `--case`: properties with their needs, topics of the vectors, fixed cases."""
     every = PROPERTIES | BACKEND_PROPERTIES
     width = max(map(len, every))
     lines = []

@@ -111,7 +111,7 @@ class Kit:
         return not (report.stale or unmet or absent or FAILS in verdicts)
 
     def header(self) -> list[str]:
-        """What is tested, how, and where."""
+        """The implementation and its declaration, the dtypes, the machine, the cases and the waivers, a line each."""
         able, runner, selection = self.implementation.capabilities, self.runner, self.options.selection
         versions = ", ".join(f"{package} {version}" for package, version in self.report.versions.items())
         machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors"
