@@ -1,7 +1,7 @@
 """`bloomref conform`: test whether an implementation of BLOOM conforms to the specification."""
 
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,6 +68,7 @@ def command(
         typer.echo("\n".join(suite.names()))
         raise typer.Exit
     _check_target((implementation, backend, program), extra or [])
+    stated: dict[str, Any] = {"examples": examples, "timeout": timeout}
     options = Options(
         implementation,
         backend,
@@ -79,7 +80,7 @@ def command(
         require_all=require_all,
         selection=Selection(tuple(only or ()), tuple(case or ())),
         keep=keep,
-        **{name: value for name, value in {"examples": examples, "timeout": timeout}.items() if value is not None},
+        **{name: value for name, value in stated.items() if value is not None},
     )
     try:
         code = suite.conform(options, json, verbose, jobs)

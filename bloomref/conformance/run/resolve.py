@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomref.conformance.adapters.installed_backend import Backend
-from bloomref.conformance.adapters.process import TIMEOUT
+from bloomref.conformance.adapters.process import TIMEOUT as TIMEOUT
 from bloomref.conformance.adapters.program import Program
 from bloomref.conformance.implementation import Capabilities, Implementation
 from bloomref.errors import InvalidInput, Unsupported, invalid
