@@ -267,7 +267,7 @@ def test_factors_of_adapters_are_gradients():
 
 def test_its_own_error_is_one_line(monkeypatch):
     failure = failed(Subject(InstrumentedImplementation(get_mistake("silu").model), "float32"), "logits", CASE)
-    monkeypatch.setattr("bloomref.conformance.diff.cause.look", lambda *_: 1 / 0)
+    monkeypatch.setattr("bloomref.conformance.diff.cause.look", lambda *_, **__: 1 / 0)
     [line] = cause(Subject(InstrumentedImplementation(), "float32"), failure)
     assert line.startswith("the search for the cause ended: ZeroDivisionError")
 

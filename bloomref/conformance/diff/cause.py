@@ -58,7 +58,7 @@ def _lines(subject: Subject, failure: Failure) -> Iterator[str]:
     if failure.name == "gradients" or backward.is_gradient(failure.judgement.name):
         yield from _backward(subject, failure)
         return
-    whole = look(subject, replace(case, cuts=()))
+    whole = look(subject, case)
     if whole.first is not None:
         yield from _explained(subject, failure, whole)
         return
@@ -72,7 +72,7 @@ def _lines(subject: Subject, failure: Failure) -> Iterator[str]:
     for over_cache in _calls(subject, failure):
         if over_cache.first is not None:
             room = f"a cache with room for {over_cache.capacity} positions (the input has {case.time})"
-            yield f"only over {room}, in calls that begin at {_starts(over_cache.case)}:"
+            yield f"only over {room}, in calls that begin at {_starts(over_cache.cuts)}:"
             yield from _explained(subject, failure, over_cache)
             return
     if failure.name == "step":
@@ -87,7 +87,7 @@ class Look:
     """The intermediates that an implementation shows of one case, judged.
 
     Args:
-        capacity: of the cache; 0: one call.
+        cuts, capacity: of the calls over a cache; capacity 0: one call.
         values: the intermediates by name.
         judgements: one for each, in the order of computation.
         is_traced: True if they are more than results.
@@ -95,6 +95,7 @@ class Look:
 
     case: Case
     tier: Tier
+    cuts: tuple[int, ...]
     capacity: int
     values: dict[str, Array] = field(repr=False)
     judgements: list[Judgement] = field(repr=False)
@@ -116,23 +117,25 @@ class Look:
         return f"in one call of the whole input, {what} right"
 
 
-def look(subject: Subject, case: Case, capacity: int = 0) -> Look:
+def look(subject: Subject, case: Case, cuts: tuple[int, ...] = (), capacity: int = 0) -> Look:
     """Run the implementation on a case and judge its trace; if that is right or missing, its results.
 
+    The cuts of the case are not used, so that all runs share its truth and its budget.
+
     Args:
-        capacity: of the cache for calls that begin at the case's cuts; 0: one call without a cache.
+        capacity: of the cache for calls that begin at `cuts`; 0: one call without a cache.
 
     Raises:
         Raised: the implementation raised; Unsupported: it cannot run the case.
     """
-    over_cache = (case.cuts, capacity) if capacity else ()
+    over_cache = (cuts, capacity) if capacity else ()
     values = traced(subject, case, over_cache)
     judgements = judge(case, subject.tier, values)
     is_traced = len(values) > 1
     if not any(judgement.verdict == "fail" for judgement in judgements):
         values |= results(subject, case, over_cache)
         judgements = judge(case, subject.tier, values)
-    return Look(case, subject.tier, capacity, values, judgements, is_traced)
+    return Look(case, subject.tier, cuts, capacity, values, judgements, is_traced)
 
 
 def _calls(subject: Subject, failure: Failure) -> Iterator[Look]:
@@ -144,11 +147,11 @@ def _calls(subject: Subject, failure: Failure) -> Iterator[Look]:
         return
     spare, steps = case.time + 1 + case.seed % 3, tuple(range(max(1, case.time // 2), case.time))
     for cuts, capacity in ((case.cuts, case.time), (case.cuts, spare), ((), case.time + 64), (steps, spare)):
-        yield look(subject, replace(case, cuts=cuts), capacity)
+        yield look(subject, case, cuts, capacity)
 
 
-def _starts(case: Case) -> str:
-    shown = [str(start) for start in (0, *case.cuts)]
+def _starts(cuts: tuple[int, ...]) -> str:
+    shown = [str(start) for start in (0, *cuts)]
     return ", ".join(shown if len(shown) <= 2 * MANY else [*shown[:MANY], "...", shown[-1]])
 
 
@@ -254,7 +257,7 @@ def _names(names: list[str]) -> str:
 
 def _bare(subject: Subject, case: Case) -> Iterator[str]:
     """Yield whether the model is right without its adapter."""
-    bare = look(subject, replace(case, lora=None, cuts=()))
+    bare = look(subject, replace(case, lora=None))
     yield "without the adapter the model is " + ("right: it is the adapter" if bare.first is None else "wrong, too")
 
 
@@ -263,7 +266,8 @@ def _bare(subject: Subject, case: Case) -> Iterator[str]:
 
 def _mistake(subject: Subject, run: Look, first: Judgement) -> Iterator[str]:
     """Yield the known mistakes that match, or the one that comes close."""
-    operand = Operand(subject.implementation.name, run.values, run.tier, run.capacity)
+    operand = Operand(subject.implementation.name, run.values, run.tier, run.capacity, run.cuts)
+    since = time.monotonic()
     explanations = _explanations(run, operand, first)
     matches = [explanation for explanation in explanations if explanation.matches]
     if matches:
@@ -272,7 +276,8 @@ def _mistake(subject: Subject, run: Look, first: Judgement) -> Iterator[str]:
         close = explanations[0]
         yield f"it is close to {_described(close.mistake)} ({close.share:.0%} of the error)"
     else:
-        yield "no known mistake explains it"
+        is_late = time.monotonic() - since > SECONDS
+        yield "no known mistake explains it" + f", of those tried in {SECONDS:g} s; diff tries all" * is_late
 
 
 def _named(matches: Sequence[Mistake]) -> Iterator[str]:
@@ -306,7 +311,7 @@ def _explanations(run: Look, operand: Operand, first: Judgement) -> list[Explana
 
 def _backward(subject: Subject, failure: Failure) -> Iterator[str]:
     """Yield the first wrong gradient of the backward pass, which others are wrong, and which are right."""
-    case = replace(failure.case, cuts=())
+    case = failure.case
     outputs = backward.asked(subject, case)
     judgements = backward.judged(case, subject.dtype, outputs)
     wrong = [judgement for judgement in judgements if judgement.verdict == "fail"]
@@ -334,12 +339,13 @@ def _repeat(subject: Subject, failure: Failure, run: Look | None) -> Iterator[st
     case = failure.case if run is None else run.case
     if case.arrays is not failure.case.arrays:
         return  # no expression and no vector has this input
+    cuts = () if run is None else run.cuts
     words = ["bloomref", "diff", name_of(subject.implementation), "--dtype", failure.dtype]
     if case.arrays is not None:
         words += ["--vector", case.name]
-        words += ["--cuts", ",".join(map(str, case.cuts))] * (case.cuts != failure.case.cuts)
+        words += ["--cuts", ",".join(map(str, cuts))] * (cuts not in ((), case.cuts))
     else:
-        words += ["--case", code(replace(case, flags=frozenset(), name="")).replace("'", '"')]
+        words += ["--case", code(replace(case, flags=frozenset(), name="", cuts=cuts)).replace("'", '"')]
     words += ["--gradients"] * (run is None)
     words += ["--capacity", str(run.capacity)] if run is not None and run.capacity else []
     yield f"{REPEAT}{shlex.join(words)}"

@@ -67,7 +67,8 @@ def explain(case: Case, operand: Operand, mistakes: Iterable[Mistake], end: floa
     """Return the mistakes that explain an operand: those that match, then those that explain most of its error.
 
     Args:
-        end: the time of `time.monotonic` at which to stop; with one, the first matches are enough.
+        end: the time of `time.monotonic` at which to stop; with one, the first matches are enough. The closest mistake
+            is compared again in any case.
     """
     assert operand.tier is not None
     allowed = budget(case, operand.tier).sigma
@@ -78,13 +79,13 @@ def explain(case: Case, operand: Operand, mistakes: Iterable[Mistake], end: floa
     explanations.sort(key=best_first)
     matched = [e for e in explanations if e.matches]
     close = [] if matched and end < math.inf else [e.mistake for e in explanations[:CLOSE] if not e.matches]
-    retried = [_with_own_noise(case, operand, mistake) for mistake in close if time.monotonic() < end]
+    retried = [_with_own_noise(case, operand, m) for i, m in enumerate(close) if i == 0 or time.monotonic() < end]
     return [*matched, *(e for e in sorted(retried, key=best_first) if e.matches or e.share > PARTLY)]
 
 
 def _outputs(case: Case, operand: Operand, mistake: Mistake) -> dict[str, Array]:
     with np.errstate(all="ignore"):
-        return mistake.model.of(case).run(case.token_ids, case.is_real, case.cuts, operand.capacity)
+        return mistake.model.of(case).run(case.token_ids, case.is_real, *operand.run_of(case))
 
 
 def _explanation(
@@ -147,7 +148,7 @@ def _own_sigma(
     squares = {name: np.zeros(case.is_real.shape) for name in mutant}
     with np.errstate(all="ignore"):
         for _ in range(SAMPLES):
-            sample = model.run(case.token_ids, case.is_real, case.cuts, operand.capacity)
+            sample = model.run(case.token_ids, case.is_real, *operand.run_of(case))
             for name in squares:
                 squares[name] += np.square(rms_error(case, name, _residual(sample[name], mutant[name])))
         rounding = {

@@ -45,12 +45,18 @@ class Operand:
         values: named intermediates (MOD-8), as many as the implementation shows.
         tier: the precision in which it computed; None for the oracle, whose error is negligible.
         capacity: of the cache that it computed over; 0: as large as the input, or no cache.
+        cuts: where its calls over the cache began; None: at the cuts of the case.
     """
 
     name: str
     values: Mapping[str, Array] = field(repr=False)
     tier: Tier | None
     capacity: int = 0
+    cuts: tuple[int, ...] | None = None
+
+    def run_of(self, case: Case) -> tuple[tuple[int, ...], int]:
+        """Cuts and capacity of its calls."""
+        return case.cuts if self.cuts is None else self.cuts, self.capacity
 
 
 def operand(name: str, dtype: str, case: Case, capacity: int = 0) -> Operand:
