@@ -9,6 +9,9 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 def draw(number: int) -> Case:
     """Draw case `number`.
 
-    Most cases have up to 24 positions, some up to 64, a few 300. All kinds of masks occur. The MLP width is 4 D.
+    Most cases have up to 24 positions, some up to 64, a few 300. In a quarter, means are much larger than the spread.
+    All kinds of masks occur. The MLP width is 4 D.
     """
     rng = np.random.default_rng([2211, 5100, number])
 
@@ -65,6 +69,7 @@ def draw(number: int) -> Case:
         gain=one_of(1.0, 0.3, 3.0),
         qk_gain=one_of(1.0, 1.0, 1.0, 6.0, 60.0),
         embedding_std=one_of(1.0, 2e-3),
+        offset=one_of(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 30.0, 100.0),
     )
 
 
@@ -87,25 +92,48 @@ def outputs(subject: Subject, case: Case) -> Mapping[str, Array]:
     return {"logits": subject.ask(case, "logits", case.token_ids, case.is_real)}
 
 
-def false_alarms(name: str, dtype: str, numbers: Sequence[int]) -> dict[str, Any]:
-    """Judge one implementation: number of cases by verdict, quantiles of the largest Z of each case, and every
-    failure."""
-    subject = Subject(implementation(name), dtype)
-    verdicts: Counter[str] = Counter()
-    worst, graded, failures = [], [], []
+@dataclass(eq=False)
+class Tally:
+    """Verdicts on the cases of one implementation."""
+
+    subject: Subject
+    verdicts: Counter[str] = field(default_factory=Counter)
+    worst: list[float] = field(default_factory=list)
+    graded: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, number: int, case: Case) -> None:
+        """Judge the implementation on one case."""
+        with np.errstate(all="ignore"):
+            judgements = judge(case, self.subject.tier, outputs(self.subject, case))
+        self.verdicts[overall(judgements)] += 1
+        self.graded.append(share(case, self.subject.tier))
+        self.worst.append(max((j.z for j in judgements), default=0.0))
+        self.failures += [f"case {number}: {j.explanation}" for j in judgements if j.verdict == "fail"][:1]
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """Number of cases by verdict, quantiles of the largest Z of each case, and every failure."""
+        counts = {verdict: self.verdicts[verdict] for verdict in VERDICTS}
+        return {
+            "implementation": name,
+            "dtype": self.subject.dtype,
+            "cases": len(self.worst),
+            **counts,
+            "positions_judged": round(float(np.mean(self.graded)), 3),
+            **quantiles(self.worst),
+            "failures": self.failures,
+        }
+
+
+def false_alarms(names: Sequence[str], dtype: str, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Judge implementations on the same cases, so that the budget of a case is computed once."""
+    tallies = {name: Tally(Subject(implementation(name), dtype)) for name in names}
     for number in numbers:
         case = draw(number)
-        if case.kind == "holes" and name == "transformers":  # transformers counts only real positions, unlike ALI-4
-            continue
-        with np.errstate(all="ignore"):
-            judgements = judge(case, subject.tier, outputs(subject, case))
-        verdicts[overall(judgements)] += 1
-        graded.append(share(case, subject.tier))
-        worst.append(max((j.z for j in judgements), default=0.0))
-        failures += [f"case {number}: {j.explanation}" for j in judgements if j.verdict == "fail"][:1]
-    counts = {verdict: verdicts[verdict] for verdict in VERDICTS}
-    summary = {"implementation": name, "dtype": dtype, "cases": len(worst), **counts}
-    return {**summary, "positions_judged": round(float(np.mean(graded)), 3), **quantiles(worst), "failures": failures}
+        for name, tally in tallies.items():
+            if case.kind != "holes" or name != "transformers":  # transformers counts only real positions, unlike ALI-4
+                tally.add(number, case)
+    return [tally.summary(name) for name, tally in tallies.items()]
 
 
 def share(case: Case, tier: Tier) -> float:
@@ -160,6 +188,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--first", type=int, default=400_000, help="number of the first case; the rules were chosen on smaller numbers"
     )
     parser.add_argument("--cases", type=int, default=200)
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes; each takes a dtype at a time")
     parser.add_argument("--mistakes", action="store_true", help="measure detections instead of false alarms")
     parser.add_argument("--out", type=Path, help="JSON file; entries of other implementations and dtypes are preserved")
     parser.add_argument("--table", type=Path, help="print this JSON file as tables, without measuring")
@@ -167,7 +196,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (key, result) of each implementation or mistake run, and dtype.
+    """Yield (key, result) of each implementation or mistake run, and dtype. Each dtype is a job.
 
     Raises:
         InvalidInput: when the number of cases is not positive.
@@ -175,12 +204,13 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]
     numbers = range(options.first, options.first + options.cases)
     if options.cases < 1:
         raise invalid("--cases", "a positive number", options.cases)
-    for dtype in options.dtype:
+    with ProcessPoolExecutor(options.jobs) as pool:
         if options.mistakes:
-            yield f"mistakes {dtype}", detections(dtype, numbers)
-            continue
-        for name in options.implementation:
-            yield f"{name} {dtype}", false_alarms(name, dtype, numbers)
+            for result in pool.map(detections, options.dtype, repeat(numbers)):
+                yield f"mistakes {result['dtype']}", result
+        else:
+            for results in pool.map(false_alarms, repeat(options.implementation), options.dtype, repeat(numbers)):
+                yield from ((f"{result['implementation']} {result['dtype']}", result) for result in results)
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -9,6 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from bloomref.conformance.diff.compare import diff
 from bloomref.conformance.diff.operands import Operand, operand
-from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, MISTAKES, NO_INTERMEDIATE, Mistake
+from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, MISTAKES, NO_INTERMEDIATE, Mistake, get_mistake
 from bloomref.conformance.mistakes.examples import example
 from bloomref.conformance.run import runner
 from tools.mutation_testing import Detection, detect
@@ -25,6 +26,8 @@ from tools.spec_tables import ROOT, fill
 JSON = Path("docs/proof/mistakes.json")
 PAGE = Path("docs/proof.md")
 DTYPES = ("float32", "bfloat16", "float16")
+WIDER = "float64"
+"""Dtype of the mistakes that no narrower dtype shows."""
 
 
 def entry(detection: Detection) -> dict[str, Any]:
@@ -66,46 +69,72 @@ def naming(known: Mistake, dtype: str = "float32") -> dict[str, Any]:
 
 def described(known: Mistake) -> dict[str, Any]:
     """A mistake of the catalogue as JSON."""
-    return {"sentence": known.sentence, "clauses": list(known.clauses), "first": known.first}
+    return {"sentence": known.sentence, "clauses": list(known.clauses), "first": known.first, "dtype": known.dtype}
 
 
 def prove(
-    mistakes: Sequence[Mistake], equivalents: Sequence[Mistake], examples: int, report: Callable[[str], None] = print
+    mistakes: Sequence[Mistake],
+    equivalents: Sequence[Mistake],
+    examples: int,
+    report: Callable[[str], None] = print,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Return the content of docs/proof/mistakes.json.
 
     Args:
-        mistakes: those to detect, in float32 and bfloat16.
+        mistakes: those to detect, in float32 and bfloat16, or in float64.
         equivalents: those that must pass, in all of `DTYPES`.
         examples: number of random cases for each property.
         report: called with each line of progress.
+        jobs: number of processes; each takes a dtype at a time.
     """
     proof: dict[str, Any] = {
         "examples": examples,
         "catalogue": {known.name: described(known) for known in (*mistakes, *equivalents)},
+        "mistakes": {},
+        "equivalents": {},
     }
-    runs = {"mistakes": (mistakes, DTYPES[:2]), "equivalents": (equivalents, DTYPES)}
-    for kind, (mutants, dtypes) in runs.items():
-        proof[kind] = {}
-        for dtype in dtypes:
-            entries = proof[kind][dtype] = [entry(detection) for detection in detect(mutants, dtype, examples)]
+    usual = [known for known in mistakes if known.dtype != WIDER]
+    wider = [known for known in mistakes if known.dtype == WIDER]
+    runs = [("mistakes", dtype, usual) for dtype in DTYPES[:2]]
+    runs += [("mistakes", WIDER, wider), *(("equivalents", dtype, equivalents) for dtype in DTYPES)]
+    with ProcessPoolExecutor(jobs) as pool:
+        results = pool.map(
+            _entries,
+            [[known.name for known in run[2]] for run in runs],
+            [run[1] for run in runs],
+            [examples] * len(runs),
+        )
+        for (kind, dtype, _), entries in zip(runs, results, strict=True):
+            proof[kind][dtype] = entries
             report(f"{kind} in {dtype}: {_detected(entries)} of {len(entries)} detected")
-    proof["naming"] = [naming(known) for known in mistakes if known.first != NO_INTERMEDIATE]
+        visible = [known.name for known in mistakes if known.first != NO_INTERMEDIATE]
+        proof["naming"] = list(pool.map(_naming, visible, chunksize=8))
     return proof
 
 
-def completed(proof: dict[str, Any], report: Callable[[str], None] = print) -> dict[str, Any]:
+def _entries(names: Sequence[str], dtype: str, examples: int) -> list[dict[str, Any]]:
+    mutants = [get_mistake(name) for name in names]
+    return [entry(detection) for detection in detect(mutants, dtype, examples)] if mutants else []
+
+
+def _naming(name: str) -> dict[str, Any]:
+    known = get_mistake(name)
+    return naming(known, known.dtype)
+
+
+def completed(proof: dict[str, Any], report: Callable[[str], None] = print, jobs: int = 1) -> dict[str, Any]:
     """Return a proof with the catalogue's new mistakes added, in the order of the catalogue."""
     new = [known for known in CATALOGUE if known.name not in proof["catalogue"]]
     mistakes = [known for known in new if not known.equivalent]
     equivalents = [known for known in new if known.equivalent]
-    added = prove(mistakes, equivalents, proof["examples"], report)
+    added = prove(mistakes, equivalents, proof["examples"], report, jobs)
     whole: dict[str, Any] = {
         "examples": proof["examples"],
         "catalogue": _ordered(proof["catalogue"] | added["catalogue"]),
     }
     for kind in ("mistakes", "equivalents"):
-        whole[kind] = {dtype: _joined(proof[kind][dtype], added[kind][dtype]) for dtype in added[kind]}
+        whole[kind] = {dtype: _joined(proof[kind].get(dtype, []), added[kind][dtype]) for dtype in added[kind]}
     return whole | {"naming": _joined(proof["naming"], added["naming"])}
 
 
@@ -122,11 +151,11 @@ def _ordered(by_name: dict[str, Any]) -> dict[str, Any]:
 
 def summary(proof: dict[str, Any]) -> str:
     """Table of the totals."""
-    count, names = len(proof["mistakes"]["float32"]), proof["naming"]
+    names = proof["naming"]
     whole = [name for name in names if not _over_cache(name, proof)]
     rows = [
         *(
-            (f"mistakes detected in {dtype}", f"{_detected(run)} of {count}")
+            (f"mistakes detected in {dtype}", f"{_detected(run)} of {len(run)}")
             for dtype, run in proof["mistakes"].items()
         ),
         *(
@@ -170,15 +199,23 @@ def _seconds(entries: Sequence[dict[str, Any]]) -> str:
 
 def mistakes_table(proof: dict[str, Any]) -> str:
     """Table of the mistakes, one row each."""
-    narrow = {each["name"]: each for each in proof["mistakes"]["bfloat16"]}
-    names = {each["name"]: each for each in proof["naming"]}
-    rows = [_row(each, narrow[each["name"]], names.get(each["name"]), proof) for each in proof["mistakes"]["float32"]]
+    by_dtype = {dtype: _by_name(run) for dtype, run in proof["mistakes"].items()}
+    names = _by_name(proof["naming"])
+    rows = [
+        _row(by_dtype[known["dtype"]][name], by_dtype["bfloat16"].get(name), names.get(name), proof)
+        for name, known in proof["catalogue"].items()
+        if name in by_dtype[known["dtype"]]
+    ]
     header = ("mistake", "what it does", "violates", "detected by", "case", "Z", "seconds", "bfloat16", "`diff`")
     return _table(header, rows)
 
 
+def _by_name(entries: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {each["name"]: each for each in entries}
+
+
 def _row(
-    wide: dict[str, Any], narrow: dict[str, Any], named: dict[str, Any] | None, proof: dict[str, Any]
+    wide: dict[str, Any], narrow: dict[str, Any] | None, named: dict[str, Any] | None, proof: dict[str, Any]
 ) -> tuple[str, ...]:
     known = proof["catalogue"][wide["name"]]
     z = "" if not wide["found_by"] else ("not finite, or refused" if wide["z"] is None else f"{wide['z']:.2g}")
@@ -190,7 +227,7 @@ def _row(
         wide["case"],
         z,
         f"{wide['seconds']:.2f}",
-        narrow["found_by"] or "not detected",
+        narrow["found_by"] or "not detected" if narrow else f"{known['dtype']} only",
         _verdict_of_diff(named),
     )
 
@@ -240,7 +277,9 @@ def _proof(options: argparse.Namespace) -> dict[str, Any]:
     def report(text: str) -> None:
         print(text, flush=True)
 
-    return completed(read(), report) if options.new_only else prove(MISTAKES, EQUIVALENTS, options.examples, report)
+    if options.new_only:
+        return completed(read(), report, options.jobs)
+    return prove(MISTAKES, EQUIVALENTS, options.examples, report, options.jobs)
 
 
 def main() -> None:
@@ -249,6 +288,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=runner.EXAMPLES, help="random cases for each property")
     parser.add_argument("--pages-only", action="store_true", help="write the page from the JSON file, without a run")
     parser.add_argument("--new-only", action="store_true", help="run only the mistakes that are not in the JSON file")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes; seconds are comparable with 1 only")
     options = parser.parse_args()
     if options.pages_only:
         write(read())

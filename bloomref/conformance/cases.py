@@ -21,6 +21,9 @@ from bloomref.shapes import Array, Bool, Int
 MASKS = ("real", "left", "right", "holes", "padding row")
 """Kinds of masks: no padding, padding before the text, after it, inside it, and every other row all padding."""
 
+TO_RESIDUAL = ("attn_out_bias", "mlp_down_bias")
+"""The biases that are added to the residual."""
+
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
@@ -77,6 +80,8 @@ class Case:
         qk_gain: additional scale of the query and key weights.
         embedding_std: standard deviation of the embedding; below 3e-3 its variance is below epsilon, as in the
             published models.
+        offset: mean of the embedding, as a multiple of its standard deviation, and of the biases that are added to the
+            residual. At 100 and more, layer norm loses its digits unless it subtracts the mean before squaring.
         cuts: positions at which a run over a cache is divided into calls.
         flags: tags in addition to those that follow from the other parameters (`conformance.tags`).
         name: name in reports; for fixed cases.
@@ -94,6 +99,7 @@ class Case:
     gain: float = 1.0
     qk_gain: float = 1.0
     embedding_std: float = 1.0
+    offset: float = 0.0
     cuts: tuple[int, ...] = ()
     flags: frozenset[str] = field(default_factory=frozenset)
     name: str = ""
@@ -105,7 +111,7 @@ class Case:
     def model_key(self) -> tuple[object, ...]:
         """Everything that determines the weights and the adapter: models of equal keys are equal."""
         digest = self.arrays.weights_digest if self.arrays else ""
-        scales = (self.gain, self.qk_gain, self.embedding_std)
+        scales = (self.gain, self.qk_gain, self.embedding_std, self.offset)
         drawn = () if digest else (self.seed, *scales, self.weights)
         return (self.config, self.lora, digest, *drawn)
 
@@ -114,7 +120,7 @@ class Case:
         """Weights in float64, exact in the dtype `weights` and in all wider dtypes."""
         if self.arrays and self.arrays.params is not None:
             return self.arrays.params
-        drawn = draw_params(self.config, self.seed, self.gain, self.qk_gain, self.embedding_std)
+        drawn = draw_params(self.config, self.seed, self.gain, self.qk_gain, self.embedding_std, self.offset)
         return drawn.map(snap if self.weights == "bfloat16" else lambda x: x.astype(np.float32).astype(np.float64))
 
     @cached_property
@@ -159,23 +165,24 @@ def draw_params(
     gain: float = 1.0,
     qk_gain: float = 1.0,
     embedding_std: float = 1.0,
+    offset: float = 0.0,
 ) -> Params:
     """Draw weights from continuous distributions, in float64, so that no bias is 0 and no LayerNorm weight is 1.
 
     Args:
-        seed, gain, qk_gain, embedding_std: as in `Case`.
+        seed, gain, qk_gain, embedding_std, offset: as in `Case`.
     """
     rng = np.random.default_rng(seed)
 
     def draw(weight: Weight, key: str) -> Array:
         values = rng.standard_normal(weight.shape(config))
-        if weight.attribute in ("word_embedding", "lm_head"):
-            values *= embedding_std if weight.attribute == "word_embedding" else 1.0
+        if weight.attribute == "word_embedding":
+            values = embedding_std * (values + offset)
         elif key.endswith("bias"):
-            values *= 0.3
+            values = 0.3 * values + (offset if weight.attribute in TO_RESIDUAL else 0.0)
         elif weight.axes == "D":
             values = 1.0 + 0.3 * values
-        else:
+        elif weight.attribute != "lm_head":
             values *= gain / np.sqrt(
                 config.intermediate_dim if weight.attribute == "mlp_down_weight" else config.hidden_dim
             )

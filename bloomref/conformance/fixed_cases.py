@@ -41,6 +41,7 @@ FIXED_CASES: tuple[Case, ...] = (
     Case(_config(6, 4, tie_word_embeddings=False), seed=17, time=12, name="untied LM head"),
     Case(_config(6, 4, intermediate_dim=29), seed=18, time=12, name="odd MLP width"),
     Case(_config(6, 4, 0), seed=19, time=12, name="no layers"),
+    Case(_config(4, 6), seed=25, time=9, offset=300.0, weights="float32", name="mean of 300 spreads"),
     Case(_config(6, 4), seed=21, batch=2, time=12, weights="float32", name="24-bit weights"),
     Case(_config(3, 4), seed=22, batch=3, time=9, kind="left", name="LoRA", lora=LORA),
     Case(

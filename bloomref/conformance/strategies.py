@@ -16,6 +16,7 @@ from bloomref.conformance.implementation import Capabilities
 HEADS = (1, 2, 3, 5, 6, 8, 9, 12, 16, 24)
 HEAD_DIMS = (1, 3, 5, 6)
 EPSILONS = (1e-5, 1e-6, 1e-3)
+OFFSETS = (0.0,) * 6 + (100.0,)
 ANYTHING = Capabilities()
 LONG = (129, 260, 300)
 ELEMENTS = 2**20
@@ -94,7 +95,8 @@ def cases(
         time=time,
         kind=draw(st.sampled_from([kind for kind in kinds if kind in capabilities.masks] or ["real"]), label="mask"),
         gain=draw(st.sampled_from((1.0, 0.3, 3.0)), label="gain"),
-        qk_gain=draw(st.sampled_from((1.0, 1.0, 1.0, 6.0, 60.0)), label="gain of query and key") if sharp else 1.0,
+        qk_gain=draw(st.sampled_from((1.0,) * 4 + (6.0, 60.0, 60.0)), label="gain of query and key") if sharp else 1.0,
         embedding_std=draw(st.sampled_from((1.0, 2e-3)), label="size of the embedding"),
         cuts=draw(schedules(time), label="cuts"),
+        offset=draw(st.sampled_from(OFFSETS), label="mean of the embedding and of residual biases"),
     )

@@ -37,6 +37,10 @@ TAGS: dict[str, Tag] = {
         "more than 256 positions: 8 bits cannot count them, and 16 bits round slope times position",
     ),
     "eps-sensitive": Tag(lambda c: c.embedding_std <= 1e-2, "embeddings whose variance is below epsilon"),
+    "offset": Tag(
+        lambda c: c.offset >= 30.0,
+        "means that are much larger than the spread: layer norm must subtract the mean before it squares",
+    ),
     "epsilon": Tag(lambda c: c.config.layer_norm_epsilon != 1e-5, "an epsilon other than 1e-5"),
     "sharp": Tag(
         lambda c: c.qk_gain >= 6.0,

@@ -6,7 +6,7 @@ import pytest
 
 from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.mistakes import EQUIVALENTS, MISTAKES, NO_INTERMEDIATE, get_mistake
-from tools import mutation_score
+from tools import mutation_score, vector_mutation_score
 from tools.mutation_testing import detect
 
 SAMPLE = [
@@ -38,13 +38,26 @@ def test_the_page_shows_the_committed_numbers():
         assert table(proof) in page
 
 
+def test_the_page_shows_the_score_of_the_vectors():
+    scores = json.loads((mutation_score.ROOT / vector_mutation_score.JSON).read_text("utf-8"))
+    page = (mutation_score.ROOT / vector_mutation_score.PAGE).read_text("utf-8")
+    assert vector_mutation_score.table(scores) in page
+    assert all(each["rejected"] == [] and each["equivalents"] == len(EQUIVALENTS) for each in scores.values())
+    known = {each.name for each in MISTAKES if each.dtype == "float32"}
+    assert {each["mistakes"] for each in scores.values()} == {len(known)}
+    assert all(known.issuperset(each["undetected"]) for each in scores.values())
+
+
 def test_the_committed_proof_covers_the_catalogue_and_holds():
     committed = json.loads((mutation_score.ROOT / mutation_score.JSON).read_text("utf-8"))
     assert committed["catalogue"] == {
         known.name: mutation_score.described(known) for known in (*MISTAKES, *EQUIVALENTS)
     }
     for dtype in ("float32", "bfloat16"):
-        assert names(committed["mistakes"][dtype]) == [known.name for known in MISTAKES]
+        assert names(committed["mistakes"][dtype]) == [m.name for m in MISTAKES if m.dtype != mutation_score.WIDER]
+    assert names(committed["mistakes"][mutation_score.WIDER]) == [
+        m.name for m in MISTAKES if m.dtype == mutation_score.WIDER
+    ]
     for dtype in mutation_score.DTYPES:
         assert names(committed["equivalents"][dtype]) == [known.name for known in EQUIVALENTS]
     assert names(committed["naming"]) == [known.name for known in MISTAKES if known.first != NO_INTERMEDIATE]
@@ -56,7 +69,8 @@ def names(entries):
 
 
 def assert_holds(proof):
-    assert names(entry for entry in proof["mistakes"]["float32"] if not entry["found_by"]) == []
+    for dtype in ("float32", mutation_score.WIDER):
+        assert names(entry for entry in proof["mistakes"][dtype] if not entry["found_by"]) == []
     assert names(entry for entries in proof["equivalents"].values() for entry in entries if entry["found_by"]) == []
     assert sum(entry["named"][:1] == [entry["name"]] for entry in proof["naming"]) >= 170
     late = [entry for entry in proof["naming"] if not entry["first_is_right"]]

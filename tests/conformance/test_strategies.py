@@ -76,7 +76,7 @@ def test_cuts_are_inside_and_in_order(drawn):
 
 
 def unrounded(case: Case) -> Params:
-    return draw_params(case.config, case.seed, case.gain, case.qk_gain, case.embedding_std)
+    return draw_params(case.config, case.seed, case.gain, case.qk_gain, case.embedding_std, case.offset)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

@@ -32,12 +32,14 @@ class Explanation:
         operand: name of the operand.
         z: largest Z of the operand against a model that makes the mistake.
         share: share of the difference that the mistake explains, in rms over all intermediates.
+        begins: True if the mistake leaves nothing but rounding of the first intermediate that is wrong.
     """
 
     mistake: Mistake
     operand: str
     z: float
     share: float
+    begins: bool = False
 
     @property
     def matches(self) -> bool:
@@ -77,8 +79,9 @@ def explain(case: Case, operand: Operand, mistakes: Iterable[Mistake], end: floa
         _explanation(case, operand, mistake, _outputs(case, operand, mistake), allowed) for mistake in mistakes
     ]
     explanations.sort(key=best_first)
-    matched = [e for e in explanations if e.matches]
-    close = [] if matched and end < math.inf else [e.mistake for e in explanations[:CLOSE] if not e.matches]
+    matched, others = [e for e in explanations if e.matches], [e for e in explanations if not e.matches]
+    others.sort(key=lambda e: not e.begins)  # a mistake that loses digits explains the first digits lost alone
+    close = [] if matched and end < math.inf else [e.mistake for e in others[: max(CLOSE - len(matched), 0)]]
     retried = [_with_own_noise(case, operand, m) for i, m in enumerate(close) if i == 0 or time.monotonic() < end]
     return [*matched, *(e for e in sorted(retried, key=best_first) if e.matches or e.share > PARTLY)]
 
@@ -94,16 +97,19 @@ def _explanation(
     """Compare an operand with the outputs of a mutant."""
     assert operand.tier is not None
     graded, comparisons, rest, total = budget(case, operand.tier).graded, [], 0.0, 0.0
+    begins: bool | None = None
     for name in (name for name in truth(case).values if name in operand.values and name in mutant):
         output = operand.values[name].astype(np.float64)
         with np.errstate(all="ignore"):
             residual, error = _residual(output, mutant[name]), output - truth(case).values[name]
         comparisons.append(measure(case, name, residual, allowed[name], graded[name]))
+        if begins is None and measure(case, name, error, allowed[name], graded[name]).differs:
+            begins = not comparisons[-1].differs
         rest += _squared_z(case, name, residual, allowed[name])
         total += _squared_z(case, name, error, allowed[name])
     share = 1.0 - np.sqrt(rest / total) if 0.0 < total < np.inf and np.isfinite(rest) else float(rest == 0.0)
     z = max((comparison.z for comparison in comparisons if comparison.judged), default=np.inf)
-    return Explanation(mistake, operand.name, z, float(share))
+    return Explanation(mistake, operand.name, z, float(share), bool(begins))
 
 
 def _residual(output: Array, mutant: Array) -> Array:

@@ -9,9 +9,13 @@ from bloomref.conformance.mistakes import (
     backward_pass,
     decoding,
     embedding,
+    equivalent_arithmetic,
     equivalents,
     factor_gradients,
     head,
+    inexact_functions,
+    inexact_norms,
+    inexact_softmax,
     input_validation,
     key_value_cache,
     loss_and_embedding,
@@ -52,6 +56,10 @@ _MODULES = (
     factor_gradients,
     decoding,
     merging,
+    inexact_norms,
+    inexact_softmax,
+    inexact_functions,
+    equivalent_arithmetic,
 )
 """The order of the catalogue."""
 CATALOGUE: tuple[Mistake, ...] = tuple(

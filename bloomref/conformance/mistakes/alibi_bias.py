@@ -55,6 +55,18 @@ class NaiveSlopes(OtherSlopes):
 
 
 @mistake(
+    "slopes-continued",
+    "continues the series 2^(-8 i/n) beyond the power of two n",
+    "ALI-2",
+    first="attention.scores",
+    needs="odd-heads",
+)
+class SlopesContinued(OtherSlopes):
+    def numbers(self, heads: int) -> list[float]:
+        return [2.0 ** (-8.0 * i / power_of_two(heads)) for i in range(1, heads + 1)]
+
+
+@mistake(
     "extra-slopes-without-stride",
     "takes the slopes beyond the power of two one by one instead of every second one",
     "ALI-2",
@@ -262,6 +274,26 @@ class AlibiInFloat16(InstrumentedModel):
 class SlopesInBfloat16(InstrumentedModel):
     def slopes(self) -> Array:
         return rounded(super().slopes(), "bfloat16")
+
+
+@mistake(
+    "slopes-in-float16", "rounds the slopes to float16", "ALI-3", "ALI-5", first="attention.scores", needs="odd-heads"
+)
+class SlopesInFloat16(InstrumentedModel):
+    def slopes(self) -> Array:
+        return rounded(super().slopes(), "float16")
+
+
+@mistake(
+    "positions-in-8-bits",
+    "stores positions in 8 bits, so they restart at 0 after 255",
+    "ALI-4",
+    first="attention.scores",
+    needs="long",
+)
+class PositionsIn8Bits(InstrumentedModel):
+    def positions(self, is_real: Array) -> Array:
+        return super().positions(is_real) % 256
 
 
 @mistake(

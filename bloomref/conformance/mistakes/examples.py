@@ -26,6 +26,7 @@ def example(mistake: Mistake, seed: int = 0) -> Case:
         kind=_kind(needs),
         qk_gain=60.0 if "sharp" in needs else 1.0,
         embedding_std=2e-3 if "eps-sensitive" in needs else 1.0,
+        offset=100.0 if "offset" in needs else 0.0,
         cuts=(5, 8, 9, 10, 11) if "pieces" in needs else (),
         name=mistake.name,
         lora=_adapter(needs) if "lora" in needs else None,

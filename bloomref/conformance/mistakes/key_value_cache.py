@@ -1,5 +1,7 @@
 """Mistakes that only several calls over a cache show."""
 
+import math
+
 import numpy as np
 
 from bloomref.conformance.mistakes.low_precision import rounded
@@ -53,6 +55,22 @@ class CacheOverwritten(InstrumentedModel):
             count = min(start, key.shape[2])
             cache.keys[:, :, :count], cache.values[:, :, :count] = key[:, :, :count], value[:, :, :count]
         return keys, values
+
+
+@mistake(
+    "cache-stride",
+    "reads the cache as if its capacity were the number of columns so far",
+    "KVC-1",
+    first="attention.scores",
+    needs="pieces heads",
+)
+class CacheStride(InstrumentedModel):
+    def update_cache(self, cache: InstrumentedCache, start: int, key: Array, value: Array) -> tuple[Array, Array]:
+        keys, values = super().update_cache(cache, start, key, value)
+        return self.misread(cache.keys, keys.shape), self.misread(cache.values, values.shape)
+
+    def misread(self, stored: Array, shape: tuple[int, ...]) -> Array:
+        return stored.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 @mistake(

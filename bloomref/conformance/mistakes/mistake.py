@@ -40,6 +40,7 @@ class Mistake:
         model: the instrumented model that makes the mistake.
         needs: names of `TAGS` or `OTHER_NEEDS` that apply to an input that shows it.
         equivalent: True if the model is right, so that no check may object.
+        dtype: the dtype in which a mistake must be detected; a narrower one may hide it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Mistake:
     model: type[InstrumentedModel]
     needs: frozenset[str] = frozenset()
     equivalent: bool = False
+    dtype: str = "float32"
 
     @property
     def is_of_adapters(self) -> bool:
@@ -66,12 +68,18 @@ REGISTRY: list[Mistake] = []
 
 
 def mistake(
-    name: str, sentence: str, *clauses: str, first: str, needs: str = "", equivalent: bool = False
+    name: str,
+    sentence: str,
+    *clauses: str,
+    first: str,
+    needs: str = "",
+    equivalent: bool = False,
+    dtype: str = "float32",
 ) -> Callable[[type[InstrumentedModel]], type[InstrumentedModel]]:
     """Class decorator: register an instrumented model as a known mistake.
 
     Args:
-        name: see `Mistake`, as for `sentence`, `clauses` and `equivalent`.
+        name: see `Mistake`, as for `sentence`, `clauses`, `equivalent` and `dtype`.
         first: as `Mistake.first`; "layers.0." may be left out.
         needs: as `Mistake.needs`, separated by spaces.
 
@@ -85,7 +93,7 @@ def mistake(
     intermediate = f"layers.0.{first}" if first.startswith(("attention", "mlp")) else first
 
     def register(model: type[InstrumentedModel]) -> type[InstrumentedModel]:
-        REGISTRY.append(Mistake(name, sentence, clauses, intermediate, model, conditions, equivalent))
+        REGISTRY.append(Mistake(name, sentence, clauses, intermediate, model, conditions, equivalent, dtype))
         return model
 
     return register

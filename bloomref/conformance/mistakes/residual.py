@@ -116,3 +116,17 @@ class DropoutScale(InstrumentedModel):
 class ResidualClipped(InstrumentedModel):
     def residual(self, x: Array, normed: Array, output: Array) -> Array:
         return np.clip(super().residual(x, normed, output), -1.0, 1.0)
+
+
+@mistake(
+    "residual-in-place",
+    "adds to the hidden state in place, which changes the intermediate that it returned before",
+    "MOD-8",
+    first="embedding_norm",
+)
+class ResidualInPlace(InstrumentedModel):
+    def residual(self, x: Array, normed: Array, output: Array) -> Array:
+        if self.config.apply_residual_connection_post_layernorm:
+            return super().residual(x, normed, output)
+        x += output
+        return x

@@ -121,6 +121,13 @@ def _signal(case: Case, name: str) -> Float[Array, "B T"]:
     return per_position(name, truth(case).values[name], case.is_real)
 
 
+def _contrast(case: Case, name: str) -> Float[Array, "B T"]:
+    """Signal of a hidden state to the layer norm that reads it: its standard deviation over D, unless that is 0."""
+    value = truth(case).values[name]
+    spread = per_position(name, value - value.mean(axis=-1, keepdims=True), case.is_real)
+    return np.where(spread > 0.0, spread, _signal(case, name))
+
+
 def _graded(case: Case, sigma: Mapping[str, Array], head_noise: Mapping[str, Array]) -> dict[str, Bool[Array, "B T"]]:
     """Return where each intermediate can be judged. A position that is too noisy excludes everything computed from
     it."""
@@ -130,7 +137,8 @@ def _graded(case: Case, sigma: Mapping[str, Array], head_noise: Mapping[str, Arr
         if name in head_noise:
             usable = usable & (head_noise[name] <= MAX_SCORE_NOISE)
         elif name.endswith(("norm", "block")):
-            quiet = usable & (allowed <= MAX_UPSTREAM_NOISE * signal)
+            read = _contrast(case, name) if name.endswith("block") else signal
+            quiet = usable & (allowed <= MAX_UPSTREAM_NOISE * read)
             usable = usable & np.logical_and.accumulate(quiet | ~case.is_real, axis=1)
         graded[name] = usable & (allowed <= MAX_NOISE * signal)
     return graded

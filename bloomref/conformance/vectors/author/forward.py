@@ -63,6 +63,7 @@ def embedding() -> list[Draft]:
         _logits("emb-below-epsilon", "quiet", "EMB-3 EMB-4", "embeddings of a standard deviation of 2e-3, as in the real models: epsilon decides their size", "eps-sensitive epsilon-place", trace, batch=2, time=6),
         _logits("emb-epsilon-1e-3", "epsilon3", "EMB-4", "every layer norm has the epsilon of the config", "epsilon eps-sensitive", ALL, batch=1, time=4),
         _logits("emb-epsilon-1e-12", "epsilon12", "EMB-4", "an epsilon with almost no effect", "epsilon eps-sensitive", trace, batch=1, time=5),
+        _logits("emb-large-mean", "mean300", "EMB-3 NUM-9", "means of 300 times the spread: the mean is subtracted before squaring", "large-mean", (*trace, "layers.0.attention.norm", "layers.1.mlp.norm"), batch=1, time=6),
         _logits("emb-four-tokens", "tokens4", "EMB-2", "a vocabulary of four tokens", "last-id", trace, token_ids=[[3, 0, 2, 3, 1]]),
         *(_call(f"emb-ids-{dtype}", "EMB-1", f"ids of dtype {dtype} mean the same", "id-types", token_dtype=dtype) for dtype in ("uint8", "int16", "int32", "uint64")),
         _call("emb-no-rows", "EMB-6 MOD-1", "an empty batch gives logits of shape (0, T, V)", "empty", token_ids=[], token_shape=[0, 6]),

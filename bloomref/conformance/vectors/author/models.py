@@ -1,4 +1,4 @@
-"""Models of the vectors, each small and with one special feature. All but "float24" are exact in 16-bit types."""
+"""Models of the vectors, each small and with one special feature. 16-bit dtypes represent all but two of them."""
 
 from typing import Any
 
@@ -38,6 +38,7 @@ MODELS: dict[str, Case] = {
     "layers4": _model(3, 2, 4, seed=21),
     "tokens4": _model(2, 3, seed=22, config={"vocabulary_size": 4}),
     "float24": _model(3, 4, seed=23, weights="float32"),
+    "mean300": _model(3, 4, 2, seed=26, offset=300.0, weights="float32"),
     "small": _model(3, 2, seed=24, config={"vocabulary_size": 7, "intermediate_dim": 9}),
     "small_both": _model(
         3, 2, seed=25,
