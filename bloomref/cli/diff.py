@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bloomref.cli.shared import Json, Revision, load, note, print_json, tokenizer_of, working
+from bloomref.cli.shared import Json, Keep, Revision, Timeout, load, note, print_json, tokenizer_of, working
 from bloomref.errors import InvalidInput, invalid
 
 if TYPE_CHECKING:
@@ -76,6 +76,8 @@ def command(
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Show every row of a long table.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write an HTML page with plots.", metavar="FILE")] = None,
+    timeout: Timeout = None,
+    keep: Keep = None,
     json: Json = False,
 ) -> None:
     """Compare A with B, intermediate by intermediate, and name the known mistake that explains a difference.
@@ -114,7 +116,7 @@ def command(
         chosen = Case(config, seed, rows, time, mask, embedding_std=embedding_std, lora=adapter)
     if cuts:
         chosen = replace(chosen, cuts=_cuts(cuts, chosen.time))
-    with working("comparing"):
+    with working("comparing"), operands.program_settings(timeout, keep):
         if gradients:
             one, two = (backward.operand(name, own, chosen) for name, own in zip((a, b), dtypes, strict=True))
             difference = backward.difference(chosen, one, two)

@@ -116,6 +116,8 @@ def _ask(
         topics = {"topics": results.pop("properties"), "failures": failures}
         print_json({key: results[key] for key in ("implementation", "versions", "not_available", "problems")} | topics)
     failed = f"{sum(counts.failed for counts in report.counts.values())} answers fail"
+    if not report.counts:
+        failed = "nothing was asked"
     problems = list(report.problems.values())
     for line in [] if json else (*report.table(), *report.absent, *failures, *problems, f"{report.name}: {failed}"):
         typer.echo(line)

@@ -4,6 +4,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from bloomref.runtime import registry
 from bloomref.shapes import Array
 
 ORACLE = "oracle"
+_settings: ContextVar[tuple[float, Path | None]] = ContextVar("settings of programs", default=(resolve.TIMEOUT, None))
 PEERS = {
     "transformers": "transformers:Transformers",
     "keras_hub": "keras_hub:KerasHub",
@@ -114,6 +116,16 @@ def as_failed(name: str) -> Iterator[None]:
         raise Failed(f"{name}: {error}") from error
 
 
+@contextmanager
+def program_settings(timeout: float | None, keep: Path | None) -> Iterator[None]:
+    """Context manager: inside, programs start with this time limit (None: the usual one) and folder of requests."""
+    token = _settings.set((timeout or resolve.TIMEOUT, keep))
+    try:
+        yield
+    finally:
+        _settings.reset(token)
+
+
 def split_dtype(name: str, dtype: str) -> tuple[str, str]:
     """Split `numba@bfloat16` into name and dtype; a name without "@" gets `dtype`."""
     bare, _, own = name.partition("@")
@@ -126,7 +138,7 @@ def implementation(name: str) -> Implementation:
     if kind == "mistake":
         return InstrumentedImplementation(get_mistake(rest).model)
     if kind == "program":
-        return resolve.implementation_of(None, None, rest)
+        return resolve.implementation_of(None, None, rest, *_settings.get())
     if name in PEERS:
         name = f"bloomref.conformance.adapters.{PEERS[name]}"
     if ":" in name and kind not in registry.names():
