@@ -13,7 +13,7 @@ from bloomref import __version__
 from bloomref.backbone import BloomBackbone
 from bloomref.causal_lm import BloomCausalLM
 from bloomref.config import BloomConfig
-from bloomref.conformance.adapters import decoding
+from bloomref.conformance.adapters import engine_decoding
 from bloomref.conformance.adapters.common import params_of, versions_of
 from bloomref.conformance.adapters.exact_answers import ANSWERS, generate
 from bloomref.conformance.gradient_names import named
@@ -189,12 +189,12 @@ class BackendModel:
     def step(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], start: int, capacity: int
     ) -> Float[Array, "B _ V"]:
-        return decoding.steps(self.engine, token_ids, is_real, start, capacity)
+        return engine_decoding.steps(self.engine, token_ids, is_real, start, capacity)
 
     def tokens(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], choice: Choice, count: int
     ) -> Int[Array, "B N"]:
-        return decoding.tokens(self.engine, token_ids, is_real, choice, count)
+        return engine_decoding.tokens(self.engine, token_ids, is_real, choice, count)
 
     def merge(self) -> Self:
         self.backbone.merge_adapter()

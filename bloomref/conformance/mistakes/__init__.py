@@ -7,7 +7,6 @@ is measured by how many it detects (docs/proof.md). `bloomref diff` tries them t
 from bloomref.conformance.mistakes import (
     alibi_bias,
     backward_pass,
-    decoding,
     embedding,
     equivalent_arithmetic,
     equivalents,
@@ -22,12 +21,13 @@ from bloomref.conformance.mistakes import (
     low_precision,
     low_rank,
     masks,
-    merging,
+    merged_weights,
     mlp,
     norms,
     residual,
     self_attention,
     sharding,
+    steps_and_draws,
     weights,
 )
 from bloomref.conformance.mistakes.mistake import NO_INTERMEDIATE, REGISTRY, Mistake
@@ -54,8 +54,8 @@ _MODULES = (
     loss_and_embedding,
     backward_pass,
     factor_gradients,
-    decoding,
-    merging,
+    steps_and_draws,
+    merged_weights,
     inexact_norms,
     inexact_softmax,
     inexact_functions,
