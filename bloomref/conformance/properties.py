@@ -49,7 +49,7 @@ class Property:
         longest: length of the longest sequence; None: no limit.
         adapter: format of the case's LoRA adapter (`lora_cases.FORMS`); "": no adapter.
         share: divides the number of drawn cases.
-        strategy: draws cases of given capabilities; None: `strategies.cases`.
+        strategy: draws cases for given capabilities and a dtype; None: `strategies.cases`.
         unasked: returns why a subject is not asked, or None. A `NotAsked` may say that this does not bound the claim.
         fixed: it is also asked on the fixed cases.
     """
@@ -65,7 +65,7 @@ class Property:
     longest: int | None = None
     adapter: str = ""
     share: int = 1
-    strategy: Callable[[Capabilities], st.SearchStrategy[Case]] | None = None
+    strategy: Callable[[Capabilities, str], st.SearchStrategy[Case]] | None = None
     unasked: Callable[[Subject], str | NotAsked | None] | None = None
     fixed: bool = True
 

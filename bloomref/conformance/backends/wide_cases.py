@@ -18,8 +18,8 @@ EDGES = (31, 32, 33, 127, 129, 140)
 
 
 @st.composite
-def wide_cases(draw: st.DrawFn, capabilities: Capabilities) -> Case:
-    """Draw models and inputs, with the masks that the capabilities allow."""
+def wide_cases(draw: st.DrawFn, capabilities: Capabilities, dtype: str) -> Case:
+    """Draw models and inputs, with the masks that the capabilities allow, and weights of all bits of the dtype."""
     heads = draw(st.sampled_from(HEADS), label="heads")
     config = BloomConfig(
         vocabulary_size=draw(st.integers(3, 70), label="vocabulary"),
@@ -41,4 +41,5 @@ def wide_cases(draw: st.DrawFn, capabilities: Capabilities) -> Case:
         gain=draw(st.sampled_from((1.0, 0.3)), label="gain"),
         embedding_std=draw(st.sampled_from((1.0, 2e-3)), label="size of the embedding"),
         cuts=draw(schedules(time), label="cuts"),
+        weights="float32" if dtype in ("float32", "float64") else "bfloat16",
     )

@@ -87,7 +87,7 @@ def drawn(prop: Property, subject: Subject) -> st.SearchStrategy[Case]:
     """Cases that the implementation supports and to which the property applies."""
     able, longest = subject.implementation.capabilities, min(USUAL_TIME, prop.longest or USUAL_TIME)
     if prop.strategy is not None:
-        return prop.strategy(able).filter(lambda case: applies(prop, case))
+        return prop.strategy(able, subject.dtype).filter(lambda case: applies(prop, case))
     if prop.adapter:
         return adapted_cases(able, prop.adapter, kinds=prop.kinds, max_time=longest)
     return cases(
