@@ -45,7 +45,7 @@ def compute(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     if what == "tokens":
         forbidden = np.zeros(model.backbone.config.vocabulary_size, bool)
         forbidden[request["choice"]["forbidden"] or []] = True
-        seeds = request["choice"]["seeds"] and np.array(request["choice"]["seeds"])
+        seeds = request["choice"]["seeds"] and np.array(request["choice"]["seeds"], np.uint64)
         choice = Choice(**{**request["choice"], "forbidden": forbidden, "seeds": seeds})
         return {"tokens": np.asarray(model.tokens(ids, real, choice, request["count"]), np.int64)}
     return {"hidden" if what == "hidden" else "logits": getattr(model, what)(ids, real, *calls)}
