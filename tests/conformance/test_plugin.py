@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -140,7 +141,7 @@ COVERED = [WAIVER.format(f"*/{flag}") for flag in ("left-pad", "mask-hole")]
 def test_a_waiver_covers_what_it_names_and_no_more(here):
     result = ask(here, *WRONG, *waivers(here, *COVERED))
     assert result.returncode == 0, result.stdout
-    assert "float32: conforms in what it declares, but for the waivers" in result.stdout  # it has no gradients
+    assert re.search("float32: conforms.*, but for the waivers", result.stdout)
     assert "*/left-pad: it sees padding; the specification is right" in result.stdout
     result = ask(here, *WRONG, *waivers(here, *COVERED[1:]))
     assert result.returncode == 1
@@ -156,7 +157,7 @@ def test_a_waiver_that_is_not_needed_fails_the_run(here):
     assert "waiver 'no-such-property' matches nothing" in result.stdout
     assert "waiver 'logits/long' is not needed: what it matches passes" in result.stdout
     assert "float64' " not in result.stdout  # nobody asked that dtype
-    assert "float32: conforms in what it declares (" in result.stdout
+    assert "float32: conforms" in result.stdout
 
 
 def test_a_part_of_the_suite_says_nothing_about_waivers(here):
