@@ -69,8 +69,7 @@ def explain(case: Case, operand: Operand, mistakes: Iterable[Mistake], end: floa
     """Return the mistakes that explain an operand: those that match, then those that explain most of its error.
 
     Args:
-        end: the time of `time.monotonic` at which to stop; with one, the first matches are enough. The closest mistake
-            is compared again in any case.
+        end: the time of `time.monotonic` at which to stop; with one, the first matches are enough.
     """
     assert operand.tier is not None
     allowed = budget(case, operand.tier).sigma
@@ -82,7 +81,7 @@ def explain(case: Case, operand: Operand, mistakes: Iterable[Mistake], end: floa
     matched, others = [e for e in explanations if e.matches], [e for e in explanations if not e.matches]
     others.sort(key=lambda e: not e.begins)  # a mistake that loses digits explains the first digits lost alone
     close = [] if matched and end < math.inf else [e.mistake for e in others[: max(CLOSE - len(matched), 0)]]
-    retried = [_with_own_noise(case, operand, m) for i, m in enumerate(close) if i == 0 or time.monotonic() < end]
+    retried = [_with_own_noise(case, operand, mistake) for mistake in close if time.monotonic() < end]
     return [*matched, *(e for e in sorted(retried, key=best_first) if e.matches or e.share > PARTLY)]
 
 
