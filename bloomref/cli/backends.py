@@ -36,7 +36,8 @@ def _row(name: str) -> dict[str, Any]:
     `reason` is None if the backend works; `install` is the command to install a missing one; `dtypes` are the policies
     in which it says that it runs.
     """
-    installed, install, dtypes = True, None, []
+    installed, install = True, None
+    dtypes: list[str] = []
     try:
         dtypes, reason = _trial(name)
     except (BadBackend, Unsupported) as error:

@@ -87,11 +87,11 @@ def command(
     Exit code 1 if they differ by more than rounding explains, 0 if they agree.
     """
     from bloomref.conformance.cases import Case
-    from bloomref.conformance.diff import backward, inputs, operands, trace_files
+    from bloomref.conformance.diff import backward, named_cases, operands, trace_files
     from bloomref.conformance.diff.case_expression import case_of
     from bloomref.conformance.diff.compare import diff
 
-    inputs.check_mask(mask)
+    named_cases.check_mask(mask)
     sources = {
         "--model": model,
         "--case": case,
@@ -107,12 +107,12 @@ def command(
     if case is not None:
         chosen = case_of(case)
     elif vector is not None:
-        chosen = inputs.case_of_vector(vector)
+        chosen = named_cases.case_of_vector(vector)
     elif named:
         chosen, dtypes = _case_of_model((a, b), dtype, model, revision, text, tokens)
     else:
-        config = inputs.random_config(heads, head_dim, layers, vocabulary, post_layernorm, untied)
-        adapter = inputs.random_adapter(lora, lora_targets)
+        config = named_cases.random_config(heads, head_dim, layers, vocabulary, post_layernorm, untied)
+        adapter = named_cases.random_adapter(lora, lora_targets)
         chosen = Case(config, seed, rows, time, mask, embedding_std=embedding_std, lora=adapter)
     if cuts:
         chosen = replace(chosen, cuts=_cuts(cuts, chosen.time))
@@ -136,7 +136,7 @@ def _case_of_model(
     Raises:
         InvalidInput: when two trace files have different models or token ids.
     """
-    from bloomref.conformance.diff import inputs, operands, trace_files
+    from bloomref.conformance.diff import named_cases, operands, trace_files
 
     traces = {name: trace_files.metadata(Path(name)) for name in names if trace_files.is_trace(name)}
     if len({(trace["model"], trace["token_ids"]) for trace in traces.values()}) > 1:
@@ -148,7 +148,7 @@ def _case_of_model(
     trace = next(iter(traces.values()), None)
     name = model or (trace["model"] if trace else "")
     ids = _integers("token ids", trace["token_ids"].replace(" ", ",")) if trace else _ids(name, revision, text, tokens)
-    return inputs.case_of_model(name, ids, tuple(dtypes), revision), dtypes
+    return named_cases.case_of_model(name, ids, tuple(dtypes), revision), dtypes
 
 
 def _ids(model: str, revision: str | None, text: str, tokens: str | None) -> list[int]:

@@ -39,9 +39,9 @@ def failure(backend: Backend, config: BloomConfig, policy: DTypePolicy) -> str |
         return _message(interface_checks.raised(backend.name, _method(error), error), backend)
     for what, array in results.items():
         limit = _NEAR[policy.compute_dtype.itemsize] * float(np.abs(expected[what]).max())
-        error = float(np.abs(array - expected[what]).max())
-        if not error <= limit:  # NaN is not
-            return f"its {what} differ from the reference's by {error:.2g}; rounding explains less than {limit:.2g}"
+        largest = float(np.abs(array - expected[what]).max())
+        if not largest <= limit:  # NaN is not
+            return f"its {what} differ from the reference's by {largest:.2g}; rounding explains less than {limit:.2g}"
     return None
 
 

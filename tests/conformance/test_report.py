@@ -1,6 +1,7 @@
 """Counts, verdicts and the text of a report; equal failures are one; a part of the kit can be selected."""
 
 import json
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -196,8 +197,8 @@ def test_a_refusal_bounds_the_claim_and_fails_the_run_only_on_request(run, monke
     code, text = run("OfTwoHeads", "logits", "hidden")
     assert code == 0
     assert "float32: conforms in what it answers (" in text
-    assert "refused: 42 of 46 questions: a model of " in text
-    assert "logits (float32 21), hidden (float32 21): refused: a model of " in text
+    assert re.search(r"refused: (\d+) of \d+ questions: a model of \d+ heads: at most 2", text)
+    assert re.search(r"logits \(float32 (\d+)\), hidden \(float32 \1\): refused: a model of ", text)
     code, text = run("OfTwoHeads", "logits", require_all=True)
     assert code == 1
     code, text = run("OfTwoHeads", "logits", require=True)

@@ -7,6 +7,7 @@ tokens pass.
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -56,10 +57,11 @@ def steps(subject: Subject, case: Case) -> Iterable[Judgement]:
 def tokens(subject: Subject, case: Case) -> Iterable[Judgement]:
     """Judge greedy tokens and draws: of exact scores, and of the case's own model."""
     exact = with_exact_scores(case)
-    scores = exact_scores(case)
+    scores, no_error = exact_scores(case), np.zeros((1, 1))
     for choice in choices(case, 1.0):
         chosen, problem = ask(subject, exact, choice)
-        yield problem or judge_tokens(exact, choice, chosen, np.broadcast_to(scores, (*chosen.shape, len(scores))), 0.0)
+        alike = np.broadcast_to(scores, (*chosen.shape, len(scores)))
+        yield problem or judge_tokens(exact, choice, chosen, alike, no_error)
     if truth(case).largest > subject.tier.largest:
         yield Judgement("tokens", "inconclusive", 0.0, (0, 0), f"{subject.dtype} cannot represent the case")
         return
@@ -176,5 +178,6 @@ def with_exact_scores(case: Case) -> Case:
     name = "word_embedding" if params.lm_head is None else "lm_head"
     head = np.array(getattr(params, name))
     head[:, 0] = exact_scores(case)
-    changed = replace(params, ln_final_weight=0.0 * unit, ln_final_bias=unit, **{name: head})
+    matrix: dict[str, Any] = {name: head}
+    changed = replace(params, ln_final_weight=0.0 * unit, ln_final_bias=unit, **matrix)
     return replace(plain, arrays=Arrays(changed, case.token_ids, case.is_real))

@@ -86,10 +86,10 @@ def root_of_bits(x: Array, steps: int) -> Array:
     first="embedding_norm",
 )
 class OneNewtonStep(InstrumentedModel):
-    steps = 1
+    iterations = 1
 
     def deviation(self, variance: Array) -> Array:
-        return 1.0 / root_of_bits(variance + self.epsilon(), self.steps)
+        return 1.0 / root_of_bits(variance + self.epsilon(), self.iterations)
 
 
 @mistake(
@@ -100,7 +100,7 @@ class OneNewtonStep(InstrumentedModel):
     first="embedding_norm",
 )
 class TwoNewtonSteps(OneNewtonStep):
-    steps = 2
+    iterations = 2
 
 
 @mistake(

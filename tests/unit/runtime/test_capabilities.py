@@ -127,7 +127,12 @@ def test_a_step_is_used_without_tokens_and_tokens_without_a_step() -> None:
     from bloomref.runtime.backend import Choice
 
     engine = Engine(PARAMS, CONFIG, POLICY)
-    prepared, cache, logits, ids = engine.prepared, engine.new_cache(1, 6), np.ones((1, 13)), np.array([[7, 8]])
+    prepared, cache, logits, ids = (
+        engine.prepared,
+        engine.new_cache(1, 6),
+        np.ones((1, 13), np.float32),
+        np.array([[7, 8]]),
+    )
     engine.prepared = Alone(prepared, "step", logits)
     assert engine.read(cache, 0, IDS[:, :1]) is logits
     assert engine.choose(cache, 1, IDS[:, 1], Choice(), 2) is None
