@@ -142,9 +142,9 @@ PLANTED = {
 @pytest.mark.slow
 def test_it_conforms(tmp_path: Path) -> None:
     write_package(tmp_path, "torch", "torch_backend", CODE)
-    code, out, error = conform(tmp_path, "--examples", "4")
+    code, out, error = conform(tmp_path, "--examples", "4", "--dtype", "float32", "--dtype", "bfloat16")
     assert code == 0, out + error
-    for dtype in ("float64", "float32", "bfloat16", "float16"):
+    for dtype in ("float32", "bfloat16"):
         assert f"torch, {dtype}: conforms" in out
 
 
