@@ -47,6 +47,7 @@ EDGES = (
     Case(config(3, 33, 100, 41, 2, **UNTIED), seed=10, time=300, kind="holes", name="3 heads of 33, long"),
 )
 """Sizes next to those of tiles: of vectors, of matrices, and of the cache."""
+SMALL = Case(config(3, 5, 11, 40, 2, **UNTIED), seed=1, time=7, kind="left", cuts=(3, 6), name="small")
 
 
 def skip_what_is_not_asked(prop: Property, subject: Subject) -> None:
@@ -64,6 +65,12 @@ def ask(prop: Property, subject: Subject, examples: int, seed: int = 0) -> None:
     Runner(drawn * prop.share, seed).draw(prop, subject, counts)
     assert counts.passed or counts.inconclusive
     assert counts.worst <= LIMIT
+
+
+@pytest.mark.parametrize("name", ["logits", "pieces", "blocks"])
+def test_a_small_case(subject: Subject, name: str) -> None:
+    skip_what_is_not_asked(ASKED[name], subject)
+    assert ASKED[name].check(subject, SMALL) <= LIMIT
 
 
 @pytest.mark.parametrize("prop", ASKED.values(), ids=ASKED)

@@ -1,4 +1,4 @@
-"""The parity suite on narrower instruction sets, and without compilation."""
+"""The properties of backends on narrower instruction sets, and without compilation."""
 
 import os
 
@@ -8,22 +8,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 
 from processes import ROOT, copy_packages, python, source_root
 
-PARITY = str(ROOT / "tests/backend/test_parity.py")
-CORE = [
-    "attention_block",
-    "mlp_block",
-    "logits",
-    "test_model",
-    "division",
-    "alone",
-    "return",
-    "rounded",
-    "causality",
-    "embed",
-]
-SMALL = " or ".join(
-    f"({name} and small)" for name in ("attention_block", "mlp_block", "test_logits", "test_model", "test_embed")
-)
+PARITY = str(ROOT / "tests/backend/test_every_backend.py")
 
 
 def parity(chosen: str, *arguments: str, **environment: str) -> None:
@@ -41,7 +26,7 @@ def test_other_instruction_sets(isa):
 
     if not ISA.startswith(isa) and isa != "generic":
         pytest.skip(f"this processor has no {isa}")
-    parity(" or ".join(CORE), BLOOMREF_NUMBA_ISA=isa)
+    parity("test_property and not many_cases and (blocks or pieces or rows)", BLOOMREF_NUMBA_ISA=isa)
 
 
 @pytest.mark.slow
@@ -54,7 +39,7 @@ def test_kernels_on_other_instruction_sets():
 @pytest.mark.slow
 def test_interpreted():
     """Without the compiler every index is checked. Python warns where the kernels overflow on purpose."""
-    parity(SMALL, "-W", "ignore::RuntimeWarning", NUMBA_DISABLE_JIT="1")
+    parity("test_a_small_case", "-W", "ignore::RuntimeWarning", NUMBA_DISABLE_JIT="1")
 
 
 @pytest.mark.slow
@@ -66,7 +51,7 @@ def test_an_index_out_of_bounds_is_detected_when_interpreted(tmp_path):
     text = source.read_text("utf-8")
     assert text.count(right) == 1
     source.write_text(text.replace(right, right.replace("(t + 1) // threads", "(t + 1) // threads + 1")), "utf-8")
-    result = python("-m", "pytest", PARITY, "-q", "-x", "-k", "numba and float32 and attention_block and small",
+    result = python("-m", "pytest", PARITY, "-q", "-x", "-k", "numba and float32 and test_a_small_case",
                     "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider",
                     root=root, NUMBA_DISABLE_JIT="1")  # fmt: skip
     assert result.returncode == 1
