@@ -168,7 +168,7 @@ class Waiver:
 
     Args:
         where: fnmatch pattern of `property` or `property/tag`, optionally followed by `@dtype`: `*/left-pad@float64`.
-            The names are in `conformance.properties` and `conformance.tags`.
+            The names are in `conformance.properties` and `conformance.tags`. `vectors/ID` names a test vector.
         reason: a sentence: the cause of the failure, and who is right.
         link: where it is reported.
     """

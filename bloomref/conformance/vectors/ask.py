@@ -84,11 +84,12 @@ def failures_of(
 
 
 def _covering(subject: Subject, vector: Vector, waivers: Waivers) -> list[str]:
-    """Waivers that match the vector, or the property that asks the same of random cases."""
-    if vector.entry["ask"] not in PROPERTY:
-        return []
-    names = (NAME, PROPERTY[vector.entry["ask"]](vector))
-    return list(dict.fromkeys(each for name in names for each in waivers.covering(name, subject.dtype, vector.case)))
+    """Waivers that match the vector by its id, or the property that asks the same of random cases."""
+    names, case = [NAME, f"{NAME}/{vector.id}"], PROBE
+    if vector.entry["ask"] in PROPERTY:
+        names.append(PROPERTY[vector.entry["ask"]](vector))
+        case = vector.case
+    return list(dict.fromkeys(each for name in names for each in waivers.covering(name, subject.dtype, case)))
 
 
 def _property_of_call(vector: Vector) -> str:
