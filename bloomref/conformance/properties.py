@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from bloomref.conformance.cases import MASKS, Case
 from bloomref.conformance.checks import decoding, gradients, invariants, merging, parity, public_api
-from bloomref.conformance.checks.outcome import Failure, NotAsked, conclude
+from bloomref.conformance.checks.outcome import Failure, conclude
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.oracle.budgets import Judgement
-from bloomref.conformance.subject import Subject
+from bloomref.conformance.subject import NotAsked, Subject
 
 RARELY = 4
 """The `share` of properties that hardly depend on the model."""

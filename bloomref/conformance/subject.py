@@ -24,6 +24,19 @@ class Raised(Exception):
     """The implementation raised an exception, which is the cause of this one."""
 
 
+class NotAsked(Unsupported):
+    """The kit does not ask a question. A plain `Unsupported` is the implementation's own refusal.
+
+    Args:
+        bounds: it bounds what the implementation may claim, since it declares no such feature or has no such method.
+            False: the kit has no such question for this kind of implementation or this dtype.
+    """
+
+    def __init__(self, reason: str, bounds: bool = True) -> None:
+        super().__init__(reason)
+        self.bounds = bounds
+
+
 @contextmanager
 def converted() -> Iterator[None]:
     """Convert an exception of the implementation to `Raised`, except Unsupported."""
@@ -76,7 +89,11 @@ class Subject:
         if case.lora is None:
             return model
         with TemporaryDirectory(prefix="bloomref_adapter_") as folder:
-            return model.adapted(case.lora.write(Path(folder), case.config))
+            try:
+                path = case.lora.write(Path(folder), case.config)
+            except Unsupported as error:  # a package of the kit is missing: no refusal by the implementation
+                raise NotAsked(str(error)) from error
+            return model.adapted(path)
 
     def ask(self, case: Case, method: str, *arguments: Any) -> Any:
         """Call a method of the case's model.

@@ -246,8 +246,8 @@ FAULTS = [
     ("arguments", planted(InPlace), "float32", "change in a later call"),
     ("arguments", planted(KeepsLogits), "float32", "logits: writing to the result changes that of the next call"),
     ("arguments", ScalesWeights(), "float32", "a call changes its argument: weight word_embeddings.weight"),
-    ("memory", HugeWork(), "float32", "memory: working: 1000000000 bytes are told"),
-    ("memory", OneByte(), "float32", "memory: weights: 1 bytes are told"),
+    ("memory", HugeWork(), "float32", "memory: working: 1000000000 bytes are reported"),
+    ("memory", OneByte(), "float32", "memory: weights: 1 bytes are reported"),
     ("memory", SmallCache(), "float32", "memory: cache"),
 ]
 

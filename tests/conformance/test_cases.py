@@ -10,9 +10,13 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.installed_backend import Backend
 from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.implementation import Capabilities
+from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.oracle.truth import truth
+from bloomref.conformance.properties import PROPERTIES
+from bloomref.conformance.run.counts import Counts
 from bloomref.conformance.subject import Subject
-from bloomref.errors import InvalidInput
+from bloomref.errors import InvalidInput, Unsupported
+from bloomref.formats import keras_lora
 
 CASE = Case(
     BloomConfig(vocabulary_size=7, num_layers=1, num_heads=2, hidden_dim=6, intermediate_dim=8), batch=1, time=4
@@ -78,3 +82,15 @@ def test_a_misspelt_capability_is_refused(declared: dict[str, Any], message: str
 def test_gradients_are_asked_in_every_dtype_unless_declared():
     assert Capabilities(("float32", "bfloat16")).trains_in == ("float32", "bfloat16")
     assert Capabilities(("float32", "bfloat16"), gradients=("float32",)).trains_in == ("float32",)
+
+
+def test_a_package_that_the_kit_lacks_is_no_refusal_by_the_implementation(monkeypatch: pytest.MonkeyPatch):
+    def without_h5py(*_: Any) -> None:
+        raise Unsupported("expected the package h5py, got none")
+
+    monkeypatch.setattr(keras_lora, "save", without_h5py)
+    subject, counts = Subject(Backend("numpy"), "float32"), Counts("lora-heads", "float32")
+    case = replace(CASE, lora=Lora(("query_dense",), form="keras"))
+    counts.record(lambda: PROPERTIES["lora-heads"].check(subject, case), [])
+    assert (counts.refused, counts.not_asked) == (0, 1)
+    assert counts.reasons == {"not_asked": {"expected the package h5py, got none": 1}}

@@ -24,7 +24,9 @@ from bloomref.conformance.oracle.gradient_budgets import exact
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject
+from bloomref.conformance.vectors.ask import VectorFailure, check
 from bloomref.conformance.vectors.author.clauses import specified
+from bloomref.conformance.vectors.read import locate, read
 from bloomref.params import Params, full_key, keys
 from bloomref.reference import vjp
 
@@ -267,7 +269,7 @@ def test_factors_of_adapters_are_gradients():
 
 def test_its_own_error_is_one_line(monkeypatch):
     failure = failed(Subject(InstrumentedImplementation(get_mistake("silu").model), "float32"), "logits", CASE)
-    monkeypatch.setattr("bloomref.conformance.diff.cause.look", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("bloomref.conformance.diff.cause.judged_run", lambda *_, **__: 1 / 0)
     [line] = cause(Subject(InstrumentedImplementation(), "float32"), failure)
     assert line.startswith("the search for the cause ended: ZeroDivisionError")
 
@@ -296,3 +298,14 @@ def test_every_intermediate_but_the_logits_has_consumers_after_it():
         assert after, name
         assert set(after) <= set(names[i + 1 :]), name
     assert origins.consumers("embedding_norm", 0, ["embedding_norm", "final_norm", "logits"]) == ["final_norm"]
+
+
+def test_an_input_that_must_be_refused_is_not_run_again():
+    """The answer shows all: an adapter that bloomref refuses has no truth."""
+    [vector] = [vector for vector in read(locate()) if vector.id == "lra-dora"]
+    subject = Subject(InstrumentedImplementation(), "float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bloomref.conformance.vectors.questions.refusable", lambda *_: None)
+        with pytest.raises(VectorFailure, match="expected Unsupported, got a result") as failure:
+            check(subject, vector)
+    assert cause(subject, failure.value) == []

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from bloomref.conformance.adapters.instrumented_model import InstrumentedImplementation
 from bloomref.conformance.cases import Case
-from bloomref.conformance.checks.outcome import RAISED, Failure, Inconclusive, NotAsked
+from bloomref.conformance.checks.outcome import RAISED, Failure, Inconclusive
 from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.run import verdicts
 from bloomref.conformance.run.counts import WORDS, Counts
-from bloomref.conformance.run.failures import LISTED, TOLD, answered, groups, told
+from bloomref.conformance.run.failures import IN_FULL, LISTED, failure_lines, groups, occurrence
 from bloomref.conformance.run.results import Report
 from bloomref.conformance.run.selection import Selection
 from bloomref.conformance.run.texts import SHOWN, listed, shape
-from bloomref.conformance.subject import PROBE
+from bloomref.conformance.subject import PROBE, NotAsked
 from bloomref.conformance.suite import command
 from bloomref.conformance.suite.kit import Options
 from bloomref.errors import InvalidInput, Unsupported
@@ -252,10 +252,10 @@ def failure(name: str, explanation: str, tensor: str = "logits", case: Case = PR
 def test_equal_failures_are_told_once_with_the_smallest_case():
     large = replace(PROBE, time=9)
     failures = [
-        answered(failure("logits", "error 3e-05 (float32)", case=large), "logits", "plain"),
-        answered(failure("logits", "error 7e-03 (float32)"), "logits", "drawn"),
-        answered(failure("logits", "error 7e-03 (float64)", dtype="float64"), "logits", "holes"),
-        answered(failure("hidden", "error 7e-03 (float32)", "final_norm"), "hidden", "drawn"),
+        occurrence(failure("logits", "error 3e-05 (float32)", case=large), "logits", "plain"),
+        occurrence(failure("logits", "error 7e-03 (float32)"), "logits", "drawn"),
+        occurrence(failure("logits", "error 7e-03 (float64)", dtype="float64"), "logits", "holes"),
+        occurrence(failure("hidden", "error 7e-03 (float32)", "final_norm"), "hidden", "drawn"),
     ]
     logits, hidden = groups(failures)
     assert [len(group.members) for group in (logits, hidden)] == [3, 1]
@@ -267,7 +267,7 @@ def test_equal_failures_are_told_once_with_the_smallest_case():
 @pytest.mark.clause("CNF-13")
 def test_one_exception_is_one_group_whatever_was_asked():
     failures = [
-        answered(failure(name, "it raised KeyError: 3", RAISED), name, "drawn")
+        occurrence(failure(name, "it raised KeyError: 3", RAISED), name, "drawn")
         for name in ("logits", "hidden", "cache")
     ]
     [group] = groups(failures)
@@ -276,11 +276,11 @@ def test_one_exception_is_one_group_whatever_was_asked():
 
 
 def test_causes_are_told_once_and_many_groups_are_short():
-    words = [chr(ord("a") + i) for i in range(TOLD + LISTED + 2)]
-    failures = [answered(failure(f"p{word}", word, word), f"p{word}", "drawn") for word in words]
-    lines = told(failures, lambda _: ["cause    first wrong: attention.scores"])
+    words = [chr(ord("a") + i) for i in range(IN_FULL + LISTED + 2)]
+    failures = [occurrence(failure(f"p{word}", word, word), f"p{word}", "drawn") for word in words]
+    lines = failure_lines(failures, lambda _: ["cause    first wrong: attention.scores"])
     assert lines.count("  cause    first wrong: attention.scores") == 1
-    assert lines.count("  cause    as of pa") == TOLD - 1
+    assert lines.count("  cause    as of pa") == IN_FULL - 1
     assert lines[-2] == f"p{words[-3]} (float32, drawn): {words[-3]}"
     assert lines[-1] == "and 2 more kinds of failures (--json has all)"
 

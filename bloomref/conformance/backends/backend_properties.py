@@ -3,10 +3,9 @@
 from bloomref.conformance.backends import cached_calls, host_arrays, memory_estimate, single_blocks
 from bloomref.conformance.backends.tested import is_backend
 from bloomref.conformance.backends.wide_cases import wide_cases
-from bloomref.conformance.checks.outcome import NotAsked
 from bloomref.conformance.implementation import Implementation
 from bloomref.conformance.properties import PROPERTIES, RARELY, Property
-from bloomref.conformance.subject import Subject
+from bloomref.conformance.subject import NotAsked, Subject
 
 ONCE = 20
 """The `share` of a property that does not depend on the case."""

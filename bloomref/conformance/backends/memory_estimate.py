@@ -67,11 +67,11 @@ def _within(what: str, size: int, least: int, factor: float) -> Iterable[Judgeme
 
 
 def _least(what: str, size: int, least: int, needed_by: str) -> Judgement:
-    return condition(what, size >= least, f"memory: {what}: {size} bytes are told; {needed_by} need {least}")
+    return condition(what, size >= least, f"memory: {what}: {size} bytes are reported; {needed_by} need {least}")
 
 
 def _most(what: str, size: int, most: float) -> Judgement:
-    return condition(what, size <= most, f"memory: {what}: {size} bytes are told; expected at most {most:.0f}")
+    return condition(what, size <= most, f"memory: {what}: {size} bytes are reported; expected at most {most:.0f}")
 
 
 def silent(subject: Subject) -> str | None:

@@ -7,7 +7,6 @@ import numpy as np
 
 from bloomref.conformance.backends.tested import Tested, condition, declared
 from bloomref.conformance.cases import Case
-from bloomref.conformance.checks.outcome import NotAsked
 from bloomref.conformance.oracle.block_budgets import (
     ATTENTION,
     LOGITS,
@@ -17,7 +16,7 @@ from bloomref.conformance.oracle.block_budgets import (
     layer_of,
 )
 from bloomref.conformance.oracle.budgets import Judgement
-from bloomref.conformance.subject import Subject
+from bloomref.conformance.subject import NotAsked, Subject
 from bloomref.runtime.backend import Step
 from bloomref.shapes import Array
 

@@ -9,23 +9,9 @@ import numpy as np
 from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.oracle.budgets import LIMIT, Judgement
 from bloomref.conformance.subject import Raised
-from bloomref.errors import Unsupported
 
 RAISED = "result"
 """Name in a judgement in place of a tensor, if the implementation raised an exception."""
-
-
-class NotAsked(Unsupported):
-    """The kit does not ask a question. A plain `Unsupported` is the implementation's own refusal.
-
-    Args:
-        bounds: it bounds what the implementation may claim, since it declares no such feature or has no such method.
-            False: the kit has no such question for this kind of implementation or this dtype.
-    """
-
-    def __init__(self, reason: str, bounds: bool = True) -> None:
-        super().__init__(reason)
-        self.bounds = bounds
 
 
 class Inconclusive(Exception):

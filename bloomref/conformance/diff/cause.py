@@ -23,6 +23,7 @@ from bloomref.conformance.oracle.intermediates import observable
 from bloomref.conformance.oracle.precision import Tier
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.run.failures import REPEAT
+from bloomref.conformance.run.texts import short
 from bloomref.conformance.subject import PROBE, Subject
 from bloomref.shapes import Array
 
@@ -47,7 +48,7 @@ def cause(subject: Subject, failure: Failure) -> list[str]:
         with np.errstate(all="ignore"):
             lines.extend(_lines(subject, failure))
     except Exception as error:  # a report of failures must not fail itself
-        lines.append(f"the search for the cause ended: {type(error).__name__}: {str(error).splitlines()[:1]}")
+        lines.append(f"the search for the cause ended: {type(error).__name__}: {short(str(error))}")
     return lines
 
 
@@ -58,13 +59,13 @@ def _lines(subject: Subject, failure: Failure) -> Iterator[str]:
     if failure.name == "gradients" or backward.is_gradient(failure.judgement.name):
         yield from _backward(subject, failure)
         return
-    whole = look(subject, case)
+    whole = judged_run(subject, case)
     if whole.first is not None:
         yield from _explained(subject, failure, whole)
         return
-    yield whole.praise
+    yield whole.no_error
     for words, case in variants(failure.name, failure.case):
-        other = look(subject, case)
+        other = judged_run(subject, case)
         if other.first is not None:
             yield f"in a call {words}:"
             yield from _explained(subject, failure, other)
@@ -83,7 +84,7 @@ def _lines(subject: Subject, failure: Failure) -> Iterator[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class JudgedRun:
     """The intermediates that an implementation shows of one case, judged.
 
     Args:
@@ -111,13 +112,13 @@ class Look:
         return next(iter(self.wrong), None)
 
     @property
-    def praise(self) -> str:
+    def no_error(self) -> str:
         """Sentence for a run without a wrong intermediate."""
         what = f"all {len(self.judgements)} intermediates are" if self.is_traced else "the result is"
         return f"in one call of the whole input, {what} right"
 
 
-def look(subject: Subject, case: Case, cuts: tuple[int, ...] = (), capacity: int = 0) -> Look:
+def judged_run(subject: Subject, case: Case, cuts: tuple[int, ...] = (), capacity: int = 0) -> JudgedRun:
     """Run the implementation on a case and judge its trace; if that is right or missing, its results.
 
     The cuts of the case are not used, so that all runs share its truth and its budget.
@@ -135,10 +136,10 @@ def look(subject: Subject, case: Case, cuts: tuple[int, ...] = (), capacity: int
     if not any(judgement.verdict == "fail" for judgement in judgements):
         values |= results(subject, case, over_cache)
         judgements = judge(case, subject.tier, values)
-    return Look(case, subject.tier, cuts, capacity, values, judgements, is_traced)
+    return JudgedRun(case, subject.tier, cuts, capacity, values, judgements, is_traced)
 
 
-def _calls(subject: Subject, failure: Failure) -> Iterator[Look]:
+def _calls(subject: Subject, failure: Failure) -> Iterator[JudgedRun]:
     """Yield runs over a cache: as the case divides the input, in one call, and position by position."""
     case = failure.case
     if failure.name not in OF_A_CACHE and not case.cuts:
@@ -147,7 +148,7 @@ def _calls(subject: Subject, failure: Failure) -> Iterator[Look]:
         return
     spare, steps = case.time + 1 + case.seed % 3, tuple(range(max(1, case.time // 2), case.time))
     for cuts, capacity in ((case.cuts, case.time), (case.cuts, spare), ((), case.time + 64), (steps, spare)):
-        yield look(subject, case, cuts, capacity)
+        yield judged_run(subject, case, cuts, capacity)
 
 
 def _starts(cuts: tuple[int, ...]) -> str:
@@ -158,7 +159,7 @@ def _starts(cuts: tuple[int, ...]) -> str:
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
-def _explained(subject: Subject, failure: Failure, run: Look) -> Iterator[str]:
+def _explained(subject: Subject, failure: Failure, run: JudgedRun) -> Iterator[str]:
     """Yield the first wrong intermediate, what is right, the known mistake, and the command."""
     run, recordings = _without_recordings(run)
     yield from recordings
@@ -171,7 +172,7 @@ def _explained(subject: Subject, failure: Failure, run: Look) -> Iterator[str]:
     yield from _repeat(subject, failure, run)
 
 
-def _first(run: Look, first: Judgement) -> str:
+def _first(run: JudgedRun, first: Judgement) -> str:
     clauses = ", ".join(origins.clauses(first.name, run.capacity > 0, run.case.lora is not None))
     row, position = first.where or (0, 0)
     where = f"{first.name}, row {row}, position {position}"
@@ -187,7 +188,7 @@ def _size(judgement: Judgement) -> str:
     )
 
 
-def _right(run: Look, first: Judgement) -> Iterator[str]:
+def _right(run: JudgedRun, first: Judgement) -> Iterator[str]:
     """Yield how much before the first wrong intermediate is right, and which of its consumers are."""
     names = [judgement.name for judgement in run.judgements]
     before = names[: names.index(first.name)]
@@ -200,7 +201,7 @@ def _right(run: Look, first: Judgement) -> Iterator[str]:
         yield f"but {_names(fine)}, computed from it, is right"
 
 
-def _without_recordings(run: Look) -> tuple[Look, list[str]]:
+def _without_recordings(run: JudgedRun) -> tuple[JudgedRun, list[str]]:
     """Separate intermediates that are wrong although what is computed from them is right; the rest is the cause."""
     recorded = [judgement.name for judgement in run.wrong if _is_recording(run, judgement.name)]
     if not recorded:
@@ -217,7 +218,7 @@ def _without_recordings(run: Look) -> tuple[Look, list[str]]:
     return replace(run, values=values, judgements=rest), [text]
 
 
-def _is_recording(run: Look, name: str) -> bool:
+def _is_recording(run: JudgedRun, name: str) -> bool:
     """True if the model computed with other numbers than it recorded: a right result needs a right input."""
     verdicts = {judgement.name: judgement.verdict for judgement in run.judgements}
     consumers = origins.consumers(name, run.case.config.num_layers, verdicts)
@@ -229,20 +230,20 @@ def _is_recording(run: Look, name: str) -> bool:
     return bool(right) and ((is_sound and bool(lossless)) or bool(_same(run, name)))
 
 
-def _later(run: Look, name: str) -> list[str]:
+def _later(run: JudgedRun, name: str) -> list[str]:
     """Later intermediates whose recordings have the same bits: all are one array."""
     names = [judgement.name for judgement in run.judgements]
     return [n for n in names[names.index(name) + 1 :] if np.array_equal(run.values[n], run.values[name])]
 
 
-def _same(run: Look, name: str) -> list[str]:
+def _same(run: JudgedRun, name: str) -> list[str]:
     """Other intermediates whose right numbers a recording holds."""
     output, exact = run.values[name], truth(run.case).values
     others = [other for other, value in exact.items() if other != name and value.shape == output.shape]
     return [other for other in others if _holds(run, other, output)]
 
 
-def _holds(run: Look, other: str, output: Array) -> bool:
+def _holds(run: JudgedRun, other: str, output: Array) -> bool:
     counted = observable(other, output, run.case.is_real)
     if not np.isfinite(output[counted].astype(np.float64)).all():
         return False
@@ -257,14 +258,14 @@ def _names(names: list[str]) -> str:
 
 def _bare(subject: Subject, case: Case) -> Iterator[str]:
     """Yield whether the model is right without its adapter."""
-    bare = look(subject, replace(case, lora=None))
+    bare = judged_run(subject, replace(case, lora=None))
     yield "without the adapter the model is " + ("right: it is the adapter" if bare.first is None else "wrong, too")
 
 
 # --- known mistakes ---------------------------------------------------------------------------------------------------
 
 
-def _mistake(subject: Subject, run: Look, first: Judgement) -> Iterator[str]:
+def _mistake(subject: Subject, run: JudgedRun, first: Judgement) -> Iterator[str]:
     """Yield the known mistakes that match, or the one that comes close."""
     operand = Operand(subject.implementation.name, run.values, run.tier, run.capacity, run.cuts)
     since = time.monotonic()
@@ -292,7 +293,7 @@ def _described(mistake: Mistake) -> str:
     return f"{mistake.name} ({', '.join(mistake.clauses)}): it {mistake.sentence}"
 
 
-def _explanations(run: Look, operand: Operand, first: Judgement) -> list[Explanation]:
+def _explanations(run: JudgedRun, operand: Operand, first: Judgement) -> list[Explanation]:
     """Try the mistakes that begin at the first wrong intermediate, then the others, while there is time."""
     able = [mistake for mistake in MISTAKES if can_explain(run.case, mistake, first.name)]
     bare = origins.split(first.name)[1]
@@ -317,7 +318,7 @@ def _backward(subject: Subject, failure: Failure) -> Iterator[str]:
     wrong = [judgement for judgement in judgements if judgement.verdict == "fail"]
     right = [backward.short(judgement.name) for judgement in judgements if judgement.verdict == "pass"]
     if any(judgement.name == "loss" for judgement in wrong):
-        forward = look(subject, case)
+        forward = judged_run(subject, case)
         if forward.first is not None:
             yield "the loss is wrong because the forward pass is:"
             yield from _explained(subject, failure, forward)
@@ -334,7 +335,7 @@ def _backward(subject: Subject, failure: Failure) -> Iterator[str]:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def _repeat(subject: Subject, failure: Failure, run: Look | None) -> Iterator[str]:
+def _repeat(subject: Subject, failure: Failure, run: JudgedRun | None) -> Iterator[str]:
     """Yield the command that shows the same; `run` is the run that is wrong, or None for gradients."""
     case = failure.case if run is None else run.case
     if case.arrays is not failure.case.arrays:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bloomref.conformance.checks.outcome import Failure, Inconclusive, NotAsked
+from bloomref.conformance.checks.outcome import Failure, Inconclusive
+from bloomref.conformance.subject import NotAsked
 from bloomref.errors import Unsupported
 
 WORDS = {

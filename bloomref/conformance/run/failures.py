@@ -1,4 +1,4 @@
-"""Failures of a run: equal ones are told once, with the smallest case."""
+"""Failures of a run: equal ones are reported once, with the smallest case."""
 
 import re
 import traceback
@@ -9,8 +9,8 @@ from pathlib import Path
 from bloomref.conformance.checks.outcome import RAISED, Failure
 from bloomref.conformance.run.texts import shape, short
 
-TOLD = 3
-"""Number of groups that are told in full; of the next ones there is one line each."""
+IN_FULL = 3
+"""Number of groups that are reported in full; of the next ones there is one line each."""
 LISTED = 12
 """Number of groups that have one line."""
 NAMED = 6
@@ -25,7 +25,7 @@ THEIRS = ("/_pytest/", "/pluggy/", "/hypothesis/", "<frozen ")
 
 
 @dataclass(frozen=True)
-class Answered:
+class Occurrence:
     """A failure and its origin.
 
     Args:
@@ -40,10 +40,10 @@ class Answered:
     frames: tuple[str, ...] = ()
 
 
-def answered(failure: Failure, source: str, origin: str) -> Answered:
+def occurrence(failure: Failure, source: str, origin: str) -> Occurrence:
     """Return the failure with its origin, and with the implementation's own part of the traceback."""
     cause = failure.__cause__
-    return Answered(failure, source, origin, own_frames(cause) if cause else ())
+    return Occurrence(failure, source, origin, own_frames(cause) if cause else ())
 
 
 def own_frames(error: BaseException) -> tuple[str, ...]:
@@ -58,12 +58,12 @@ def _is_own(file: str) -> bool:
 
 @dataclass
 class Group:
-    """Failures of one cause, as far as the texts tell: same question, same explanation but for the numbers."""
+    """Failures of one cause, as far as the texts show: same question, same explanation but for the numbers."""
 
-    members: list[Answered] = field(default_factory=list)
+    members: list[Occurrence] = field(default_factory=list)
 
     @property
-    def first(self) -> Answered:
+    def first(self) -> Occurrence:
         """The failure with the smallest model and input."""
         return min(self.members, key=lambda member: _size(member.failure))
 
@@ -102,7 +102,7 @@ def _more(group: Group) -> str:
     return f"and {count} more case{'s' * (count > 1)}"
 
 
-def groups(failures: Iterable[Answered]) -> list[Group]:
+def groups(failures: Iterable[Occurrence]) -> list[Group]:
     """Group failures by property, tensor and explanation. The same exception is one group, whatever was asked.
 
     Of an explanation, the first part decides: "...; more".
@@ -117,21 +117,21 @@ def groups(failures: Iterable[Answered]) -> list[Group]:
     return list(by_key.values())
 
 
-def told(failures: Iterable[Answered], cause: Callable[[Failure], Sequence[str]]) -> list[str]:
+def failure_lines(failures: Iterable[Occurrence], cause: Callable[[Failure], Sequence[str]]) -> list[str]:
     """Return the lines about all failures: the first groups in full with the lines of `cause`, then one line each."""
     lines: list[str] = []
     by_cause: dict[tuple[str, ...], str] = {}
     every = groups(failures)
-    for group in every[:TOLD]:
+    for group in every[:IN_FULL]:
         causes = tuple(cause(group.first.failure))
         key = tuple(shape(line) for line in causes if not line.startswith(REPEAT))
         same = by_cause.get(key) if key else None
         by_cause.setdefault(key, group.first.source)
         lines += ["", *group.lines([f"cause    as of {same}"] if same else causes)]
-    if len(every) > TOLD:
-        lines += ["", *(group.line() for group in every[TOLD : TOLD + LISTED])]
-    if len(every) > TOLD + LISTED:
-        lines.append(f"and {len(every) - TOLD - LISTED} more kinds of failures (--json has all)")
+    if len(every) > IN_FULL:
+        lines += ["", *(group.line() for group in every[IN_FULL : IN_FULL + LISTED])]
+    if len(every) > IN_FULL + LISTED:
+        lines.append(f"and {len(every) - IN_FULL - LISTED} more kinds of failures (--json has all)")
     return lines[1:]
 
 

@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from bloomref.conformance.cases import Case
-from bloomref.conformance.checks.outcome import Failure, NotAsked
+from bloomref.conformance.checks.outcome import Failure
 from bloomref.conformance.properties import Property
 from bloomref.conformance.run.counts import Counts
 from bloomref.conformance.run.waivers import Waivers
 from bloomref.conformance.strategies import cases
 from bloomref.conformance.strategies_lora import adapted_cases
-from bloomref.conformance.subject import PROBE, Subject
+from bloomref.conformance.subject import PROBE, NotAsked, Subject
 
 EXAMPLES = 20
 """Default number of cases drawn for each property."""

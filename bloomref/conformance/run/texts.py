@@ -1,4 +1,4 @@
-"""Lines of a report: reasons that differ in numbers alone are told once."""
+"""Lines of a report: reasons that differ in numbers alone are reported once."""
 
 import re
 from collections.abc import Mapping

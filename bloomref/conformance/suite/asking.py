@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from bloomref.conformance.cases import Case
-from bloomref.conformance.checks.outcome import Failure, NotAsked
+from bloomref.conformance.checks.outcome import Failure
 from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.properties import Property
 from bloomref.conformance.run.counts import Counts
-from bloomref.conformance.run.failures import Answered, answered
+from bloomref.conformance.run.failures import Occurrence, occurrence
 from bloomref.conformance.run.runner import Runner, applies, lacking
 from bloomref.conformance.run.selection import Selection
-from bloomref.conformance.subject import Subject
+from bloomref.conformance.subject import NotAsked, Subject
 from bloomref.conformance.vectors.ask import NAME as VECTORS
 from bloomref.conformance.vectors.ask import failures_of
 from bloomref.conformance.vectors.topics import TOPICS
@@ -42,7 +42,7 @@ class Answer:
     """Counts and failures of a question, and seconds by property."""
 
     counts: list[Counts] = field(default_factory=list)
-    failures: list[Answered] = field(default_factory=list)
+    failures: list[Occurrence] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -86,7 +86,7 @@ def _ask_drawn(runner: Runner, subject: Subject, prop: Property, answer: Answer)
         try:
             runner.draw(prop, subject, counts)
         except Failure as failure:
-            answer.failures.append(answered(failure, prop.name, "drawn"))
+            answer.failures.append(occurrence(failure, prop.name, "drawn"))
 
 
 def _ask_fixed(runner: Runner, subject: Subject, prop: Property, case: Case, answer: Answer) -> None:
@@ -101,13 +101,13 @@ def _ask_fixed(runner: Runner, subject: Subject, prop: Property, case: Case, ans
         try:
             runner.ask(prop, subject, case, counts)
         except Failure as failure:
-            answer.failures.append(answered(failure, prop.name, case.name))
+            answer.failures.append(occurrence(failure, prop.name, case.name))
 
 
 def _ask_vectors(runner: Runner, subject: Subject, topic: str, answer: Answer) -> None:
     with _counted(answer, VECTORS, subject) as counts:
         for failure in failures_of(subject, topic, runner.waivers, counts):
-            answer.failures.append(answered(failure, VECTORS, failure.name))
+            answer.failures.append(occurrence(failure, VECTORS, failure.name))
 
 
 @contextmanager

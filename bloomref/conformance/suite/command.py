@@ -15,7 +15,7 @@ from bloomref.conformance.checks.outcome import Failure
 from bloomref.conformance.diff.cause import cause
 from bloomref.conformance.fixed_cases import FIXED_CASES
 from bloomref.conformance.properties import PROPERTIES
-from bloomref.conformance.run.failures import Answered, groups, told
+from bloomref.conformance.run.failures import Occurrence, failure_lines, groups
 from bloomref.conformance.suite.kit import Kit, Options
 from bloomref.conformance.suite.workers import Progress, Task, answers
 from bloomref.conformance.vectors.topics import TOPICS
@@ -45,9 +45,9 @@ def conform(options: Options, as_json: bool, verbose: bool, jobs: int = 1) -> in
     return 0 if success else 1
 
 
-def _ask_everything(kit: Kit, jobs: int, verbose: bool) -> tuple[list[Answered], Counter[str]]:
+def _ask_everything(kit: Kit, jobs: int, verbose: bool) -> tuple[list[Occurrence], Counter[str]]:
     """Ask every question, and add the counts to the report. Return the failures, and seconds by property."""
-    failures: list[Answered] = []
+    failures: list[Occurrence] = []
     seconds: Counter[str] = Counter()
     tasks = [(dtype, question) for dtype in kit.ready() for question in kit.questions()]
     with _progress(len(tasks), verbose) as progress, warnings.catch_warnings():
@@ -67,9 +67,9 @@ def _print(lines: Sequence[str], file: TextIO) -> None:
     print(*lines, sep="\n", file=file, flush=True)
 
 
-def _print_failures(failures: list[Answered], explain: Callable[[Failure], Sequence[str]], file: TextIO) -> None:
+def _print_failures(failures: list[Occurrence], explain: Callable[[Failure], Sequence[str]], file: TextIO) -> None:
     if failures:
-        _print(["", *told(failures, explain)], file)
+        _print(["", *failure_lines(failures, explain)], file)
 
 
 def _times(seconds: Counter[str]) -> list[str]:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bloomref.conformance.checks.outcome import Failure, NotAsked, conclude
+from bloomref.conformance.checks.outcome import Failure, conclude
 from bloomref.conformance.checks.rerun import verdict
 from bloomref.conformance.oracle.budgets import Judgement
 from bloomref.conformance.run.counts import Counts
 from bloomref.conformance.run.waivers import Waivers
-from bloomref.conformance.subject import PROBE, Raised, Subject
+from bloomref.conformance.subject import PROBE, NotAsked, Raised, Subject
 from bloomref.conformance.vectors import questions
 from bloomref.conformance.vectors.judge import judge
 from bloomref.conformance.vectors.read import Vector, locate, read
@@ -47,7 +47,8 @@ def check(subject: Subject, vector: Vector) -> float:
 
 def _failure(subject: Subject, vector: Vector, judgement: Judgement) -> VectorFailure:
     entry = vector.entry
-    case = vector.case if "model" in entry and vector.topic != "weights" else PROBE
+    has_case = "model" in entry and vector.topic != "weights" and entry["expect"] != "invalid"
+    case = vector.case if has_case else PROBE  # a refused input is not run again
     return VectorFailure(vector.id, entry["comment"], tuple(entry["clauses"]), subject.dtype, case, judgement)
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bloomref.conformance.checks.outcome import NotAsked
 from bloomref.conformance.implementation import QUESTIONS
-from bloomref.conformance.subject import Raised, Subject, converted
+from bloomref.conformance.subject import NotAsked, Raised, Subject, converted
 from bloomref.conformance.vectors.read import Vector
 from bloomref.errors import Unsupported
 from bloomref.shapes import Array
