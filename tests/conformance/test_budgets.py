@@ -343,13 +343,17 @@ def test_tiers():
 
 
 @pytest.mark.clause("NUM-9")
-@pytest.mark.parametrize("dtype", budget_study.DTYPES)
+@pytest.mark.parametrize(
+    "dtype",
+    ["float32", *(pytest.param(name, marks=pytest.mark.slow) for name in budget_study.DTYPES if name != "float32")],
+)
 def test_no_false_alarm_in_a_piece_of_the_study(dtype):
     [counts] = budget_study.false_alarms(["numpy"], dtype, range(100_000, 100_010))
     assert counts["failures"] == []
     assert counts["pass"] >= (10 if dtype == "float32" else 3)
 
 
+@pytest.mark.slow
 def test_the_study_detects_a_mistake_and_prints_its_table(tmp_path, capsys):
     out = tmp_path / "study.json"
     budget_study.main(["--cases", "2", "--dtype", "float32", "--out", str(out)])

@@ -77,6 +77,7 @@ def assert_holds(proof):
     assert [entry["name"] for entry in late if "pieces" not in get_mistake(entry["name"]).needs] == []
 
 
+@pytest.mark.slow
 def test_new_mistakes_are_added_to_the_proof():
     proof = mutation_score.read()
     new = ("lora-alpha-not-divided", "lora-merged")
