@@ -127,7 +127,7 @@ class BloomBackbone(LoraMethods):
     tie_word_embeddings = _FromConfig[bool]()
     initializer_range = _FromConfig[float]()
     bos_token_id = _FromConfig[int | None]()
-    eos_token_id = _FromConfig[int | None]()
+    eos_token_id = _FromConfig[int | tuple[int, ...] | None]()
     pad_token_id = _FromConfig[int | None]()
 
     def __init__(

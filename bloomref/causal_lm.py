@@ -347,8 +347,7 @@ class BloomCausalLM(LoraMethods):
     def _stopping(self, options: GenerationOptions) -> Stopping:
         ids = options.stop_ids
         if ids is None:
-            end = self._special_id("end_token_id", "eos_token_id")
-            ids = () if end is None else (end,)
+            ids = self._end_ids()
         return Stopping(frozenset(ids), options.stop_bytes, self._vocabulary.token_bytes)
 
     def _as_texts(
@@ -451,6 +450,14 @@ class BloomCausalLM(LoraMethods):
         token_id: int | None = None if self.tokenizer is None else getattr(self.tokenizer, of_tokenizer)
         token_id = getattr(self.backbone.config, of_config) if token_id is None else token_id
         return token_id if token_id is not None and token_id < self._vocabulary_size else None
+
+    def _end_ids(self) -> tuple[int, ...]:
+        """The config's end tokens if it lists several, else the tokenizer's or the config's one."""
+        ends = self.backbone.config.eos_token_id
+        if not isinstance(ends, tuple) and self.tokenizer is not None and self.tokenizer.end_token_id is not None:
+            ends = self.tokenizer.end_token_id
+        ids = ends if isinstance(ends, tuple) else (ends,)
+        return tuple(token_id for token_id in ids if token_id is not None and token_id < self._vocabulary_size)
 
     def _start_id(self) -> int:
         token_id = self._special_id("start_token_id", "bos_token_id")

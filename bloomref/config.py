@@ -49,7 +49,8 @@ class BloomConfig:
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     bos_token_id: int | None = 1
-    eos_token_id: int | None = 2
+    eos_token_id: int | tuple[int, ...] | None = 2
+    """One end token, or several (a list in config.json). Generation ends at any of them."""
     pad_token_id: int | None = 3
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Other keys of a Hugging Face config.json (`pretraining_tp` ...): without effect, stored for a round trip."""
@@ -65,14 +66,25 @@ class BloomConfig:
         check_real("initializer_range", self.initializer_range, "a finite number >= 0", lambda x: x >= 0)
         for name in ("apply_residual_connection_post_layernorm", "tie_word_embeddings"):
             check_bool(name, getattr(self, name))
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for name in ("bos_token_id", "pad_token_id"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=0)
+        if isinstance(self.eos_token_id, list):
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+        for end in self.end_token_ids:
+            check_integer("eos_token_id", end, minimum=0)
 
     @property
     def head_dim(self) -> int:
         """K, the width of one head."""
         return self.hidden_dim // self.num_heads
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """`eos_token_id` as a tuple: empty for None."""
+        if self.eos_token_id is None:
+            return ()
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -116,6 +128,8 @@ class BloomConfig:
         """A `config.json` that transformers reads. An MLP width other than 4 D is stored as `intermediate_size`."""
         data: dict[str, Any] = {"architectures": ["BloomForCausalLM"], "model_type": "bloom", **self.extra}
         data |= {keys[-1]: getattr(self, name) for name, keys in _HF_KEYS.items()}
+        if isinstance(self.eos_token_id, tuple):
+            data["eos_token_id"] = list(self.eos_token_id)
         data["n_layer"], data["n_head"] = data.pop("num_hidden_layers"), data.pop("num_attention_heads")
         if self.intermediate_dim == 4 * self.hidden_dim:
             del data["intermediate_size"]

@@ -278,6 +278,15 @@ def test_auto_stops_at_the_end_token_of_tokenizer_or_config() -> None:
     assert TEXT_LM.generate("th", logit_bias=bias) == "th"
 
 
+@pytest.mark.clause("CFG-11")
+@pytest.mark.parametrize("end", [2, 7, 9])
+@pytest.mark.parametrize("lm", [LM, TEXT_LM], ids=["ids", "text"])
+def test_auto_stops_at_each_end_token_of_the_config(lm: BloomCausalLM, end: int) -> None:
+    config = lm.backbone.config.replace(eos_token_id=[2, 7, 9, 10**6])
+    several = BloomCausalLM(BloomBackbone.from_params(config, lm.params), lm.tokenizer)
+    assert several.generate([5], logit_bias={end: 100.0}, max_new_tokens=4) == [5, end]
+
+
 STOPS = st.lists(st.sampled_from(["e", "th", "a", "the", "意", " ", "\n", "ab"]), min_size=1, max_size=2)
 
 

@@ -48,6 +48,7 @@ BAD = [
     ("pad_token_id", -1),
     ("eos_token_id", 2.0),
     ("bos_token_id", True),
+    ("bos_token_id", [1]),
 ]
 
 
@@ -73,6 +74,7 @@ def test_values_outside_the_domain_are_refused(name, value):
         {"layer_norm_epsilon": 0.0},
         {"pad_token_id": None},
         {"eos_token_id": 0},
+        {"eos_token_id": (0, 11)},
     ],
     ids=repr,
 )
@@ -87,6 +89,23 @@ def test_defaults():
     assert (config.attention_dropout, config.hidden_dropout) == (0.0, 0.0)
     assert (config.apply_residual_connection_post_layernorm, config.tie_word_embeddings) == (False, True)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 3)
+
+
+@pytest.mark.clause("CFG-11")
+@pytest.mark.parametrize(("stored", "ids"), [([2, 9], (2, 9)), ([2], (2,)), ([], ()), (7, (7,)), (None, ())], ids=repr)
+def test_end_tokens_of_a_file_are_written_back_as_they_came(stored, ids):
+    sizes = {"vocab_size": 10, "n_embed": 4, "n_layer": 1, "n_head": 2}
+    config = BloomConfig.from_hf(sizes | {"eos_token_id": stored})
+    assert config.end_token_ids == ids
+    assert config.to_hf()["eos_token_id"] == stored
+    assert hash(config) == hash(config.replace())
+
+
+@pytest.mark.clause("CFG-11")
+@pytest.mark.parametrize("value", [[2, -1], [2.0], [True], [None], [[2]]], ids=repr)
+def test_a_list_of_end_tokens_has_ids_only(value):
+    with pytest.raises(InvalidInput, match=r"^eos_token_id: expected an integer >= 0, got "):
+        BloomConfig(**SIZES, eos_token_id=value)
 
 
 @pytest.mark.clause("CFG-2")
