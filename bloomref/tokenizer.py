@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 from bloomref.errors import BadWeights, InvalidInput, Unsupported, invalid
 from bloomref.formats.files import read_json, write_json
 from bloomref.formats.tokenizer_files import bloom_tokenizer_json, has_keras_tokenizer, vocabulary_and_merges
-from bloomref.validation import is_integer
+from bloomref.validation import check_bool, is_integer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,7 +21,7 @@ class BloomTokenizer:
     """Converts text to token ids and back. Lossless: `detokenize(tokenize(text)) == text`.
 
     Text is split by BLOOM's rule. The special tokens `<unk>`, `<s>`, `</s>` and `<pad>` are recognised in text if the
-    vocabulary has them. No begin token is ever added.
+    vocabulary has them. Nothing is added at the ends of a text unless `tokenize` is asked to.
 
     Args:
         vocabulary: token -> id, or the path of a JSON file with this object.
@@ -92,37 +92,43 @@ class BloomTokenizer:
     # --- text and ids ----------------------------------------------------------------------------
 
     @overload
-    def tokenize(self, text: str) -> list[int]: ...
+    def tokenize(self, text: str, add_special_tokens: bool = False) -> list[int]: ...
     @overload
-    def tokenize(self, text: list[str]) -> list[list[int]]: ...
-    def tokenize(self, text: str | list[str]) -> list[int] | list[list[int]]:
+    def tokenize(self, text: list[str], add_special_tokens: bool = False) -> list[list[int]]: ...
+    def tokenize(self, text: str | list[str], add_special_tokens: bool = False) -> list[int] | list[list[int]]:
         """Return the token ids of a text, or of each text of a list.
+
+        Args:
+            text: the text or texts.
+            add_special_tokens: also add what the post-processor of `tokenizer.json` puts before and after a text, such
+                as `<s>`. BLOOM's own tokenizer has none.
 
         Raises:
             InvalidInput: when `text` is neither a string nor a list of strings, or has lone surrogates, which UTF-8
                 cannot encode.
         """
+        check_bool("add_special_tokens", add_special_tokens)
         if isinstance(text, str):
-            return self._tokenize([text])[0]
+            return self._tokenize([text], add_special_tokens)[0]
         if isinstance(text, (list, tuple)) and all(isinstance(item, str) for item in text):
-            return self._tokenize(list(text))
+            return self._tokenize(list(text), add_special_tokens)
         raise invalid("text", "a string or a list of strings", text)
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+    def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         for text in texts:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise invalid("text", "valid Unicode", repr(text[error.start]), f"at {error.start}") from None
-        return [encoding.ids for encoding in self._backend.encode_batch(texts)]
+        return [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)]
 
     @overload
-    def __call__(self, text: str) -> list[int]: ...
+    def __call__(self, text: str, add_special_tokens: bool = False) -> list[int]: ...
     @overload
-    def __call__(self, text: list[str]) -> list[list[int]]: ...
-    def __call__(self, text: str | list[str]) -> list[int] | list[list[int]]:
+    def __call__(self, text: list[str], add_special_tokens: bool = False) -> list[list[int]]: ...
+    def __call__(self, text: str | list[str], add_special_tokens: bool = False) -> list[int] | list[list[int]]:
         """Return the ids of a text, or of each text: another name of `tokenize`."""
-        return self.tokenize(text)
+        return self.tokenize(text, add_special_tokens)
 
     @overload
     def detokenize(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str: ...

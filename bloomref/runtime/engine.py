@@ -1,4 +1,7 @@
-"""Runs a model on a backend: connects the blocks and records the mask of the cache. Inputs are checked before."""
+"""Runs a model on a backend: connects the blocks and records the mask of the cache.
+
+Forms and dtypes of inputs are checked before. What a kernel uses as an index is checked here, whoever calls (BKD-14).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +32,7 @@ from bloomref.runtime.backend import (
     SupportsTokens,
     SupportsTrace,
 )
-from bloomref.runtime.inputs import TokenBatch
+from bloomref.runtime.inputs import TokenBatch, check_within
 from bloomref.shapes import Array, Bool, Float, Int
 
 
@@ -45,7 +48,12 @@ class EngineCache:
         return self.is_real.shape[1]
 
     def select(self, rows: Int[Array, " N"]) -> "EngineCache":
-        """A copy with the given rows in that order. A row may be repeated (beam search)."""
+        """A copy with the given rows in that order. A row may be repeated (beam search).
+
+        Raises:
+            InvalidInput: for a row that the cache does not have.
+        """
+        check_within("rows", rows, len(self.is_real), "rows in {}, those of the cache")
         return EngineCache(self.blocks.select(rows), self.is_real[rows])
 
 
@@ -107,6 +115,7 @@ class Engine:
         if rng is None:
             cache = self.new_cache(*batch.token_ids.shape)
             return self.to_host(self.run(cache, 0, batch.token_ids, batch.is_real), batch.token_ids)
+        check_within("token_ids", batch.token_ids, self.config.vocabulary_size)
         if not isinstance(self.prepared, SupportsDropout):
             raise Unsupported(f"training: expected a backend with dropout, such as 'numpy', got {self.backend!r}")
         hidden = self.prepared.hidden_with_dropout(batch.token_ids, batch.is_real, rng)
@@ -151,6 +160,7 @@ class Engine:
             raise Unsupported(
                 f"trace: expected a backend whose intermediates have names, such as 'numpy', got {self.backend!r}"
             )
+        check_within("token_ids", batch.token_ids, self.config.vocabulary_size)
         return self.prepared.trace(batch.token_ids, batch.is_real, select)
 
     # --- piece by piece over a cache -------------------------------------------------------------
@@ -194,12 +204,13 @@ class Engine:
     ) -> Step:
         """Check that the positions fit, and record which of them are real."""
         stop = start + token_ids.shape[1]
-        self._check_fits(cache, start, *token_ids.shape)
+        self._check(cache, start, token_ids, stop)
         cache.is_real[:, start:stop] = True if is_real is None else is_real
         return Step.at(start, cache.is_real[:, :stop].copy())
 
-    def _check_fits(self, cache: EngineCache, start: int, rows: int, count: int) -> None:
-        stop = start + count
+    def _check(self, cache: EngineCache, start: int, token_ids: Int[Array, "B *T"], stop: int) -> None:
+        check_within("token_ids", token_ids, self.config.vocabulary_size)
+        rows = len(token_ids)
         if rows != cache.is_real.shape[0]:
             raise invalid("token_ids", f"the {cache.is_real.shape[0]} rows of the cache", f"{rows} rows")
         if not 0 <= start <= stop <= cache.capacity:
@@ -237,7 +248,7 @@ class Engine:
         Raises:
             InvalidInput: when rows or positions do not fit into the cache; BadWeights: when a score is not finite.
         """
-        self._check_fits(cache, start, len(token_ids), count)
+        self._check(cache, start, token_ids, start + count)
         if not isinstance(self.prepared, SupportsTokens):
             return None
         is_real = np.concatenate([cache.is_real[:, :start], np.ones((len(token_ids), 1), bool)], axis=1)
@@ -293,7 +304,9 @@ def gradients(
     if not isinstance(backend, SupportsGradients):
         raise Unsupported(f"gradients: expected a backend that has them, such as 'numpy', got {backend.name!r}")
     ids, is_real = batch.token_ids, batch.is_real
+    check_within("token_ids", ids, config.vocabulary_size)
     targets = loss.targets(ids, is_real, labels, document)
+    check_within("labels", targets[targets != IGNORED_LABEL], config.vocabulary_size)
     numbers = np.where(is_real, 0 if document is None else document, -1)
     chosen = trainable or (lambda _: True)
     value, by_key = backend.loss_and_gradients(params, config, ids, targets, numbers, chosen, rng)

@@ -79,11 +79,19 @@ def check_token_ids(token_ids: object, vocabulary_size: int) -> Int[Array, "B T"
     if array.ndim != 2:
         hint = "put a single sequence in a list: [ids]" if array.ndim == 1 else ""
         raise invalid("token_ids", "shape (batch, time)", f"shape {array.shape}", hint)
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= vocabulary_size:
-        offender = low if low < 0 else high
-        raise invalid("token_ids", f"ids in [0, {vocabulary_size}), the vocabulary of this model", str(offender))
+    check_within("token_ids", array, vocabulary_size)
     return array.astype(np.int64)
+
+
+def check_within(
+    name: str, numbers: Int[Array, "*B"], count: int, meaning: str = "ids in {}, the vocabulary of this model"
+) -> None:
+    """Refuse numbers outside [0, count). A backend's kernels use them as indices, and check nothing (BKD-14)."""
+    if not numbers.size:
+        return
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < 0 or high >= count:
+        raise invalid(name, meaning.format(f"[0, {count})"), str(low if low < 0 else high))
 
 
 def check_padding_mask(mask: object, shape: tuple[int, ...]) -> Bool[Array, "B T"]:

@@ -191,6 +191,26 @@ def test_padding_and_truncation_of_the_file_are_not_used(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.parametrize("side", ["front", "behind"])
+def test_the_post_processor_adds_tokens_only_when_asked(tmp_path: Path, side: str) -> None:
+    text, token = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    single = [token, text] if side == "front" else [text, token]
+    template = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    tokenizer = BloomTokenizer.from_preset(hugging_face(tmp_path, post_processor=template))
+    same(tokenizer)
+    plain = SMALL("the 意")
+    added = [1, *plain] if side == "front" else [*plain, 1]
+    assert tokenizer("the 意", add_special_tokens=True) == added
+    assert tokenizer.tokenize(["the 意", ""], add_special_tokens=True) == [added, [1]]
+    with pytest.raises(InvalidInput, match="add_special_tokens: expected True or False"):
+        tokenizer("the", add_special_tokens=1)
+
+
 def test_special_tokens_may_have_other_names(tmp_path: Path) -> None:
     hugging_face(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<pad>"}, "bos_token": None}))

@@ -10,8 +10,9 @@ from small_models import deterministic_options, id_prompts, make_lm, models
 
 from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput
 from bloomref.reference.cache import Cache
-from bloomref.runtime.backend import Step
+from bloomref.runtime.backend import Choice, Step
 from bloomref.runtime.engine import Engine
+from bloomref.runtime.inputs import TokenBatch
 
 CONFIG = BloomConfig(vocabulary_size=20, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=24)
 
@@ -106,6 +107,30 @@ def test_a_call_that_does_not_fit_the_cache_reaches_no_backend(start: int, rows:
     with pytest.raises(InvalidInput):
         engine.run(cache, start, np.zeros((rows, time), int))
     assert watched.calls == []
+
+
+INDICES = {
+    "run": lambda engine, cache, ids: engine.run(cache, 0, ids),
+    "read one position": lambda engine, cache, ids: engine.read(cache, 0, ids[:, :1]),
+    "choose": lambda engine, cache, ids: engine.choose(cache, 0, ids[:, 0], Choice(), 1),
+    "hidden": lambda engine, _, ids: engine.hidden(TokenBatch(ids, ids == ids)),
+    "dropout": lambda engine, _, ids: engine.hidden(TokenBatch(ids, ids == ids), np.random.default_rng(0)),
+    "trace": lambda engine, _, ids: engine.trace(TokenBatch(ids, ids == ids), lambda _: True),
+    "gradients": lambda engine, _, ids: engine.loss_and_gradients(TokenBatch(ids, ids == ids), None),
+    "labels": lambda engine, _, ids: engine.loss_and_gradients(TokenBatch(ids * 0, ids == ids), ids),
+    "rows of a cache": lambda engine, cache, ids: engine.new_cache(20, 1).select(ids[:, 0]),
+}
+"""Ways in which numbers reach a backend that uses them as indices."""
+
+
+@pytest.mark.clause("BKD-14")
+@pytest.mark.parametrize("index", [20, -1, 10**9])
+@pytest.mark.parametrize("way", INDICES)
+def test_an_index_that_the_model_does_not_have_is_refused_on_every_way(way: str, index: int) -> None:
+    engine = make_lm(CONFIG).backbone.engine
+    cache = engine.new_cache(1, 5)
+    with pytest.raises(InvalidInput, match=rf"(ids|rows) in \[0, 20\).*got {index}"):
+        INDICES[way](engine, cache, np.array([[index, index]]))
 
 
 @pytest.mark.clause("BKD-5")
