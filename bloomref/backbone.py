@@ -309,7 +309,9 @@ class BloomBackbone(LoraMethods):
         """Number of scalar weights. A tied LM head counts once."""
         return count_params(self.config)
 
-    def save_to_preset(self, path: str | Path, format: Literal["hf", "keras"] = "hf") -> None:
+    def save_to_preset(
+        self, path: str | Path, format: Literal["hf", "keras"] = "hf", *, overwrite: bool = False
+    ) -> None:
         """Write config and weights as a folder that transformers ("hf") or KerasHub
         ("keras") loads, in the variable dtype.
 
@@ -317,14 +319,21 @@ class BloomBackbone(LoraMethods):
         `save_adapter` writes them separately. An interrupted call leaves no
         folder: files are written under temporary names and renamed.
 
+        Args:
+            path: the folder to write.
+            format: layout of the folder.
+            overwrite: replace the model in a folder that has one, and keep all files
+                that no earlier save has written; False: refuse a folder that has any
+                files. Clause: WGT-20.
+
         Raises:
-            InvalidInput: for an unknown format, or a model that the layout cannot represent.
+            InvalidInput: for an unknown format, a folder in use, or a model that the layout cannot represent.
         """
         if format not in ("hf", "keras"):
             raise invalid("format", "'hf' or 'keras'", repr(format))
         from bloomref.formats import hf, keras
 
-        (hf if format == "hf" else keras).save(Path(path), *self.adapter_set.merged())
+        (hf if format == "hf" else keras).save(Path(path), *self.adapter_set.merged(), overwrite=overwrite)
 
 
 class TokenEmbedding:

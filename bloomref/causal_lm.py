@@ -95,13 +95,16 @@ class BloomCausalLM(LoraMethods):
         backbone, folder = BloomBackbone._load(preset, load_weights, kwargs)
         return cls(backbone, BloomTokenizer.find(folder))
 
-    def save_to_preset(self, path: str | Path, format: Literal["hf", "keras"] = "hf") -> None:
+    def save_to_preset(
+        self, path: str | Path, format: Literal["hf", "keras"] = "hf", *, overwrite: bool = False
+    ) -> None:
         """Write backbone and tokenizer as a folder that transformers ("hf") or KerasHub ("keras") loads.
 
-        Adapters are merged. An interrupted call leaves no folder, as with `BloomBackbone.save_to_preset`.
+        Adapters are merged. The arguments, and what an interrupted call leaves, are those of
+        `BloomBackbone.save_to_preset`.
 
         Raises:
-            InvalidInput: an unknown format, or a model that the layout cannot express.
+            InvalidInput: an unknown format, a folder in use, or a model that the layout cannot express.
         """
         if format not in ("hf", "keras"):
             raise invalid("format", "'hf' or 'keras'", repr(format))
@@ -112,7 +115,7 @@ class BloomCausalLM(LoraMethods):
             if self.tokenizer is not None:
                 self.tokenizer.save(Path(folder))
             source = None if self.tokenizer is None else Path(folder)
-            save(Path(path), *self.adapter_set.merged(), tokenizer_from=source)
+            save(Path(path), *self.adapter_set.merged(), tokenizer_from=source, overwrite=overwrite)
 
     # --- logits ----------------------------------------------------------------------------------
 

@@ -25,6 +25,9 @@ def command(
     base: Annotated[str | None, typer.Option(help="For an adapter: its base model.", metavar="PRESET")] = None,
     expand: Annotated[bool, typer.Option("--expand", help="For an adapter: raise its rank if needed.")] = False,
     revision: Revision = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the model in TARGET. Files that no earlier save wrote stay.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write SOURCE as a folder that transformers (hf) or KerasHub (keras) loads, including its tokenizer.
@@ -40,14 +43,14 @@ def command(
     from bloomref.presets.resolver import resolve
 
     if is_adapter(Path(source)):
-        _convert_adapter(Path(source), target, to, base, expand, json)
+        _convert_adapter(Path(source), target, to, base, expand, force, json)
         return
     folder = resolve(source, revision=revision)
     checkpoint = open_checkpoint(folder)
     params = checkpoint.params(None if dtype == "auto" else floating_dtype(dtype))
     with working(f"writing {target}"):
         save = hf.save if to is Layout.hf else keras.save
-        save(target, checkpoint.config, params, tokenizer_from=folder)
+        save(target, checkpoint.config, params, tokenizer_from=folder, overwrite=force)
     report = {
         "source": str(folder),
         "target": str(target),
@@ -60,7 +63,9 @@ def command(
         typer.echo(f"{target}: {to.value} layout, {report['dtype']}")
 
 
-def _convert_adapter(source: Path, target: Path, to: Layout, base: str | None, expand: bool, json: bool) -> None:
+def _convert_adapter(
+    source: Path, target: Path, to: Layout, base: str | None, expand: bool, force: bool, json: bool
+) -> None:
     from bloomref.dtypes import FLOAT32
     from bloomref.formats.checkpoint import open_checkpoint
     from bloomref.lora import adapter_files
@@ -72,7 +77,7 @@ def _convert_adapter(source: Path, target: Path, to: Layout, base: str | None, e
         raise invalid("target", "a name that ends in .lora.h5 for keras, a folder for hf", str(target))
     config = open_checkpoint(resolve(base, weights=False)).config
     adapter = adapter_files.load(source, "default", config, FLOAT32)
-    adapter_files.save(target, adapter, config, expand)
+    adapter_files.save(target, adapter, config, expand, force)
     report = {"source": str(source), "target": str(target), "layout": to.value, **adapter_files.describe_files(target)}
     if json:
         print_json(report)

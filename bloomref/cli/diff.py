@@ -182,8 +182,10 @@ def _report(difference: "Difference", html: Path | None, json: bool, every: bool
 
     if html is not None:
         from bloomref.conformance.diff.html_page import page
+        from bloomref.formats.staging import staged_file
 
-        html.write_text(page(difference), "utf-8")
+        with staged_file(html) as stage:
+            stage.write_text(page(difference), "utf-8")
         note(f"page written to {html}")
     if json:
         print_json(report.to_dict(difference))

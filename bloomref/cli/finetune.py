@@ -106,8 +106,12 @@ def command(
 def _check_out(out: Path, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise invalid("--out", "a folder", f"the file {out}")
-    if not resume and out.is_dir() and any(out.iterdir()):
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not resume:
         raise invalid("--out", "a new or empty folder", str(out), "--resume continues the run in it")
+    if not (out / STATE).is_dir():
+        raise invalid("--out", f"a new or empty folder, or one of a run, with a folder {STATE}", str(out))
 
 
 def _held_out(value: str) -> tuple[float, list[Path] | None]:
@@ -158,9 +162,9 @@ def _write(language_model: "BloomCausalLM", history: "History", out: Path, full:
     from bloomref.training.plot import save_curve
 
     if full:
-        language_model.save_to_preset(out)
+        language_model.save_to_preset(out, overwrite=True)
     else:
-        language_model.save_adapter(out)
+        language_model.save_adapter(out, overwrite=True)
     history.save(out / STATE / "history.json")
     try:
         save_curve(history, out / STATE / "loss.png")

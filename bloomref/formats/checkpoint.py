@@ -11,6 +11,7 @@ from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe
 from bloomref.formats import hf, keras
 from bloomref.formats.arrays import check_fits
 from bloomref.formats.files import read_json
+from bloomref.formats.saved_folder import check_complete
 from bloomref.formats.tokenizer_files import tokenizer_files
 from bloomref.formats.validation_cache import is_validated, record_validated
 from bloomref.params import Params
@@ -113,6 +114,7 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         Unsupported: when config.json describes quantized weights.
     """
     folder = Path(folder)
+    check_complete(folder)
     if not (folder / hf.CONFIG).exists() and (folder / "adapter_config.json").exists():
         raise BadWeights(f"{folder}: expected a model's config.json, got a PEFT adapter; load its base model first")
     data = read_json(folder / hf.CONFIG)

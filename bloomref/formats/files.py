@@ -1,18 +1,14 @@
-"""Files on disk: validated JSON documents, paths of shards, atomic writes of files and folders."""
+"""Files on disk: validated JSON documents, paths of shards."""
 
 import json
-import os
-import secrets
-import shutil
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 
-from bloomref.errors import BadWeights, InvalidInput, describe
+from bloomref.errors import BadWeights, describe
 from bloomref.shapes import Array
 
 MAX_JSON_BYTES = 100_000_000  # a tokenizer.json of BLOOM has 15 MB, the index of its largest checkpoint 70 kB
@@ -111,82 +107,6 @@ def shard_path(folder: Path, name: object, index: str) -> Path:
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in PurePosixPath(name).parts:
         raise BadWeights(describe(f"{index}: weight_map", expected, name))
     return folder / name
-
-
-def temporary_path(target: Path) -> Path:
-    """Return a new hidden path next to `target`, such as `.target.123456789abc.tmp`."""
-    return target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-
-
-@contextmanager
-def staged_file(target: Path) -> Iterator[Path]:
-    """Context manager: a temporary path, renamed to `target` at the end of the block, removed after an error."""
-    stage = temporary_path(target)
-    try:
-        yield stage
-        os.replace(stage, target)
-    finally:
-        stage.unlink(missing_ok=True)
-
-
-@contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
-    """Context manager: a new folder, renamed to `target` at the end of the block, removed after an error.
-
-    `target` must be an empty folder, or not exist.
-    """
-    stage = temporary_path(target)
-    stage.mkdir(parents=True)
-    try:
-        yield stage
-        os.replace(stage, target)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-@contextmanager
-def staged_model(target: Path, overwrite: bool, stale: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Context manager: a new folder whose files are moved to `target` at the end of the block.
-
-    A new or empty target appears complete, in one rename. In another one, each file is renamed separately, config.json
-    last. An error within the block leaves the target unchanged.
-
-    Args:
-        target: folder to write.
-        overwrite: False: refuse a folder that has any files.
-        stale: patterns of file names; old files of the target that match are removed.
-
-    Raises:
-        InvalidInput: when the target is a file, or has files and `overwrite` is False.
-    """
-    if target.exists() and not target.is_dir():
-        raise InvalidInput(describe("path", "a folder to write, or a new name", f"the file {target}"))
-    if not target.is_dir() or not any(target.iterdir()):
-        with staged_folder(target.absolute()) as stage:
-            yield stage
-        return
-    if not overwrite:
-        raise InvalidInput(describe("path", "a new or empty folder", str(target), "pass overwrite=True to replace it"))
-    stage = temporary_path(target / "model")
-    stage.mkdir()
-    try:
-        yield stage
-        _replace_files(stage, target, stale)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _replace_files(stage: Path, target: Path, stale: tuple[str, ...]) -> None:
-    written = sorted((p for p in stage.rglob("*") if p.is_file()), key=lambda p: p.name == "config.json")
-    names = {path.relative_to(stage) for path in written}
-    for path in written:
-        destination = target / path.relative_to(stage)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, destination)
-    for pattern in stale:
-        for path in target.glob(pattern):
-            if path.relative_to(target) not in names:
-                path.unlink()
 
 
 def into_shards(arrays: Iterable[tuple[str, Array]], max_bytes: int) -> list[dict[str, Array]]:

@@ -11,8 +11,9 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.arrays import check_finite, common_dtype, convert
-from bloomref.formats.files import into_shards, regular_file, shard_path, staged_model, weight_map, write_json
+from bloomref.formats.files import into_shards, regular_file, shard_path, weight_map, write_json
 from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFile, write_safetensors
+from bloomref.formats.saved_folder import staged_model
 from bloomref.formats.tokenizer_files import write_hf_tokenizer
 from bloomref.formats.validation_cache import is_validated, record_validated
 from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING, Params, Source, Weight, full_key, keys
@@ -22,7 +23,7 @@ from bloomref.validation import mismatch
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_STALE = (WEIGHTS, INDEX, "model-*-of-*.safetensors", "model.weights.json", "*.weights.h5")
+_RIVALS = (WEIGHTS,)  # read before an index
 # buffers in checkpoints of transformers before 4.21; they are not weights
 _INERT = ("h.*.self_attention.scale_mask_softmax.causal_mask",)
 _HEADS = ("score.", "classifier.", "qa_outputs.")
@@ -212,7 +213,7 @@ def save(
         params: weights of the model.
         tokenizer_from: folder in either layout whose tokenizer is written, too; None: no tokenizer.
         max_shard_bytes: largest size of a weight file in bytes; larger weights are split, with an index.
-        overwrite: False: refuse a folder that has any files.
+        overwrite: replace the model in the folder; False: refuse a folder that has any files (WGT-20).
 
     Raises:
         InvalidInput: when the folder cannot be written; BadWeights: when the tokenizer's files are damaged.
@@ -220,7 +221,7 @@ def save(
     dtype = params.word_embedding.dtype.name
     data = config.to_hf()
     data |= {"dtype": dtype, "torch_dtype": dtype} if "torch_dtype" in data else {"dtype": dtype}
-    with staged_model(Path(folder), overwrite, _STALE) as stage:
+    with staged_model(Path(folder), CONFIG, overwrite, _RIVALS) as stage:
         _write_weights(stage, _stored(params, config), max_shard_bytes)
         if tokenizer_from is not None:
             write_hf_tokenizer(Path(tokenizer_from), stage)

@@ -11,8 +11,9 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.arrays import check_finite, common_dtype, is_narrower, rounded
-from bloomref.formats.files import into_shards, read_json, staged_model, write_json
+from bloomref.formats.files import into_shards, read_json, write_json
 from bloomref.formats.keras_h5 import Variable, read_sharded, read_single, write_h5
+from bloomref.formats.saved_folder import staged_model
 from bloomref.formats.tokenizer_files import keras_dtype, write_keras_tokenizer
 from bloomref.params import PROJECTIONS, Params, Weight, count_params, keys
 from bloomref.shapes import Array
@@ -23,7 +24,7 @@ WEIGHTS = "model.weights.h5"
 INDEX = "model.weights.json"
 TASK_WEIGHTS = "task.weights.h5"
 TASK_PREFIX = "layers/bloom_backbone/"
-_STALE = (WEIGHTS, INDEX, TASK_WEIGHTS, "task.json", "model_*.weights.h5", "model.safetensors", "model*.safetensors*")
+_RIVALS = (WEIGHTS, "task.json", TASK_WEIGHTS)  # read before an index, and by KerasHub's tasks
 
 
 def exists(folder: Path) -> bool:
@@ -242,7 +243,7 @@ def save(
         BadWeights: when the tokenizer's files are damaged. Unsupported: when h5py is not installed.
     """
     data = _config_json(config, params.word_embedding.dtype)
-    with staged_model(Path(folder), overwrite, _STALE) as stage:
+    with staged_model(Path(folder), CONFIG, overwrite, _RIVALS) as stage:
         _write_weights(stage, config, params, max_shard_bytes)
         if tokenizer_from is not None:
             write_keras_tokenizer(Path(tokenizer_from), stage)

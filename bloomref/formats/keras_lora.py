@@ -12,8 +12,8 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights, InvalidInput, describe
 from bloomref.formats.arrays import check_finite
-from bloomref.formats.files import staged_file
 from bloomref.formats.keras_h5 import Variable, load_h5py, read_single
+from bloomref.formats.staging import staged_file
 from bloomref.shapes import Array
 
 SUFFIX = ".lora.h5"

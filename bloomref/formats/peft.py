@@ -6,17 +6,17 @@ from pathlib import Path
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.arrays import check_finite
-from bloomref.formats.files import read_json, staged_model, write_json
+from bloomref.formats.files import read_json, write_json
 from bloomref.formats.hf import PICKLED
 from bloomref.formats.peft_config import EMBEDDING, LoraConfig
 from bloomref.formats.safetensors_io import FLOATS, SafetensorsFile, write_safetensors
+from bloomref.formats.saved_folder import check_complete, staged_model
 from bloomref.params import HF_PREFIX, Weight
 from bloomref.shapes import Array
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _OUTER = "base_model.model."
-_STALE = ("adapter_model.bin",)
 
 Pairs = dict[str, tuple[Array, Array]]
 """Hugging Face key of a weight (without `transformer.`) -> A (R, N), B (M, R) of the stored matrix (M, N)."""
@@ -33,6 +33,7 @@ def read_config(folder: Path) -> LoraConfig:
     Raises:
         BadWeights: when the config is missing or damaged; Unsupported: when the adapter is not plain LoRA (LRA-18).
     """
+    check_complete(folder)
     return LoraConfig.from_json(read_json(folder / CONFIG))
 
 
@@ -102,18 +103,19 @@ def _factor(file: SafetensorsFile, name: str, shape: tuple[int, ...]) -> Array:
     return array.copy()
 
 
-def save(folder: Path, lora: LoraConfig, pairs: Mapping[str, tuple[Array, Array]]) -> None:
+def save(folder: Path, lora: LoraConfig, pairs: Mapping[str, tuple[Array, Array]], overwrite: bool = True) -> None:
     """Write an adapter folder that PEFT loads for a BloomForCausalLM. An error leaves the folder unchanged.
 
     Args:
         folder: the folder to write.
         lora: config of the adapter.
         pairs: Hugging Face key of a weight (without `transformer.`) -> factors (A, B), in PEFT's shapes.
+        overwrite: replace the adapter in the folder; False: refuse a folder that has any files (WGT-20).
 
     Raises:
         InvalidInput: when the folder cannot be written.
     """
-    with staged_model(folder, True, _STALE) as stage:
+    with staged_model(folder, CONFIG, overwrite) as stage:
         write_safetensors(stage / WEIGHTS, dict(_stored(pairs)))
         write_json(stage / CONFIG, lora.to_json())
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, InvalidInput, describe
-from bloomref.formats.files import parse_json, regular_file, staged_file
+from bloomref.formats.files import parse_json, regular_file
+from bloomref.formats.staging import staged_file
 from bloomref.shapes import Array
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package

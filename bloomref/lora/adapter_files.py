@@ -66,11 +66,12 @@ def describe_files(path: Path) -> dict[str, Any]:
     return {"format": "PEFT", **facts, "parameters": sum(math.prod(entry.shape) for entry in entries.values())}
 
 
-def save(path: Path, adapter: Adapter, config: BloomConfig, expand: bool) -> None:
+def save(path: Path, adapter: Adapter, config: BloomConfig, expand: bool, overwrite: bool = False) -> None:
     """Write an adapter: KerasHub's format for a name that ends in `.h5`, else PEFT's folder.
 
     Args:
         expand: write exact factors of a higher rank where the format has none of this rank.
+        overwrite: replace the adapter in a folder that has one. A file is always replaced.
 
     Raises:
         InvalidInput: the format cannot represent the adapter, or only with `expand`.
@@ -79,7 +80,7 @@ def save(path: Path, adapter: Adapter, config: BloomConfig, expand: bool) -> Non
         r, kernels = _kernels(adapter, config, expand)
         keras_lora.save(path, r, kernels)
     else:
-        peft.save(path, *_pairs(adapter, expand))
+        peft.save(path, *_pairs(adapter, expand), overwrite)
 
 
 # --- PEFT --------------------------------------------------------------------------------------------------------

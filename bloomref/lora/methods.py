@@ -102,21 +102,24 @@ class LoraMethods(ABC):
         adapter = adapter_files.load(resolve_adapter(path), name, adapters.config, adapters.dtype)
         self.use_adapters(adapters.add(name, adapter))
 
-    def save_adapter(self, path: str | Path, name: str | None = None, *, expand: bool = False) -> None:
+    def save_adapter(
+        self, path: str | Path, name: str | None = None, *, expand: bool = False, overwrite: bool = False
+    ) -> None:
         """Write an adapter: a file of KerasHub if the path ends in `.lora.h5`, else a folder of PEFT.
 
         Args:
             name: name of the adapter; None: the active one.
             expand: if the format has no factors of this form, write equal ones of a higher rank (LRA-14).
+            overwrite: replace the adapter in the folder; False: refuse a folder that has any files (WGT-20).
 
         Raises:
-            InvalidInput: when the format cannot represent the adapter; the message says why.
+            InvalidInput: when the format cannot represent the adapter, or the folder is in use; the message says why.
         """
         from bloomref.lora import adapter_files
 
         adapters = self.adapter_set
         adapter = adapters.only_active() if name is None else adapters.get(name)
-        adapter_files.save(Path(path), adapter, adapters.config, expand)
+        adapter_files.save(Path(path), adapter, adapters.config, expand, overwrite)
 
     def set_adapter(self, adapter: str | Mapping[str, float] | None) -> None:
         """Activate one adapter, several with weights, or none: `set_adapter({"legal": 0.7, "style": 0.3})`.

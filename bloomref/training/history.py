@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomref.errors import BadWeights, describe
+from bloomref.formats.staging import staged_file
 
 
 @dataclass(frozen=True)
@@ -66,4 +67,5 @@ class History:
 
     def save(self, path: Path) -> None:
         """Write the history as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
+        with staged_file(path) as stage:
+            stage.write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bloomref.errors import Unsupported
+from bloomref.formats.staging import staged_file
 from bloomref.training.history import History
 
 
@@ -26,4 +27,5 @@ def save_curve(history: History, path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with staged_file(path) as stage:
+        figure.savefig(stage, dpi=120, format="png")

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bloomref.errors import BadWeights, describe
-from bloomref.formats.files import read_json, staged_folder, temporary_path, write_json
+from bloomref.formats.files import read_json, write_json
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
+from bloomref.formats.staging import staged_folder, temporary_path
 from bloomref.shapes import Array
 
 _NAME = re.compile(r"checkpoint-(\d{8})")

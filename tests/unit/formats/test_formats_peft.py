@@ -244,7 +244,7 @@ def test_an_interrupted_write_leaves_what_was_there(folder: Path, keras_file: Pa
     monkeypatch.setattr("os.replace", fail)
     for source, path in ((model, folder), (other, keras_file)):
         with pytest.raises(OSError, match="full"):
-            source.save_adapter(path)
+            source.save_adapter(path, overwrite=True)
     found = {path: path.read_bytes() for path in (*folder.iterdir(), *keras_file.parent.glob("*.h5"))}
     assert found == contents
     assert not list(keras_file.parent.glob(".*"))

@@ -12,8 +12,8 @@ from bloomref.conformance.vectors.author.draft import TIER_NAMES, Draft
 from bloomref.conformance.vectors.author.models import MODELS
 from bloomref.conformance.vectors.author.notes import NOTES
 from bloomref.conformance.vectors.author.schema import SCHEMA, dumps
-from bloomref.formats.files import staged_file
 from bloomref.formats.safetensors_io import write_safetensors
+from bloomref.formats.staging import staged_file
 from bloomref.shapes import Array
 
 SCHEMA_FILE = "vectors.schema.json"
