@@ -16,11 +16,11 @@ from bloomref.generation.prompts import Prompt, Request, read_request, right_pad
 from bloomref.generation.scoring import Score, Scored
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.streaming import pieces, whole_characters
-from bloomref.generation.task import Task
+from bloomref.generation.task import Results, Task
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
 from bloomref.params import Params
-from bloomref.runtime.inputs import labelled_batch, token_batch
+from bloomref.runtime.inputs import labelled_batch, named_inputs, token_batch
 from bloomref.shapes import Array, Bool, Float
 from bloomref.tokenizer import BloomTokenizer
 from bloomref.validation import check_bool
@@ -257,11 +257,11 @@ class BloomCausalLM(LoraMethods):
     ) -> dict[str, Array]: ...
     def generate(
         self,
-        inputs: Any,
+        inputs: Any = None,
         max_length: int | None = None,
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
-        **options: Unpack[GenerationArguments],
+        **options: Any,
     ) -> Any:
         """Continue prompts. The result has the form of the input.
 
@@ -273,10 +273,14 @@ class BloomCausalLM(LoraMethods):
             stop_token_ids: "auto" (the end token), None (none), an id or ids. The result includes the id that ended it.
             strip_prompt: return only the continuation.
             **options: the fields of `bloomref.GenerationOptions`, in transformers' names:
-                `max_new_tokens` (128 without any length); sampling by `temperature` (0 is greedy), `top_k`, `top_p`,
-                `min_p`, `seed`, `do_sample`; beam search by `num_beams`, `length_penalty`; contrastive search by
-                `penalty_alpha` with `top_k`; `repetition_penalty`, `no_repeat_ngram_size`, `logit_bias`;
-                `stop_strings`. Greedy is the default.
+                `max_new_tokens` (128 without any length), `min_new_tokens`; sampling by `temperature` (0 is greedy),
+                `top_k`, `top_p`, `min_p`, `typical_p`, `seed`, `do_sample`; beam search by `num_beams`,
+                `length_penalty`, `early_stopping`; contrastive search by `penalty_alpha` with `top_k`;
+                `num_return_sequences`, `best_of`; `repetition_penalty`, `no_repeat_ngram_size`, `logit_bias`,
+                `bad_words_ids`, `suppress_tokens`; `stop_strings`, `eos_token_id`, `pad_token_id`. Greedy is the
+                default.
+
+        With `num_return_sequences` n the result is a list in which the n results of each prompt stand side by side.
 
         A text ends after the stop string that ended it, never inside a character; special tokens of the continuation
         are not shown. The result of a prompt does not depend on the other prompts of the batch; row i with `seed` draws
@@ -287,20 +291,24 @@ class BloomCausalLM(LoraMethods):
             InvalidInput: for a wrong argument; the message names it, the expected and the actual value. BadWeights: for
             logits that are not finite.
         """
+        if inputs is None:
+            inputs, options = named_inputs(options)
         chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **options)
         check_bool("strip_prompt", strip_prompt)
         if isinstance(inputs, Mapping):
-            prompts = [prompt or self._start() for prompt in trim(token_batch(inputs, self._vocabulary_size))]
-            return self._as_dictionary(prompts, search.generate(self._task(prompts, chosen)), strip_prompt)
+            task = self._task(
+                [prompt or self._start() for prompt in trim(token_batch(inputs, self._vocabulary_size))], chosen
+            )
+            return self._as_dictionary(task.results(search.generate(task)), chosen, strip_prompt)
         request = read_request("inputs", inputs, self._vocabulary_size)
         task = self._task(self._prompts("inputs", request), chosen)
-        new_ids = search.generate(task)
+        generated = task.results(search.generate(task))
         results: list[Any]
         if request.kind == "text":
-            results = self._as_texts(request.rows, task, new_ids, strip_prompt)
+            results = self._as_texts(request.rows, task, generated, strip_prompt)
         else:
-            results = [([] if strip_prompt else p.real_ids) + new for p, new in zip(task.prompts, new_ids, strict=True)]
-        return results[0] if request.is_single else results
+            results = [([] if strip_prompt else prompt.real_ids) + new for prompt, new in generated]
+        return results[0] if request.is_single and chosen.num_return_sequences == 1 else results
 
     def stream(
         self,
@@ -328,6 +336,8 @@ class BloomCausalLM(LoraMethods):
         if not isinstance(prompt, str):
             raise invalid("prompt", "a text", type(prompt).__name__, "generate takes lists and ids")
         chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **options)
+        if chosen.num_return_sequences > 1 or chosen.best_of is not None:
+            raise InvalidInput("stream: expected one result, got num_return_sequences or best_of; use generate")
         return pieces(self._task(self._prompts("prompt", Request("text", [prompt], True)), chosen))
 
     def _options(self, **arguments: Any) -> GenerationOptions:
@@ -353,20 +363,17 @@ class BloomCausalLM(LoraMethods):
             ids = self._end_ids()
         return Stopping(frozenset(ids), options.stop_bytes, self._vocabulary.token_bytes)
 
-    def _as_texts(
-        self, texts: Sequence[str], task: Task, new_ids: Sequence[list[int]], strip_prompt: bool
-    ) -> list[str]:
-        both = zip(task.prompts, new_ids, strict=True)
-        continuations = [whole_characters(task.stopping.text(prompt.real_ids, new)) for prompt, new in both]
-        return continuations if strip_prompt else [a + b for a, b in zip(texts, continuations, strict=True)]
+    def _as_texts(self, texts: Sequence[str], task: Task, generated: Results, strip_prompt: bool) -> list[str]:
+        continuations = [whole_characters(task.stopping.text(prompt.real_ids, new)) for prompt, new in generated]
+        if strip_prompt:
+            return continuations
+        count = task.options.num_return_sequences
+        return [texts[i // count] + continuation for i, continuation in enumerate(continuations)]
 
-    def _as_dictionary(
-        self, prompts: Sequence[Prompt], new_ids: Sequence[list[int]], strip_prompt: bool
-    ) -> dict[str, Array]:
-        both = zip(prompts, new_ids, strict=True)
-        rows = [Prompt.of(new) if strip_prompt else prompt.followed_by(new) for prompt, new in both]
-        pad = self._special_id("pad_token_id", "pad_token_id") or 0
-        batch = right_pad(rows, pad)
+    def _as_dictionary(self, generated: Results, options: GenerationOptions, strip_prompt: bool) -> dict[str, Array]:
+        rows = [Prompt.of(new) if strip_prompt else prompt.followed_by(new) for prompt, new in generated]
+        pad = options.pad_token_id
+        batch = right_pad(rows, (self._special_id("pad_token_id", "pad_token_id") or 0) if pad is None else pad)
         return {"token_ids": batch.token_ids, "padding_mask": batch.is_real}
 
     # --- score -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Beam search as in transformers with `early_stopping=False`; the result of a prompt does not depend on the batch."""
+"""Beam search as in transformers; the result of a prompt does not depend on the batch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Hypothesis:
 
 
 def beam_search(task: Task) -> Iterator[tuple[int, int]]:
-    """(row, new token id) of the best hypothesis of every prompt. All running hypotheses share one KV cache."""
+    """(row, new token id) of the best hypotheses of every prompt. All running hypotheses share one KV cache."""
     beams, decoder, process = [Beam(row, task) for row in task.rows()], task.decoder(), task.processors()
     live = beams
     while live:
@@ -34,14 +34,17 @@ def beam_search(task: Task) -> Iterator[tuple[int, int]]:
         offset = 0
         for beam in live:
             count = len(beam.running)
-            processed = process.each(scores[offset : offset + count], [beam.history(h) for h in beam.running])
+            histories, length = [beam.history(h) for h in beam.running], beam.row.prompt_length
+            processed = process.each(scores[offset : offset + count], histories, length)
             parents += [offset + parent for parent in beam.step(processed)]
             offset += count
         live = [beam for beam in live if beam.running]
         if live:
             decoder.advance(parents, [h.new_ids[-1] for beam in live for h in beam.running])
+    count = task.options.num_return_sequences
     for beam in beams:
-        yield from ((beam.row.index, token_id) for token_id in beam.best().new_ids)
+        for rank, hypothesis in enumerate(beam.best(count)):
+            yield from ((beam.row.index * count + rank, token_id) for token_id in hypothesis.new_ids)
 
 
 class Beam:
@@ -78,9 +81,9 @@ class Beam:
             self.running = []
         return parents[: len(self.running)]
 
-    def best(self) -> Hypothesis:
-        """The finished hypothesis of the highest score."""
-        return self._finished[0]
+    def best(self, count: int) -> Sequence[Hypothesis]:
+        """The finished hypotheses of the highest scores, best first; fewer than `count` if there are no more."""
+        return self._finished[:count]
 
     def _best_extensions(self, log_probabilities: Float[Array, "N V"]) -> list[tuple[int, Hypothesis]]:
         """(parent, extension) pairs of the highest totals; of equal ones the earlier parent, then the lower id."""
@@ -100,10 +103,15 @@ class Beam:
         return hypothesis.score(self._options.length_penalty)
 
     def _can_improve(self) -> bool:
-        """True if the best running hypothesis now scores above the worst of `num_beams` finished ones."""
+        """True if the best running hypothesis may still displace one of `num_beams` finished ones (GEN-15)."""
         if not self.running or len(self._finished) < self._options.num_beams:
             return bool(self.running)
-        return self._score(self.running[0]) > self._score(self._finished[-1])
+        if self._options.early_stopping is True:
+            return False
+        best, penalty = self.running[0], self._options.length_penalty
+        longest = self._options.early_stopping == "never" and penalty > 0
+        length = self.row.budget if longest else len(best.new_ids)
+        return best.total / length**penalty > self._score(self._finished[-1])
 
 
 def _highest(values: Float[Array, " N"], count: int) -> Sequence[int]:

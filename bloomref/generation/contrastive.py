@@ -20,7 +20,9 @@ def contrastive_search(task: Task) -> Iterator[tuple[int, int]]:
     context = Context(_unit(decoder.take_prompt_hidden()), decoder.prompt_is_real)
     while rows:
         logits = decoder.logits()
-        owners, ids, probabilities = candidates([process(logits[i], row.history) for i, row in enumerate(rows)], k)
+        owners, ids, probabilities = candidates(
+            [process(logits[i], row.history, row.prompt_length) for i, row in enumerate(rows)], k
+        )
         if not owners.size:
             return
         decoder.advance([int(i) for i in owners], [int(i) for i in ids])

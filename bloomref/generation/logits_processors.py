@@ -1,6 +1,6 @@
-"""Logits processors, in transformers' order: bias, repetition penalty, n-gram blocking."""
+"""Logits processors, in transformers' order: bias, repetition penalty, n-gram blocking, forbidden sequences and ids."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -9,29 +9,50 @@ from bloomref.shapes import Array, Float
 
 
 class LogitsProcessors:
-    """The logits processors that `options` activate, as one function."""
+    """The logits processors that `options` activate, as one function.
 
-    def __init__(self, options: GenerationOptions) -> None:
+    Args:
+        stop_ids: the stop tokens. As in transformers, `bad_words_ids` does not forbid them.
+    """
+
+    def __init__(self, options: GenerationOptions, stop_ids: Collection[int] = ()) -> None:
         bias = options.logit_bias or {}
         self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias_values = np.fromiter(bias.values(), np.float64, len(bias))
         self._penalty = float(options.repetition_penalty)
         self._ngram_size = options.no_repeat_ngram_size
-        self.active = bool(bias) or self._penalty != 1.0 or self._ngram_size > 0
+        words = [[int(token_id) for token_id in word] for word in options.bad_words_ids or ()]
+        self._words = [word for word in words if len(word) > 1]
+        single = [word[0] for word in words if len(word) == 1 and word[0] not in stop_ids]
+        self._suppressed = np.array([*single, *(options.suppress_tokens or ())], np.int64)
+        self._stop_ids = np.array(sorted(stop_ids), np.int64)
+        self._min_new_tokens = options.min_new_tokens if stop_ids else 0
+        self.active = bool(
+            bias
+            or self._penalty != 1.0
+            or self._ngram_size
+            or self._words
+            or self._suppressed.size
+            or self._min_new_tokens
+        )
         """False if `options` change no logits."""
 
-    def each(self, scores: Float[Array, "N V"], histories: Sequence[Sequence[int]]) -> Float[Array, "N V"]:
+    def each(
+        self, scores: Float[Array, "N V"], histories: Sequence[Sequence[int]], prompt_length: int
+    ) -> Float[Array, "N V"]:
         """Processed scores of several sequences: a copy, or `scores` itself if no processor is active."""
         if not self.active:
             return scores
-        return np.stack([self(row, history) for row, history in zip(scores, histories, strict=True)])
+        both = zip(scores, histories, strict=True)
+        return np.stack([self(row, history, prompt_length) for row, history in both])
 
-    def __call__(self, scores: Float[Array, " V"], history: Sequence[int]) -> Float[Array, " V"]:
+    def __call__(self, scores: Float[Array, " V"], history: Sequence[int], prompt_length: int) -> Float[Array, " V"]:
         """Processed scores of one sequence: a float64 copy, or `scores` itself if no processor is active.
 
         Args:
             scores: logits, or log-probabilities in beam search; not modified.
             history: real tokens of the sequence, prompt and continuation.
+            prompt_length: how many of them are the prompt's.
         """
         if not self.active:
             return scores
@@ -39,6 +60,10 @@ class LogitsProcessors:
         scores[self._bias_ids] += self._bias_values
         penalize_repetition(scores, history, self._penalty)
         forbid_repeated_ngrams(scores, history, self._ngram_size)
+        forbid_sequences(scores, history, self._words)
+        scores[self._suppressed] = -np.inf
+        if len(history) - prompt_length < self._min_new_tokens:
+            scores[self._stop_ids] = -np.inf
         return scores
 
 
@@ -61,3 +86,10 @@ def forbid_repeated_ngrams(scores: Float[Array, " V"], history: Sequence[int], s
     windows = np.lib.stride_tricks.sliding_window_view(ids, size)
     prefix = ids[len(ids) - size + 1 :]
     scores[windows[(windows[:, :-1] == prefix).all(axis=1), -1]] = -np.inf
+
+
+def forbid_sequences(scores: Float[Array, " V"], history: Sequence[int], sequences: Sequence[Sequence[int]]) -> None:
+    """Set to -inf, in place, the last token of every sequence whose other tokens end `history` (GEN-14)."""
+    for *start, last in sequences:
+        if list(history[len(history) - len(start) :]) == start:
+            scores[last] = -np.inf

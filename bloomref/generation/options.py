@@ -1,12 +1,14 @@
 """Options of text generation, as one frozen, validated object. Names are those of transformers and KerasHub."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
 from bloomref.errors import InvalidInput, invalid
+from bloomref.generation.other_tools import translate
 from bloomref.validation import check_integer, check_known, check_real
 
 DEFAULT_NEW_TOKENS = 128
@@ -16,19 +18,27 @@ class GenerationArguments(TypedDict, total=False):
     """Keyword-only arguments of `generate` and `stream`: fields of `GenerationOptions` that KerasHub does not have."""
 
     max_new_tokens: int | None
+    min_new_tokens: int
     do_sample: bool | None
     temperature: float | None
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    typical_p: float | None
     seed: int | None
     num_beams: int
     length_penalty: float
+    early_stopping: bool | Literal["never"] | None
+    num_return_sequences: int
+    best_of: int | None
     penalty_alpha: float | None
     repetition_penalty: float
     no_repeat_ngram_size: int
     logit_bias: Mapping[int, float] | None
+    bad_words_ids: Sequence[Sequence[int]] | None
+    suppress_tokens: Sequence[int] | None
     stop_strings: str | Sequence[str] | None
+    pad_token_id: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,26 +56,41 @@ class GenerationOptions:
     """Largest number of tokens of prompt and continuation together (GEN-3)."""
     max_new_tokens: int | None = None
     """Largest number of new tokens; 128 if `max_length` is None too."""
+    min_new_tokens: int = 0
+    """No stop token is generated before so many new tokens. A stop string may end the row earlier."""
     stop_token_ids: Literal["auto"] | int | Sequence[int] | None = "auto"
     """Ids that end a row, which keeps the id (KerasHub's argument, GEN-4). "auto": the end token; None: no id."""
     stop_strings: str | Sequence[str] | None = None
     """Stop strings: a row ends as soon as its text contains one, which may begin in the prompt. Needs a tokenizer."""
+    pad_token_id: int | None = None
+    """Pads the rows of a dictionary result on the right. None: the model's padding token."""
     do_sample: bool | None = None
-    """True: sample; False: do not; None: sample if `temperature`, `top_k`, `top_p` or `min_p` is set."""
+    """True: sample; False: do not; None: sample if `temperature`, `top_k`, `top_p`, `min_p` or `typical_p` is set."""
     temperature: float | None = None
     """Divides the logits before sampling; None is 1. The limit 0 is greedy search."""
     top_k: int | None = None
-    """Sample among the k likeliest tokens, and those equal to the k-th; contrastive search: number of candidates."""
+    """Sample among the k likeliest tokens, and those equal to the k-th; contrastive search: number of candidates.
+    0 is off."""
     top_p: float | None = None
     """Sample among the fewest tokens whose probabilities sum to `top_p` (GEN-7)."""
     min_p: float | None = None
     """Sample among the tokens at least `min_p` times as likely as the likeliest one."""
+    typical_p: float | None = None
+    """Sample among the most typically surprising tokens that sum to `typical_p` (GEN-13); 1 is off."""
     seed: int | None = None
     """Row i of a batch draws as a single prompt with `seed + i` would; None: fresh entropy."""
     num_beams: int = 1
     """Number of hypotheses of beam search; 1 is no beam search."""
     length_penalty: float = 1.0
     """Beam search scores a hypothesis by its log-probability / (number of new tokens) ** length_penalty."""
+    early_stopping: bool | Literal["never"] | None = False
+    """Beam search ends when `num_beams` hypotheses have ended and: True: at once; False: the best running one scores
+    below all of them now; "never": it could not score above them at its full length either. None is False."""
+    num_return_sequences: int = 1
+    """Number of results of each prompt: draws, or the best hypotheses of beam search (GEN-11)."""
+    best_of: int | None = None
+    """Draw so many candidates, and return the `num_return_sequences` of the highest mean log-probability (GEN-12);
+    1 is off."""
     penalty_alpha: float | None = None
     """Contrastive search: weight of the degeneration penalty, in [0, 1]."""
     repetition_penalty: float = 1.0
@@ -74,18 +99,29 @@ class GenerationOptions:
     """No n-gram of this length occurs twice in prompt and continuation; 0 is off."""
     logit_bias: Mapping[int, float] | None = None
     """Added to the logits of these ids; -inf forbids an id. transformers' `sequence_bias` for single tokens."""
+    bad_words_ids: Sequence[Sequence[int]] | None = None
+    """Sequences of ids that are not generated (GEN-14)."""
+    suppress_tokens: Sequence[int] | None = None
+    """Ids that are not generated."""
 
     def __post_init__(self) -> None:
         self._check_lengths()
         self._check_stops()
         self._check_numbers()
         self._check_logit_bias()
+        self._check_forbidden()
+        for name, off in (("top_k", 0), ("best_of", 1)):
+            if getattr(self, name) == off:
+                object.__setattr__(self, name, None)
         self._check_strategy()
+        self._check_results()
 
     @classmethod
     def create(cls, **arguments: Any) -> "GenerationOptions":
         """The options of these keyword arguments; an unknown name is `InvalidInput`, with a suggestion."""
-        check_known(arguments, [field.name for field in fields(cls)], "an option of generation")
+        known = [field.name for field in fields(cls)]
+        arguments = translate(arguments, known)
+        check_known(arguments, known, "an option of generation")
         return cls(**arguments)
 
     @property
@@ -107,7 +143,12 @@ class GenerationOptions:
     def _samples(self) -> bool:
         if self.do_sample is not None:
             return self.do_sample
-        return self.temperature != 0 and self._set("temperature", "top_k", "top_p", "min_p") != []
+        return self.temperature != 0 and self._set("temperature", "top_k", "top_p", "min_p", "typical_p") != []
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences that are decoded for each prompt, besides the beams."""
+        return 1 if self.num_beams > 1 else self.best_of or self.num_return_sequences
 
     def _set(self, *names: str) -> list[str]:
         """Return the names whose value is not None."""
@@ -127,8 +168,15 @@ class GenerationOptions:
         return self.max_length - prompt_length
 
     def check_ids(self, vocabulary_size: int) -> None:
-        """Refuse ids in `stop_token_ids` and `logit_bias` that are not in the vocabulary."""
-        for name, ids in (("stop_token_ids", self.stop_ids or ()), ("logit_bias", self.logit_bias or ())):
+        """Refuse ids that are not in the vocabulary."""
+        named: dict[str, Iterable[int]] = {
+            "stop_token_ids": self.stop_ids or (),
+            "logit_bias": self.logit_bias or (),
+            "bad_words_ids": chain.from_iterable(self.bad_words_ids or ()),
+            "suppress_tokens": self.suppress_tokens or (),
+            "pad_token_id": () if self.pad_token_id is None else (self.pad_token_id,),
+        }
+        for name, ids in named.items():
             for token_id in ids:
                 if not 0 <= token_id < vocabulary_size:
                     raise invalid(name, f"ids in [0, {vocabulary_size}), the vocabulary of this model", token_id)
@@ -168,15 +216,17 @@ class GenerationOptions:
             raise invalid("do_sample", "True, False or None", self.do_sample)
         check_integer("num_beams", self.num_beams, 1)
         check_integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
-        for name, minimum in (("top_k", 1), ("seed", 0)):
+        check_integer("min_new_tokens", self.min_new_tokens, 0)
+        check_integer("num_return_sequences", self.num_return_sequences, 1)
+        for name, minimum in (("top_k", 0), ("seed", 0), ("best_of", 1), ("pad_token_id", 0)):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum)
         check_real("length_penalty", self.length_penalty)
         check_real("repetition_penalty", self.repetition_penalty, "a finite number > 0", lambda x: x > 0)
         if self.temperature is not None:
             check_real("temperature", self.temperature, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0)
-        if self.top_p is not None:
-            check_real("top_p", self.top_p, "a probability in (0, 1]", lambda x: 0 < x <= 1)
+        for name in self._set("top_p", "typical_p"):
+            check_real(name, getattr(self, name), "a probability in (0, 1]", lambda x: 0 < x <= 1)
         for name in self._set("min_p", "penalty_alpha"):
             check_real(name, getattr(self, name), "a number in [0, 1]", lambda x: 0 <= x <= 1)
 
@@ -191,14 +241,32 @@ class GenerationOptions:
             if isinstance(value, bool) or not isinstance(value, Real) or not float(value) < math.inf:
                 raise invalid("logit_bias", "finite numbers or -inf", {token_id: value})
 
+    def _check_forbidden(self) -> None:
+        words: Any = self.bad_words_ids
+        if words is not None and not (_is_collection(words) and all(_is_collection(word) and word for word in words)):
+            hint = "a word is a list of its ids: [[5], [8, 9]]"
+            raise invalid("bad_words_ids", "a list of lists of ids, none of them empty", words, hint)
+        if self.suppress_tokens is not None and not _is_collection(self.suppress_tokens):
+            raise invalid("suppress_tokens", "a list of ids", self.suppress_tokens)
+        for name, ids in (
+            ("bad_words_ids", chain.from_iterable(words or ())),
+            ("suppress_tokens", self.suppress_tokens or ()),
+        ):
+            for token_id in ids:
+                check_integer(name, token_id, 0)
+
     def _check_strategy(self) -> None:
-        sampling = self._set("temperature", "top_p", "min_p")
+        sampling = self._set("temperature", "top_p", "min_p", "typical_p")
         if self.do_sample:
             sampling.insert(0, "do_sample=True")
+        if not (self.early_stopping is None or isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
+            raise invalid("early_stopping", "True, False or 'never'", repr(self.early_stopping))
         if self.num_beams > 1:
             _refuse(sampling + self._set("top_k", "penalty_alpha"), f"num_beams={self.num_beams}")
         elif self.length_penalty != 1.0:
             raise invalid("length_penalty", "1.0 without beam search", self.length_penalty, "set num_beams > 1")
+        elif self.early_stopping:
+            raise invalid("early_stopping", "none without beam search", self.early_stopping, "set num_beams > 1")
         if self.penalty_alpha is not None:
             _refuse(sampling, "penalty_alpha")
             if self.top_k is None:
@@ -208,9 +276,27 @@ class GenerationOptions:
         if self.do_sample and self.temperature == 0:
             raise invalid("temperature", "a number > 0 with do_sample=True", self.temperature)
 
+    def _check_results(self) -> None:
+        """Several results or candidates need a strategy that has them."""
+        count, strategy = self.num_return_sequences, self.strategy
+        if self.best_of is not None and strategy != "sample":
+            hint = "set do_sample=True; a beam search returns its best hypothesis anyway"
+            raise invalid("best_of", "sampling, which draws the candidates", f"{strategy} search", hint)
+        if strategy == "beam" and count > self.num_beams:
+            raise invalid("num_return_sequences", f"at most num_beams={self.num_beams}", count)
+        if self.best_of is not None and count > self.best_of:
+            raise invalid("num_return_sequences", f"at most best_of={self.best_of}", count)
+        if strategy in ("greedy", "contrastive") and count > 1:
+            hint = "set do_sample=True, or num_beams"
+            raise invalid("num_return_sequences", f"1 with {strategy} search, which has one result", count, hint)
+
 
 def _refuse(others: list[str], chosen: str) -> None:
     """Refuse arguments of another decoding strategy than the one that `chosen` selects."""
+    if others and chosen.startswith("num_beams"):
+        raise InvalidInput(
+            f"{others[0]}: expected none with {chosen}, since beam search draws nothing; remove one of the two"
+        )
     if others:
         raise InvalidInput(
             f"{others[0]}: expected none with {chosen}, which selects another decoding strategy; remove one of the two"

@@ -52,8 +52,23 @@ def min_p(scores: Float[Array, " V"], p: float) -> Float[Array, " V"]:
     return np.where(probabilities < p * probabilities.max(), -np.inf, scores)
 
 
+def typical(scores: Float[Array, " V"], mass: float) -> Float[Array, " V"]:
+    """-inf except for the tokens of the most typical surprise (locally typical sampling, arXiv:2202.00666; GEN-13).
+
+    Surprise is -ln p; its mean is the entropy. Tokens are taken by the distance of the two until their probabilities
+    sum to `mass`, with those at the distance of the last one.
+    """
+    log_probabilities = log_softmax(scores)
+    probabilities = np.exp(log_probabilities)
+    surprise = -np.where(probabilities > 0, log_probabilities, 0.0)
+    distance = np.where(scores > -np.inf, np.abs(surprise - (probabilities * surprise).sum()), np.inf)
+    order = np.argsort(distance, kind="stable")
+    last = min(int((np.cumsum(probabilities[order]) < mass).sum()), scores.size - 1)
+    return np.where(distance > distance[order[last]], -np.inf, scores)
+
+
 def truncate(scores: Float[Array, " V"], options: GenerationOptions) -> Float[Array, " V"]:
-    """Scores in float64 after temperature, top-k, top-p and min-p, in transformers' order."""
+    """Scores in float64 after temperature, top-k, top-p, min-p and typical-p, in transformers' order."""
     scores = scores.astype(np.float64, copy=False)
     if options.temperature is not None:
         scores = scores / options.temperature
@@ -63,6 +78,8 @@ def truncate(scores: Float[Array, " V"], options: GenerationOptions) -> Float[Ar
         scores = top_p(scores, options.top_p)
     if options.min_p is not None:
         scores = min_p(scores, options.min_p)
+    if options.typical_p is not None and options.typical_p < 1:
+        scores = typical(scores, options.typical_p)
     return scores
 
 

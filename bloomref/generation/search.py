@@ -1,27 +1,54 @@
 """Dispatch to a decoding strategy, and the two strategies that choose token by token: greedy search and sampling."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+
+import numpy as np
 
 from bloomref.generation.beam import beam_search
 from bloomref.generation.contrastive import contrastive_search
 from bloomref.generation.decoder import Decoder
-from bloomref.generation.sampling import choose, row_seeds
+from bloomref.generation.sampling import choose, log_softmax, row_seeds
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.task import Row, Task
 from bloomref.runtime.backend import Choice
-from bloomref.shapes import Array, Int
+from bloomref.shapes import Array, Float, Int
 
+Observe = Callable[[Row, int, Float[Array, " V"]], None]
 TOKENS_PER_DEVICE_CALL = 8
 """Number of tokens that a backend chooses in one call; tokens past a stop are discarded."""
 
 
 def generate(task: Task) -> list[list[int]]:
-    """New token ids of every prompt, including the stop token."""
-    new_ids: list[list[int]] = [[] for _ in task.prompts]
+    """New token ids, including the stop token, of every result: `num_return_sequences` of each prompt, side by side."""
+    if task.options.best_of is not None:
+        return best_candidates(task)
+    new_ids: list[list[int]] = [[] for _ in range(len(task.prompts) * task.options.num_return_sequences)]
     for row, token_id in tokens(task) if task.prompts else ():
         new_ids[row].append(token_id)
     return new_ids
+
+
+def best_candidates(task: Task) -> list[list[int]]:
+    """The `num_return_sequences` of each prompt's `best_of` draws with the highest mean log-probability, best first.
+
+    Log-probabilities are the model's, before processors and sampling; of equal means the earlier draw wins (GEN-12).
+    """
+    draws: list[list[int]] = [[] for _ in range(len(task.prompts) * task.options.sequences)]
+    totals = np.zeros(len(draws))
+
+    def observe(row: Row, token_id: int, logits: Float[Array, " V"]) -> None:
+        totals[row.index] += log_softmax(logits)[token_id]
+
+    for row, token_id in next_token_search(task, observe) if task.prompts else ():
+        draws[row].append(token_id)
+    means = [total / len(draw) if draw else -np.inf for total, draw in zip(totals, draws, strict=True)]
+    best: list[list[int]] = []
+    for first in range(0, len(draws), task.options.sequences):
+        candidates = range(first, first + task.options.sequences)
+        ranked = sorted(candidates, key=lambda row: -means[row])
+        best += [draws[row] for row in ranked[: task.options.num_return_sequences]]
+    return best
 
 
 def tokens(task: Task) -> Iterator[tuple[int, int]]:
@@ -35,19 +62,25 @@ def tokens(task: Task) -> Iterator[tuple[int, int]]:
     return strategies[task.options.strategy](task)
 
 
-def next_token_search(task: Task) -> Iterator[tuple[int, int]]:
-    """Greedy search or sampling. A row ends if all its tokens are forbidden."""
+def next_token_search(task: Task, observe: Observe | None = None) -> Iterator[tuple[int, int]]:
+    """Greedy search or sampling. A row ends if all its tokens are forbidden.
+
+    Args:
+        observe: called with each new token and the logits that it was chosen from; then no backend chooses tokens.
+    """
     rows, decoder, process = task.rows(), task.decoder(), task.processors()
     seeds, drawn = row_seeds(_seed(task), len(rows)), 0
-    device_choice = choice(task, seeds)
+    device_choice = choice(task, seeds) if observe is None else None
     while rows:
         logits = decoder.logits()
         running: list[int] = []
         for i, row in enumerate(rows):
-            scores = process(logits[i], row.history)
+            scores = process(logits[i], row.history, row.prompt_length)
             token_id = choose(scores, task.options, int(seeds[row.index]), drawn)
             if token_id is None:
                 continue
+            if observe is not None:
+                observe(row, token_id, logits[i])
             row.append(token_id, task.stopping)
             yield row.index, token_id
             if not row.ended:
@@ -96,10 +129,10 @@ def choice(task: Task, seeds: Int[Array, " B"]) -> Choice | None:
     """The task's options as a backend's `Choice`; None for options that only the host implements.
 
     Args:
-        seeds: one of each prompt, for its draws.
+        seeds: one of each sequence, for its draws.
     """
     options = task.options
-    if task.processors().active or options.min_p is not None:
+    if task.processors().active or options.min_p is not None or options.typical_p is not None:
         return None
     forbidden = task.forbidden if task.forbidden.any() else None
     if options.strategy == "greedy":

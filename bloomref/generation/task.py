@@ -11,6 +11,9 @@ from bloomref.generation.stopping import Stopping
 from bloomref.runtime.engine import Engine
 from bloomref.shapes import Array, Bool
 
+Results = Sequence[tuple[Prompt, list[int]]]
+"""Prompt and new ids of each result."""
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -30,17 +33,25 @@ class Task:
     forbidden: Bool[Array, " V"]
 
     def rows(self) -> list["Row"]:
-        """The initial state of every sequence."""
+        """The initial state of every sequence: `options.sequences` of each prompt, side by side."""
         both = zip(self.prompts, self.budgets, strict=True)
-        return [Row(i, prompt.real_ids, budget) for i, (prompt, budget) in enumerate(both)]
+        starts = [(prompt.real_ids, budget) for prompt, budget in both for _ in range(self.options.sequences)]
+        return [Row(i, ids.copy(), budget, len(ids)) for i, (ids, budget) in enumerate(starts)]
 
     def decoder(self) -> Decoder:
-        """A decoder that has prefilled the prompts."""
+        """A decoder that has prefilled the prompts, each once, for the sequences of `rows`."""
         keep_hidden = self.options.strategy == "contrastive"
-        return Decoder(self.engine, self.prompts, max(self.budgets), self.forbidden, keep_hidden)
+        decoder = Decoder(self.engine, self.prompts, max(self.budgets), self.forbidden, keep_hidden)
+        decoder.select([i for i in range(len(self.prompts)) for _ in range(self.options.sequences)])
+        return decoder
+
+    def results(self, new_ids: Sequence[list[int]]) -> "Results":
+        """Each result's prompt and new ids: `num_return_sequences` of each prompt, side by side."""
+        count = self.options.num_return_sequences
+        return [(self.prompts[i // count], new) for i, new in enumerate(new_ids)]
 
     def processors(self) -> LogitsProcessors:
-        return LogitsProcessors(self.options)
+        return LogitsProcessors(self.options, self.stopping.token_ids)
 
 
 @dataclass
@@ -48,14 +59,16 @@ class Row:
     """A sequence of the batch.
 
     Args:
-        index: its place among the prompts.
+        index: its place among the sequences.
         history: its real tokens so far, prompt and continuation.
         budget: the largest number of tokens that may still follow.
+        prompt_length: number of tokens of the prompt.
     """
 
     index: int
     history: list[int]
     budget: int
+    prompt_length: int
     ended: bool = False
 
     def append(self, token_id: int, stopping: Stopping) -> None:

@@ -12,6 +12,8 @@ from bloomref.errors import InvalidInput, invalid
 from bloomref.shapes import Array, Bool, Int
 
 _KEYS = ("token_ids", "padding_mask")
+_OTHER_NAMES = {"input_ids": "token_ids", "attention_mask": "padding_mask"}
+"""transformers' names of the keys."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +27,8 @@ class TokenBatch:
 def token_batch(inputs: object, vocabulary_size: int) -> TokenBatch:
     """Check the dictionary input of a model: `token_ids`, and optionally `padding_mask` (1 real, 0 padding).
 
+    transformers' names `input_ids` and `attention_mask` are accepted too. A mask that is None is absent.
+
     Raises:
         InvalidInput: names the key, the expected and the actual value. Clauses: EMB-1, EMB-2, ATT-11, ATT-12, MOD-1.
     """
@@ -35,6 +39,7 @@ def token_batch(inputs: object, vocabulary_size: int) -> TokenBatch:
             type(inputs).__name__,
             "wrap the ids: model({'token_ids': ids})",
         )
+    inputs = _own_names(inputs)
     unknown = [key for key in inputs if key not in _KEYS]
     if unknown:
         raise invalid("inputs", "the keys token_ids and padding_mask", f"also {unknown}")
@@ -42,6 +47,31 @@ def token_batch(inputs: object, vocabulary_size: int) -> TokenBatch:
         raise invalid("inputs", "a key 'token_ids'", sorted(inputs))
     token_ids = check_token_ids(inputs["token_ids"], vocabulary_size)
     return TokenBatch(token_ids, check_padding_mask(inputs.get("padding_mask"), token_ids.shape))
+
+
+def _own_names(inputs: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The dictionary with transformers' names replaced.
+
+    Raises:
+        InvalidInput: when a key has both of its names.
+    """
+    for other, own in _OTHER_NAMES.items():
+        if other in inputs and own in inputs:
+            raise invalid("inputs", f"either {own} or {other}, two names of one key", "both")
+    return {_OTHER_NAMES.get(key, key): value for key, value in inputs.items()}
+
+
+def named_inputs(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split keyword arguments into a dictionary input (`input_ids=...`, `attention_mask=...`) and the others.
+
+    Raises:
+        InvalidInput: without token ids.
+    """
+    names = {*_KEYS, *_OTHER_NAMES}
+    inputs = {name: value for name, value in arguments.items() if name in names}
+    if not inputs.keys() & {"token_ids", "input_ids"}:
+        raise invalid("inputs", "a text, token ids or a dictionary of them", "nothing")
+    return inputs, {name: value for name, value in arguments.items() if name not in names}
 
 
 def labelled_batch(inputs: object, vocabulary_size: int) -> tuple[TokenBatch, Int[Array, "B T"] | None]:

@@ -97,8 +97,11 @@ class Search:
             finished = sorted(finished, key=lambda x: -x[0])[:num_beams]
             running = [x for x in extended[:keep] if not self.ends(x[1])][:num_beams]
             if running and len(finished) == num_beams:
-                best = running[0][0] / len(running[0][1]) ** length_penalty
-                running = running if best > finished[-1][0] else []
+                early = self.options.get("early_stopping")
+                longest = early == "never" and length_penalty > 0
+                length = self.options["max_new_tokens"] if longest else len(running[0][1])
+                best = running[0][0] / length**length_penalty
+                running = running if best > finished[-1][0] and early is not True else []
         return finished[0][1]
 
 

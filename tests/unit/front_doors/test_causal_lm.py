@@ -187,7 +187,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "temperature nan": ({"temperature": float("nan")}, "temperature: .*finite.*got nan"),
     "temperature text": ({"temperature": "hot"}, "temperature: .*got 'hot'"),
     "temperature 0 drawn": ({"temperature": 0, "do_sample": True}, "temperature: .*> 0 with do_sample=True"),
-    "top_k 0": ({"top_k": 0}, "top_k: expected an integer >= 1, got 0"),
+    "top_k -1": ({"top_k": -1}, "top_k: expected an integer >= 0, got -1"),
     "top_k real": ({"top_k": 2.5}, "top_k: .*got 2.5"),
     "top_p 0": ({"top_p": 0.0}, r"top_p: expected a probability in \(0, 1\], got 0.0"),
     "top_p > 1": ({"top_p": 1.01}, "top_p: .*got 1.01"),
@@ -223,7 +223,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "stop strings of ids": ({"stop_strings": [1]}, "stop_strings: expected a text"),
     "stop strings bytes": ({"stop_strings": b"a"}, "stop_strings: expected a text"),
     "stop string without tokenizer": ({"stop_strings": "a"}, "stop_strings: .*no tokenizer"),
-    "unknown": ({"max_tokens": 3}, "max_tokens: expected an option of generation, .*did you mean max_new_tokens"),
+    "unknown": ({"max_new_token": 3}, "max_new_token: expected an option of generation, .*did you mean max_new_tokens"),
     "strip_prompt": ({"strip_prompt": "no"}, "strip_prompt: expected True or False, got 'no'"),
 }
 

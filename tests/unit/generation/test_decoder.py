@@ -60,8 +60,8 @@ def test_logits_are_not_copied() -> None:
     assert np.shares_memory(logits, arrays[-1])
     assert logits[0, 8] == -np.inf
     row = logits[0]
-    assert LogitsProcessors(GenerationOptions())(row, [1]) is row
-    assert not np.shares_memory(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=1))(row, [1]), row)
+    assert LogitsProcessors(GenerationOptions())(row, [1], 1) is row
+    assert not np.shares_memory(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=1))(row, [1], 1), row)
 
 
 def test_forbidden_ids_of_a_read_only_array() -> None:

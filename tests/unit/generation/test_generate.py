@@ -97,7 +97,7 @@ def test_beams_end_at_likely_stop_tokens(seed: int) -> None:
 def test_as_many_beams_go_on_even_when_stop_tokens_take_the_best_places() -> None:
     options, stopping = GenerationOptions(num_beams=2), Stopping(frozenset({2, 3, 4}))
     task = Task(LM.backbone.engine, [Prompt.of([9])], [7], options, stopping, np.zeros(5, bool))
-    beam = Beam(Row(0, [9], 7), task)
+    beam = Beam(Row(0, [9], 7, 1), task)
     assert beam.step(np.log([[0.4, 0.3, 0.1, 0.1, 0.1]])) == [0, 0]
     stops = np.array([[-1.0, -30.0, -2.0, -3.0, -4.0], [-31.0, -32.0, -5.0, -6.0, -7.0]])
     assert beam.step(stops) == [0, 0]

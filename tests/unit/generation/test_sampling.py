@@ -67,13 +67,15 @@ def test_the_order_is_temperature_top_k_top_p_min_p() -> None:
 @pytest.mark.clause("GEN-8")
 def test_processors_by_hand() -> None:
     scores = np.array([2.0, -2.0, 1.0, -1.0])
-    penalized = LogitsProcessors(GenerationOptions(repetition_penalty=2.0))(scores, [0, 1, 1])
+    penalized = LogitsProcessors(GenerationOptions(repetition_penalty=2.0))(scores, [0, 1, 1], 0)
     np.testing.assert_array_equal(penalized, [1.0, -4.0, 1.0, -1.0])
-    biased = LogitsProcessors(GenerationOptions(logit_bias={2: -3.0, 0: -np.inf}, repetition_penalty=2.0))(scores, [2])
+    biased = LogitsProcessors(GenerationOptions(logit_bias={2: -3.0, 0: -np.inf}, repetition_penalty=2.0))(
+        scores, [2], 0
+    )
     np.testing.assert_array_equal(biased, [-np.inf, -2.0, -4.0, -1.0])
-    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=2))(scores, [0, 1, 0, 2, 0])) == [0, 3]
-    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=1))(scores, [0, 3])) == [1, 2]
-    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=3))(scores, [0, 1])) == [0, 1, 2, 3]
+    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=2))(scores, [0, 1, 0, 2, 0], 0)) == [0, 3]
+    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=1))(scores, [0, 3], 0)) == [1, 2]
+    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=3))(scores, [0, 1], 0)) == [0, 1, 2, 3]
     np.testing.assert_array_equal(scores, [2.0, -2.0, 1.0, -1.0])
 
 
@@ -228,5 +230,5 @@ def test_processors_are_those_of_transformers(
         no_repeat_ngram_size=ngram,
         logit_bias=bias,
     )
-    processed = truncate(LogitsProcessors(options)(scores, history), options)
+    processed = truncate(LogitsProcessors(options)(scores, history, 0), options)
     np.testing.assert_allclose(processed, expected[0].numpy(), rtol=1e-6)  # its bias is float32
