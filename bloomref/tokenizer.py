@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from bloomref.errors import BadWeights, InvalidInput, Unsupported, invalid
 from bloomref.formats.files import read_json, write_json
+from bloomref.formats.recognise import JSON, named_for_what_it_is
 from bloomref.formats.tokenizer_files import bloom_tokenizer_json, has_keras_tokenizer, vocabulary_and_merges
 from bloomref.validation import check_bool, is_integer
 
@@ -282,10 +283,13 @@ def _build(vocabulary: dict[str, int], merges: list[str]) -> "Tokenizer":
 
 def _load(file: Path) -> "Tokenizer":
     tk = _library()
-    try:
-        backend: Tokenizer = tk.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises plain Exception
-        raise BadWeights(f"{file}: expected a tokenizer.json of Hugging Face's tokenizers, got {error}") from None
+    expected = "a tokenizer.json of Hugging Face's tokenizers"
+    with named_for_what_it_is(file, expected, JSON):
+        try:
+            backend: Tokenizer = tk.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception
+            read_json(file)  # names a file that ends early
+            raise BadWeights(f"{file}: expected {expected}, got {error}") from None
     kind = f"{type(backend.model).__name__} with decoder {type(backend.decoder).__name__}"
     if kind != "BPE with decoder ByteLevel":
         raise BadWeights(f"{file}: expected a byte-level BPE (BPE with decoder ByteLevel), got {kind}")

@@ -11,6 +11,7 @@ from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe
 from bloomref.formats import hf, keras
 from bloomref.formats.arrays import check_fits
 from bloomref.formats.files import read_json
+from bloomref.formats.folder_contents import no_config
 from bloomref.formats.saved_folder import check_complete
 from bloomref.formats.tokenizer_files import tokenizer_files
 from bloomref.formats.validation_cache import is_validated, record_validated
@@ -117,6 +118,8 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     check_complete(folder)
     if not (folder / hf.CONFIG).exists() and (folder / "adapter_config.json").exists():
         raise BadWeights(f"{folder}: expected a model's config.json, got a PEFT adapter; load its base model first")
+    if folder.is_dir() and not (folder / hf.CONFIG).exists():
+        raise no_config(folder)
     data = read_json(folder / hf.CONFIG)
     try:
         if keras.describes(data):

@@ -1,5 +1,6 @@
 """Files on disk: validated JSON documents, paths of shards."""
 
+import codecs
 import json
 import stat
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bloomref.errors import BadWeights, describe
+from bloomref.formats.recognise import AGAIN, JSON, named_for_what_it_is
 from bloomref.shapes import Array
 
 MAX_JSON_BYTES = 100_000_000  # a tokenizer.json of BLOOM has 15 MB, the index of its largest checkpoint 70 kB
@@ -39,7 +41,8 @@ def read_json(path: Path) -> dict[str, Any]:
     size = regular_file(path).stat().st_size
     if size > MAX_JSON_BYTES:
         raise BadWeights(describe(path.name, f"at most {MAX_JSON_BYTES} bytes", f"{size} bytes"))
-    return parse_json(path.read_bytes(), path.name)
+    with named_for_what_it_is(path, "a JSON object", JSON):
+        return parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8), path.name)
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
@@ -50,6 +53,12 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_without_repeats)
+    except json.JSONDecodeError as error:
+        if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string"):
+            raise BadWeights(
+                f"{name}: expected a JSON object, got its first {len(data)} bytes only; {AGAIN}"
+            ) from error
+        raise BadWeights(f"{name}: expected a JSON object, got {error}") from error
     except (ValueError, RecursionError) as error:
         raise BadWeights(f"{name}: expected a JSON object, got {error}") from error
     if not isinstance(value, dict):

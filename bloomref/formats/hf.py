@@ -9,9 +9,10 @@ from typing import Any
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
-from bloomref.errors import BadWeights, Unsupported, describe
+from bloomref.errors import BadWeights, describe
 from bloomref.formats.arrays import check_finite, common_dtype, convert
 from bloomref.formats.files import into_shards, regular_file, shard_path, weight_map, write_json
+from bloomref.formats.folder_contents import no_weights
 from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFile, write_safetensors
 from bloomref.formats.saved_folder import staged_model
 from bloomref.formats.tokenizer_files import write_hf_tokenizer
@@ -143,7 +144,7 @@ def open_weights(folder: Path) -> HfWeights:
         return HfWeights(_canonical({name: (file, name) for name in file.entries}))
     if (folder / INDEX).exists():
         return HfWeights(_canonical(_open_shards(folder)))
-    raise _no_weights(folder)
+    raise no_weights(folder, f"{WEIGHTS} or {INDEX}")
 
 
 def _open_shards(folder: Path) -> dict[str, tuple[SafetensorsFile, str]]:
@@ -178,22 +179,6 @@ def _canonical(files: Mapping[str, tuple[SafetensorsFile, str]]) -> dict[str, tu
     if len(named) < len(files):
         raise BadWeights(f"weights: expected {LM_HEAD.hf_key} once, got it with and without {HF_PREFIX!r}")
     return {name: value for name, value in named.items() if not any(fnmatchcase(name, p) for p in _INERT)}
-
-
-def _no_weights(folder: Path) -> Exception:
-    names = sorted(path.name for path in folder.iterdir())
-    if any(name.endswith(PICKLED) for name in names):
-        return Unsupported(PICKLE_MESSAGE.format(where=folder))
-    return BadWeights(describe(f"{folder}", f"{WEIGHTS} or {INDEX}", ", ".join(names) or "an empty folder"))
-
-
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-PICKLE_MESSAGE = (
-    "{where}: expected safetensors weights, got only PyTorch files. These are pickles, which can run any code, so "
-    "bloomref never opens them. If you trust the files, convert them once with transformers:\n"
-    "    from transformers import BloomForCausalLM\n"
-    "    BloomForCausalLM.from_pretrained('<folder or hub name>').save_pretrained('<new folder>')"
-)
 
 
 def save(

@@ -12,6 +12,7 @@ from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.arrays import check_finite, common_dtype, is_narrower, rounded
 from bloomref.formats.files import into_shards, read_json, write_json
+from bloomref.formats.folder_contents import no_weights
 from bloomref.formats.keras_h5 import Variable, read_sharded, read_single, write_h5
 from bloomref.formats.saved_folder import staged_model
 from bloomref.formats.tokenizer_files import keras_dtype, write_keras_tokenizer
@@ -219,7 +220,7 @@ def open_weights(folder: Path) -> KerasWeights:
         return KerasWeights(read_sharded(folder / INDEX))
     if (folder / TASK_WEIGHTS).exists():
         return KerasWeights(read_single(folder / TASK_WEIGHTS, TASK_PREFIX))
-    raise BadWeights(describe(str(folder), f"{WEIGHTS}, {INDEX} or {TASK_WEIGHTS}", "none of them"))
+    raise no_weights(folder, f"{WEIGHTS}, {INDEX} or {TASK_WEIGHTS}")
 
 
 # --- writing -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ An HDF5 file can refer to other files (soft and external links, external storage
 far more data than it contains (fill values, filters). Keras uses none of these features, so all of them are refused.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy as np
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.files import regular_file, shard_path, weight_map
+from bloomref.formats.recognise import AGAIN, HDF5, named_for_what_it_is
 from bloomref.shapes import Array
 
 _PIECE = 1 << 24  # bytes read at a time
 _STATE = ("optimizer", "preprocessor", "seed_generator")  # groups that Keras saves in addition to the weights
+_TRUNCATED = re.compile(r"truncated file: eof = (\d+), sblock->base_addr = \d+, stored_eof = (\d+)")
 _FLOATS = ("float64", "float32", "float16")
 
 
@@ -116,6 +119,11 @@ def _file_names(value: object, index: str) -> list[str]:
 
 
 def _variables(path: Path, integers: tuple[str, ...] = ()) -> dict[str, Variable]:
+    with named_for_what_it_is(path, "an HDF5 file as Keras writes it", HDF5):
+        return _open(path, integers)
+
+
+def _open(path: Path, integers: tuple[str, ...]) -> dict[str, Variable]:
     h5py = load_h5py()
     try:
         file = h5py.File(regular_file(path), "r")
@@ -130,6 +138,8 @@ def _variables(path: Path, integers: tuple[str, ...] = ()) -> dict[str, Variable
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, SystemError) as error:  # h5py raises all of these
         if isinstance(error, BadWeights | Unsupported):
             raise
+        if sizes := _TRUNCATED.search(str(error)):
+            raise BadWeights(f"{path.name}: incomplete: {sizes[1]} of {sizes[2]} bytes; {AGAIN}") from error
         raise BadWeights(f"{path.name}: expected an HDF5 file as Keras writes it, got {error}") from error
 
 

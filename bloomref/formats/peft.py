@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bloomref.config import BloomConfig
-from bloomref.errors import BadWeights, Unsupported, describe
+from bloomref.errors import BadWeights, describe
 from bloomref.formats.arrays import check_finite
 from bloomref.formats.files import read_json, write_json
-from bloomref.formats.hf import PICKLED
+from bloomref.formats.folder_contents import no_weights
 from bloomref.formats.peft_config import EMBEDDING, LoraConfig
 from bloomref.formats.safetensors_io import FLOATS, SafetensorsFile, write_safetensors
 from bloomref.formats.saved_folder import check_complete, staged_model
@@ -45,10 +45,8 @@ def read(folder: Path, config: BloomConfig) -> tuple[LoraConfig, Pairs]:
         Unsupported: when the adapter is not plain LoRA (LRA-18), or is stored as a pickle.
     """
     lora = read_config(folder)
-    if not (folder / WEIGHTS).exists() and any(p.name.endswith(PICKLED) for p in folder.iterdir()):
-        raise Unsupported(
-            f"{folder}: expected {WEIGHTS}, got a pickle, which can run any code; save the adapter again with PEFT"
-        )
+    if not (folder / WEIGHTS).exists():
+        raise no_weights(folder, WEIGHTS)
     file = SafetensorsFile(folder / WEIGHTS)
     targets = lora.targets(config)
     outer = _outer(file)

@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, InvalidInput, describe
 from bloomref.formats.files import parse_json, regular_file
+from bloomref.formats.recognise import AGAIN, SAFETENSORS, named_for_what_it_is
 from bloomref.formats.staging import staged_file
 from bloomref.shapes import Array
 
@@ -64,7 +66,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with regular_file(path).open("rb") as file:
+        with regular_file(path).open("rb") as file, named_for_what_it_is(path, "a safetensors file", SAFETENSORS):
             size = os.fstat(file.fileno()).st_size
             header, begin = _read_header(file.read(8), file, size, path.name)
             self.entries = _entries(header, begin, size, path.name)
@@ -103,15 +105,18 @@ def _read_header(prefix: bytes, file: Any, size: int, name: str) -> tuple[dict[s
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
         raise BadWeights(describe(f"{name}: header", f"at most {MAX_HEADER_BYTES} bytes", f"{length} bytes"))
+    start = file.read(min(length, size - 8))
     if length > size - 8:
-        raise BadWeights(describe(f"{name}: header", f"at most the {size - 8} bytes of the file", f"{length} bytes"))
-    return parse_json(file.read(length), f"{name}: header"), 8 + length
+        hint = f"the file is incomplete; {AGAIN}" if start.startswith(b"{") else ""
+        raise BadWeights(describe(f"{name}: header", f"{length} bytes", f"the {size - 8} bytes of the file", hint))
+    return parse_json(start, f"{name}: header"), 8 + length
 
 
 def _entries(header: dict[str, Any], begin: int, size: int, name: str) -> dict[str, Entry]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise BadWeights(describe(f"{name}: __metadata__", "an object of strings", metadata))
+    _check_complete(header, begin, size, name)
     entries = {key: _entry(value, begin, size, f"{name}: {key}") for key, value in header.items()}
     end = begin
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -122,6 +127,16 @@ def _entries(header: dict[str, Any], begin: int, size: int, name: str) -> dict[s
     if end != size:
         raise BadWeights(describe(name, f"a file of {end} bytes, the end of its last tensor", f"{size} bytes"))
     return entries
+
+
+def _check_complete(header: dict[str, Any], begin: int, size: int, name: str) -> None:
+    """Refuse a file that ends early: its header is right, and names more bytes than follow."""
+    offsets = [value.get("data_offsets") if isinstance(value, dict) else None for value in header.values()]
+    if not offsets or not all(_natural_numbers(pair) and len(pair) == 2 for pair in offsets):
+        return
+    spans = sorted(offsets)
+    if all(before[1] == after[0] for before, after in pairwise([[0, 0], *spans])) and begin + spans[-1][1] > size:
+        raise BadWeights(f"{name}: incomplete: {size} of {begin + spans[-1][1]} bytes; {AGAIN}")
 
 
 def _entry(value: object, begin: int, size: int, name: str) -> Entry:

@@ -12,6 +12,7 @@ from pathlib import Path
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported, describe
 from bloomref.formats import hf, keras, peft
 from bloomref.formats.files import read_json, shard_path, weight_map
+from bloomref.formats.folder_contents import no_weights_among
 from bloomref.formats.tokenizer_files import HF_FILES, KERAS_FILES
 
 _SMALL = (hf.CONFIG, *HF_FILES, *KERAS_FILES, keras.METADATA, "task.json", hf.INDEX, keras.INDEX)
@@ -137,9 +138,7 @@ def _no_weights(repo: str, revision: str, expected: str = f"{hf.WEIGHTS} or {hf.
         names = HfApi().list_repo_files(repo, revision=revision)
     except Exception as error:
         return BadWeights(f"hf://{repo}: expected {expected}, got a repository without it ({first_line(error)})")
-    if any(name.endswith(hf.PICKLED) for name in names):
-        return Unsupported(hf.PICKLE_MESSAGE.format(where=f"hf://{repo}"))
-    return BadWeights(describe(f"hf://{repo}", expected, ", ".join(sorted(names))))
+    return no_weights_among(f"hf://{repo}", names, expected)
 
 
 def _translated(error: Exception, repo: str, revision: str) -> BloomrefError:

@@ -194,7 +194,7 @@ def test_offsets_are_two_integers(tmp_path: Path, offsets: Any) -> None:
 @pytest.mark.clause("WGT-11")
 def test_a_header_may_fill_the_file_but_not_exceed_it(tmp_path: Path) -> None:
     assert SafetensorsFile(raw_file(tmp_path / "a", {}, b"")).entries == {}
-    with pytest.raises(BadWeights, match="expected at most the 2 bytes of the file, got 3 bytes"):
+    with pytest.raises(BadWeights, match="expected 3 bytes, got the 2 bytes of the file"):
         SafetensorsFile(raw_file(tmp_path / "b", {}, b"", declared=3))
 
 

@@ -122,8 +122,8 @@ HF_CASES: dict[str, tuple[Damage, str]] = {
     "empty file": (file(WEIGHTS, b""), WEIGHTS),
     "seven bytes": (file(WEIGHTS, b"\x07" * 7), WEIGHTS),
     "truncated in the header": (truncated(WEIGHTS, 0.1), "header"),
-    "truncated in the data": (truncated(WEIGHTS, 0.9), "data_offsets"),
-    "one byte short": (lambda folder: write(folder, read(folder)[0], read(folder)[1][:-1]), "data_offsets"),
+    "truncated in the data": (truncated(WEIGHTS, 0.9), "incomplete"),
+    "one byte short": (lambda folder: write(folder, read(folder)[0], read(folder)[1][:-1]), "incomplete"),
     "bytes after the end": (lambda folder: write(folder, read(folder)[0], read(folder)[1] + b"\0"), "end of its last"),
     "header longer than the file": (lambda folder: write(folder, *read(folder), length=10**6), "header"),
     "header of 2^63 bytes": (lambda folder: write(folder, *read(folder), length=2**63), "header"),
@@ -377,8 +377,9 @@ def test_any_damage_to_the_header_is_refused_or_harmless(tmp_path: Path, data: s
 
 @pytest.mark.clause("WGT-10")
 def test_quantized_and_pickled_weights_are_unsupported(good: Path) -> None:
-    (good / WEIGHTS).rename(good / "pytorch_model.bin")
-    with pytest.raises(Unsupported, match="save_pretrained"):
+    (good / WEIGHTS).unlink()
+    (good / "pytorch_model.bin").write_bytes(b"\x80\x02}.")
+    with pytest.raises(Unsupported, match="convert --from-pickle"):
         load(good)
     json_file("config.json", lambda data: data.update(quantization_config={"quant_method": "gptq"}))(good)
     with pytest.raises(Unsupported, match="gptq"):

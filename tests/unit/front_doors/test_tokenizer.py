@@ -234,7 +234,7 @@ def broken(folder: Path, text: str, name: str = "tokenizer.json") -> Path:
 
 FILES: dict[str, tuple[Callable[[Path], Path], type[Exception], str]] = {
     "no files": (lambda folder: folder, InvalidInput, "preset: expected a folder with tokenizer.json"),
-    "no JSON": (lambda folder: broken(folder, "{"), BadWeights, "tokenizer.json: expected a tokenizer.json"),
+    "no JSON": (lambda folder: broken(folder, "{"), BadWeights, "tokenizer.json: expected a JSON object"),
     "other object": (
         lambda folder: broken(folder, '{"a": 1}'),
         BadWeights,

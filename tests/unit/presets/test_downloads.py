@@ -177,7 +177,7 @@ def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path: Path, single
     with LocalHub(only_pickle) as hub:
         outcome, message, _ = load(tmp_path, hub.url)
         assert not hub.requested("pytorch_model.bin")
-    assert (outcome, "save_pretrained" in message) == ("Unsupported", True), message
+    assert (outcome, "convert --from-pickle" in message) == ("Unsupported", True), message
 
 
 @pytest.mark.clause("WGT-8")
