@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from bloomref.config import BloomConfig
     from bloomref.errors import BadBackend, BadWeights, BloomrefError, InvalidInput, Unsupported
     from bloomref.generation.options import GenerationOptions
+    from bloomref.heads.question_answering import BloomForQuestionAnswering
+    from bloomref.heads.sequence_classification import BloomForSequenceClassification
+    from bloomref.heads.token_classification import BloomForTokenClassification
     from bloomref.lora import LoraConfig
     from bloomref.tokenizer import BloomTokenizer
 
@@ -22,6 +25,9 @@ _HOMES = {
     "BloomBackbone": "bloomref.backbone",
     "BloomCausalLM": "bloomref.causal_lm",
     "BloomConfig": "bloomref.config",
+    "BloomForQuestionAnswering": "bloomref.heads.question_answering",
+    "BloomForSequenceClassification": "bloomref.heads.sequence_classification",
+    "BloomForTokenClassification": "bloomref.heads.token_classification",
     "BloomTokenizer": "bloomref.tokenizer",
     "GenerationOptions": "bloomref.generation.options",
     "LoraConfig": "bloomref.lora",
@@ -38,6 +44,9 @@ __all__ = [
     "BloomBackbone",
     "BloomCausalLM",
     "BloomConfig",
+    "BloomForQuestionAnswering",
+    "BloomForSequenceClassification",
+    "BloomForTokenClassification",
     "BloomTokenizer",
     "BloomrefError",
     "GenerationOptions",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from bloomref.errors import BadWeights, InvalidInput, Unsupported, invalid
 from bloomref.formats.files import read_json, write_json
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+
+
+class TokenSpan(NamedTuple):
+    """A token of an encoded text: its id, and the characters that it covers."""
+
+    id: int
+    part: int | None
+    """0 for a token of the first text, 1 of the second, None for a special token that was added."""
+    word: int | None
+    """Number of the word within the text, by the tokenizer's first split."""
+    start: int
+    stop: int
 
 
 class BloomTokenizer:
@@ -116,12 +128,16 @@ class BloomTokenizer:
         raise invalid("text", "a string or a list of strings", text)
 
     def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+        self._check_unicode(texts)
+        return [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)]
+
+    @staticmethod
+    def _check_unicode(texts: list[str]) -> None:
         for text in texts:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise invalid("text", "valid Unicode", repr(text[error.start]), f"at {error.start}") from None
-        return [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)]
 
     @overload
     def __call__(self, text: str, add_special_tokens: bool = False) -> list[int]: ...
@@ -158,6 +174,17 @@ class BloomTokenizer:
 
     encode = tokenize
     decode = detokenize
+
+    def spans(self, text: str, second: str | None = None) -> list["TokenSpan"]:
+        """The tokens of a text, or of two texts joined as transformers joins a pair, with their places.
+
+        Raises:
+            InvalidInput: as `tokenize`.
+        """
+        self._check_unicode([text] if second is None else [text, second])
+        encoding = self._backend.encode(text, second)
+        parts = zip(encoding.ids, encoding.sequence_ids, encoding.word_ids, encoding.offsets, strict=True)
+        return [TokenSpan(token_id, part, word, *offsets) for token_id, part, word, offsets in parts]
 
     # --- vocabulary ------------------------------------------------------------------------------
 

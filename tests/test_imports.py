@@ -37,7 +37,7 @@ def room(modules: str, imports: str = "") -> Room:
 
 VOCABULARY = " ".join(
     f"bloomref.{name}"
-    for name in ("shapes", "errors", "validation", "cache_folder", "dtypes", "config", "alibi", "params")
+    for name in ("shapes", "errors", "validation", "cache_folder", "dtypes", "config", "alibi", "params", "head_params")
 )
 KIT_CASES = " ".join(
     f"bloomref.conformance.{name}"
@@ -76,7 +76,8 @@ ROOMS = {
     "backbone": room("bloomref.backbone", "vocabulary interface registry inputs engine formats presets lora"),
     "training": room("bloomref.training", "vocabulary reference inputs engine formats tokenizer backbone"),
     "causal_lm": room("bloomref.causal_lm", "vocabulary inputs generation formats tokenizer lora backbone training"),
-    "package": room("bloomref", "vocabulary generation lora tokenizer backbone causal_lm old_paths"),
+    "heads": room("bloomref.heads", "vocabulary inputs generation formats tokenizer lora backbone"),
+    "package": room("bloomref", "vocabulary generation heads lora tokenizer backbone causal_lm old_paths"),
     # the kit: cases <- model <- oracle <- subject <- checks <- properties <- run <- suite, and separate rooms
     "kit_cases": room(KIT_CASES, "vocabulary formats lora"),
     "kit_model": room("bloomref.conformance.model", "vocabulary reference interface inputs lora kit_cases"),

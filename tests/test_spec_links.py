@@ -66,6 +66,7 @@ def test_there_is_a_specification():
         "ATT",
         "MLP",
         "MOD",
+        "HEA",
         "KVC",
         "GEN",
         "GRD",

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFi
 from bloomref.formats.saved_folder import staged_model
 from bloomref.formats.tokenizer_files import write_hf_tokenizer
 from bloomref.formats.validation_cache import is_validated, record_validated
+from bloomref.head_params import HEAD_KINDS
 from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING, Params, Source, Weight, full_key, keys
 from bloomref.shapes import Array
 from bloomref.validation import mismatch
@@ -27,7 +29,7 @@ INDEX = "model.safetensors.index.json"
 _RIVALS = (WEIGHTS,)  # read before an index
 # buffers in checkpoints of transformers before 4.21; they are not weights
 _INERT = ("h.*.self_attention.scale_mask_softmax.causal_mask",)
-_HEADS = ("score.", "classifier.", "qa_outputs.")
+_HEADS = tuple(f"{kind.module}." for kind in HEAD_KINDS)
 
 
 def exists(folder: Path) -> bool:
@@ -125,10 +127,8 @@ _TIED = (WORD_EMBEDDING.hf_key, LM_HEAD.hf_key)
 
 
 def _check_names(expected: Mapping[str, Weight], stored: Mapping[str, Any]) -> None:
-    for key in stored:
-        if key not in expected and key.startswith(_HEADS):
-            raise BadWeights(f"{key}: expected a language model, got the weight of a classification or question head")
-    if difference := mismatch(expected, stored):
+    without_heads = [key for key in stored if not key.startswith(_HEADS)]
+    if difference := mismatch(expected, without_heads):
         raise BadWeights(f"weights: expected the {len(expected)} tensors that config.json needs; {difference}")
 
 
@@ -187,6 +187,7 @@ def save(
     params: Params,
     *,
     tokenizer_from: Path | None = None,
+    head: Mapping[str, Array] | None = None,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = True,
 ) -> None:
@@ -197,6 +198,7 @@ def save(
         config: config of the model.
         params: weights of the model.
         tokenizer_from: folder in either layout whose tokenizer is written, too; None: no tokenizer.
+        head: weights of a classification head under their names in a checkpoint, written last.
         max_shard_bytes: largest size of a weight file in bytes; larger weights are split, with an index.
         overwrite: replace the model in the folder; False: refuse a folder that has any files (WGT-20).
 
@@ -207,7 +209,8 @@ def save(
     data = config.to_hf()
     data |= {"dtype": dtype, "torch_dtype": dtype} if "torch_dtype" in data else {"dtype": dtype}
     with staged_model(Path(folder), CONFIG, overwrite, _RIVALS) as stage:
-        _write_weights(stage, _stored(params, config), max_shard_bytes)
+        arrays = chain(_stored(params, config), (head or {}).items())
+        _write_weights(stage, arrays, max_shard_bytes)
         if tokenizer_from is not None:
             write_hf_tokenizer(Path(tokenizer_from), stage)
         write_json(stage / CONFIG, dict(sorted(data.items())))

@@ -9,7 +9,7 @@ import pytest
 from small_models import MERGES, small_tokenizer, small_vocabulary
 from strategies import draw_params
 
-from bloomref import BadWeights, BloomCausalLM
+from bloomref import BloomCausalLM
 from bloomref.config import BloomConfig
 from bloomref.formats import hf, keras
 from bloomref.formats.checkpoint import open_checkpoint
@@ -72,11 +72,14 @@ def test_base_model_has_no_prefix(tmp_path: Path) -> None:
     assert_same_bits(checkpoint.params(), checkpoint.config, peer.state_dict())
 
 
-def test_classification_heads_are_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.clause("HEA-10")
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_the_model_below_a_classification_head_is_read_bit_for_bit(tmp_path: Path, head: str) -> None:
     config = transformers.BloomConfig(vocab_size=40, hidden_size=24, n_layer=1, n_head=3)
-    transformers.BloomForSequenceClassification(config).save_pretrained(tmp_path)
-    with pytest.raises(BadWeights, match=r"score\.weight"):
-        open_checkpoint(tmp_path).params()
+    peer = getattr(transformers, f"BloomFor{head}")(config)
+    peer.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert_same_bits(checkpoint.params(), checkpoint.config, peer.state_dict())
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

@@ -186,7 +186,6 @@ HF_CASES: dict[str, tuple[Damage, str]] = {
         numbers(lambda arrays: arrays.update({"transformer.h.2.input_layernorm.weight": np.ones(12)})),
         "unknown h.2.input_layernorm.weight",
     ),
-    "classification head": (numbers(lambda arrays: arrays.update({"score.weight": np.zeros((2, 12))})), "score.weight"),
     "prefix on some names only": (
         numbers(lambda arrays: arrays.update({"ln_f.bias": arrays.pop("transformer.ln_f.bias")})),
         "ln_f.bias",

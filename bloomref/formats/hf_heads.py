@@ -1,0 +1,54 @@
+"""Classification heads in the Hugging Face layout: read from a folder, and described in its config.json."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bloomref.dtypes import DType
+from bloomref.errors import BadWeights, describe
+from bloomref.formats import hf
+from bloomref.formats.arrays import convert
+from bloomref.formats.files import read_json
+from bloomref.formats.safetensors_io import FLOATS
+from bloomref.head_params import HeadKind, HeadParams
+from bloomref.shapes import Array
+
+
+def read_head(folder: Path, kind: HeadKind, hidden_dim: int, dtype: DType) -> HeadParams | None:
+    """The head of a folder, rounded to `dtype`. None if the folder has no tensor of such a head.
+
+    Raises:
+        BadWeights: a tensor of the head is missing, of another shape or dtype, or not finite. Clause: HEA-1.
+    """
+    if not hf.exists(folder):
+        return None
+    weights = hf.open_weights(folder)
+    arrays: dict[str, Array] = {}
+    for key in kind.keys:
+        if key in weights.files:
+            file, name = weights.files[key]
+            entry = file.entries[name]
+            if entry.dtype not in FLOATS:
+                raise BadWeights(describe(f"{key}: dtype", f"one of {', '.join(FLOATS)}", entry.dtype))
+            arrays[key] = convert(file.pieces(name), entry.shape, dtype, key)
+    return HeadParams.from_named(kind, hidden_dim, arrays) if arrays else None
+
+
+def has_pad_token(folder: Path) -> bool:
+    """True if config.json states a `pad_token_id`: a model without one has no padding token (HEA-4)."""
+    return read_json(folder / hf.CONFIG).get("pad_token_id") is not None
+
+
+def described(extra: Mapping[str, Any], kind: HeadKind, labels: Sequence[str]) -> dict[str, Any]:
+    """The keys of config.json by which transformers builds a model with this head.
+
+    Args:
+        extra: the config's other keys; their own labels stay as they are.
+        labels: names by index, written where `extra` has none and their number is not 2, which transformers assumes.
+    """
+    facts: dict[str, Any] = {key: value for key, value in extra.items() if key != "num_labels"}
+    facts["architectures"] = [kind.architecture]
+    if facts.get("id2label") is None and len(labels) != 2:
+        facts["id2label"] = {str(index): name for index, name in enumerate(labels)}
+        facts["label2id"] = {name: index for index, name in enumerate(labels)}
+    return facts

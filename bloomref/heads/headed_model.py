@@ -1,0 +1,260 @@
+"""HeadedModel: what the three classes with a classification head share. Clauses: HEA-1, HEA-2, HEA-10, HEA-11."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from bloomref.backbone import BloomBackbone, Presets
+from bloomref.config import BloomConfig
+from bloomref.dtypes import accumulation_dtype, cast
+from bloomref.errors import BadWeights, invalid
+from bloomref.formats import hf, hf_heads
+from bloomref.formats.files import read_json
+from bloomref.generation.prompts import Prompt, read_request, right_pad
+from bloomref.head_params import HeadKind, HeadParams, init_head
+from bloomref.heads.labels import Labels, label_facts, number_of_labels
+from bloomref.lora.adapter_set import AdapterSet
+from bloomref.lora.methods import LoraMethods
+from bloomref.params import Params
+from bloomref.runtime.inputs import TokenBatch
+from bloomref.shapes import Array, Float
+from bloomref.tokenizer import BloomTokenizer
+from bloomref.validation import check_integer
+
+_POSITIONS_AT_ONCE = 4096  # of a batch of texts: enough for efficient products, small in memory
+
+
+class HeadedModel(LoraMethods):
+    """A backbone with a linear head: `logits = hidden · weightᵀ + bias`.
+
+    Args:
+        backbone: the model.
+        tokenizer: converts text to ids. None: inputs are token ids.
+        head: weights under their names in a checkpoint, such as {"score.weight": (N, D)}; None: random ones.
+        num_labels: N, the number of the head's outputs; None: as the backbone's config says, else 2.
+        id2label: names of the outputs 0 ... N-1; None: those of the backbone's config, else LABEL_0, LABEL_1 ...
+        problem_type: "single_label_classification", "multi_label_classification" or "regression"; None: as the config
+            of the backbone says.
+        seed: of the random head.
+
+    Raises:
+        InvalidInput: for a wrong argument. BadWeights: for a head of another shape than the config describes.
+    """
+
+    kind: ClassVar[HeadKind]
+    presets = Presets()
+    config: BloomConfig
+    """The backbone's, with the labels among its other keys; no `pad_token_id` if config.json states none (HEA-4)."""
+
+    def __init__(
+        self,
+        backbone: BloomBackbone,
+        tokenizer: BloomTokenizer | None = None,
+        *,
+        head: Mapping[str, Array] | None = None,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        problem_type: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(backbone, BloomBackbone):
+            raise invalid("backbone", "a BloomBackbone", type(backbone).__name__)
+        if tokenizer is not None and not isinstance(tokenizer, BloomTokenizer):
+            raise invalid("tokenizer", "a BloomTokenizer or None", type(tokenizer).__name__)
+        if num_labels is not None:
+            check_integer("num_labels", num_labels, 1)
+        self._backbone, self._tokenizer = backbone, tokenizer
+        facts = {**backbone.config.extra, **label_facts(id2label, num_labels, problem_type)}
+        if num_labels is not None and id2label is None and number_of_labels(facts) != num_labels:
+            facts |= {"id2label": None, "label2id": None}  # names of another number of labels
+        self.head = self._rounded(self._head(head, facts, seed))
+        self._labels = Labels.read(facts, self.head.num_labels)
+        extra = hf_heads.described(facts, self.kind, self._labels.names)
+        self.config = backbone.config.replace(extra=extra)
+
+    def _head(self, arrays: Mapping[str, Array] | None, facts: Mapping[str, Any], seed: int) -> HeadParams:
+        config, count = self.backbone.config, self.kind.num_labels or number_of_labels(facts)
+        if arrays is None:
+            return init_head(self.kind, count or 2, config, seed)
+        head = HeadParams.from_named(self.kind, config.hidden_dim, arrays)
+        if count not in (None, head.num_labels):
+            key, rows = self.kind.weight_key, head.num_labels
+            raise BadWeights(f"{key}: expected {count} rows, one for each label of the config, got {rows}")
+        return head
+
+    def _rounded(self, head: HeadParams) -> HeadParams:
+        return head.map(lambda array: cast(array, self.backbone.policy.variable_dtype))
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    @property
+    def backbone(self) -> BloomBackbone:
+        return self._backbone
+
+    @property
+    def tokenizer(self) -> BloomTokenizer | None:
+        return self._tokenizer
+
+    @property
+    def num_labels(self) -> int:
+        """N, the number of the head's outputs."""
+        return self.head.num_labels
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the outputs."""
+        return self._labels.names
+
+    @property
+    def adapter_set(self) -> AdapterSet:
+        return self.backbone.adapter_set
+
+    def use_adapters(self, adapters: AdapterSet) -> None:
+        self.backbone.use_adapters(adapters)
+
+    @property
+    def params(self) -> Params:
+        """The backbone's weights, in the variable dtype."""
+        return self.backbone.params
+
+    @property
+    def trainable(self) -> bool:  # type: ignore[override]
+        """False if the backbone's weights are frozen."""
+        return self.backbone.trainable
+
+    # --- files -----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str | Path,
+        load_weights: bool = True,
+        *,
+        num_labels: int | None = None,
+        id2label: Mapping[int, str] | None = None,
+        problem_type: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A model from a folder or repository that transformers' class of this name wrote.
+
+        Args:
+            preset: as for `BloomBackbone.from_preset`.
+            load_weights: False: random weights of the preset's sizes, and a random head.
+            num_labels: needed for a preset without a head, such as a language model: the head is then a random one of
+                so many outputs. `id2label` says the same by names.
+            id2label: names of the outputs, instead of those in config.json.
+            problem_type: instead of the one in config.json.
+            **kwargs: as for `BloomBackbone.from_preset`.
+
+        Raises:
+            InvalidInput: for an unknown preset; BadWeights: for files that are damaged, of another model, or without
+            this head.
+        """
+        backbone, folder = BloomBackbone._load(preset, load_weights, kwargs)
+        dtype = backbone.policy.variable_dtype
+        head = hf_heads.read_head(folder, cls.kind, backbone.hidden_dim, dtype) if load_weights else None
+        if head is None and load_weights and num_labels is None and id2label is None:
+            raise _no_head(cls.kind, folder)
+        model = cls(
+            backbone,
+            BloomTokenizer.find(folder),
+            head=None if head is None else head.named(cls.kind),
+            num_labels=num_labels,
+            id2label=id2label,
+            problem_type=problem_type,
+            seed=kwargs.get("seed", 0),
+        )
+        if "pad_token_id" not in kwargs and not hf_heads.has_pad_token(folder):
+            model.config = model.config.replace(pad_token_id=None)
+        return model
+
+    def save_to_preset(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write backbone, head, labels and tokenizer as a folder that transformers' class of this name loads.
+
+        Active adapters are merged. `overwrite`, and what an interrupted call leaves, are those of
+        `BloomBackbone.save_to_preset`.
+
+        Raises:
+            InvalidInput: a folder in use.
+        """
+        _, params = self.adapter_set.merged()
+        with TemporaryDirectory() as folder:
+            source = None if self.tokenizer is None else Path(folder)
+            if self.tokenizer is not None:
+                self.tokenizer.save(Path(folder))
+            head = self.head.named(self.kind)
+            hf.save(
+                Path(path),
+                self.config.replace(tie_word_embeddings=True),
+                replace(params, lm_head=None),
+                tokenizer_from=source,
+                head=head,
+                overwrite=overwrite,
+            )
+
+    # --- logits ----------------------------------------------------------------------------------
+
+    def _project(self, hidden: Float[Array, "... D"]) -> Float[Array, "... N"]:
+        """The head's product, in the accumulation dtype, not rounded (HEA-2)."""
+        compute = self.backbone.policy.compute_dtype
+        dtype = accumulation_dtype(compute)
+        head = self.head.map(lambda array: cast(array, compute).astype(dtype))
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = hidden.astype(dtype) @ head.weight.T
+            return logits if head.bias is None else logits + head.bias
+
+    def _rows(self, name: str, inputs: object) -> list[list[int]]:
+        """The token ids of texts, or of lists of ids. None of them is empty."""
+        request = read_request(name, inputs, self.backbone.config.vocabulary_size)
+        rows = request.rows
+        if (
+            request.kind == "text"
+        ):  # with the special tokens of the tokenizer's post-processor, as transformers' pipelines
+            rows = self._need_tokenizer(name).tokenize(request.rows, add_special_tokens=True)
+        for index, row in enumerate(rows):
+            if not row:
+                raise invalid(f"{name}[{index}]", "at least one token", "none")
+        return rows
+
+    def _need_tokenizer(self, name: str) -> BloomTokenizer:
+        if self.tokenizer is None:
+            raise invalid(name, "token ids, since this model has no tokenizer", "text", "pass token ids")
+        return self.tokenizer
+
+
+def padded(rows: Sequence[Sequence[int]]) -> TokenBatch:
+    """One batch in which every row begins at the first position; padding has id 0."""
+    return right_pad([Prompt.of(row) for row in rows], 0)
+
+
+def groups(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Indices of the rows, shortest first, in groups of at most _POSITIONS_AT_ONCE padded positions."""
+    group: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if group and (len(group) + 1) * len(rows[index]) > _POSITIONS_AT_ONCE:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group
+
+
+def check_finite_logits(logits: Array) -> Array:
+    """Return the logits.
+
+    Raises:
+        BadWeights: when one is NaN or infinite: no label would be right.
+    """
+    if not np.isfinite(logits).all():
+        raise BadWeights("logits: expected finite numbers, got NaN or infinity; dtype='float32' has a wider range")
+    return logits
+
+
+def _no_head(kind: HeadKind, folder: Path) -> BadWeights:
+    names = read_json(folder / hf.CONFIG).get("architectures") or ["no head"]
+    hint = f"num_labels=2 puts a random {kind.module} head on it"
+    return BadWeights(f"{kind.weight_key}: expected the head of a {kind.architecture}, got {names[0]}; {hint}")
