@@ -6,9 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
-import numpy as np
-
 from bloomref.backbone import BloomBackbone, Presets
+from bloomref.decodable import Vocabulary
 from bloomref.errors import InvalidInput, invalid
 from bloomref.generation import scoring, search
 from bloomref.generation.options import GenerationArguments, GenerationOptions
@@ -21,7 +20,7 @@ from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
 from bloomref.params import Params
 from bloomref.runtime.inputs import labelled_batch, named_inputs, token_batch
-from bloomref.shapes import Array, Bool, Float
+from bloomref.shapes import Array, Float
 from bloomref.tokenizer import BloomTokenizer
 from bloomref.validation import check_bool
 
@@ -447,8 +446,8 @@ class BloomCausalLM(LoraMethods):
         return self.backbone.config.vocabulary_size
 
     @cached_property
-    def _vocabulary(self) -> "_Vocabulary":
-        return _Vocabulary(self.tokenizer, self._vocabulary_size)
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer, self._vocabulary_size)
 
     def _need_tokenizer(self, name: str) -> BloomTokenizer:
         if self.tokenizer is None:
@@ -478,27 +477,3 @@ class BloomCausalLM(LoraMethods):
     def _start(self) -> Prompt:
         """The prompt that replaces an empty one: the token `<s>`."""
         return Prompt.of([self._start_id()])
-
-
-class _Vocabulary:
-    """The bytes of each id, and the ids that may not be chosen.
-
-    Without a tokenizer, every id may be chosen and none has text.
-    """
-
-    def __init__(self, tokenizer: BloomTokenizer | None, size: int) -> None:
-        self._tokenizer = tokenizer
-        self.forbidden: Bool[Array, " V"] = np.zeros(size, bool)
-        if tokenizer is not None:
-            self.forbidden[:] = [not tokenizer.has_token(token_id) for token_id in range(size)]
-
-    def token_bytes(self, token_id: int) -> bytes:
-        if self._tokenizer is None or self.forbidden[token_id]:
-            return b""
-        return self._tokenizer.token_bytes(token_id)
-
-    def count_bytes(self, token_ids: Sequence[int]) -> int | None:
-        """UTF-8 bytes of these tokens; None when one has no known text."""
-        if self._tokenizer is None or self.forbidden[list(token_ids)].any():
-            return None
-        return sum(map(len, map(self._tokenizer.token_bytes, token_ids)))

@@ -75,7 +75,9 @@ ROOMS = {
     "lora": room("bloomref.lora", "vocabulary reference formats presets"),
     "backbone": room("bloomref.backbone", "vocabulary interface registry inputs engine formats presets lora"),
     "training": room("bloomref.training", "vocabulary reference inputs engine formats tokenizer backbone"),
-    "causal_lm": room("bloomref.causal_lm", "vocabulary inputs generation formats tokenizer lora backbone training"),
+    "causal_lm": room(
+        "bloomref.causal_lm bloomref.decodable", "vocabulary inputs generation formats tokenizer lora backbone training"
+    ),
     "heads": room("bloomref.heads", "vocabulary inputs generation formats tokenizer lora backbone"),
     "package": room("bloomref", "vocabulary generation heads lora tokenizer backbone causal_lm old_paths"),
     # the kit: cases <- model <- oracle <- subject <- checks <- properties <- run <- suite, and separate rooms

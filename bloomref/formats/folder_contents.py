@@ -1,4 +1,4 @@
-"""What a folder holds where its reader misses a file: the message names the files for what they are."""
+"""The contents of a folder in which a reader misses a file: the message names the files for what they are."""
 
 import re
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What a file is, from its first bytes or its name, when it is not what its reader expects; and what to do with it.
+"""The nature of a file that is not what its reader expects, from its first bytes or its name; and what to do with it.
 
 Nothing is decompressed, unpickled or executed.
 """

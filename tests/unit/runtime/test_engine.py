@@ -118,7 +118,7 @@ INDICES = {
     "trace": lambda engine, _, ids: engine.trace(TokenBatch(ids, ids == ids), lambda _: True),
     "gradients": lambda engine, _, ids: engine.loss_and_gradients(TokenBatch(ids, ids == ids), None),
     "labels": lambda engine, _, ids: engine.loss_and_gradients(TokenBatch(ids * 0, ids == ids), ids),
-    "rows of a cache": lambda engine, cache, ids: engine.new_cache(20, 1).select(ids[:, 0]),
+    "rows of a cache": lambda engine, _, ids: engine.new_cache(20, 1).select(ids[:, 0]),
 }
 """Ways in which numbers reach a backend that uses them as indices."""
 
