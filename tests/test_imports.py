@@ -124,7 +124,7 @@ ROOMS = {
     "kit": room("bloomref.conformance"),
     "cli": room(
         "bloomref.cli bloomref.__main__",
-        "vocabulary interface interface_checks registry trial generation formats presets tokenizer lora training "
+        "vocabulary interface interface_checks registry trial generation formats presets tokenizer lora heads training "
         "causal_lm package kit_cases kit_subject kit_run kit_diff kit_vectors kit_author kit_suite",
     ),
     "tools": room("tools"),

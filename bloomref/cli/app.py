@@ -9,6 +9,7 @@ import typer
 import bloomref
 from bloomref.cli import (
     backends,
+    classify,
     conform,
     convert,
     diff,
@@ -47,6 +48,7 @@ app = typer.Typer(
 COMMANDS = {
     "generate": generate,
     "score": score,
+    "classify": classify,
     "finetune": finetune,
     "presets": presets,
     "backends": backends,

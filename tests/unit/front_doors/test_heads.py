@@ -1,5 +1,6 @@
 """The three classes with a classification head, without transformers: logits, labels, files, refusals."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bloomref import (
     BloomForTokenClassification,
     InvalidInput,
 )
+from bloomref.cli.app import run
 from bloomref.dtypes import POLICIES
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.heads.labels import Labels, sigmoid, softmax
@@ -385,6 +387,26 @@ def test_a_language_model_takes_a_random_head_on_request():
     assert 0.01 < model.head.weight.std() < 0.03
     with pytest.raises(BadWeights, match="num_labels=2 puts a random score head on it"):
         BloomForSequenceClassification.from_preset("bloom_tiny_udhr")
+
+
+def test_the_command_labels_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
+    model = build(model=backbone("float32"), id2label={0: "no", 1: "yes"})
+    model.save_to_preset(tmp_path)
+    command = ["classify", "--model", str(tmp_path), "--backend", "numpy"]
+    expected = model.classify(TEXTS, top_k=None)
+    assert run([*command, *TEXTS, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert results == [{"text": text, "labels": row} for text, row in zip(TEXTS, expected, strict=True)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n\nthe\n"))
+    assert run([*command, "-", "-k", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{expected[0][0]['label']} {expected[0][0]['score']:.4f}  the cat"
+    assert len(lines) == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert run([*command, "-"]) == 2
+    assert "texts: expected at least one line" in capsys.readouterr().err
+    assert run(["classify", "--help"]) == 0
+    assert "Example: bloomref classify" in capsys.readouterr().out
 
 
 def test_an_adapter_acts_on_the_logits_and_is_merged_when_saved(tmp_path: Path):
