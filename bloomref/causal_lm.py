@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 from bloomref.backbone import BloomBackbone, Presets
 from bloomref.decodable import Vocabulary
 from bloomref.errors import InvalidInput, invalid
+from bloomref.formats.generation_config import read
 from bloomref.generation import scoring, search
+from bloomref.generation.model_defaults import NEUTRAL, ModelDefaults
 from bloomref.generation.options import GenerationArguments, GenerationOptions
 from bloomref.generation.prompts import Prompt, Request, read_request, right_pad, trim
 from bloomref.generation.scoring import Score, Scored
 from bloomref.generation.stopping import Stopping
-from bloomref.generation.streaming import pieces, whole_characters
+from bloomref.generation.streaming import as_texts, pieces
 from bloomref.generation.task import Results, Task
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
@@ -37,6 +39,8 @@ class BloomCausalLM(LoraMethods):
     Args:
         backbone: the model.
         tokenizer: converts text to ids. None: prompts are token ids.
+        generation_config: settings of generation in transformers' names, for what the arguments of `generate` leave
+            open (GEN-16). The attribute of this name may be replaced.
 
     Raises:
         InvalidInput: when the tokenizer has more ids than the backbone's embedding.
@@ -50,7 +54,12 @@ class BloomCausalLM(LoraMethods):
 
     presets = Presets()
 
-    def __init__(self, backbone: BloomBackbone, tokenizer: BloomTokenizer | None = None) -> None:
+    def __init__(
+        self,
+        backbone: BloomBackbone,
+        tokenizer: BloomTokenizer | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
         if not isinstance(backbone, BloomBackbone):
             raise invalid("backbone", "a BloomBackbone", type(backbone).__name__)
         if tokenizer is not None and not isinstance(tokenizer, BloomTokenizer):
@@ -59,6 +68,7 @@ class BloomCausalLM(LoraMethods):
             expected = f"at most the backbone's {backbone.config.vocabulary_size} ids"
             raise invalid("tokenizer", expected, tokenizer.vocabulary_size())
         self._backbone, self._tokenizer = backbone, tokenizer
+        self.generation_config = generation_config or {}
 
     @property
     def backbone(self) -> BloomBackbone:
@@ -86,13 +96,23 @@ class BloomCausalLM(LoraMethods):
         return self.backbone.trainable
 
     @classmethod
-    def from_preset(cls, preset: str | Path, load_weights: bool = True, **kwargs: Any) -> "BloomCausalLM":
-        """Backbone and tokenizer of a preset; the arguments are those of `BloomBackbone.from_preset`.
+    def from_preset(
+        cls, preset: str | Path, load_weights: bool = True, generation_config: bool = True, **kwargs: Any
+    ) -> "BloomCausalLM":
+        """Backbone, tokenizer and generation settings of a preset.
 
         A folder without tokenizer files gives a model that takes and returns token ids.
+
+        Args:
+            preset: as for `BloomBackbone.from_preset`, like `load_weights` and the other arguments.
+            generation_config: False: ignore `generation_config.json`, and the keys of `config.json` that replace it.
         """
+        check_bool("generation_config", generation_config)
         backbone, folder = BloomBackbone._load(preset, load_weights, kwargs)
-        return cls(backbone, BloomTokenizer.find(folder))
+        model = cls(backbone, BloomTokenizer.find(folder))
+        if generation_config:
+            model.generation_config = read(folder, NEUTRAL, kwargs)
+        return model
 
     def save_to_preset(
         self, path: str | Path, format: Literal["hf", "keras"] = "hf", *, overwrite: bool = False
@@ -281,6 +301,7 @@ class BloomCausalLM(LoraMethods):
 
         With `num_return_sequences` n the result is a list in which the n results of each prompt stand side by side.
 
+        The attribute `generation_config`, the settings in the model's files, decides what these arguments leave open.
         A text ends after the stop string that ended it, never inside a character; special tokens of the continuation
         are not shown. The result of a prompt does not depend on the other prompts of the batch; row i with `seed` draws
         the tokens of a single prompt with `seed + i`. Among tokens with equal logits the lowest id is chosen. Ids
@@ -304,7 +325,7 @@ class BloomCausalLM(LoraMethods):
         generated = task.results(search.generate(task))
         results: list[Any]
         if request.kind == "text":
-            results = self._as_texts(request.rows, task, generated, strip_prompt)
+            results = as_texts(request.rows, task, generated, strip_prompt)
         else:
             results = [([] if strip_prompt else prompt.real_ids) + new for prompt, new in generated]
         return results[0] if request.is_single and chosen.num_return_sequences == 1 else results
@@ -334,13 +355,18 @@ class BloomCausalLM(LoraMethods):
         """
         if not isinstance(prompt, str):
             raise invalid("prompt", "a text", type(prompt).__name__, "generate takes lists and ids")
-        chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **options)
+        arguments = {"num_return_sequences": 1, **options}
+        chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **arguments)
         if chosen.num_return_sequences > 1 or chosen.best_of is not None:
             raise InvalidInput("stream: expected one result, got num_return_sequences or best_of; use generate")
         return pieces(self._task(self._prompts("prompt", Request("text", [prompt], True)), chosen))
 
+    @property
+    def generation_defaults(self) -> ModelDefaults:
+        return ModelDefaults(self.generation_config, self._vocabulary_size)
+
     def _options(self, **arguments: Any) -> GenerationOptions:
-        options = GenerationOptions.create(**arguments)
+        options = self.generation_defaults.options(arguments)
         options.check_ids(self._vocabulary_size)
         if options.stop_bytes:
             self._need_tokenizer("stop_strings")
@@ -359,15 +385,9 @@ class BloomCausalLM(LoraMethods):
     def _stopping(self, options: GenerationOptions) -> Stopping:
         ids = options.stop_ids
         if ids is None:
-            ids = self._end_ids()
+            own = None if self.tokenizer is None else self.tokenizer.end_token_id
+            ids = self.generation_defaults.end_ids(self.backbone.config.end_token_ids, own)
         return Stopping(frozenset(ids), options.stop_bytes, self._vocabulary.token_bytes)
-
-    def _as_texts(self, texts: Sequence[str], task: Task, generated: Results, strip_prompt: bool) -> list[str]:
-        continuations = [whole_characters(task.stopping.text(prompt.real_ids, new)) for prompt, new in generated]
-        if strip_prompt:
-            return continuations
-        count = task.options.num_return_sequences
-        return [texts[i // count] + continuation for i, continuation in enumerate(continuations)]
 
     def _as_dictionary(self, generated: Results, options: GenerationOptions, strip_prompt: bool) -> dict[str, Array]:
         rows = [Prompt.of(new) if strip_prompt else prompt.followed_by(new) for prompt, new in generated]
@@ -459,14 +479,6 @@ class BloomCausalLM(LoraMethods):
         token_id: int | None = None if self.tokenizer is None else getattr(self.tokenizer, of_tokenizer)
         token_id = getattr(self.backbone.config, of_config) if token_id is None else token_id
         return token_id if token_id is not None and token_id < self._vocabulary_size else None
-
-    def _end_ids(self) -> tuple[int, ...]:
-        """The config's end tokens if it lists several, else the tokenizer's or the config's one."""
-        ends = self.backbone.config.eos_token_id
-        if not isinstance(ends, tuple) and self.tokenizer is not None and self.tokenizer.end_token_id is not None:
-            ends = self.tokenizer.end_token_id
-        ids = ends if isinstance(ends, tuple) else (ends,)
-        return tuple(token_id for token_id in ids if token_id is not None and token_id < self._vocabulary_size)
 
     def _start_id(self) -> int:
         token_id = self._special_id("start_token_id", "bos_token_id")

@@ -2,18 +2,26 @@
 
 import time
 from collections.abc import Generator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bloomref.cli import shared
 from bloomref.generation.options import GenerationArguments
 
+if TYPE_CHECKING:
+    from bloomref.causal_lm import BloomCausalLM
+
+DEFAULT_NEW_TOKENS = 64
+
 
 def command(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")],
     model: shared.Model = shared.DEFAULT_PRESET,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Largest number of new tokens.")] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", "-n", help="Largest number of new tokens. Default: the model's, or 64."),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Sample; lower is closer to greedy. Without a sampling option: greedy search.")
     ] = None,
@@ -32,6 +40,13 @@ def command(
         list[str] | None, typer.Option("--stop", help="Stop string, which ends the text; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    generation_config: Annotated[
+        bool,
+        typer.Option(
+            "--generation-config/--no-generation-config",
+            help="Take what the options leave open from the model's generation_config.json.",
+        ),
+    ] = True,
     adapter: shared.AdapterOption = None,
     backend: shared.Backend = "auto",
     dtype: shared.DType = None,
@@ -42,12 +57,13 @@ def command(
 
     Example: bloomref generate "Everyone has the right to" -n 40 --temperature 0.8 --seed 1
     """
-    names = GenerationArguments.__annotations__.keys() - {"max_new_tokens"}
+    names = GenerationArguments.__annotations__.keys()
     options = {name: value for name, value in locals().items() if name in names and value is not None}
     text = shared.text_or_stdin(prompt, "prompt")
-    language_model = shared.load_on(backend, model, dtype, revision, json, adapter)
+    language_model = shared.load_on(backend, model, dtype, revision, json, adapter, generation_config)
     shared.tokenizer_of(language_model)
-    stream = language_model.stream(text, max_new_tokens=max_new_tokens, **options)
+    from_files = _settings_of(language_model, options)
+    stream = language_model.stream(text, **options)
     began = time.perf_counter()
     if not json:
         typer.echo(text, nl=False)
@@ -56,10 +72,26 @@ def command(
     if json:
         report = {"model": model, "prompt": text, "continuation": continuation, "tokens": count, "seconds": seconds}
         run = {"backend": language_model.backbone.engine.backend, "dtype": language_model.backbone.policy.name}
-        shared.print_json(report | run | {"options": options})
+        shared.print_json(report | run | {"options": options, "generation_config": from_files})
         return
     typer.echo()
     shared.note(f"{count} tokens in {seconds:.2f} s, {count / max(seconds, 1e-9):.1f} tokens/s ({model})")
+
+
+def _settings_of(language_model: "BloomCausalLM", options: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the model's files add to the options, told on stderr; sets the default length in `options`."""
+    defaults, end = language_model.generation_defaults, shared.tokenizer_of(language_model).end_token_id
+    joined = defaults.join(options)
+    if not joined.arguments.keys() & {"max_new_tokens", "max_length"}:
+        options["max_new_tokens"] = DEFAULT_NEW_TOKENS
+    used = {name: value for name, value in joined.used.items() if name != "eos_token_id"}
+    if set(defaults.ids("eos_token_id")) - {end}:
+        used["eos_token_id"] = defaults.values["eos_token_id"]
+    dropped = joined.unused if options.keys() & {"num_beams", "penalty_alpha"} else ()
+    parts = [f"{name}={value!r}" for name, value in used.items()] + [f"not {name}" for name in dropped]
+    if parts:
+        shared.note(f"{defaults.source}: {', '.join(parts)} (--no-generation-config ignores it)")
+    return used
 
 
 def _show(stream: Generator[str, None, int], quiet: bool) -> tuple[str, int]:

@@ -49,19 +49,33 @@ Keep = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
-def load(model: str, dtype: str | None, revision: str | None, backend: str = registry.REFERENCE) -> "BloomCausalLM":
+def load(
+    model: str,
+    dtype: str | None,
+    revision: str | None,
+    backend: str = registry.REFERENCE,
+    generation_config: bool = True,
+) -> "BloomCausalLM":
     """Load the model of a preset, with a spinner on stderr."""
     from bloomref.causal_lm import BloomCausalLM
 
     with working(f"loading {model}"):
-        return BloomCausalLM.from_preset(model, dtype=dtype, revision=revision, backend=backend)
+        return BloomCausalLM.from_preset(
+            model, generation_config=generation_config, dtype=dtype, revision=revision, backend=backend
+        )
 
 
 def load_on(
-    backend: str, model: str, dtype: str | None, revision: str | None, quiet: bool, adapter: str | None = None
+    backend: str,
+    model: str,
+    dtype: str | None,
+    revision: str | None,
+    quiet: bool,
+    adapter: str | None = None,
+    generation_config: bool = True,
 ) -> "BloomCausalLM":
     """Load a model and its adapter, compile kernels, and report the backend on stderr (BKD-7)."""
-    language_model = load(model, dtype, revision, backend)
+    language_model = load(model, dtype, revision, backend, generation_config)
     if adapter is not None:
         language_model.load_adapter(adapter)
     engine = language_model.backbone.engine

@@ -1,10 +1,10 @@
 """Text from tokens as they arrive: a token may end within a character, so UTF-8 is decoded incrementally."""
 
 from codecs import getincrementaldecoder
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from bloomref.generation.search import tokens
-from bloomref.generation.task import Task
+from bloomref.generation.task import Results, Task
 
 
 class CharacterStream:
@@ -40,3 +40,12 @@ def pieces(task: Task) -> Generator[str, None, int]:
         if piece := characters.push(task.stopping.token_bytes(token_id)[:end]):
             yield piece
     return len(history) - prompt_length
+
+
+def as_texts(texts: Sequence[str], task: Task, results: Results, strip_prompt: bool) -> list[str]:
+    """The text of each result, behind that of its prompt unless `strip_prompt`; `texts` are the prompts."""
+    continuations = [whole_characters(task.stopping.text(prompt.real_ids, new)) for prompt, new in results]
+    if strip_prompt:
+        return continuations
+    count = task.options.num_return_sequences
+    return [texts[i // count] + continuation for i, continuation in enumerate(continuations)]

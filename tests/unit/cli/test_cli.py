@@ -62,7 +62,8 @@ def test_generate_json_takes_every_option() -> None:
     options = ["--temperature", "0.8", "--top-k", "20", "--top-p", "0.9", "--min-p", "0.01", "--seed", "3"]
     first, second = (answer("generate", "Everyone", "-n", "6", *options) for _ in range(2))
     assert first["continuation"] == second["continuation"]
-    assert first["options"] == {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3}
+    expected = {"max_new_tokens": 6, "temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 3}
+    assert first["options"] == expected
     beam = answer("generate", "Everyone", "-n", "6", "--num-beams", "2", "--no-repeat-ngram-size", "2")
     assert beam["continuation"]
 
