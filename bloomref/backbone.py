@@ -205,13 +205,16 @@ class BloomBackbone(LoraMethods):
             InvalidInput: for an unknown preset; BadWeights: for files that are damaged or of another model;
             Unsupported: when an optional package or the network is missing.
         """
-        return cls._load(preset, load_weights, kwargs)[0]
+        return cls._load(preset, load_weights, kwargs, needs_head=False)[0]
 
     @classmethod
     def _load(
-        cls, preset: str | Path, load_weights: bool, arguments: Mapping[str, Any]
+        cls, preset: str | Path, load_weights: bool, arguments: Mapping[str, Any], needs_head: bool = True
     ) -> tuple["BloomBackbone", Path]:
-        """The model of `from_preset`, and the local folder of the preset."""
+        """The model of `from_preset`, and the local folder of the preset.
+
+        Without `needs_head`, an untied LM head that the files do not have is not missed: the config is read as tied.
+        """
         from bloomref.formats.checkpoint import open_checkpoint
         from bloomref.presets.resolver import resolve
 
@@ -221,6 +224,8 @@ class BloomBackbone(LoraMethods):
             registry.load(run.backend)  # a mistaken name is refused before anything is downloaded
         checkpoint = open_checkpoint(resolve(preset, weights=load_weights, revision=revision))
         config = _override(checkpoint.config, changes)
+        if load_weights and not needs_head and not checkpoint.has_lm_head:
+            config = config.replace(tie_word_embeddings=True)
         policy = dtype_policy(checkpoint.dtype if dtype == "auto" else dtype)
         backend = registry.choose(run.backend, config, policy)
         if load_weights:

@@ -26,6 +26,7 @@ _HF_KEYS: dict[str, tuple[str, ...]] = {
 }
 _REQUIRED = ("vocabulary_size", "hidden_dim", "num_layers", "num_heads")
 SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 IGNORED_LABEL = -100  # a label that does not count in the loss, as in torch
 
 
@@ -110,7 +111,7 @@ class BloomConfig:
         Raises:
             BadWeights: when it is not a BLOOM or lacks a size; InvalidInput: when a value is out of its domain.
         """
-        if data.get("model_type", "bloom") != "bloom":
+        if data.get("model_type") not in (None, "bloom"):
             raise BadWeights(f"config.json: expected model_type 'bloom', got {data['model_type']!r}")
         present = {
             name: next((key for key in keys if _states(data, key, name)), None) for name, keys in _HF_KEYS.items()
@@ -142,6 +143,7 @@ class BloomConfig:
         Raises:
             BadWeights: when a size is missing; InvalidInput: when a value is out of its domain.
         """
+        data = {key: value for key, value in data.items() if value is not None}
         missing = [key for key in SIZES if key not in data]
         if missing:
             raise BadWeights(f"config.json: expected the keys {', '.join(missing)}, got {sorted(data)}")
@@ -173,8 +175,8 @@ class BloomConfig:
 
 
 def _states(data: Mapping[str, Any], key: str, name: str) -> bool:
-    """True if a config.json states a field by this key. A size that is null counts as absent (CFG-7)."""
-    return key in data and not (name in SIZES and data[key] is None)
+    """True if a config.json states a field by this key. Null counts as absent (CFG-7), and is a value of token ids."""
+    return key in data and (data[key] is not None or name in _TOKEN_IDS)
 
 
 _KNOWN_HF = {key for keys in _HF_KEYS.values() for key in keys} | {"architectures", "model_type"}

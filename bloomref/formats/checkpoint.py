@@ -11,7 +11,8 @@ from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe
 from bloomref.formats import hf, keras
 from bloomref.formats.arrays import check_fits
 from bloomref.formats.files import read_json
-from bloomref.formats.folder_contents import no_config
+from bloomref.formats.folder_contents import QUANTISED_HINT, no_config
+from bloomref.formats.hf import HfWeights
 from bloomref.formats.saved_folder import check_complete
 from bloomref.formats.tokenizer_files import tokenizer_files
 from bloomref.formats.validation_cache import is_validated, record_validated
@@ -52,6 +53,11 @@ class Checkpoint:
     def has_weights(self) -> bool:
         """True if the folder has weights in its layout."""
         return hf.exists(self.folder) if self.layout == "hf" else keras.exists(self.folder)
+
+    @property
+    def has_lm_head(self) -> bool:
+        """True if the LM head is stored, or is the embedding."""
+        return self.config.tie_word_embeddings or (isinstance(self.weights, HfWeights) and self.weights.has_lm_head)
 
     @property
     def dtype(self) -> DType:
@@ -130,13 +136,14 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
 
 
 def _hf_dtype(data: dict[str, Any]) -> str | None:
-    name = data.get("dtype", data.get("torch_dtype"))
+    name = data.get("dtype") or data.get("torch_dtype")
     return name if isinstance(name, str) else None
 
 
 def _hf_config(data: dict[str, Any]) -> BloomConfig:
-    if "quantization_config" in data:
-        method = data["quantization_config"]
+    if method := data.get("quantization_config"):
         name = method.get("quant_method", method) if isinstance(method, dict) else method
-        raise Unsupported(describe("config.json: quantization_config", "weights that are not quantized", name))
+        raise Unsupported(
+            describe("config.json: quantization_config", "weights that are not quantised", name, QUANTISED_HINT)
+        )
     return BloomConfig.from_hf(data)

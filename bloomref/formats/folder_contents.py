@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported, describe
+from bloomref.formats.files import read_json
 from bloomref.formats.recognise import AGAIN, HDF5, SAFETENSORS, ZEROS, Kind, by_content, by_name
 
 _DEPTH = 4  # models--user--repo/snapshots/COMMIT/config.json in the hub's cache
@@ -57,12 +58,15 @@ def _named(folder: Path, name: str, kind: Kind, expected: str) -> BloomrefError:
 
 def _quantised(folder: Path, names: list[str]) -> BloomrefError | None:
     config = next((name for name in names if name in _QUANTISER_CONFIGS), None)
-    weights = next(
-        (name for name in names if name.endswith((".safetensors", ".bin", ".pt")) and _QUANTISED.search(name)), None
-    )
-    if config is None and weights is None:
+    of_weights = (name for name in names if name.endswith((".safetensors", ".bin", ".pt")))
+    match = next((match for name in of_weights if (match := _QUANTISED.search(name))), None)
+    if config is None and match is None:
         return None
-    return Unsupported(f"{folder}: expected weights that are not quantised, got {config or weights}; {QUANTISED_HINT}")
+    facts = read_json(folder / config) if config else {}
+    method = facts.get("quant_method") or (match[1].upper() if match else "method unknown")
+    bits = f", {facts['bits']} bits" if isinstance(facts.get("bits"), int) else ""
+    source = config or (match.string if match else "")
+    return Unsupported(f"{folder}: {source}: these weights are quantised ({method}{bits}); {QUANTISED_HINT}")
 
 
 def _unindexed(folder: Path, names: list[str]) -> BloomrefError | None:

@@ -1,35 +1,30 @@
 """Hugging Face layout: config.json, model.safetensors or shards with an index, tokenizer files."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, describe
 from bloomref.formats.arrays import check_finite, common_dtype, convert
 from bloomref.formats.files import into_shards, regular_file, shard_path, weight_map, write_json
-from bloomref.formats.folder_contents import no_weights
+from bloomref.formats.folder_contents import QUANTISED_HINT, no_weights
+from bloomref.formats.recognise import AGAIN
 from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFile, write_safetensors
 from bloomref.formats.saved_folder import staged_model
+from bloomref.formats.tensor_names import check_names, is_used, key_of
 from bloomref.formats.tokenizer_files import write_hf_tokenizer
 from bloomref.formats.validation_cache import is_validated, record_validated
-from bloomref.head_params import HEAD_KINDS
 from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING, Params, Source, Weight, full_key, keys
 from bloomref.shapes import Array
-from bloomref.validation import mismatch
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _RIVALS = (WEIGHTS,)  # read before an index
-# buffers in checkpoints of transformers before 4.21; they are not weights
-_INERT = ("h.*.self_attention.scale_mask_softmax.causal_mask",)
-_HEADS = tuple(f"{kind.module}." for kind in HEAD_KINDS)
 
 
 def exists(folder: Path) -> bool:
@@ -37,20 +32,38 @@ def exists(folder: Path) -> bool:
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
+Place = tuple[SafetensorsFile, str]
+"""A file, and the name of a tensor in it."""
+
+
 @dataclass(frozen=True)
 class HfWeights:
     """Open weights of one folder.
 
     Args:
-        files: Hugging Face key (without `transformer.`) -> (file, name of the tensor in it).
+        files: Hugging Face key (without `transformer.`) -> its place, for every tensor: also for heads and other
+            tensors that the language model does not use.
+        copies: further places of keys that are stored under two names.
     """
 
-    files: Mapping[str, tuple[SafetensorsFile, str]]
+    files: Mapping[str, Place]
+    copies: tuple[tuple[str, Place], ...] = ()
 
     @property
     def dtype(self) -> DType:
         """Narrowest dtype that represents every stored weight exactly."""
-        return common_dtype(DTYPES[self.entry(key).dtype] for key in self.files)
+        entries = (file.entries[name] for file, name in self.files.values() if is_used(name))
+        return common_dtype(DTYPES[entry.dtype] for entry in entries)
+
+    @property
+    def unused(self) -> list[str]:
+        """Stored names of tensors that a language model does not use, such as heads: they are ignored (WGT-15)."""
+        return [name for _, name in self.files.values() if not is_used(name)]
+
+    @property
+    def has_lm_head(self) -> bool:
+        """True if the LM head is stored, tied or not."""
+        return LM_HEAD.hf_key in self.files
 
     def entry(self, key: str) -> Entry:
         """Header entry of the weight with this Hugging Face key: its dtype, shape and position."""
@@ -66,8 +79,12 @@ class HfWeights:
 
         Raises:
             BadWeights: when a weight is missing, unknown, of another shape or dtype, or not finite; or when a stored
-                lm_head.weight differs from the embedding to which it is tied. Clauses: WGT-1 ... WGT-7.
+                lm_head.weight differs from the embedding to which it is tied. Clauses: WGT-1 ... WGT-7, WGT-15.
+            Unsupported: when weights are quantised, or hold an adapter that is not merged.
         """
+        if config.tie_word_embeddings and self.has_lm_head and WORD_EMBEDDING.hf_key not in self.files:
+            head = {WORD_EMBEDDING.hf_key: self.files[LM_HEAD.hf_key]}  # a tied weight, stored once (WGT-4)
+            return HfWeights({**self.files, **head}, self.copies).params(config, dtype)
         self._check(config)
         target, source = self.dtype if dtype is None else dtype, self.source
         is_checked = is_validated(source, "finite")
@@ -102,21 +119,22 @@ class HfWeights:
             raise BadWeights(describe("weights", f"{config.num_layers} layers", f"{len(self.files)} tensors"))
         expected = dict(keys(config))
         tied_copy = {LM_HEAD.hf_key: LM_HEAD} if config.tie_word_embeddings and LM_HEAD.hf_key in self.files else {}
-        _check_names(expected | tied_copy, self.files)
+        check_names(expected | tied_copy, {key: name for key, (_, name) in self.files.items()})
+        for key, place in self.copies:
+            if key in expected | tied_copy and not _same_bytes(self.files[key], place):
+                raise BadWeights(
+                    f"weights: expected {key} once, got two different ones, with and without {HF_PREFIX!r}"
+                )
         for key, weight in (expected | tied_copy).items():
             entry = self.entry(key)
             if entry.dtype not in FLOATS:
-                raise BadWeights(describe(f"{key}: dtype", f"one of {', '.join(FLOATS)}", entry.dtype))
+                hint = f"these weights are quantised: {QUANTISED_HINT}" if entry.dtype in ("I8", "U8") else ""
+                raise BadWeights(describe(f"{key}: dtype", f"one of {', '.join(FLOATS)}", entry.dtype, hint))
             if entry.shape != weight.hf_shape(config):
                 raise BadWeights(describe(f"{key}: shape", str(weight.hf_shape(config)), str(entry.shape)))
 
     def _check_tied(self) -> None:
-        embedding, head = (self.files[key][0].view(self.files[key][1]) for key in _TIED)
-        same = embedding.dtype == head.dtype and all(
-            embedding[row : row + 256].tobytes() == head[row : row + 256].tobytes()
-            for row in range(0, len(embedding), 256)
-        )
-        if not same:
+        if not _same_bytes(*(self.files[key] for key in _TIED)):
             raise BadWeights(
                 f"{LM_HEAD.hf_key}: expected the bytes of {WORD_EMBEDDING.hf_key}, to which config.json ties it, got "
                 "other ones; set tie_word_embeddings to false in config.json if the LM head is untied"
@@ -126,10 +144,11 @@ class HfWeights:
 _TIED = (WORD_EMBEDDING.hf_key, LM_HEAD.hf_key)
 
 
-def _check_names(expected: Mapping[str, Weight], stored: Mapping[str, Any]) -> None:
-    without_heads = [key for key in stored if not key.startswith(_HEADS)]
-    if difference := mismatch(expected, without_heads):
-        raise BadWeights(f"weights: expected the {len(expected)} tensors that config.json needs; {difference}")
+def _same_bytes(first: Place, second: Place) -> bool:
+    one, other = (file.view(name) for file, name in (first, second))
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
+        one[row : row + 256].tobytes() == other[row : row + 256].tobytes() for row in range(0, len(one), 256)
+    )
 
 
 def open_weights(folder: Path) -> HfWeights:
@@ -141,24 +160,37 @@ def open_weights(folder: Path) -> HfWeights:
     """
     if (folder / WEIGHTS).exists():
         file = SafetensorsFile(folder / WEIGHTS)
-        return HfWeights(_canonical({name: (file, name) for name in file.entries}))
+        return _by_key((file, name) for name in file.entries)
     if (folder / INDEX).exists():
-        return HfWeights(_canonical(_open_shards(folder)))
+        return _by_key(_open_shards(folder))
     raise no_weights(folder, f"{WEIGHTS} or {INDEX}")
 
 
-def _open_shards(folder: Path) -> dict[str, tuple[SafetensorsFile, str]]:
-    index = weight_map(folder / INDEX)
+def _open_shards(folder: Path) -> Iterator[Place]:
+    """The tensors of all shards. The index decides between two of one name; otherwise it may name more or fewer.
+
+    Clauses: WGT-8, WGT-16.
+    """
+    index = {name: value for name, value in weight_map(folder / INDEX).items() if value is not None}
     paths = {name: shard_path(folder, name, INDEX) for name in dict.fromkeys(map(_file_name, index.values()))}
+    _check_present(folder, paths)
     shards = {name: SafetensorsFile(regular_file(path)) for name, path in paths.items()}
-    for name, file_name in index.items():
-        if name not in shards[file_name].entries:
-            raise BadWeights(f"{INDEX}: expected {name} in {file_name}, got a file without it")
+    first: dict[str, str] = {}
     for file_name, shard in shards.items():
         for name in shard.entries:
-            if index.get(name) != file_name:
-                raise BadWeights(f"{file_name}: {name}: expected no tensor that {INDEX} does not place in this file")
-    return {name: (shards[file_name], name) for name, file_name in index.items()}
+            listed = index.get(name)
+            if listed == file_name or listed not in shards or name not in shards[listed].entries:
+                if name in first:
+                    raise BadWeights(f"{name}: expected it in one shard, got it in {first[name]} and {file_name}")
+                first[name] = file_name
+                yield shard, name
+
+
+def _check_present(folder: Path, paths: Mapping[str, Path]) -> None:
+    missing = [name for name, path in paths.items() if not path.exists() and not path.is_symlink()]
+    if missing:
+        got = f"{len(paths) - len(missing)} of {len(paths)}: {missing[0]} is missing"
+        raise BadWeights(describe(str(folder), f"the shards that {INDEX} names", got, AGAIN))
 
 
 def _file_name(value: object) -> str:
@@ -167,18 +199,16 @@ def _file_name(value: object) -> str:
     return value
 
 
-def _canonical(files: Mapping[str, tuple[SafetensorsFile, str]]) -> dict[str, tuple[SafetensorsFile, str]]:
-    prefixed = {name for name in files if name.startswith(HF_PREFIX)}
-    plain = {name for name in files if name not in prefixed and name != LM_HEAD.hf_key and not name.startswith(_HEADS)}
-    if prefixed and plain:
-        raise BadWeights(
-            f"weights: expected every name with {HF_PREFIX!r} or every name without, "
-            f"got {min(prefixed)} and {min(plain)} in one checkpoint"
-        )
-    named = {name.removeprefix(HF_PREFIX): value for name, value in files.items()}
-    if len(named) < len(files):
-        raise BadWeights(f"weights: expected {LM_HEAD.hf_key} once, got it with and without {HF_PREFIX!r}")
-    return {name: value for name, value in named.items() if not any(fnmatchcase(name, p) for p in _INERT)}
+def _by_key(places: Iterable[Place]) -> HfWeights:
+    files: dict[str, Place] = {}
+    copies: list[tuple[str, Place]] = []
+    for place in places:
+        key = key_of(place[1])
+        if key in files:
+            copies.append((key, place))
+        else:
+            files[key] = place
+    return HfWeights(files, tuple(copies))
 
 
 def save(

@@ -61,11 +61,11 @@ def _from_keras(folder: Path) -> tuple[dict[str, int], list[str]]:
 def _from_hf(folder: Path) -> tuple[dict[str, int], list[str]]:
     data = read_json(folder / "tokenizer.json")
     model = data.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or "merges" not in model:
+    if not isinstance(model, dict) or model.get("type") not in (None, "BPE") or model.get("merges") is None:
         raise BadWeights(describe("tokenizer.json: model", "a BPE with vocab and merges", type(model).__name__))
-    added = {token["content"]: token["id"] for token in data.get("added_tokens", [])}
+    added = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    return _checked({**model.get("vocab", {}), **added}), merges
+    return _checked({**(model.get("vocab") or {}), **added}), merges
 
 
 def _checked(vocabulary: dict[str, Any]) -> dict[str, int]:

@@ -154,7 +154,7 @@ class HeadedModel(LoraMethods):
             InvalidInput: for an unknown preset; BadWeights: for files that are damaged, of another model, or without
             this head.
         """
-        backbone, folder = BloomBackbone._load(preset, load_weights, kwargs)
+        backbone, folder = BloomBackbone._load(preset, load_weights, kwargs, needs_head=False)
         dtype = backbone.policy.variable_dtype
         head = hf_heads.read_head(folder, cls.kind, backbone.hidden_dim, dtype) if load_weights else None
         if head is None and load_weights and num_labels is None and id2label is None:

@@ -168,9 +168,8 @@ ONLY: dict[str, tuple[str, str, type[BloomrefError]]] = {
     "rust_model.ot": ("weights for rust-bert", "the checkpoint from which it was made", Unsupported),
     "weights.safetensors": ("a safetensors file", "rename it to model.safetensors", BadWeights),
     "model-00001-of-00002.safetensors": ("without it", "names the shard of each weight", BadWeights),
-    "gptq_model-4bit-128g.safetensors": ("weights that are not quantised", "gptq_model-4bit", Unsupported),
-    "bloom-awq.safetensors": ("weights that are not quantised", "bloom-awq", Unsupported),
-    "quantize_config.json": ("weights that are not quantised", "quantize_config.json", Unsupported),
+    "gptq_model-4bit-128g.safetensors": ("these weights are quantised (GPTQ)", "gptq_model-4bit", Unsupported),
+    "bloom-awq.safetensors": ("these weights are quantised (AWQ)", "bloom-awq", Unsupported),
     "README.md": ("README.md", "download it again", BadWeights),
 }
 
@@ -187,6 +186,13 @@ def test_a_folder_of_another_format_is_named(tmp_path: Path, name: str) -> None:
         open_checkpoint(tmp_path).params()
     assert kind in str(caught.value)
     assert remedy in str(caught.value)
+
+
+def test_the_config_of_a_quantiser_states_bits(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_hf()))
+    (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 128, "quant_method": "gptq"}')
+    with pytest.raises(Unsupported, match=r"quantize_config\.json: these weights are quantised \(gptq, 4 bits\)"):
+        open_checkpoint(tmp_path).params()
 
 
 def test_a_pointer_in_a_folder_of_another_format_is_named_first(tmp_path: Path) -> None:

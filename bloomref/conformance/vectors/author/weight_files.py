@@ -63,6 +63,7 @@ def _nan(weights: Weights) -> Array:
 RIGHT: dict[str, tuple[str, str, Callable[[Weights], Weights]]] = {
     "wgt-float32": ("WGT-1 WGT-3 WGT-6", "float32, with the prefix `transformer.`", dict),
     "wgt-without-prefix": ("WGT-2", "float32, without the prefix `transformer.`", _without_prefix),
+    "wgt-mixed-prefix": ("WGT-2", "the prefix on all names but one", lambda w: _without_prefix({EMBEDDING: w[EMBEDDING]}) | _without(EMBEDDING)(w)),
     "wgt-float16": ("WGT-6", "stored as float16", _cast(np.float16)),
     "wgt-bfloat16": ("WGT-6", "stored as bfloat16", _cast(ml_dtypes.bfloat16)),
     "wgt-float64": ("WGT-6", "stored as float64", _cast(np.float64)),
@@ -77,7 +78,6 @@ WRONG: dict[str, tuple[str, str, Callable[[Weights], Weights]]] = {
     "wgt-nan": ("WGT-7", "a NaN among the weights", _with(QKV, _nan)),
     "wgt-infinity": ("WGT-7", "an infinity among the weights", _with(EMBEDDING, lambda w: np.where(w[EMBEDDING] == w[EMBEDDING].max(), np.inf, w[EMBEDDING]).astype(np.float32))),
     "wgt-int8": ("WGT-6", "weights of a dtype that is not allowed", _cast(np.int8)),
-    "wgt-mixed-prefix": ("WGT-2", "some names with the prefix, some without", lambda w: _without_prefix({EMBEDDING: w[EMBEDDING]}) | _without(EMBEDDING)(w)),
 }  # fmt: skip
 """Folders that must be refused: name -> clauses, comment, and a change of the weights."""
 
@@ -157,10 +157,10 @@ def weights() -> list[Draft]:
     return [
         *(right(name, clauses, comment) for name, (clauses, comment, _) in RIGHT.items()),
         right("wgt-shards", "WGT-8", "two shards with arbitrary names, which only the index lists"),
+        right("wgt-shard-unlisted", "WGT-16", "a shard contains a weight that the index does not list"),
         *(wrong(name, clauses, comment) for name, (clauses, comment, _) in WRONG.items()),
         *(wrong(name, "WGT-11", comment) for name, (comment, _) in DAMAGED.items()),
         wrong("wgt-shard-outside", "WGT-8", "the index names a file outside the folder"),
-        wrong("wgt-shard-unlisted", "WGT-8", "a shard contains a weight that the index does not list"),
     ]
 
 
