@@ -52,7 +52,7 @@ FLAX = Kind("Flax weights (msgpack)", _BY_TRANSFORMERS % "from_flax")
 TENSORFLOW = Kind("TensorFlow weights", _BY_TRANSFORMERS % "from_tf")
 GGUF = Kind("a GGUF file, which llama.cpp reads", _ORIGINAL)
 ONNX = Kind("an ONNX graph", _ORIGINAL)
-SAFETENSORS = Kind("a safetensors file", "rename it to model.safetensors if it holds a whole model", BadWeights)
+SAFETENSORS = Kind("a safetensors file", "rename it to the expected name if it holds those weights", BadWeights)
 HDF5 = Kind(
     "an HDF5 file (Keras or TensorFlow)",
     "name Keras weights model.weights.h5, beside their own config.json",

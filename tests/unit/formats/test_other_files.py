@@ -166,7 +166,7 @@ ONLY: dict[str, tuple[str, str, type[BloomrefError]]] = {
     "model.safetensors.incomplete": ("an incomplete download", "download it again", BadWeights),
     "bloom.tar.gz": ("an archive", "unpack it", Unsupported),
     "rust_model.ot": ("weights for rust-bert", "the checkpoint from which it was made", Unsupported),
-    "weights.safetensors": ("a safetensors file", "rename it to model.safetensors", BadWeights),
+    "weights.safetensors": ("a safetensors file", "rename it", BadWeights),
     "model-00001-of-00002.safetensors": ("without it", "names the shard of each weight", BadWeights),
     "gptq_model-4bit-128g.safetensors": ("these weights are quantised (GPTQ)", "gptq_model-4bit", Unsupported),
     "bloom-awq.safetensors": ("these weights are quantised (AWQ)", "bloom-awq", Unsupported),
