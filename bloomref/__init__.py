@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from bloomref import _moved
 
 if TYPE_CHECKING:
+    from bloomref import models
     from bloomref.backbone import BloomBackbone
     from bloomref.causal_lm import BloomCausalLM
     from bloomref.config import BloomConfig
@@ -54,14 +55,17 @@ __all__ = [
     "LoraConfig",
     "Unsupported",
     "__version__",
+    "models",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'bloomref' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "models":  # KerasHub's namespace
+        return import_module("bloomref.models")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bloomref' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 

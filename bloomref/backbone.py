@@ -11,6 +11,7 @@ import numpy as np
 from bloomref.config import SIZES, BloomConfig
 from bloomref.dtypes import DTypePolicy, dtype_policy
 from bloomref.errors import invalid
+from bloomref.lora.adapter import KERAS_DEFAULT
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
 from bloomref.params import Params, count_params, init_params
@@ -286,6 +287,10 @@ class BloomBackbone(LoraMethods):
     def token_embedding(self) -> "TokenEmbedding":
         """The embedding layer: ids to vectors and, with `reverse=True`, vectors to logits."""
         return TokenEmbedding(self.engine)
+
+    def default_lora_layer_names(self) -> list[str]:
+        """The layers that `enable_lora` adapts by default, by KerasHub's names."""
+        return list(KERAS_DEFAULT)
 
     @property
     def adapter_set(self) -> AdapterSet:

@@ -79,7 +79,8 @@ ROOMS = {
         "bloomref.causal_lm bloomref.decodable", "vocabulary inputs generation formats tokenizer lora backbone training"
     ),
     "heads": room("bloomref.heads", "vocabulary inputs generation formats tokenizer lora backbone"),
-    "package": room("bloomref", "vocabulary generation heads lora tokenizer backbone causal_lm old_paths"),
+    "keras_names": room("bloomref.models", "tokenizer backbone causal_lm"),
+    "package": room("bloomref", "keras_names vocabulary generation heads lora tokenizer backbone causal_lm old_paths"),
     # the kit: cases <- model <- oracle <- subject <- checks <- properties <- run <- suite, and separate rooms
     "kit_cases": room(KIT_CASES, "vocabulary formats lora"),
     "kit_model": room("bloomref.conformance.model", "vocabulary reference interface inputs lora kit_cases"),
