@@ -20,6 +20,7 @@ from bloomref.generation.streaming import as_texts, pieces
 from bloomref.generation.task import Results, Task
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
+from bloomref.many_prompts import ManyPrompts
 from bloomref.params import Params
 from bloomref.runtime.inputs import labelled_batch, named_inputs, token_batch
 from bloomref.shapes import Array, Float
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 StopTokens = Literal["auto"] | int | Sequence[int] | None
 
 
-class BloomCausalLM(LoraMethods):
+class BloomCausalLM(LoraMethods, ManyPrompts):
     """A BLOOM language model: continues text, scores it, and can be trained.
 
     Args:

@@ -17,6 +17,7 @@ from bloomref.cli import (
     finetune,
     generate,
     info,
+    option_names,
     presets,
     score,
     vectors,
@@ -62,7 +63,7 @@ COMMANDS = {
 }
 """Name of a subcommand -> its module, in the order of `--help`."""
 for name, module in COMMANDS.items():
-    app.command(name=name)(module.command)
+    app.command(name=name, cls=option_names.Command)(module.command)
 
 
 def _version(asked: bool) -> None:

@@ -1,12 +1,14 @@
-"""`bloomref generate`: continue a text, and print the continuation as it is generated."""
+"""`bloomref generate`: continue a text, and print the continuation as it is generated; or continue those of a file."""
 
 import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bloomref.cli import shared
+from bloomref.cli import generate_file, prompt_file, shared
+from bloomref.errors import invalid
 from bloomref.generation.options import GenerationArguments
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ DEFAULT_NEW_TOKENS = 64
 
 
 def command(
-    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")],
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue; - reads standard input.")] = None,
     model: shared.Model = shared.DEFAULT_PRESET,
     max_new_tokens: Annotated[
         int | None,
@@ -32,9 +34,18 @@ def command(
     min_p: Annotated[
         float | None, typer.Option(help="Sample among tokens at least p times as likely as the most likely one.")
     ] = None,
+    typical_p: Annotated[
+        float | None, typer.Option(help="Sample among the most typical tokens whose probabilities sum to p.")
+    ] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="No stop token before so many new tokens.")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 makes repeated tokens less likely.")] = None,
     no_repeat_ngram_size: Annotated[int | None, typer.Option(help="No n-gram of this size occurs twice.")] = None,
     num_beams: Annotated[int | None, typer.Option(help="Beam search with this number of beams.")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Beam search: above 0 prefers longer texts.")] = None,
+    num_return_sequences: Annotated[
+        int | None, typer.Option(help="Number of results, of sampling or beam search.")
+    ] = None,
+    best_of: Annotated[int | None, typer.Option(help="Draw so many texts and print the likeliest.")] = None,
     penalty_alpha: Annotated[float | None, typer.Option(help="Contrastive search; needs --top-k.")] = None,
     stop_strings: Annotated[
         list[str] | None, typer.Option("--stop", help="Stop string, which ends the text; may be repeated.")
@@ -47,22 +58,47 @@ def command(
             help="Take what the options leave open from the model's generation_config.json.",
         ),
     ] = True,
+    input: Annotated[
+        Path | None,
+        typer.Option("--input", help="Continue the prompts of a .jsonl or .txt file.", metavar="FILE"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="With --input: the .jsonl file of results.", metavar="FILE"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="With --input: prompts of a batch.")] = 16,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUTPUT.")] = False,
     adapter: shared.AdapterOption = None,
     backend: shared.Backend = "auto",
     dtype: shared.DType = None,
     revision: shared.Revision = None,
     json: shared.Json = False,
 ) -> None:
-    """Continue PROMPT.
+    """Continue PROMPT, or the prompts of a file: an interrupted run with --input continues where it stopped.
 
     Example: bloomref generate "Everyone has the right to" -n 40 --temperature 0.8 --seed 1
+
+    Example: bloomref generate --input prompts.jsonl --output results.jsonl -n 40
     """
     names = GenerationArguments.__annotations__.keys()
     options = {name: value for name, value in locals().items() if name in names and value is not None}
+    _check_forms(prompt, input, output)
+    if input is not None and output is not None:
+        generate_file.check_output(output, force)
+        prompts = prompt_file.read(input)
+        language_model = shared.load_on(backend, model, dtype, revision, json, adapter, generation_config)
+        conditions: dict[str, Any] = {"model": model, "revision": revision, "dtype": dtype, "adapter": adapter}
+        conditions |= {"generation_config": _settings_of(language_model, options), **options}
+        figures = generate_file.run(language_model, prompts, output, conditions, options, batch)
+        _report(figures, output, json)
+        return
     text = shared.text_or_stdin(prompt, "prompt")
     language_model = shared.load_on(backend, model, dtype, revision, json, adapter, generation_config)
     shared.tokenizer_of(language_model)
     from_files = _settings_of(language_model, options)
+    if options.keys() & {"num_return_sequences", "best_of"}:
+        _show_results(language_model, text, options, from_files, model, json)
+        return
     stream = language_model.stream(text, **options)
     began = time.perf_counter()
     if not json:
@@ -105,3 +141,45 @@ def _show(stream: Generator[str, None, int], quiet: bool) -> tuple[str, int]:
         pieces.append(piece)
         if not quiet:
             typer.echo(piece, nl=False)
+
+
+def _check_forms(prompt: str | None, source: Path | None, output: Path | None) -> None:
+    """Refuse a prompt beside a file of prompts, and one of --input and --output without the other."""
+    if source is None and prompt is None:
+        raise invalid("prompt", "a text, - to read standard input, or --input FILE", "nothing")
+    if source is not None and prompt is not None:
+        raise invalid("prompt", "none with --input, which has the prompts", prompt)
+    if (source is None) is not (output is None):
+        there, missing = ("--input", "--output") if output is None else ("--output", "--input")
+        raise invalid(missing, f"a file as well, with {there}", "nothing")
+
+
+def _show_results(
+    language_model: "BloomCausalLM",
+    text: str,
+    options: dict[str, Any],
+    from_files: dict[str, Any],
+    model: str,
+    json: bool,
+) -> None:
+    """Print several results of one prompt, with an empty line between them."""
+    began = time.perf_counter()
+    (completion,) = language_model.generate_each([text], **options)
+    seconds = time.perf_counter() - began
+    if json:
+        run = {"backend": language_model.backbone.engine.backend, "dtype": language_model.backbone.policy.name}
+        results = {"continuations": completion.continuations, "tokens": completion.tokens}
+        settings = {"options": options, "generation_config": from_files}
+        shared.print_json({"model": model, "prompt": text, **results, "seconds": seconds, **run, **settings})
+        return
+    typer.echo("\n\n".join(text + continuation for continuation in completion.continuations))
+    shared.note(f"{sum(completion.tokens)} tokens in {seconds:.2f} s ({model})")
+
+
+def _report(figures: dict[str, Any], output: Path, json: bool) -> None:
+    if json:
+        shared.print_json({"output": str(output), **figures})
+        return
+    speed = figures["tokens"] / max(figures["seconds"], 1e-9)
+    typer.echo(f"{output}: {figures['prompts']} results")
+    shared.note(f"{figures['tokens']} tokens in {figures['seconds']:.2f} s, {speed:.1f} tokens/s")

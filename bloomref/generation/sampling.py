@@ -1,5 +1,7 @@
 """One token from the scores of its sequence: the most likely, or a seeded draw from a truncated distribution."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from bloomref.generation.options import GenerationOptions
@@ -114,12 +116,12 @@ def choose(scores: Float[Array, " V"], options: GenerationOptions, seed: int, dr
     return draw(truncate(scores, options), uniform(seed, drawn))
 
 
-def row_seeds(seed: int | None, rows: int) -> Int[Array, " B"]:
-    """One 64-bit seed a row: (seed + i) mod 2^64 of row i, so that it draws as a single prompt of that seed would.
+def row_seeds(seed: int | None, places: Sequence[int]) -> Int[Array, " B"]:
+    """One 64-bit seed a row: (seed + i) mod 2^64 at place i, so that it draws as a single prompt of that seed would.
 
     Args:
         seed: None for fresh entropy.
     """
     if seed is None:
-        return np.random.SeedSequence().generate_state(rows, np.uint64)
-    return np.array([(seed + i) % 2**64 for i in range(rows)], np.uint64)
+        return np.random.SeedSequence().generate_state(len(places), np.uint64)
+    return np.array([(seed + i) % 2**64 for i in places], np.uint64)

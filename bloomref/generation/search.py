@@ -8,7 +8,7 @@ import numpy as np
 from bloomref.generation.beam import beam_search
 from bloomref.generation.contrastive import contrastive_search
 from bloomref.generation.decoder import Decoder
-from bloomref.generation.sampling import choose, log_softmax, row_seeds
+from bloomref.generation.sampling import choose, log_softmax
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.task import Row, Task
 from bloomref.runtime.backend import Choice
@@ -69,7 +69,7 @@ def next_token_search(task: Task, observe: Observe | None = None) -> Iterator[tu
         observe: called with each new token and the logits that it was chosen from; then no backend chooses tokens.
     """
     rows, decoder, process = task.rows(), task.decoder(), task.processors()
-    seeds, drawn = row_seeds(_seed(task), len(rows)), 0
+    seeds, drawn = task.seeds(), 0
     device_choice = choice(task, seeds) if observe is None else None
     while rows:
         logits = decoder.logits()
@@ -144,8 +144,3 @@ def choice(task: Task, seeds: Int[Array, " B"]) -> Choice | None:
         forbidden=forbidden,
         seeds=seeds,
     )
-
-
-def _seed(task: Task) -> int | None:
-    seed = task.options.seed
-    return None if seed is None else int(seed)

@@ -7,9 +7,10 @@ from bloomref.generation.decoder import Decoder
 from bloomref.generation.logits_processors import LogitsProcessors
 from bloomref.generation.options import GenerationOptions
 from bloomref.generation.prompts import Prompt
+from bloomref.generation.sampling import row_seeds
 from bloomref.generation.stopping import Stopping
 from bloomref.runtime.engine import Engine
-from bloomref.shapes import Array, Bool
+from bloomref.shapes import Array, Bool, Int
 
 Results = Sequence[tuple[Prompt, list[int]]]
 """Prompt and new ids of each result."""
@@ -23,6 +24,7 @@ class Task:
         prompts: none of them empty.
         budgets: the largest number of new tokens of each prompt.
         forbidden: ids that are never chosen.
+        places: the place of each prompt in the request, which decides its seeds; None: their order.
     """
 
     engine: Engine
@@ -31,6 +33,13 @@ class Task:
     options: GenerationOptions
     stopping: Stopping
     forbidden: Bool[Array, " V"]
+    places: Sequence[int] | None = None
+
+    def seeds(self) -> Int[Array, " B"]:
+        """The seed of each of `rows` (GEN-9, GEN-11)."""
+        count, seed = self.options.sequences, self.options.seed
+        places = range(len(self.prompts)) if self.places is None else self.places
+        return row_seeds(None if seed is None else int(seed), [i * count + j for i in places for j in range(count)])
 
     def rows(self) -> list["Row"]:
         """The initial state of every sequence: `options.sequences` of each prompt, side by side."""

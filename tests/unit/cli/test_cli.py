@@ -276,7 +276,7 @@ def test_download_of_the_embedded_preset_is_its_folder() -> None:
         (("generate", "x", "--temperature", "-1"), 2, "temperature"),
         (("generate", "x", "--dtype", "int4"), 2, "dtype"),
         (("generate", "x", "--no-such-option"), 2, "No such option"),
-        (("generate",), 2, "Missing argument"),
+        (("generate",), 2, "--input FILE"),
         (("trace", "x", "-o", "x.safetensors", "--names", "nothing"), 2, "names"),
         (("info", "./no/such/folder"), 2, "folder"),
     ],

@@ -191,9 +191,9 @@ def test_seeds() -> None:
     state = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
     lm.generate("a", **options)
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # type: ignore[index]
-    assert row_seeds(2**64 - 2, 3).tolist() == [2**64 - 2, 2**64 - 1, 0]
-    assert row_seeds(2**64 + 5, 1).tolist() == [5]
-    assert len({*row_seeds(None, 50).tolist(), *row_seeds(None, 50).tolist()}) == 100
+    assert row_seeds(2**64 - 2, range(3)).tolist() == [2**64 - 2, 2**64 - 1, 0]
+    assert row_seeds(2**64 + 5, [0]).tolist() == [5]
+    assert len({*row_seeds(None, range(50)).tolist(), *row_seeds(None, range(50)).tolist()}) == 100
 
 
 @given(

@@ -1,0 +1,58 @@
+"""Methods of BloomCausalLM for many prompts at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Container, Iterator, Sequence
+from typing import Any
+
+from bloomref.errors import invalid
+from bloomref.generation.many import Completion, in_batches
+from bloomref.generation.options import GenerationOptions
+from bloomref.generation.prompts import Prompt, Request
+from bloomref.generation.streaming import as_texts
+from bloomref.generation.task import Task
+from bloomref.validation import check_integer
+
+
+class ManyPrompts(ABC):
+    """`generate_each`, for a class that makes the tasks of generation."""
+
+    @abstractmethod
+    def _options(self, **arguments: Any) -> GenerationOptions: ...
+
+    @abstractmethod
+    def _prompts(self, name: str, request: Request) -> list[Prompt]: ...
+
+    @abstractmethod
+    def _task(self, prompts: Sequence[Prompt], options: GenerationOptions) -> Task: ...
+
+    def generate_each(
+        self, prompts: Sequence[str], *, batch: int = 16, skip: Container[int] = (), **options: Any
+    ) -> Iterator[Completion]:
+        """Continue many texts in batches of similar length; each batch's results as soon as they are there.
+
+        Args:
+            prompts: the texts. Their results are those of one `generate(prompts, ...)`, in another order.
+            batch: number of prompts of a batch.
+            skip: places of prompts that are left out, such as those that an interrupted run has done.
+            **options: those of `generate`.
+
+        Raises:
+            InvalidInput: at the first result, as `generate`.
+
+        Example:
+            >>> lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
+            >>> sorted(done.index for done in lm.generate_each(["Everyone", "No one"], max_new_tokens=2))
+            [0, 1]
+        """
+        check_integer("batch", batch, 1)
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise invalid("prompts", "a list of texts", type(prompts).__name__)
+        request = Request("text", list(prompts), False)
+        whole = self._task(self._prompts("prompts", request), self._options(**options))
+        for places, part, generated in in_batches(whole, batch, skip):
+            count = part.options.num_return_sequences
+            texts = as_texts(["" for _ in places], part, generated, strip_prompt=True)
+            lengths = [len(new) for _, new in generated]
+            for i, place in enumerate(places):
+                results = slice(i * count, (i + 1) * count)
+                yield Completion(place, texts[results], lengths[results])
