@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from bloomref.cli.shared import Json, Revision, print_json, working
+from bloomref.cli.shared import Json, Revision, print_json, progress_bar, working
+from bloomref.cli.shared import size as format_size
 from bloomref.errors import invalid
 
 
@@ -20,10 +21,19 @@ class Layout(StrEnum):
 def command(
     source: Annotated[str, typer.Argument(help="A preset's name, hf://user/repo, or a folder.")],
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
-    to: Annotated[Layout, typer.Option("--to", help="hf for transformers, keras for KerasHub.")],
+    to: Annotated[Layout, typer.Option("--to", help="hf for transformers, keras for KerasHub.")] = Layout.hf,
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: bit for bit as stored.")] = "auto",
     base: Annotated[str | None, typer.Option(help="For an adapter: its base model.", metavar="PRESET")] = None,
     expand: Annotated[bool, typer.Option("--expand", help="For an adapter: raise its rank if needed.")] = False,
+    from_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--from-pickle", help="SOURCE is a folder of .bin or .pt files of torch; none of their code runs."
+        ),
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="With --from-pickle: the model's config.json.", metavar="FILE")
+    ] = None,
     revision: Revision = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace the model in TARGET. Files that no earlier save wrote stay.")
@@ -33,9 +43,15 @@ def command(
     """Write SOURCE as a folder that transformers (hf) or KerasHub (keras) loads, including its tokenizer.
 
     An adapter is written as a PEFT folder (hf) or as a .lora.h5 file of KerasHub (keras).
+    With --from-pickle, pytorch_model.bin, adapter_model.bin and layer files of Megatron-DeepSpeed become safetensors.
 
     Example: bloomref convert bloom_tiny_udhr ./tiny-keras --to keras
     """
+    if from_pickle:
+        _convert_pickle(Path(source), target, to, dtype, config, force, json)
+        return
+    if config is not None:
+        raise invalid("--config", "--from-pickle beside it", "--config alone")
     from bloomref.dtypes import floating_dtype
     from bloomref.formats import hf, keras
     from bloomref.formats.checkpoint import open_checkpoint
@@ -61,6 +77,21 @@ def command(
         print_json(report)
     else:
         typer.echo(f"{target}: {to.value} layout, {report['dtype']}")
+
+
+def _convert_pickle(source: Path, target: Path, to: Layout, dtype: str, config: Path | None, force: bool, json: bool) -> None:
+    from bloomref.formats.from_pickle import convert, size
+
+    if to is not Layout.hf or dtype != "auto":
+        hint = f"then run bloomref convert {target} NEW --to keras, or with --dtype"
+        raise invalid("--from-pickle", "--to hf and --dtype auto: bit for bit as stored", f"{to.value}, {dtype}", hint)
+    with progress_bar(f"writing {target}", size(source)) as advance:
+        result = convert(source, target, config, force, advance)
+    report = {"source": str(source), "target": str(target), "layout": to.value, "kind": result.kind}
+    if json:
+        print_json({**report, "tensors": result.tensors, "bytes": result.bytes})
+    else:
+        typer.echo(f"{target}: {result.kind}, {result.tensors} tensors, {format_size(result.bytes)}, as safetensors")
 
 
 def _convert_adapter(

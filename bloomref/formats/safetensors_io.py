@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -173,13 +173,19 @@ def _natural_numbers(value: object) -> bool:
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
+def write_safetensors(
+    path: Path,
+    arrays: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> None:
     """Write a file atomically. At most one array at a time is copied, to make it contiguous. Clause: WGT-12.
 
     Args:
         path: the file to write.
         arrays: name -> array.
         metadata: strings for `__metadata__`; None: `{"format": "pt"}`, which transformers requires.
+        advance: called with the number of bytes after each piece of at most 64 MiB that was written; None: no call.
 
     Raises:
         InvalidInput: for an array whose dtype the format does not have.
@@ -190,6 +196,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping
         for array in arrays.values():
             for chunk in _bytes(array):
                 file.write(chunk)
+                if advance is not None:
+                    advance(len(chunk))
 
 
 def _header(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
