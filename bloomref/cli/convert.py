@@ -79,7 +79,9 @@ def command(
         typer.echo(f"{target}: {to.value} layout, {report['dtype']}")
 
 
-def _convert_pickle(source: Path, target: Path, to: Layout, dtype: str, config: Path | None, force: bool, json: bool) -> None:
+def _convert_pickle(
+    source: Path, target: Path, to: Layout, dtype: str, config: Path | None, force: bool, json: bool
+) -> None:
     from bloomref.formats.from_pickle import convert, size
 
     if to is not Layout.hf or dtype != "auto":

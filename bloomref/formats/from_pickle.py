@@ -1,4 +1,4 @@
-"""Folders of torch's pickled weights, written again with safetensors. No code of the files runs. Clause: WGT-13.
+"""Folders of torch's pickled weights, written again with safetensors. No code of the files runs. Clause: WGT-30.
 
 Names, dtypes and bits of the tensors stay. Each pickled file becomes one safetensors file, so that one file at a time
 is open. What stands beside the weights (config, tokenizer, chat template ...) is copied.
@@ -12,8 +12,9 @@ from pathlib import Path
 from bloomref.errors import BadWeights, InvalidInput, describe
 from bloomref.formats import hf, megatron, peft
 from bloomref.formats.checkpoint import open_checkpoint
-from bloomref.formats.files import regular_file, shard_path, staged_model, weight_map, write_json
+from bloomref.formats.files import regular_file, shard_path, weight_map, write_json
 from bloomref.formats.safetensors_io import write_safetensors
+from bloomref.formats.saved_folder import staged_model
 from bloomref.formats.torch_file import TorchFile
 from bloomref.params import LM_HEAD, WORD_EMBEDDING, full_key
 from bloomref.shapes import Array
@@ -59,14 +60,19 @@ def size(source: Path) -> int:
 
 
 def convert(
-    source: Path, target: Path, config: Path | None = None, advance: Callable[[int], object] | None = None
+    source: Path,
+    target: Path,
+    config: Path | None = None,
+    overwrite: bool = False,
+    advance: Callable[[int], object] | None = None,
 ) -> Report:
     """Write the pickled weights in a folder as a folder of safetensors.
 
     Args:
         source: a folder with pytorch_model.bin (or its shards and index), adapter_model.bin, or layer files.
-        target: a new or empty folder.
+        target: the folder to write; an error leaves it unchanged.
         config: the model's config.json; None: the one in `source`, or the training's arguments beside layer files.
+        overwrite: replace the model in `target`; False: refuse a folder that has any files (WGT-20).
         advance: called with the number of bytes, after each piece that was written; None: no call.
 
     Raises:
@@ -75,7 +81,9 @@ def convert(
         Unsupported: when a file is of a kind that torch no longer writes.
     """
     kind, jobs = _jobs(source)
-    with staged_model(target, overwrite=False) as stage:
+    main = peft.CONFIG if kind == "adapter" else hf.CONFIG
+    rivals = () if kind == "adapter" else (hf.WEIGHTS,)  # read before an index
+    with staged_model(target, main, overwrite, rivals) as stage:
         for path in _beside(source):
             shutil.copyfile(regular_file(path), stage / path.name)
         if kind == "adapter":
@@ -169,6 +177,6 @@ def _write_config(source: Path, stage: Path, config: Path | None, kind: str) -> 
 
 def _beside(source: Path) -> Iterator[Path]:
     for path in sorted(source.iterdir()):
-        is_index = path.name.endswith(".index.json")
-        if path.is_file() and (path.suffix in _BESIDE or path.name == "LICENSE") and not is_index:
+        is_other = path.name.startswith(".") or path.name.endswith(".index.json")
+        if path.is_file() and not is_other and (path.suffix in _BESIDE or path.name == "LICENSE"):
             yield path

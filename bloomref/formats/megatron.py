@@ -4,7 +4,7 @@ NN counts the stages of the pipeline. Stage 1 is the embedding with its norm, st
 L + 4 is the final norm; the others have no weights (Megatron-DeepSpeed, megatron/model/gpt_model.py). MM counts the
 slices of tensor parallelism: a layer that is parallel in its columns has slices of the rows of its stored weight and
 bias, one that is parallel in its rows has slices of the columns; all else is repeated in each slice. Repeated weights
-that differ are averaged, as convert_bloom_original_checkpoint_to_pytorch.py of transformers does. Clause: WGT-15.
+that differ are averaged, as convert_bloom_original_checkpoint_to_pytorch.py of transformers does. Clause: WGT-32.
 """
 
 import re

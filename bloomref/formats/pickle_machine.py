@@ -2,7 +2,7 @@
 
 A pickle is a program for a stack machine: it can call any function that Python can import. This machine has a fixed
 list of opcodes, and names come from a table of the caller. An entry of the table is a value or a `Call` of
-bloomref; nothing is imported, no attribute is read, and no method of a value from the file is called. Clause: WGT-13.
+bloomref; nothing is imported, no attribute is read, and no method of a value from the file is called. Clause: WGT-30.
 """
 
 import struct

@@ -46,7 +46,7 @@ _UNPACK = "unpack it, and pass the folder with config.json"
 PICKLE = Kind("a PyTorch file (a pickle)", FROM_PICKLE)
 MEGATRON = Kind(
     "a layer file of Megatron-DeepSpeed (a pickle)",
-    "join the layers to one model first, with the script convert_bloom_original_checkpoint_to_pytorch.py of transformers",
+    "`bloomref convert --from-pickle {folder} OUT` joins the layers, and runs none of their code",
 )
 FLAX = Kind("Flax weights (msgpack)", _BY_TRANSFORMERS % "from_flax")
 TENSORFLOW = Kind("TensorFlow weights", _BY_TRANSFORMERS % "from_tf")

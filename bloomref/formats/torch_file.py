@@ -3,7 +3,7 @@
 Since version 1.6, torch writes a ZIP file: `NAME/data.pkl` describes the tensors, and `NAME/data/KEY` has the bytes of
 one storage, uncompressed. Before, it wrote five pickles (a magic number, a version, facts of the machine, the
 description, the keys of the storages), then each storage as its number of elements, a little-endian i64, and its bytes.
-A tensor is a view of a storage: offset, shape and strides, all counted in elements. Clauses: WGT-13, WGT-14.
+A tensor is a view of a storage: offset, shape and strides, all counted in elements. Clauses: WGT-30, WGT-31.
 """
 
 import math
@@ -21,6 +21,7 @@ from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.files import regular_file
 from bloomref.formats.pickle_machine import MAX_BYTES, Call, Rules, read_pickle
+from bloomref.formats.recognise import PICKLE, named_for_what_it_is
 from bloomref.formats.torch_zip import Member, members
 from bloomref.shapes import Array
 
@@ -80,14 +81,16 @@ class TorchFile:
     def __post_init__(self) -> None:
         self._storages: dict[str, Storage] = {}
         self._checked: set[str] = set()
-        with regular_file(self.path).open("rb") as file:
+        with (
+            regular_file(self.path).open("rb") as file,
+            named_for_what_it_is(self.path, "a file of torch.save", PICKLE),
+        ):
             start = file.read(4)
-            if start[:1] not in (b"\x80", b"P"):
+            if start != b"PK\3\4" and start[:1] != b"\x80":
                 raise BadWeights(describe(self.path.name, "a file of torch.save", f"one that begins with {start!r}"))
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._places = self._open_zip(members(file, self._map, self.path.name)) if start == b"PK\3\4" else {}
-        if start != b"PK\3\4":
-            self._places = self._open_legacy()
+            is_zip = start == b"PK\3\4"
+            self._places = self._open_zip(members(file, self._map, self.path.name)) if is_zip else self._open_legacy()
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of a file that has a dict of tensors, by name.

@@ -1,7 +1,7 @@
 """Members of the ZIP files that torch writes: their places in the file, without unpacking anything.
 
 torch stores its members uncompressed, so each is a range of the file. Anything else is refused: compressed or
-encrypted members, overlapping ranges, names that are repeated or leave the archive. Clause: WGT-14.
+encrypted members, overlapping ranges, names that are repeated or leave the archive. Clause: WGT-31.
 """
 
 import mmap
