@@ -6,7 +6,7 @@ from typing import Any
 
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, describe
-from bloomref.formats import hf
+from bloomref.formats import hf, keras
 from bloomref.formats.arrays import convert
 from bloomref.formats.files import read_json
 from bloomref.formats.safetensors_io import FLOATS
@@ -34,9 +34,17 @@ def read_head(folder: Path, kind: HeadKind, hidden_dim: int, dtype: DType) -> He
     return HeadParams.from_named(kind, hidden_dim, arrays) if arrays else None
 
 
-def has_pad_token(folder: Path) -> bool:
-    """True if config.json states a `pad_token_id`: a model without one has no padding token (HEA-4)."""
-    return read_json(folder / hf.CONFIG).get("pad_token_id") is not None
+def differences(folder: Path) -> dict[str, Any]:
+    """Fields in which the config of a classifier differs from that of the language model that its folder is read as.
+
+    Without a `pad_token_id` in config.json there is no padding token (HEA-4). An untied LM head need not be there, but
+    the model stays one without a language model's head when it is saved.
+    """
+    facts = read_json(folder / hf.CONFIG)
+    if keras.describes(facts):
+        return {}
+    no_padding = {"pad_token_id": None} if facts.get("pad_token_id") is None else {}
+    return no_padding | ({"tie_word_embeddings": False} if facts.get("tie_word_embeddings") is False else {})
 
 
 def described(extra: Mapping[str, Any], kind: HeadKind, labels: Sequence[str]) -> dict[str, Any]:

@@ -89,6 +89,9 @@ class HeadedModel(LoraMethods):
     def _rounded(self, head: HeadParams) -> HeadParams:
         return head.map(lambda array: cast(array, self.backbone.policy.variable_dtype))
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.num_labels} labels) on {self.backbone!r}"
+
     # --- parts -----------------------------------------------------------------------------------
 
     @property
@@ -168,8 +171,8 @@ class HeadedModel(LoraMethods):
             problem_type=problem_type,
             seed=kwargs.get("seed", 0),
         )
-        if "pad_token_id" not in kwargs and not hf_heads.has_pad_token(folder):
-            model.config = model.config.replace(pad_token_id=None)
+        changes = {name: value for name, value in hf_heads.differences(folder).items() if name not in kwargs}
+        model.config = model.config.replace(**changes)
         return model
 
     def save_to_preset(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -181,7 +184,8 @@ class HeadedModel(LoraMethods):
         Raises:
             InvalidInput: a folder in use.
         """
-        _, params = self.adapter_set.merged()
+        config, params = self.adapter_set.merged()
+        is_tied = self.config.tie_word_embeddings and config.tie_word_embeddings
         with TemporaryDirectory() as folder:
             source = None if self.tokenizer is None else Path(folder)
             if self.tokenizer is not None:
@@ -189,7 +193,7 @@ class HeadedModel(LoraMethods):
             head = self.head.named(self.kind)
             hf.save(
                 Path(path),
-                self.config.replace(tie_word_embeddings=True),
+                self.config.replace(tie_word_embeddings=is_tied),
                 replace(params, lm_head=None),
                 tokenizer_from=source,
                 head=head,

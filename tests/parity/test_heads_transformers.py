@@ -164,7 +164,7 @@ def test_in_16_bits_bloomref_is_nearer_to_float64(tmp_path: Path, name: str):
 def test_files_come_back_to_transformers_bit_for_bit(tmp_path: Path, name: str, labels: dict[str, Any], dtype: str):
     if name.endswith("Answering") and labels:
         labels = {"problem_type": None}
-    model = peer(name, drawn("real"), dtype, **labels)
+    model = peer(name, drawn("real"), dtype, tie_word_embeddings=dtype == "float32", **labels)
     model.save_pretrained(tmp_path / "theirs")
     ours_of(tmp_path / "theirs", name, "auto").save_to_preset(tmp_path / "ours")
     again, info = type(model).from_pretrained(tmp_path / "ours", dtype="auto", output_loading_info=True)

@@ -366,6 +366,22 @@ def test_a_config_without_padding_token(tmp_path: Path, value: Any):
     assert BloomForSequenceClassification.from_preset(folder, pad_token_id=4).config.pad_token_id == 4
 
 
+@pytest.mark.clause("HEA-10")
+def test_a_classifier_of_a_model_with_an_untied_head_has_none(tmp_path: Path):
+    """So has transformers' file: a language model cannot be had from it."""
+    folder = edited(tmp_path, tie_word_embeddings=False)
+    model = BloomForSequenceClassification.from_preset(folder)
+    model.save_to_preset(tmp_path / "again")
+    for path in (folder, tmp_path / "again"):
+        assert np.array_equal(BloomForSequenceClassification.from_preset(path)("the cat"), model("the cat"))
+        with pytest.raises(BadWeights, match=r"lm_head\.weight"):
+            BloomCausalLM.from_preset(path)
+
+
+def test_a_model_shows_its_size():
+    assert repr(build(num_labels=5)).startswith("BloomForSequenceClassification(5 labels) on BloomBackbone(")
+
+
 @pytest.mark.clause("HEA-11")
 def test_labels_of_a_file_survive(tmp_path: Path):
     facts = {
