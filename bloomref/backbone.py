@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import check_token_ids, to_array, token_batch
 from bloomref.shapes import Array, Float
 from bloomref.validation import check_known
+
+if TYPE_CHECKING:
+    from bloomref.presets.adapted_models import Located
 
 T = TypeVar("T")
 _EXTRA_ARGUMENTS = (
@@ -197,7 +200,8 @@ class BloomBackbone(LoraMethods):
 
         Args:
             preset: a built-in name (`BloomBackbone.presets`), `hf://user/repo`, `kaggle://user/model/keras/variation`,
-                or a local folder in Hugging Face or Keras layout.
+                or a local folder in Hugging Face or Keras layout. For an adapter of PEFT whose base model is a folder
+                or built-in, the base is loaded with the adapter.
             load_weights: False: random weights of the preset's sizes; only the config and the tokenizer are downloaded.
             **kwargs: `dtype` (None is float32; "auto" is the dtype of the files); `revision` of a hub repository;
                 `backend`; and any other argument of the constructor, which overrides the preset's value.
@@ -211,19 +215,20 @@ class BloomBackbone(LoraMethods):
     @classmethod
     def _load(
         cls, preset: str | Path, load_weights: bool, arguments: Mapping[str, Any], needs_head: bool = True
-    ) -> tuple["BloomBackbone", Path]:
-        """The model of `from_preset`, and the local folder of the preset.
+    ) -> tuple["BloomBackbone", "Located"]:
+        """The model of `from_preset`, and the local folders of the preset.
 
         Without `needs_head`, an untied LM head that the files do not have is not missed: the config is read as tied.
         """
         from bloomref.formats.checkpoint import open_checkpoint
-        from bloomref.presets.resolver import resolve
+        from bloomref.presets.adapted_models import locate
 
         run, changes = _RunArguments.split(arguments, (*_ARGUMENTS, "dtype", "revision"))
         dtype, revision = changes.pop("dtype", None), changes.pop("revision", None)
         if run.backend != registry.AUTO:
             registry.load(run.backend)  # a mistaken name is refused before anything is downloaded
-        checkpoint = open_checkpoint(resolve(preset, weights=load_weights, revision=revision))
+        located = locate(preset, weights=load_weights, revision=revision)
+        checkpoint = open_checkpoint(located.folder)
         config = _override(checkpoint.config, changes)
         if load_weights and not needs_head and not checkpoint.has_lm_head:
             config = config.replace(tie_word_embeddings=True)
@@ -235,7 +240,9 @@ class BloomBackbone(LoraMethods):
             params = init_params(config, run.seed, policy.variable_dtype)
         model = cls.__new__(cls)
         model._assemble(config, params, policy, backend, run.name, run.trainable)
-        return model, checkpoint.folder
+        if load_weights and located.adapter is not None:
+            model.load_adapter(located.adapter)
+        return model, located
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "BloomBackbone":

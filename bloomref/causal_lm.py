@@ -109,10 +109,10 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
             generation_config: False: ignore `generation_config.json`, and the keys of `config.json` that replace it.
         """
         check_bool("generation_config", generation_config)
-        backbone, folder = BloomBackbone._load(preset, load_weights, kwargs)
-        model = cls(backbone, BloomTokenizer.find(folder))
+        backbone, located = BloomBackbone._load(preset, load_weights, kwargs)
+        model = cls(backbone, BloomTokenizer.find(located.tokenizer_folder))
         if generation_config:
-            model.generation_config = read(folder, NEUTRAL, kwargs)
+            model.generation_config = read(located.folder, NEUTRAL, kwargs)
         return model
 
     def save_to_preset(

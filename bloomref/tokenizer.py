@@ -66,9 +66,9 @@ class BloomTokenizer:
             InvalidInput: when the preset does not exist, or has no tokenizer.
             BadWeights: when a file is damaged, or is that of another kind of tokenizer.
         """
-        from bloomref.presets.resolver import resolve
+        from bloomref.presets.adapted_models import locate
 
-        folder = resolve(preset, weights=False, **kwargs)
+        folder = locate(preset, weights=False, **kwargs).tokenizer_folder
         tokenizer = cls.find(folder)
         if tokenizer is None:
             raise invalid("preset", "a folder with tokenizer.json or assets/tokenizer/vocabulary.json", str(folder))

@@ -123,7 +123,9 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     folder = Path(folder)
     check_complete(folder)
     if not (folder / hf.CONFIG).exists() and (folder / "adapter_config.json").exists():
-        raise BadWeights(f"{folder}: expected a model's config.json, got a PEFT adapter; load its base model first")
+        raise BadWeights(
+            f"{folder}: expected a model's config.json, got a PEFT adapter; give both: `--adapter {folder} -m BASE`"
+        )
     if folder.is_dir() and not (folder / hf.CONFIG).exists():
         raise no_config(folder)
     data = read_json(folder / hf.CONFIG)

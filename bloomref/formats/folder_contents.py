@@ -9,6 +9,7 @@ from bloomref.formats.files import read_json
 from bloomref.formats.recognise import AGAIN, HDF5, SAFETENSORS, ZEROS, Kind, by_content, by_name
 
 _DEPTH = 4  # models--user--repo/snapshots/COMMIT/config.json in the hub's cache
+_CONFIGS = ("config.json", "adapter_config.json")
 _LOOKED_AT = 2000  # entries of a tree, at most
 _SHARD = re.compile(r".*-\d+-of-\d+\.safetensors")
 _QUANTISED = re.compile(r"(?:^|[-_.])(gptq|awq|int4|int8|\d-?bit|exl2|bnb|hqq)(?:[-_.]|$)", re.IGNORECASE)
@@ -31,7 +32,7 @@ def no_weights(folder: Path, expected: str) -> BloomrefError:
             kind = inside
         return _named(folder, name, kind, expected)
     return BadWeights(
-        describe(str(folder), expected, ", ".join(names) or "an empty folder", f"if they are missing, {AGAIN}")
+        describe(str(folder), expected, ", ".join(names) or "an empty folder", f"the weights are missing: {AGAIN}")
     )
 
 
@@ -100,13 +101,13 @@ def _shown(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "no files"
 
 
-def models_below(folder: Path) -> list[Path]:
-    """Folders below with a config.json or adapter_config.json, the newest first.
+def models_below(folder: Path, *configs: str) -> list[Path]:
+    """Folders below with one of these files, by default config.json or adapter_config.json, the newest first.
 
     `checkpoint-500` is newer than `checkpoint-90`: the number of a training's steps decides before the time of
     the last change.
     """
-    models = [path.parent for path in _walk(folder, _DEPTH) if path.name in ("config.json", "adapter_config.json")]
+    models = [path.parent for path in _walk(folder, _DEPTH) if path.name in (configs or _CONFIGS)]
     return sorted(set(models), key=_age, reverse=True)
 
 

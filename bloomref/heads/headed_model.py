@@ -157,14 +157,15 @@ class HeadedModel(LoraMethods):
             InvalidInput: for an unknown preset; BadWeights: for files that are damaged, of another model, or without
             this head.
         """
-        backbone, folder = BloomBackbone._load(preset, load_weights, kwargs, needs_head=False)
+        backbone, located = BloomBackbone._load(preset, load_weights, kwargs, needs_head=False)
+        folder = located.folder
         dtype = backbone.policy.variable_dtype
         head = hf_heads.read_head(folder, cls.kind, backbone.hidden_dim, dtype) if load_weights else None
         if head is None and load_weights and num_labels is None and id2label is None:
             raise _no_head(cls.kind, folder)
         model = cls(
             backbone,
-            BloomTokenizer.find(folder),
+            BloomTokenizer.find(located.tokenizer_folder),
             head=None if head is None else head.named(cls.kind),
             num_labels=num_labels,
             id2label=id2label,

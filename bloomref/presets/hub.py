@@ -32,9 +32,12 @@ def download(repo: str, revision: str, *, weights: bool) -> Path:
         Unsupported: no network, no permission, or only pickled weights.
         BadWeights: a file is missing, or its size or digest is not the one that the hub lists.
     """
-    folder = _fetch(repo, revision, _SMALL)
-    for name in _SMALL:
+    folder = _fetch(repo, revision, (*_SMALL, peft.CONFIG))
+    for name in (*_SMALL, peft.CONFIG):
         _check_digest(folder / name, repo)
+    if peft.exists(folder) and not (folder / hf.CONFIG).exists():
+        hint = f"give both: `--adapter hf://{repo} -m BASE`"
+        raise InvalidInput(describe(f"hf://{repo}", "a model", "an adapter", hint))
     if not (folder / hf.CONFIG).exists():
         raise BadWeights(describe(f"hf://{repo}", "a repository with a config.json", "one without"))
     if weights:

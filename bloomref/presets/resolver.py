@@ -4,8 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bloomref.errors import BloomrefError, InvalidInput, Unsupported, invalid
+from bloomref.formats import hf, keras, peft
+from bloomref.formats.folder_contents import models_below
+from bloomref.formats.keras_lora import SUFFIX as KERAS_ADAPTER
 from bloomref.formats.tokenizer_files import KERAS_ASSETS
 from bloomref.presets import hub
+from bloomref.presets.missing_folders import file_as_adapter, file_as_model, is_path, no_such_folder
 from bloomref.presets.preset_registry import ADAPTERS, PRESETS
 from bloomref.validation import did_you_mean
 
@@ -61,10 +65,29 @@ def resolve_adapter(adapter: str | Path) -> Path:
     if isinstance(adapter, str) and adapter in ADAPTERS:
         return ADAPTERS[adapter].folder
     path = Path(adapter).expanduser()
+    expected = "a folder of PEFT, a .lora.h5 file, hf://user/repo, or the name of an adapter"
+    if name in PRESETS and not path.exists():
+        raise invalid("adapter", expected, f"the model {name}", f"give it as the model: `-m {name}`, without --adapter")
+    if not path.exists() and is_path(name):
+        raise no_such_folder("adapter", expected, path)
     if not path.exists():
-        expected = "a folder of PEFT, a .lora.h5 file, hf://user/repo, or the name of an adapter"
         raise invalid("adapter", expected, name, f"the built-in adapters are {', '.join(ADAPTERS)}")
+    _check_adapter(path, expected)
     return path
+
+
+def _check_adapter(path: Path, expected: str) -> None:
+    """Refuse a model, a file of an adapter, and a folder above adapters, each with what to pass."""
+    if path.is_file() and not path.name.endswith(KERAS_ADAPTER):
+        raise file_as_adapter(path, expected)
+    if not path.is_dir() or peft.exists(path):
+        return
+    if hf.exists(path) or keras.exists(path):
+        raise invalid(
+            "adapter", expected, f"a whole model, {path}", f"give it as the model: `-m {path}`, without --adapter"
+        )
+    if below := models_below(path, peft.CONFIG):
+        raise invalid("adapter", expected, f"{path}, a folder above {len(below)}", f"pass the newest: {below[0]}")
 
 
 def _repository(argument: str, name: str, revision: str | None) -> tuple[str, str]:
@@ -80,10 +103,14 @@ def _repository(argument: str, name: str, revision: str | None) -> tuple[str, st
 def _folder(path: Path, name: str) -> Path:
     if path.is_dir():
         return path
+    if path.is_file():
+        raise file_as_model(path)
     if path.exists():
-        raise invalid("preset", "a folder with config.json and weights", f"the file {name}", f"pass {path.parent}")
+        raise invalid("preset", "a folder with config.json and weights", f"the special file {name}")
     if "://" in name:
         raise invalid("preset", "a name that starts with hf:// or kaggle://, or a folder", name)
+    if is_path(name):
+        raise no_such_folder("preset", "a folder that exists", path)
     raise invalid("preset", "the name of a preset, or a folder that exists", name, _suggestion(name))
 
 

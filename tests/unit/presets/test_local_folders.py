@@ -1,0 +1,166 @@
+"""Paths that are not the folder of a model or adapter, and adapters that are given as models."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage import CONFIG
+
+from bloomref import BloomBackbone, BloomCausalLM, BloomTokenizer
+from bloomref.errors import BloomrefError, InvalidInput, Unsupported
+from bloomref.formats import hf
+from bloomref.params import init_params
+from bloomref.presets.adapted_models import Located, locate
+from bloomref.presets.preset_registry import ADAPTERS, PRESETS
+from bloomref.presets.resolver import resolve, resolve_adapter
+
+FACTS = ADAPTERS["bloom_tiny_udhr_facts"].folder
+TINY = PRESETS["bloom_tiny_udhr"].folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    hf.save(tmp_path / "run" / "checkpoint-500", CONFIG, init_params(CONFIG, 1))
+    return tmp_path / "run" / "checkpoint-500"
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    shutil.copytree(FACTS, tmp_path / "adapter" / "checkpoint-20")
+    return tmp_path / "adapter" / "checkpoint-20"
+
+
+def names_base(adapter: Path, base: Any) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
+
+
+# --- paths -------------------------------------------------------------------------------------------------------
+
+PATHS: dict[str, tuple[str, str, type[BloomrefError]]] = {
+    "a file of a model": (
+        "run/checkpoint-500/model.safetensors",
+        "pass its folder, {root}/run/checkpoint-500",
+        InvalidInput,
+    ),
+    "a config": ("run/checkpoint-500/config.json", "pass its folder, {root}/run/checkpoint-500", InvalidInput),
+    "a file of an adapter": (
+        "adapter/checkpoint-20/adapter_model.safetensors",
+        "`--adapter {root}/adapter/checkpoint-20 -m BASE`",
+        InvalidInput,
+    ),
+    "a file of llama.cpp": ("bloom.gguf", "got a GGUF file", Unsupported),
+    "another checkpoint": ("run/checkpoint-600", "did you mean {root}/run/checkpoint-500?", InvalidInput),
+    "a letter too few": ("run/chekpoint-500", "did you mean {root}/run/checkpoint-500?", InvalidInput),
+    "a wrong folder above": ("rum/checkpoint-500", "did you mean {root}/run?", InvalidInput),
+    "nothing like it": ("run/zzz", "{root}/run has no 'zzz'", InvalidInput),
+}
+
+
+@pytest.mark.clause("PRE-5")
+@pytest.mark.parametrize("case", PATHS)
+@pytest.mark.usefixtures("model", "adapter")
+def test_a_path_that_is_no_model_says_what_to_pass(tmp_path: Path, case: str) -> None:
+    place, words, error = PATHS[case]
+    (tmp_path / "bloom.gguf").write_bytes(b"GGUF\x03\0\0\0" + bytes(16))
+    with pytest.raises(error) as caught:
+        resolve(str(tmp_path / place))
+    assert words.format(root=tmp_path) in str(caught.value)
+    assert "bloom_560m_multi" not in str(caught.value)
+
+
+ADAPTER_PATHS = {
+    "a model": ("run/checkpoint-500", "`-m {root}/run/checkpoint-500`, without --adapter"),
+    "its weights": ("adapter/checkpoint-20/adapter_model.safetensors", "pass its folder, {root}/adapter/checkpoint-20"),
+    "a folder above": ("adapter", "pass the newest: {root}/adapter/checkpoint-20"),
+    "another checkpoint": ("adapter/checkpoint-30", "did you mean {root}/adapter/checkpoint-20?"),
+}
+
+
+@pytest.mark.clause("PRE-9")
+@pytest.mark.parametrize("case", ADAPTER_PATHS)
+@pytest.mark.usefixtures("model", "adapter")
+def test_a_path_that_is_no_adapter_says_what_to_pass(tmp_path: Path, case: str) -> None:
+    place, words = ADAPTER_PATHS[case]
+    with pytest.raises(InvalidInput) as caught:
+        resolve_adapter(str(tmp_path / place))
+    assert words.format(root=tmp_path) in str(caught.value)
+
+
+def test_a_preset_as_adapter_says_to_give_it_as_the_model() -> None:
+    with pytest.raises(InvalidInput, match="`-m bloom_560m_multi`, without --adapter"):
+        resolve_adapter("bloom_560m_multi")
+
+
+# --- an adapter as the model -------------------------------------------------------------------------------------
+
+
+@pytest.mark.clause("PRE-11")
+@pytest.mark.parametrize("base", ["bloom_tiny_udhr", str(TINY), "../../base", "/of/training/base"])
+def test_an_adapter_loads_with_its_base(tmp_path: Path, adapter: Path, base: str) -> None:
+    names_base(adapter, base)
+    if base.startswith("/of"):
+        with pytest.raises(InvalidInput, match=f"an adapter of {base}; give both: `--adapter {adapter} -m BASE`"):
+            locate(adapter)
+        return
+    (tmp_path / "base").symlink_to(TINY)
+    assert locate(adapter).adapter == adapter
+    assert os.path.samefile(locate(adapter).folder, TINY)
+
+
+@pytest.mark.clause("PRE-11")
+@pytest.mark.parametrize("name", ["bloom_tiny_udhr_facts", str(FACTS), FACTS])
+def test_an_adapter_as_the_model_gives_what_base_and_adapter_give(name: str | Path) -> None:
+    both = BloomCausalLM.from_preset("bloom_tiny_udhr")
+    both.load_adapter(FACTS)
+    lm = BloomCausalLM.from_preset(name)
+    assert list(lm.adapters) == ["default"]
+    assert (lm.logits({"token_ids": [[5, 6]]}) == both.logits({"token_ids": [[5, 6]]})).all()
+    assert BloomTokenizer.from_preset(name).vocabulary_size() == lm.tokenizer.vocabulary_size()
+    assert BloomBackbone.from_preset(name, load_weights=False).adapters == {}
+
+
+@pytest.mark.clause("PRE-11")
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ("user/bloom-ft", "an adapter of user/bloom-ft; give both: `--adapter {adapter} -m hf://user/bloom-ft`"),
+        (None, "names no base model; give both: `--adapter {adapter} -m BASE`"),
+        ("", "names no base model; give both: `--adapter {adapter} -m BASE`"),
+        (3, "names no base model; give both: `--adapter {adapter} -m BASE`"),
+    ],
+)
+def test_an_adapter_without_a_base_says_how_to_give_both(adapter: Path, base: Any, words: str) -> None:
+    names_base(adapter, base)
+    with pytest.raises(InvalidInput) as caught:
+        BloomBackbone.from_preset(adapter)
+    assert words.format(adapter=adapter) in str(caught.value)
+
+
+def test_adapters_on_adapters_do_not_go_round(adapter: Path) -> None:
+    names_base(adapter, str(adapter))
+    with pytest.raises(InvalidInput, match="give both"):
+        locate(adapter)
+
+
+def test_the_tokenizer_of_an_adapter_comes_first(adapter: Path) -> None:
+    assert locate(adapter).tokenizer_folder == TINY
+    shutil.copy(TINY / "tokenizer.json", adapter)
+    assert locate(adapter).tokenizer_folder == adapter
+    assert Located(TINY).tokenizer_folder == TINY
+
+
+def test_a_built_in_base_is_known_by_its_repository(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("bloomref.presets.hub.download", lambda repo, *_, **__: asked.append(repo) or TINY)
+    names_base(adapter, "bigscience/bloom-560m")
+    assert locate(adapter) == Located(TINY, adapter)
+    assert asked == ["bigscience/bloom-560m"]
+
+
+def test_a_model_with_an_old_adapter_config_is_a_model(model: Path) -> None:
+    shutil.copy(FACTS / "adapter_config.json", model)
+    assert locate(model) == Located(model)
