@@ -20,7 +20,7 @@ from bloomref.heads.labels import Labels, label_facts, number_of_labels
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
 from bloomref.params import Params
-from bloomref.runtime.inputs import TokenBatch
+from bloomref.runtime.inputs import TokenBatch, to_array
 from bloomref.shapes import Array, Float
 from bloomref.tokenizer import BloomTokenizer
 from bloomref.validation import check_integer
@@ -80,7 +80,7 @@ class HeadedModel(LoraMethods):
         config, count = self.backbone.config, self.kind.num_labels or number_of_labels(facts)
         if arrays is None:
             return init_head(self.kind, count or 2, config, seed)
-        head = HeadParams.from_named(self.kind, config.hidden_dim, arrays)
+        head = HeadParams.from_named(self.kind, config.hidden_dim, {key: _floats(key, x) for key, x in arrays.items()})
         if count not in (None, head.num_labels):
             key, rows = self.kind.weight_key, head.num_labels
             raise BadWeights(f"{key}: expected {count} rows, one for each label of the config, got {rows}")
@@ -229,6 +229,13 @@ class HeadedModel(LoraMethods):
         if self.tokenizer is None:
             raise invalid(name, "token ids, since this model has no tokenizer", "text", "pass token ids")
         return self.tokenizer
+
+
+def _floats(name: str, value: object) -> Array:
+    array = to_array(name, value)
+    if array.dtype.kind not in "fV":  # V: bfloat16
+        raise invalid(name, "an array of floating numbers", f"dtype {array.dtype}")
+    return array
 
 
 def padded(rows: Sequence[Sequence[int]]) -> TokenBatch:

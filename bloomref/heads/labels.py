@@ -84,7 +84,7 @@ def label_facts(names: object, num_labels: int | None, problem_type: str | None)
     """
     facts: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
     if names is not None:
-        if not isinstance(names, Mapping):
+        if not isinstance(names, Mapping) or not names:
             raise invalid("id2label", "a dictionary such as {0: 'negative', 1: 'positive'}", names)
         if num_labels not in (None, len(names)):
             raise invalid("num_labels", f"{len(names)}, the size of id2label, or None", num_labels)

@@ -215,6 +215,11 @@ def test_wrong_labels_are_refused(extra: dict[str, Any]):
         ({"num_labels": 3, "id2label": {0: "a"}}, "num_labels"),
         ({"id2label": ["a"]}, "id2label"),
         ({"id2label": {1: "a"}}, "id2label"),
+        ({"id2label": {}}, "id2label"),
+        (
+            {"head": {"score.weight": [[1] * 12]}},
+            "score.weight: expected an array of floating numbers, got dtype int64",
+        ),
         ({"problem_type": "ranking"}, "problem_type"),
     ],
 )
