@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bloomref.cli.shared import Json, Revision, print_json, progress_bar, working
+from bloomref.cli.shared import Json, Revision, note, print_json, progress_bar, working
 from bloomref.cli.shared import size as format_size
 from bloomref.errors import invalid
 
@@ -52,9 +52,6 @@ def command(
         return
     if config is not None:
         raise invalid("--config", "--from-pickle beside it", "--config alone")
-    from bloomref.dtypes import floating_dtype
-    from bloomref.formats import hf, keras
-    from bloomref.formats.checkpoint import open_checkpoint
     from bloomref.lora.adapter_files import is_adapter
     from bloomref.presets.resolver import resolve
 
@@ -62,21 +59,36 @@ def command(
         _convert_adapter(Path(source), target, to, base, expand, force, json)
         return
     folder = resolve(source, revision=revision)
-    checkpoint = open_checkpoint(folder)
-    params = checkpoint.params(None if dtype == "auto" else floating_dtype(dtype))
     with working(f"writing {target}"):
-        save = hf.save if to is Layout.hf else keras.save
-        save(target, checkpoint.config, params, tokenizer_from=folder, overwrite=force)
-    report = {
-        "source": str(folder),
-        "target": str(target),
-        "layout": to.value,
-        "dtype": params.word_embedding.dtype.name,
-    }
+        written_dtype, left_out = _convert_model(folder, target, to, dtype, force)
+    if left_out:
+        note(f"left out: {', '.join(left_out)}; KerasHub has no classification head for BLOOM")
+    report = {"source": str(folder), "target": str(target), "layout": to.value, "dtype": written_dtype}
     if json:
         print_json(report)
     else:
-        typer.echo(f"{target}: {to.value} layout, {report['dtype']}")
+        typer.echo(f"{target}: {to.value} layout, {written_dtype}")
+
+
+def _convert_model(folder: Path, target: Path, to: Layout, dtype: str, force: bool) -> tuple[str, list[str]]:
+    """Write a model, and return its dtype and the tensors of heads that the layout has no place for."""
+    from bloomref.dtypes import floating_dtype
+    from bloomref.formats import hf, hf_heads, keras
+    from bloomref.formats.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    stored_as = None if dtype == "auto" else floating_dtype(dtype)
+    heads = hf_heads.stored_heads(folder, stored_as) if checkpoint.layout == "hf" else {}
+    config = checkpoint.config
+    if heads and not checkpoint.has_lm_head:
+        config = config.replace(tie_word_embeddings=True)
+    params = checkpoint.replace_config(config).params(stored_as)
+    if to is Layout.keras:
+        keras.save(target, config, params, tokenizer_from=folder, overwrite=force)
+        return params.word_embedding.dtype.name, list(heads)
+    config = hf_heads.config_of_copy(folder, config) if heads else config
+    hf.save(target, config, params, head=heads, tokenizer_from=folder, overwrite=force)
+    return params.word_embedding.dtype.name, []
 
 
 def _convert_pickle(

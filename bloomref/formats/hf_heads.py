@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, describe
 from bloomref.formats import hf, keras
 from bloomref.formats.arrays import convert
 from bloomref.formats.files import read_json
-from bloomref.formats.safetensors_io import FLOATS
-from bloomref.head_params import HeadKind, HeadParams
+from bloomref.formats.safetensors_io import DTYPES, FLOATS
+from bloomref.head_params import HEAD_KINDS, HeadKind, HeadParams
 from bloomref.shapes import Array
 
 
@@ -20,18 +21,37 @@ def read_head(folder: Path, kind: HeadKind, hidden_dim: int, dtype: DType) -> He
     Raises:
         BadWeights: a tensor of the head is missing, of another shape or dtype, or not finite. Clause: HEA-1.
     """
+    arrays = stored_heads(folder, dtype, kind)
+    return HeadParams.from_named(kind, hidden_dim, arrays) if arrays else None
+
+
+def stored_heads(folder: Path, dtype: DType | None = None, *kinds: HeadKind) -> dict[str, Array]:
+    """The tensors of the heads that a folder has, by name. A copy of the model keeps them.
+
+    Args:
+        dtype: dtype of the result; None: as stored.
+        kinds: heads to read; none: all.
+
+    Raises:
+        BadWeights: a tensor is not of floating numbers, or not finite.
+    """
     if not hf.exists(folder):
-        return None
+        return {}
     weights = hf.open_weights(folder)
     arrays: dict[str, Array] = {}
-    for key in kind.keys:
-        if key in weights.files:
-            file, name = weights.files[key]
-            entry = file.entries[name]
-            if entry.dtype not in FLOATS:
-                raise BadWeights(describe(f"{key}: dtype", f"one of {', '.join(FLOATS)}", entry.dtype))
-            arrays[key] = convert(file.pieces(name), entry.shape, dtype, key)
-    return HeadParams.from_named(kind, hidden_dim, arrays) if arrays else None
+    for key in (key for kind in kinds or HEAD_KINDS for key in kind.keys if key in weights.files):
+        file, name = weights.files[key]
+        entry = file.entries[name]
+        if entry.dtype not in FLOATS:
+            raise BadWeights(describe(f"{key}: dtype", f"one of {', '.join(FLOATS)}", entry.dtype))
+        arrays[key] = convert(file.pieces(name), entry.shape, dtype or DTYPES[entry.dtype], key)
+    return arrays
+
+
+def config_of_copy(folder: Path, config: BloomConfig) -> BloomConfig:
+    """The config of a copy with the folder's heads: it names the class that config.json names."""
+    facts = read_json(folder / hf.CONFIG)
+    return config.replace(extra={**config.extra, "architectures": facts.get("architectures")}, **differences(folder))
 
 
 def differences(folder: Path) -> dict[str, Any]:

@@ -430,6 +430,28 @@ def test_the_command_labels_texts(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "Example: bloomref classify" in capsys.readouterr().out
 
 
+@pytest.mark.clause("HEA-11")
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_convert_keeps_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: Any, tied: bool):
+    model = build(kind, backbone("float32"))
+    model.config = model.config.replace(tie_word_embeddings=tied)
+    model.save_to_preset(tmp_path / "first")
+    assert run(["convert", str(tmp_path / "first"), str(tmp_path / "copy")]) == 0
+    assert run(["convert", str(tmp_path / "first"), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+    half = kind.from_preset(tmp_path / "half", dtype="auto")
+    rounded = model.head.map(lambda array: array.astype(half.head.weight.dtype))
+    assert half.head.weight.tobytes() == rounded.weight.tobytes()
+    capsys.readouterr()
+    assert run(["convert", str(tmp_path / "first"), str(tmp_path / "keras"), "--to", "keras"]) == 0
+    assert f"left out: {', '.join(kind.kind.keys)}" in capsys.readouterr().err
+    np.testing.assert_array_equal(
+        BloomBackbone.from_preset(tmp_path / "keras").params.word_embedding, model.params.word_embedding
+    )
+
+
 def test_an_adapter_acts_on_the_logits_and_is_merged_when_saved(tmp_path: Path):
     model = build()
     before = model("the cat")
