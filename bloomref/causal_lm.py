@@ -13,15 +13,16 @@ from bloomref.formats.generation_config import read
 from bloomref.generation import scoring, search
 from bloomref.generation.model_defaults import NEUTRAL, ModelDefaults
 from bloomref.generation.options import GenerationArguments, GenerationOptions
-from bloomref.generation.prompts import Prompt, Request, read_request, right_pad, trim
+from bloomref.generation.prompts import Prompt, Request, read_request, trim
 from bloomref.generation.scoring import Score, Scored
 from bloomref.generation.stopping import Stopping
-from bloomref.generation.streaming import as_texts, pieces
-from bloomref.generation.task import Results, Task
+from bloomref.generation.streaming import as_dictionary, as_rows, pieces
+from bloomref.generation.task import Task
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
 from bloomref.many_prompts import ManyPrompts
 from bloomref.params import Params
+from bloomref.prefix import Prefix, PrefixMethods
 from bloomref.runtime.inputs import labelled_batch, named_inputs, token_batch
 from bloomref.shapes import Array, Float
 from bloomref.tokenizer import BloomTokenizer
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 StopTokens = Literal["auto"] | int | Sequence[int] | None
 
 
-class BloomCausalLM(LoraMethods, ManyPrompts):
+class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
     """A BLOOM language model: continues text, scores it, and can be trained.
 
     Args:
@@ -237,6 +238,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         max_length: int | None = None,
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
+        prefix: Prefix | None = None,
         **options: Unpack[GenerationArguments],
     ) -> str: ...
     @overload
@@ -246,6 +248,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         max_length: int | None = None,
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
+        prefix: Prefix | None = None,
         **options: Unpack[GenerationArguments],
     ) -> list[str]: ...
     @overload
@@ -255,6 +258,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         max_length: int | None = None,
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
+        prefix: Prefix | None = None,
         **options: Unpack[GenerationArguments],
     ) -> list[int]: ...
     @overload
@@ -264,6 +268,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         max_length: int | None = None,
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
+        prefix: Prefix | None = None,
         **options: Unpack[GenerationArguments],
     ) -> list[list[int]]: ...
     @overload
@@ -273,6 +278,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         max_length: int | None = None,
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
+        prefix: Prefix | None = None,
         **options: Unpack[GenerationArguments],
     ) -> dict[str, Array]: ...
     def generate(
@@ -281,6 +287,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         max_length: int | None = None,
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
+        prefix: Prefix | None = None,
         **options: Any,
     ) -> Any:
         """Continue prompts. The result has the form of the input.
@@ -292,6 +299,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
             max_length: maximum number of tokens of prompt and continuation together.
             stop_token_ids: "auto" (the end token), None (none), an id or ids. The result includes the id that ended it.
             strip_prompt: return only the continuation.
+            prefix: what every prompt begins with, read before (`prefix`). It is part of the prompt, and of the result.
             **options: the fields of `bloomref.GenerationOptions`, in transformers' names:
                 `max_new_tokens` (128 without any length), `min_new_tokens`; sampling by `temperature` (0 is greedy),
                 `top_k`, `top_p`, `min_p`, `typical_p`, `seed`, `do_sample`; beam search by `num_beams`,
@@ -314,21 +322,17 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         """
         if inputs is None:
             inputs, options = named_inputs(options)
+        inputs = self._after(prefix, inputs)
         chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **options)
         check_bool("strip_prompt", strip_prompt)
         if isinstance(inputs, Mapping):
-            task = self._task(
-                [prompt or self._start() for prompt in trim(token_batch(inputs, self._vocabulary_size))], chosen
-            )
-            return self._as_dictionary(task.results(search.generate(task)), chosen, strip_prompt)
+            rows = trim(token_batch(inputs, self._vocabulary_size))
+            task = self._task([row or self._start() for row in rows], chosen)
+            return as_dictionary(task.results(search.generate(task)), self._pad_id(chosen), strip_prompt)
         request = read_request("inputs", inputs, self._vocabulary_size)
-        task = self._task(self._prompts("inputs", request), chosen)
+        task = self._task(self._prompts("inputs", request), chosen, prefix)
         generated = task.results(search.generate(task))
-        results: list[Any]
-        if request.kind == "text":
-            results = as_texts(request.rows, task, generated, strip_prompt)
-        else:
-            results = [([] if strip_prompt else prompt.real_ids) + new for prompt, new in generated]
+        results = as_rows(request, task, generated, strip_prompt)
         return results[0] if request.is_single and chosen.num_return_sequences == 1 else results
 
     def stream(
@@ -336,6 +340,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         prompt: str,
         max_length: int | None = None,
         stop_token_ids: StopTokens = "auto",
+        prefix: Prefix | None = None,
         **options: Unpack[GenerationArguments],
     ) -> Generator[str, None, int]:
         """The continuation of one text, in pieces, each as soon as it is final.
@@ -360,7 +365,8 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **arguments)
         if chosen.num_return_sequences > 1 or chosen.best_of is not None:
             raise InvalidInput("stream: expected one result, got num_return_sequences or best_of; use generate")
-        return pieces(self._task(self._prompts("prompt", Request("text", [prompt], True)), chosen))
+        request = Request("text", [self._after(prefix, prompt)], True)
+        return pieces(self._task(self._prompts("prompt", request), chosen, prefix))
 
     @property
     def generation_defaults(self) -> ModelDefaults:
@@ -378,10 +384,10 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         rows = self._need_tokenizer(name).tokenize(request.rows) if texts else request.rows
         return [Prompt.of(ids) if ids else self._start() for ids in rows]
 
-    def _task(self, prompts: Sequence[Prompt], options: GenerationOptions) -> Task:
-        budgets = [options.budget(len(prompt)) for prompt in prompts]
-        stopping = self._stopping(options)
-        return Task(self.backbone.engine, prompts, budgets, options, stopping, self._vocabulary.forbidden)
+    def _task(self, prompts: Sequence[Prompt], options: GenerationOptions, prefix: Prefix | None = None) -> Task:
+        budgets, stopping = [options.budget(len(prompt)) for prompt in prompts], self._stopping(options)
+        states, forbidden = None if prefix is None else prefix.states, self._vocabulary.forbidden
+        return Task(self.backbone.engine, prompts, budgets, options, stopping, forbidden, prefix=states)
 
     def _stopping(self, options: GenerationOptions) -> Stopping:
         ids = options.stop_ids
@@ -390,11 +396,9 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
             ids = self.generation_defaults.end_ids(self.backbone.config.end_token_ids, own)
         return Stopping(frozenset(ids), options.stop_bytes, self._vocabulary.token_bytes)
 
-    def _as_dictionary(self, generated: Results, options: GenerationOptions, strip_prompt: bool) -> dict[str, Array]:
-        rows = [Prompt.of(new) if strip_prompt else prompt.followed_by(new) for prompt, new in generated]
-        pad = options.pad_token_id
-        batch = right_pad(rows, (self._special_id("pad_token_id", "pad_token_id") or 0) if pad is None else pad)
-        return {"token_ids": batch.token_ids, "padding_mask": batch.is_real}
+    def _pad_id(self, options: GenerationOptions) -> int:
+        own = self._special_id("pad_token_id", "pad_token_id") or 0
+        return own if options.pad_token_id is None else options.pad_token_id
 
     # --- score -----------------------------------------------------------------------------------
 

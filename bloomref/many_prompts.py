@@ -10,6 +10,7 @@ from bloomref.generation.options import GenerationOptions
 from bloomref.generation.prompts import Prompt, Request
 from bloomref.generation.streaming import as_texts
 from bloomref.generation.task import Task
+from bloomref.prefix import Prefix
 from bloomref.validation import check_integer
 
 
@@ -23,7 +24,7 @@ class ManyPrompts(ABC):
     def _prompts(self, name: str, request: Request) -> list[Prompt]: ...
 
     @abstractmethod
-    def _task(self, prompts: Sequence[Prompt], options: GenerationOptions) -> Task: ...
+    def _task(self, prompts: Sequence[Prompt], options: GenerationOptions, prefix: Prefix | None = None) -> Task: ...
 
     def generate_each(
         self, prompts: Sequence[str], *, batch: int = 16, skip: Container[int] = (), **options: Any

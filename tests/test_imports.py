@@ -76,8 +76,8 @@ ROOMS = {
     "backbone": room("bloomref.backbone", "vocabulary interface registry inputs engine formats presets lora"),
     "training": room("bloomref.training", "vocabulary reference inputs engine formats tokenizer backbone"),
     "causal_lm": room(
-        "bloomref.causal_lm bloomref.decodable bloomref.many_prompts",
-        "vocabulary inputs generation formats tokenizer lora backbone training",
+        "bloomref.causal_lm bloomref.decodable bloomref.many_prompts bloomref.prefix",
+        "vocabulary inputs engine generation formats tokenizer lora backbone training",
     ),
     "heads": room("bloomref.heads", "vocabulary inputs generation formats tokenizer lora backbone"),
     "keras_names": room("bloomref.models", "tokenizer backbone causal_lm"),

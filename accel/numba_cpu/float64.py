@@ -164,6 +164,18 @@ class DoublePrepared(Prepared):
         head = self._params.word_embedding if self._params.lm_head is None else self._params.lm_head
         return product(x[:, -1:] if last_only else x, head)
 
+    def copy_from_cache(
+        self, cache: DoubleCache, row: int, stop: int
+    ) -> tuple[Float[Array, "L H S K"], Float[Array, "L H S K"]]:
+        return np.stack([k[row, :, :stop] for k in cache.keys]), np.stack([v[row, :, :stop] for v in cache.values])
+
+    def copy_to_cache(
+        self, cache: DoubleCache, row: int, start: int, keys: Float[Array, "L H S K"], values: Float[Array, "L H S K"]
+    ) -> None:
+        stop = start + keys.shape[2]
+        for i in range(len(keys)):
+            cache.keys[i][row, :, start:stop], cache.values[i][row, :, start:stop] = keys[i], values[i]
+
     def to_host(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return x
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accel.numba_cpu import norm
+from accel.numba_cpu import cache_copy, norm
 from accel.numba_cpu.attention import scratch_floats, scratch_operands
 from accel.numba_cpu.blocks import attention_block, mlp_block
 from accel.numba_cpu.buffers import Buffers
@@ -192,6 +192,26 @@ class NumbaPrepared(Prepared):
         rows = self._new_rows(batch * time)
         rows[:, :d] = np.asarray(x).astype(self.dtype).reshape(-1, d)
         return Hidden(rows, batch, time)
+
+    def copy_from_cache(
+        self, cache: Cache, row: int, stop: int
+    ) -> tuple[Float[Array, "L H S K"], Float[Array, "L H S K"]]:
+        layout, width = self._layout(cache), self.config.head_dim
+        keys = [cache_copy.read(layout.keys(flat, row), stop, width) for flat in cache.keys]
+        values = [cache_copy.read(layout.values(flat, row), stop, width) for flat in cache.values]
+        return np.stack(keys).view(self.dtype), np.stack(values).view(self.dtype)
+
+    def copy_to_cache(
+        self, cache: Cache, row: int, start: int, keys: Float[Array, "L H S K"], values: Float[Array, "L H S K"]
+    ) -> None:
+        layout = self._layout(cache)
+        for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+            cache_copy.write(layout.keys(cache.keys[i], row), start, key.view(self._form.cache))
+            cache_copy.write(layout.values(cache.values[i], row), start, value.view(self._form.cache))
+
+    def _layout(self, cache: Cache) -> cache_copy.Layout:
+        config = self.config
+        return cache_copy.Layout(self._form, cache.batch, config.num_heads, cache.capacity, config.head_dim)
 
     # --- memory ----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from bloomref.errors import BadWeights
 from bloomref.generation.prompts import Prompt, left_pad
 from bloomref.runtime.backend import Choice
 from bloomref.runtime.engine import Engine
+from bloomref.runtime.prefix_states import PrefixStates, load_prefix
 from bloomref.shapes import Array, Bool, Float, Int
 
 
@@ -20,6 +21,7 @@ class Decoder:
         num_new_tokens: cache positions that follow the longest prompt.
         forbidden: ids whose logit is always -inf.
         keep_hidden: True to bring hidden states to the host, for `last_hidden` and `take_prompt_hidden`.
+        prefix: states of what the prompts begin with, which are copied, not computed again. Not with `keep_hidden`.
 
     Raises:
         BadWeights: when a logit is NaN or infinite; also raised by `advance`.
@@ -32,14 +34,19 @@ class Decoder:
         num_new_tokens: int,
         forbidden: Bool[Array, " V"],
         keep_hidden: bool = False,
+        prefix: PrefixStates | None = None,
     ) -> None:
         batch = left_pad(prompts)
         self._engine, self._keep_hidden = engine, keep_hidden
         self._forbidden_ids = np.flatnonzero(forbidden)
         self._cache = engine.new_cache(len(prompts), batch.token_ids.shape[1] + num_new_tokens)
         self._position = 0
+        if prefix is not None and not keep_hidden:
+            last = batch.token_ids.shape[1] - 1  # the logits after it are needed
+            self._position = load_prefix(engine, self._cache, batch, prefix, last)
         self.prompt_is_real = batch.is_real
-        self._prompt_hidden = self._read(batch.token_ids, batch.is_real)
+        ids, is_real = batch.token_ids[:, self._position :], batch.is_real[:, self._position :]
+        self._prompt_hidden = self._read(ids, is_real)
 
     def _read(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None) -> Array | None:
         """Run the model on the next T positions; returns their hidden states if `keep_hidden`."""

@@ -2,9 +2,12 @@
 
 from codecs import getincrementaldecoder
 from collections.abc import Generator, Sequence
+from typing import Any
 
+from bloomref.generation.prompts import Prompt, Request, right_pad
 from bloomref.generation.search import tokens
 from bloomref.generation.task import Results, Task
+from bloomref.shapes import Array
 
 
 class CharacterStream:
@@ -49,3 +52,17 @@ def as_texts(texts: Sequence[str], task: Task, results: Results, strip_prompt: b
         return continuations
     count = task.options.num_return_sequences
     return [texts[i // count] + continuation for i, continuation in enumerate(continuations)]
+
+
+def as_rows(request: Request, task: Task, results: Results, strip_prompt: bool) -> list[Any]:
+    """Each result in the form of the request: a text, or a list of ids."""
+    if request.kind == "text":
+        return as_texts(request.rows, task, results, strip_prompt)
+    return [([] if strip_prompt else prompt.real_ids) + new for prompt, new in results]
+
+
+def as_dictionary(results: Results, pad_id: int, strip_prompt: bool) -> dict[str, Array]:
+    """Each result as a row of `{"token_ids": (B, T), "padding_mask": (B, T)}`, padded on the right."""
+    rows = [Prompt.of(new) if strip_prompt else prompt.followed_by(new) for prompt, new in results]
+    batch = right_pad(rows, pad_id)
+    return {"token_ids": batch.token_ids, "padding_mask": batch.is_real}

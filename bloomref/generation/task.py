@@ -10,6 +10,7 @@ from bloomref.generation.prompts import Prompt
 from bloomref.generation.sampling import row_seeds
 from bloomref.generation.stopping import Stopping
 from bloomref.runtime.engine import Engine
+from bloomref.runtime.prefix_states import PrefixStates
 from bloomref.shapes import Array, Bool, Int
 
 Results = Sequence[tuple[Prompt, list[int]]]
@@ -24,6 +25,7 @@ class Task:
         prompts: none of them empty.
         budgets: the largest number of new tokens of each prompt.
         forbidden: ids that are never chosen.
+        prefix: states of a sequence that prompts begin with, which need not be computed again.
         places: the place of each prompt in the request, which decides its seeds; None: their order.
     """
 
@@ -34,6 +36,7 @@ class Task:
     stopping: Stopping
     forbidden: Bool[Array, " V"]
     places: Sequence[int] | None = None
+    prefix: PrefixStates | None = None
 
     def seeds(self) -> Int[Array, " B"]:
         """The seed of each of `rows` (GEN-9, GEN-11)."""
@@ -50,7 +53,7 @@ class Task:
     def decoder(self) -> Decoder:
         """A decoder that has prefilled the prompts, each once, for the sequences of `rows`."""
         keep_hidden = self.options.strategy == "contrastive"
-        decoder = Decoder(self.engine, self.prompts, max(self.budgets), self.forbidden, keep_hidden)
+        decoder = Decoder(self.engine, self.prompts, max(self.budgets), self.forbidden, keep_hidden, self.prefix)
         decoder.select([i for i in range(len(self.prompts)) for _ in range(self.options.sequences)])
         return decoder
 

@@ -162,6 +162,23 @@ class SupportsWholeStep(SupportsStep, SupportsTokens, Protocol):
 
 
 @runtime_checkable
+class SupportsCacheCopy(Protocol):
+    """Optional capability of a prepared model: keys and values as arrays on the host, in the compute dtype (BKD-25)."""
+
+    def copy_from_cache(
+        self, cache: Any, row: int, stop: int
+    ) -> tuple[Float[Array, "L H S K"], Float[Array, "L H S K"]]:
+        """Keys and values of the positions [0, stop) of a row."""
+        ...
+
+    def copy_to_cache(
+        self, cache: Any, row: int, start: int, keys: Float[Array, "L H S K"], values: Float[Array, "L H S K"]
+    ) -> None:
+        """Write the keys and values of the positions [start, start + S) of a row."""
+        ...
+
+
+@runtime_checkable
 class SupportsDropout(Protocol):
     """Optional capability of a prepared model: a training-mode forward pass."""
 

@@ -60,6 +60,19 @@ class NumpyPrepared:
     def from_host(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return x
 
+    def copy_from_cache(
+        self, cache: Cache, row: int, stop: int
+    ) -> tuple[Float[Array, "L H S K"], Float[Array, "L H S K"]]:
+        keys = np.stack([layer.keys[row, :, :stop] for layer in cache.layers])
+        return keys, np.stack([layer.values[row, :, :stop] for layer in cache.layers])
+
+    def copy_to_cache(
+        self, cache: Cache, row: int, start: int, keys: Float[Array, "L H S K"], values: Float[Array, "L H S K"]
+    ) -> None:
+        for layer, key, value in zip(cache.layers, keys, values, strict=True):
+            layer.keys[row, :, start : start + key.shape[1]] = key
+            layer.values[row, :, start : start + value.shape[1]] = value
+
     def hidden_with_dropout(
         self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"], rng: np.random.Generator
     ) -> Float[Array, "B T D"]:

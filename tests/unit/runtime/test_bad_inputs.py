@@ -66,7 +66,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
     "ids without a dictionary": (call(IDS), "inputs", ("dictionary", "list", "{'token_ids': ids}")),
     "None": (call(None), "inputs", ("dictionary", "NoneType")),
     "no token_ids": (call({"padding_mask": [[1]]}), "inputs", ("token_ids", "padding_mask")),
-    "a key of transformers": (call({"token_ids": IDS, "attention_mask": IDS}), "inputs", ("attention_mask",)),
+    "another key": (call({"token_ids": IDS, "position_ids": IDS}), "inputs", ("position_ids",)),
     "one sequence": (call({"token_ids": [1, 2]}), "token_ids", ("(batch, time)", "(2,)", "[ids]")),
     "a scalar": (call({"token_ids": 3}), "token_ids", ("(batch, time)", "()")),
     "three axes": (call({"token_ids": [[[1]]]}), "token_ids", ("(batch, time)", "(1, 1, 1)")),
