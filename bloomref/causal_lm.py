@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 from bloomref.backbone import BloomBackbone, Presets
 from bloomref.decodable import Vocabulary
 from bloomref.errors import InvalidInput, invalid
+from bloomref.formats.beside import Beside
 from bloomref.formats.generation_config import read
 from bloomref.generation import scoring, search
 from bloomref.generation.model_defaults import NEUTRAL, ModelDefaults
@@ -67,10 +68,11 @@ class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
         if tokenizer is not None and not isinstance(tokenizer, BloomTokenizer):
             raise invalid("tokenizer", "a BloomTokenizer or None", type(tokenizer).__name__)
         if tokenizer is not None and tokenizer.vocabulary_size() > backbone.config.vocabulary_size:
-            expected = f"at most the backbone's {backbone.config.vocabulary_size} ids"
-            raise invalid("tokenizer", expected, tokenizer.vocabulary_size())
+            size = backbone.config.vocabulary_size
+            raise invalid("tokenizer", f"at most the backbone's {size} ids", tokenizer.vocabulary_size())
         self._backbone, self._tokenizer = backbone, tokenizer
         self.generation_config = generation_config or {}
+        self._beside = Beside()
 
     @property
     def backbone(self) -> BloomBackbone:
@@ -112,6 +114,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
         check_bool("generation_config", generation_config)
         backbone, located = BloomBackbone._load(preset, load_weights, kwargs)
         model = cls(backbone, BloomTokenizer.find(located.tokenizer_folder))
+        model._beside = Beside.read(located.folder)
         if generation_config:
             model.generation_config = read(located.folder, NEUTRAL, kwargs)
         return model
@@ -131,12 +134,12 @@ class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
             raise invalid("format", "'hf' or 'keras'", repr(format))
         from bloomref.formats import hf, keras
 
-        save = (hf if format == "hf" else keras).save
+        layout = hf if format == "hf" else keras
         with TemporaryDirectory() as folder:
             if self.tokenizer is not None:
                 self.tokenizer.save(Path(folder))
-            source = None if self.tokenizer is None else Path(folder)
-            save(Path(path), *self.adapter_set.merged(), tokenizer_from=source, overwrite=overwrite)
+            self._beside.write(Path(folder), self.generation_defaults.stored())
+            layout.save(Path(path), *self.adapter_set.merged(), tokenizer_from=Path(folder), overwrite=overwrite)
 
     # --- logits ----------------------------------------------------------------------------------
 
@@ -370,7 +373,9 @@ class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
 
     @property
     def generation_defaults(self) -> ModelDefaults:
-        return ModelDefaults(self.generation_config, self._vocabulary_size)
+        """`generation_config`, with the rules that join it with the arguments of a call."""
+        end = None if self.tokenizer is None else self.tokenizer.end_token_id
+        return ModelDefaults(self.generation_config, self._vocabulary_size, self.backbone.config.end_token_ids, end)
 
     def _options(self, **arguments: Any) -> GenerationOptions:
         options = self.generation_defaults.options(arguments)
@@ -381,7 +386,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
 
     def _prompts(self, name: str, request: Request) -> list[Prompt]:
         texts = request.kind == "text"
-        rows = self._need_tokenizer(name).tokenize(request.rows) if texts else request.rows
+        rows = self._need_tokenizer(name).as_prompts(request.rows) if texts else request.rows
         return [Prompt.of(ids) if ids else self._start() for ids in rows]
 
     def _task(self, prompts: Sequence[Prompt], options: GenerationOptions, prefix: Prefix | None = None) -> Task:
@@ -392,8 +397,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
     def _stopping(self, options: GenerationOptions) -> Stopping:
         ids = options.stop_ids
         if ids is None:
-            own = None if self.tokenizer is None else self.tokenizer.end_token_id
-            ids = self.generation_defaults.end_ids(self.backbone.config.end_token_ids, own)
+            ids = self.generation_defaults.end_ids()
         return Stopping(frozenset(ids), options.stop_bytes, self._vocabulary.token_bytes)
 
     def _pad_id(self, options: GenerationOptions) -> int:

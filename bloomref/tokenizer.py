@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from bloomref.errors import BadWeights, InvalidInput, Unsupported, invalid
 from bloomref.formats.files import read_json, write_json
 from bloomref.formats.recognise import JSON, named_for_what_it_is
-from bloomref.formats.tokenizer_files import bloom_tokenizer_json, has_keras_tokenizer, vocabulary_and_merges
+from bloomref.formats.tokenizer_facts import TokenizerFacts
+from bloomref.formats.tokenizer_files import (
+    bloom_tokenizer_json,
+    has_keras_tokenizer,
+    keras_added_tokens,
+    vocabulary_and_merges,
+)
 from bloomref.validation import check_bool, is_integer
 
 if TYPE_CHECKING:
@@ -51,7 +57,7 @@ class BloomTokenizer:
 
     def __init__(self, vocabulary: Mapping[str, int] | str | Path, merges: Sequence[Any] | str | Path) -> None:
         self._backend = _build(_read_vocabulary(vocabulary), _read_merges(merges))
-        self._special = dict(SPECIAL_TOKENS)
+        self._take(TokenizerFacts())
 
     @classmethod
     def from_preset(cls, preset: str | Path, **kwargs: Any) -> "BloomTokenizer":
@@ -91,16 +97,24 @@ class BloomTokenizer:
     def _from_keras(cls, folder: Path) -> "BloomTokenizer":
         vocabulary, merges = vocabulary_and_merges(folder)
         try:
-            return cls(vocabulary, merges)
+            tokenizer = cls(vocabulary, merges)
         except InvalidInput as error:
             raise BadWeights(f"{folder}: {error}") from None
+        added = keras_added_tokens(folder, vocabulary)
+        tokenizer._backend = _library().Tokenizer.from_str(json.dumps(bloom_tokenizer_json(vocabulary, merges, added)))
+        tokenizer._take(TokenizerFacts.read(folder))
+        return tokenizer
 
     @classmethod
     def _from_hugging_face(cls, file: Path) -> "BloomTokenizer":
         tokenizer = cls.__new__(cls)
         tokenizer._backend = _load(file)
-        tokenizer._special = SPECIAL_TOKENS | _named_specials(file.parent)
+        tokenizer._take(TokenizerFacts.read(file.parent))
         return tokenizer
+
+    def _take(self, facts: TokenizerFacts) -> None:
+        self._facts = facts
+        self._special = {role: facts.named(role) or token for role, token in SPECIAL_TOKENS.items()}
 
     # --- text and ids ----------------------------------------------------------------------------
 
@@ -126,6 +140,22 @@ class BloomTokenizer:
         if isinstance(text, (list, tuple)) and all(isinstance(item, str) for item in text):
             return self._tokenize(list(text), add_special_tokens)
         raise invalid("text", "a string or a list of strings", text)
+
+    def as_prompts(self, texts: list[str]) -> list[list[int]]:
+        """The ids of texts that a model is to continue: behind what the post-processor puts before a text, such as
+        `<s>`, but without what it puts after one: GEN-19.
+
+        Raises:
+            InvalidInput: as `tokenize`.
+        """
+        return [[*self._front, *ids] for ids in self._tokenize(texts, False)]
+
+    @cached_property
+    def _front(self) -> list[int]:
+        """Ids that the post-processor puts before a text."""
+        encoding = self._backend.encode("a", add_special_tokens=True)
+        added = [part is None for part in encoding.sequence_ids]
+        return encoding.ids[: added.index(False) if False in added else 0]
 
     def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         self._check_unicode(texts)
@@ -273,19 +303,37 @@ class BloomTokenizer:
             raise invalid("ids", f"ids in [0, {self.vocabulary_size()}) that have a token", token_id)
         return int(token_id)
 
+    # --- beside the vocabulary -------------------------------------------------------------------
+
+    @property
+    def tokenizer_config(self) -> dict[str, Any]:
+        """The object in `tokenizer_config.json`, with all of its keys; empty if the tokenizer has no such file."""
+        return dict(self._facts.config)
+
+    @property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The chat template; name -> template if there are several, with the usual one under "default".
+
+        It may be set to another text or dictionary, or to None.
+        """
+        templates = self._facts.templates
+        return templates.get("default") if templates.keys() <= {"default"} else dict(templates)
+
+    @chat_template.setter
+    def chat_template(self, templates: str | Mapping[str, str] | None) -> None:
+        self._facts = self._facts.with_templates(templates)
+
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, `special_tokens_map.json` and `tokenizer_config.json` into an existing folder."""
+        """Write `tokenizer.json` and everything that was read beside it into an existing folder: PRE-12."""
         write_json(folder / "tokenizer.json", json.loads(self._backend.to_str()))
         present = {name: token for name, token in self._special.items() if self._backend.token_to_id(token) is not None}
-        write_json(folder / "special_tokens_map.json", present)
-        facts = {"tokenizer_class": "BloomTokenizerFast", "padding_side": "left", "add_prefix_space": False}
-        write_json(folder / "tokenizer_config.json", facts | present)
+        self._facts.write(folder, present)
 
     def __repr__(self) -> str:
         return f"BloomTokenizer: {self.vocabulary_size()} tokens"
 
     def __reduce__(self) -> Any:
-        return _restore, (self._backend.to_str(), self._special)
+        return _restore, (self._backend.to_str(), self._special, self._facts)
 
 
 # --- building and loading ------------------------------------------------------------------------
@@ -325,24 +373,11 @@ def _load(file: Path) -> "Tokenizer":
     return backend
 
 
-def _restore(state: str, special: dict[str, str]) -> BloomTokenizer:
+def _restore(state: str, special: dict[str, str], facts: TokenizerFacts | None = None) -> BloomTokenizer:
     tokenizer = BloomTokenizer.__new__(BloomTokenizer)
     tokenizer._backend, tokenizer._special = _library().Tokenizer.from_str(state), special
+    tokenizer._facts = facts or TokenizerFacts(specials=special)  # a pickle of 0.1.0 has none
     return tokenizer
-
-
-def _named_specials(folder: Path) -> dict[str, str]:
-    """Special tokens that `special_tokens_map.json` and `tokenizer_config.json` name: role -> token."""
-    tokens: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            data = read_json(folder / name)
-            for key in SPECIAL_TOKENS:
-                value = data.get(key)
-                token = value.get("content") if isinstance(value, dict) else value
-                if isinstance(token, str):
-                    tokens[key] = token
-    return tokens
 
 
 def _read_vocabulary(vocabulary: object) -> dict[str, int]:

@@ -1,21 +1,25 @@
-"""Files of a tokenizer: copied within a layout, converted between the two layouts."""
+"""Files of a tokenizer and of what stands beside it: copied within a layout, converted between the two layouts."""
 
+import re
 import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bloomref.errors import BadWeights, describe
+from bloomref.formats import generation_config
 from bloomref.formats.files import read_json, regular_file, write_json
+from bloomref.formats.tokenizer_facts import CONFIG, SPECIALS, TEMPLATE, TEMPLATES, TokenizerFacts
 
 HF_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+    CONFIG,
+    SPECIALS,
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
+    TEMPLATE,
 )
 KERAS_ASSETS = Path("assets", "tokenizer")
 KERAS_FILES = (
@@ -24,14 +28,17 @@ KERAS_FILES = (
     str(KERAS_ASSETS / "vocabulary.json"),
     str(KERAS_ASSETS / "merges.txt"),
 )
+PAPERS = re.compile(r"(readme|licen[sc]e|copying|notice|use[-_]policy)([-_. ].*)?", re.IGNORECASE)
+"""Names of the files that say what a model is and what may be done with it: copies of the model keep them."""
 # BLOOM's rule (Oniguruma): a run of characters other than spaces and the listed punctuation, with an optional space
 SPLIT_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 _SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """Paths of the tokenizer's files in a folder, in either layout."""
-    names = KERAS_FILES if has_keras_tokenizer(folder) else HF_FILES[:-1]
+    names = KERAS_FILES if has_keras_tokenizer(folder) else HF_FILES
     return [folder / name for name in names if (folder / name).exists()]
 
 
@@ -75,22 +82,23 @@ def _checked(vocabulary: dict[str, Any]) -> dict[str, int]:
     return vocabulary
 
 
-def bloom_tokenizer_json(vocabulary: dict[str, int], merges: list[str]) -> dict[str, Any]:
+def bloom_tokenizer_json(
+    vocabulary: dict[str, int], merges: list[str], added: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """Contents of a `tokenizer.json` that splits text by BLOOM's rule.
 
     Args:
         vocabulary: token -> id.
         merges: "left right" pairs, by decreasing priority.
+        added: the tokens that are matched before the text is split; None: BLOOM's special tokens, if it has them.
     """
-    special = [token for token in _SPECIAL.values() if token in vocabulary]
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": vocabulary[t], "content": t, **flags, "special": True} for t in special],
+        "added_tokens": _added(_SPECIAL.values(), vocabulary) if added is None else added,
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": {**byte_level, "trim_offsets": False},
@@ -109,32 +117,87 @@ def bloom_tokenizer_json(vocabulary: dict[str, int], merges: list[str]) -> dict[
     }
 
 
+def _added(tokens: Iterable[str], vocabulary: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Special tokens as a tokenizer.json lists them, those of the vocabulary."""
+    flags = {**dict.fromkeys(_FLAGS, False), "special": True}
+    return [{"id": vocabulary[token], "content": token, **flags} for token in tokens if token in vocabulary]
+
+
+def keras_added_tokens(folder: Path, vocabulary: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The added tokens of a tokenizer in the Keras layout, as a tokenizer.json lists them.
+
+    They stand in the tokenizer_config.json that bloomref writes beside it, else among KerasHub's `unsplittable_tokens`.
+
+    Raises:
+        BadWeights: when a file is damaged.
+    """
+    try:
+        stored = TokenizerFacts.read(folder).config.get("added_tokens_decoder")
+        if stored is not None:
+            flags = (*_FLAGS, "special")
+            tokens = [{"content": t["content"], **{name: bool(t.get(name)) for name in flags}} for t in stored.values()]
+            return [{"id": vocabulary[t["content"]], **t} for t in tokens if t["content"] in vocabulary]
+        described = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
+        unsplittable = described.get("config", {}).get("unsplittable_tokens") or ()
+        return _added(dict.fromkeys([*_SPECIAL.values(), *unsplittable]), vocabulary)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadWeights(f"{folder}: expected the added tokens of a tokenizer, got damaged ones ({error!r})") from error
+
+
 def write_hf_tokenizer(source: Path, target: Path) -> None:
-    """Write the tokenizer of the folder `source` into `target`, in the layout of transformers."""
+    """Write the tokenizer of the folder `source`, and what stands beside it, into `target`, as transformers has it."""
+    copy_beside(source, target)
     if not has_keras_tokenizer(source):
         _copy(source, target, HF_FILES)
         return
     vocabulary, merges = vocabulary_and_merges(source)
-    write_json(target / "tokenizer.json", bloom_tokenizer_json(vocabulary, merges))
+    added = keras_added_tokens(source, vocabulary)
+    write_json(target / "tokenizer.json", bloom_tokenizer_json(vocabulary, merges, added))
     special = {name: token for name, token in _SPECIAL.items() if token in vocabulary}
-    write_json(target / "special_tokens_map.json", special)
-    facts = {"tokenizer_class": "BloomTokenizerFast", "padding_side": "left", "add_prefix_space": False}
-    write_json(target / "tokenizer_config.json", facts | special)
+    TokenizerFacts.read(source).write(target, special)
 
 
 def write_keras_tokenizer(source: Path, target: Path) -> None:
-    """Write the tokenizer of the folder `source` into `target`, in the layout of KerasHub's BloomTokenizer."""
-    (target / KERAS_ASSETS).mkdir(parents=True)
+    """Write the tokenizer of the folder `source`, and what stands beside it, into `target`, as KerasHub has it.
+
+    KerasHub reads only its own files; the others are kept for the way back.
+    """
+    copy_beside(source, target)
+    _copy(source, target, (CONFIG, SPECIALS))
     if has_keras_tokenizer(source):
+        (target / KERAS_ASSETS).mkdir(parents=True)
         _copy(source, target, KERAS_FILES)
-        return
+    elif (source / "tokenizer.json").exists():
+        (target / KERAS_ASSETS).mkdir(parents=True)
+        _to_keras(source, target)
+
+
+def _to_keras(source: Path, target: Path) -> None:
     vocabulary, merges = vocabulary_and_merges(source)
     write_json(target / KERAS_ASSETS / "vocabulary.json", vocabulary)
     (target / KERAS_ASSETS / "merges.txt").write_text("".join(f"{merge}\n" for merge in merges), "utf-8")
-    write_json(target / "tokenizer.json", _keras_tokenizer())
+    added = {str(token["id"]): token for token in read_json(source / "tokenizer.json").get("added_tokens", [])}
+    write_json(target / "tokenizer.json", _keras_tokenizer([token["content"] for token in added.values()]))
+    decoder = {key: {name: token[name] for name in token if name != "id"} for key, token in added.items()}
+    facts = TokenizerFacts.read(source)
+    replace(facts, config={**facts.config, "added_tokens_decoder": decoder}).write(target, {})
 
 
-def _keras_tokenizer() -> dict[str, Any]:
+def papers(folder: Path) -> list[str]:
+    """Names of the folder's model card and licences."""
+    return [path.name for path in sorted(folder.iterdir()) if PAPERS.fullmatch(path.name) and path.is_file()]
+
+
+def copy_beside(source: Path, target: Path) -> None:
+    """Copy generation settings, chat templates, model card and licences of a folder, if it has them."""
+    templates = [f"{TEMPLATES}/{path.name}" for path in sorted((source / TEMPLATES).glob("*.jinja"))]
+    if templates:
+        (target / TEMPLATES).mkdir()
+    _copy(source, target, (generation_config.FILE, TEMPLATE, *templates, *papers(source)))
+
+
+def _keras_tokenizer(added: list[str]) -> dict[str, Any]:
+    own = [_SPECIAL[name] for name in ("eos_token", "bos_token", "pad_token")]
     config = {
         "name": "bloom_tokenizer",
         "trainable": True,
@@ -142,7 +205,7 @@ def _keras_tokenizer() -> dict[str, Any]:
         "config_file": "tokenizer.json",
         "sequence_length": None,
         "add_prefix_space": False,
-        "unsplittable_tokens": [_SPECIAL[name] for name in ("eos_token", "bos_token", "pad_token")],
+        "unsplittable_tokens": [*own, *(token for token in added if token not in own and token != "<unk>")],
     }
     return {
         "module": "keras_hub.src.models.bloom.bloom_tokenizer",
@@ -157,7 +220,7 @@ def keras_dtype(name: str) -> dict[str, Any]:
     return {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}, "registered_name": None}
 
 
-def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
+def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
     for name in names:
         if (source / name).exists():
             shutil.copyfile(regular_file(source / name), target / name)

@@ -4,7 +4,7 @@ The caller's arguments choose the decoding strategy, and without a choice the fi
 belong to another strategy are left out, so that no error speaks of what nobody typed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -87,10 +87,14 @@ class ModelDefaults:
     Args:
         values: name -> value, in transformers' names.
         vocabulary_size: ids of the file from here on are ignored, since the model cannot generate them.
+        ends_of_config: the end tokens of the model's config.
+        end_of_tokenizer: the end token of its tokenizer.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     vocabulary_size: int = 2**63
+    ends_of_config: tuple[int, ...] = ()
+    end_of_tokenizer: int | None = None
 
     @property
     def source(self) -> str:
@@ -131,12 +135,20 @@ class ModelDefaults:
             used["top_k"] = _TOP_K
         return Joined(self._arguments(used, arguments), used, unused)
 
-    def end_ids(self, of_config: Sequence[int], of_tokenizer: int | None) -> tuple[int, ...]:
+    def end_ids(self) -> tuple[int, ...]:
         """The end tokens: those of the settings; else the config's list; else the tokenizer's or the config's one."""
         if ids := self.ids("eos_token_id"):
             return ids
-        ids = (of_tokenizer,) if of_tokenizer is not None and len(of_config) < 2 else tuple(of_config)
+        own = self.end_of_tokenizer
+        ids = self.ends_of_config if own is None or len(self.ends_of_config) > 1 else (own,)
         return tuple(token_id for token_id in ids if token_id < self.vocabulary_size)
+
+    def stored(self) -> Mapping[str, Any] | None:
+        """The settings to be stored in `generation_config.json`; None if those of the other files say the same."""
+        if self.values:
+            return None if self.source == "config.json" else self.values
+        ends = self.end_ids()
+        return None if set(ends) == set(self.ends_of_config) or not ends else {"eos_token_id": list(ends)}
 
     def ids(self, name: str) -> tuple[int, ...]:
         """The ids of a key that has an id or a list of ids; empty without the key.

@@ -10,12 +10,34 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported, describe
-from bloomref.formats import hf, keras, peft
+from bloomref.formats import generation_config, hf, keras, peft
 from bloomref.formats.files import read_json, shard_path, weight_map
 from bloomref.formats.folder_contents import no_weights_among
+from bloomref.formats.tokenizer_facts import TEMPLATES
 from bloomref.formats.tokenizer_files import HF_FILES, KERAS_FILES
 
-_SMALL = (hf.CONFIG, *HF_FILES, *KERAS_FILES, keras.METADATA, "task.json", hf.INDEX, keras.INDEX)
+_SMALL = (
+    hf.CONFIG,
+    *HF_FILES,
+    *KERAS_FILES,
+    generation_config.FILE,
+    keras.METADATA,
+    "task.json",
+    hf.INDEX,
+    keras.INDEX,
+)
+_BESIDE = (
+    f"{TEMPLATES}/*.jinja",
+    "README*",
+    "LICEN?E*",
+    "Licen?e*",
+    "licen?e*",
+    "COPYING*",
+    "NOTICE*",
+    "Notice*",
+    "USE_POLICY*",
+)
+"""Patterns of files that a copy of a model keeps (PRE-12); a repository may have none of them."""
 _SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
@@ -32,9 +54,9 @@ def download(repo: str, revision: str, *, weights: bool) -> Path:
         Unsupported: no network, no permission, or only pickled weights.
         BadWeights: a file is missing, or its size or digest is not the one that the hub lists.
     """
-    folder = _fetch(repo, revision, (*_SMALL, peft.CONFIG))
-    for name in (*_SMALL, peft.CONFIG):
-        _check_digest(folder / name, repo)
+    folder = _fetch(repo, revision, (*_SMALL, peft.CONFIG), _BESIDE)
+    for path in [*(folder / n for n in (*_SMALL, peft.CONFIG)), *(path for p in _BESIDE for path in folder.glob(p))]:
+        _check_digest(path, repo)
     if peft.exists(folder) and not (folder / hf.CONFIG).exists():
         hint = f"give both: `--adapter hf://{repo} -m BASE`"
         raise InvalidInput(describe(f"hf://{repo}", "a model", "an adapter", hint))
@@ -98,13 +120,13 @@ def _weight_files(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in paths]
 
 
-def _fetch(repo: str, revision: str, names: Iterable[str]) -> Path:
-    """Download those of the named files that the repository has. Returns the folder of the snapshot."""
+def _fetch(repo: str, revision: str, names: Iterable[str], patterns: Iterable[str] = ()) -> Path:
+    """Download those of the files that the repository has, by name or pattern. Returns the folder of the snapshot."""
     try:
         from huggingface_hub import snapshot_download
 
-        patterns = [re.sub(r"([*?[])", r"[\1]", name) for name in names]
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, library_name="bloomref"))
+        allowed = [*(re.sub(r"([*?[])", r"[\1]", name) for name in names), *patterns]
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=allowed, library_name="bloomref"))
     except Exception as error:
         raise _translated(error, repo, revision) from error
 

@@ -62,7 +62,8 @@ def written(tmp_path_factory: pytest.TempPathFactory, **options: int) -> dict[st
     folder = tmp_path_factory.mktemp("repository")
     hf.save(folder, CONFIG, init_params(CONFIG, 5), **options)
     (folder / "pytorch_model.bin").write_bytes(b"never fetched")
-    (folder / "README.md").write_text("never fetched")
+    (folder / "README.md").write_text("the model card, which states the licence")
+    (folder / "flax_model.msgpack").write_text("never fetched")
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -84,7 +85,8 @@ def test_download_fetches_what_is_needed_and_then_works_offline(
         assert (outcome, total) == ("ok", expected), folder
         assert Path(folder).name == COMMIT
         assert not hub.requested("pytorch_model.bin")
-        assert not hub.requested("README.md")
+        assert hub.requested("README.md")
+        assert not hub.requested("flax_model.msgpack")
         assert all(len(hub.requested(name)) == 1 for name in sharded if name.endswith(".safetensors"))
         seen = len(hub.log)
         assert load(tmp_path, hub.url, revision=COMMIT)[0] == "ok"
