@@ -21,6 +21,11 @@ def read_head(folder: Path, kind: HeadKind, hidden_dim: int, dtype: DType) -> He
     Raises:
         BadWeights: a tensor of the head is missing, of another shape or dtype, or not finite. Clause: HEA-1.
     """
+    if hf.exists(folder):
+        names = [name for name in hf.open_weights(folder).files if name.startswith(f"{kind.module}.")]
+        if others := [name for name in names if name not in kind.keys]:
+            hint = "remove the tensor from the file if the model was trained without it"
+            raise BadWeights(describe(others[0], f"a head of {' and '.join(kind.keys)} alone", "another tensor", hint))
     arrays = stored_heads(folder, dtype, kind)
     return HeadParams.from_named(kind, hidden_dim, arrays) if arrays else None
 

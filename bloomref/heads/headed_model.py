@@ -213,12 +213,13 @@ class HeadedModel(LoraMethods):
             return logits if head.bias is None else logits + head.bias
 
     def _rows(self, name: str, inputs: object) -> list[list[int]]:
-        """The token ids of texts, or of lists of ids. None of them is empty."""
+        """The token ids of texts, or of lists of ids. None of them is empty.
+
+        Texts have the special tokens of the tokenizer's post-processor, as in transformers' pipelines.
+        """
         request = read_request(name, inputs, self.backbone.config.vocabulary_size)
         rows = request.rows
-        if (
-            request.kind == "text"
-        ):  # with the special tokens of the tokenizer's post-processor, as transformers' pipelines
+        if request.kind == "text":
             rows = self._need_tokenizer(name).tokenize(request.rows, add_special_tokens=True)
         for index, row in enumerate(rows):
             if not row:

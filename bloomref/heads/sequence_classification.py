@@ -12,6 +12,8 @@ from bloomref.runtime.inputs import TokenBatch, token_batch
 from bloomref.shapes import Array, Float, Int
 from bloomref.validation import check_integer
 
+Text = str | dict[str, str]
+"""A text, or a pair {"text": ..., "text_pair": ...}."""
 Best = dict[str, Any]
 """{"label": name, "score": number}."""
 
@@ -54,18 +56,19 @@ class BloomForSequenceClassification(HeadedModel):
         return np.stack([logits[i] for i in range(len(rows))]) if rows else self._project(np.zeros((0, self._width)))
 
     @overload
-    def classify(self, inputs: str, top_k: Literal["best"] = "best") -> Best: ...
+    def classify(self, inputs: Text, top_k: Literal["best"] = "best") -> Best: ...
     @overload
-    def classify(self, inputs: str, top_k: int | None) -> list[Best]: ...
+    def classify(self, inputs: Text, top_k: int | None) -> list[Best]: ...
     @overload
-    def classify(self, inputs: list[str], top_k: Literal["best"] = "best") -> list[Best]: ...
+    def classify(self, inputs: list[Text], top_k: Literal["best"] = "best") -> list[Best]: ...
     @overload
-    def classify(self, inputs: list[str], top_k: int | None) -> list[list[Best]]: ...
-    def classify(self, inputs: str | list[str], top_k: int | Literal["best"] | None = "best") -> Any:
+    def classify(self, inputs: list[Text], top_k: int | None) -> list[list[Best]]: ...
+    def classify(self, inputs: Text | list[Text], top_k: int | Literal["best"] | None = "best") -> Any:
         """Labels with scores, as transformers' pipeline "text-classification" gives them.
 
         Args:
-            inputs: a text or a list of texts.
+            inputs: a text or a list of texts; {"text": ..., "text_pair": ...} in place of a text is two texts that the
+                tokenizer joins.
             top_k: "best": the best label, {"label", "score"}; a number: a list of so many, the best first; None: a list
                 of all.
 
@@ -79,10 +82,24 @@ class BloomForSequenceClassification(HeadedModel):
         """
         if top_k not in ("best", None):
             check_integer("top_k", top_k, 1)
-        scores = self._labels.probabilities(check_finite_logits(self(inputs)))
+        scores = self._labels.probabilities(check_finite_logits(self(self._pairs(inputs))))
         ranked = [self._labels.best(row) for row in scores]
         results: list[Any] = [row[0] for row in ranked] if top_k == "best" else [row[:top_k] for row in ranked]
-        return results[0] if isinstance(inputs, str) else results
+        return results[0] if isinstance(inputs, (str, Mapping)) else results
+
+    def _pairs(self, inputs: Any) -> Any:
+        """The inputs, with token ids in the place of texts where one of them is a pair."""
+        items = [inputs] if isinstance(inputs, Mapping) else inputs
+        if not isinstance(items, (list, tuple)) or not any(isinstance(item, Mapping) for item in items):
+            return inputs
+        return [self._pair(index, item) for index, item in enumerate(items)]
+
+    def _pair(self, index: int, item: Any) -> list[int]:
+        fields = item if isinstance(item, Mapping) else {"text": item}
+        text, second = fields.get("text"), fields.get("text_pair")
+        if not set(fields) <= {"text", "text_pair"} or not isinstance(text, str) or not isinstance(second, str | None):
+            raise invalid(f"inputs[{index}]", "a text, or {'text': ..., 'text_pair': ...}", item)
+        return [span.id for span in self._need_tokenizer("inputs").spans(text, second)]
 
     def _at(self, batch: TokenBatch, last: Int[Array, " B"]) -> Float[Array, "B N"]:
         every = np.arange(len(last))

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 NAMES = ("BloomForSequenceClassification", "BloomForTokenClassification", "BloomForQuestionAnswering")
 CONFIG = BloomConfig(vocabulary_size=280, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=48)
 LABELS = {"id2label": {0: "no", 1: "perhaps", 2: "yes"}, "label2id": {"no": 0, "perhaps": 1, "yes": 2}}
+PAIR = {"text": "the cat is", "text_pair": "a the"}
 TEXTS = ["the cat is a, the", "(a b) 意", "the the the"]
 PAD = 3
 
@@ -230,6 +231,7 @@ def test_labels_are_those_of_the_pipeline(tmp_path: Path, facts: dict[str, Any])
         (model.classify(TEXTS), pipeline(TEXTS)),
         *zip(model.classify(TEXTS, top_k=None), pipeline(TEXTS, top_k=None), strict=True),
         (model.classify(TEXTS[0], top_k=1), pipeline(TEXTS[0], top_k=1)),
+        ([model.classify(PAIR)], [pipeline(PAIR)]),
     ):
         assert [entry["label"] for entry in ours] == [entry["label"] for entry in theirs]
         np.testing.assert_allclose(*([entry["score"] for entry in both] for both in (ours, theirs)), rtol=1e-3)

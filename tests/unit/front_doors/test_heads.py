@@ -181,6 +181,24 @@ def test_the_forms_of_classify():
         model.classify("the cat", top_k=0)
 
 
+def test_pairs_of_texts():
+    model = build(num_labels=3)
+    pair = {"text": "the cat", "text_pair": "a, b"}
+    joined = model.classify([[span.id for span in small_tokenizer().spans("the cat", "a, b")]])
+    assert [model.classify(pair)] == model.classify([pair]) == joined
+    mixed = model.classify([pair, "the"], top_k=1)
+    assert [row[0]["label"] for row in mixed] == [joined[0]["label"], model.classify("the")["label"]]
+    assert model.classify({"text": "the"}) == model.classify("the")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"text_pair": "a"}, {"text": 1}, {"text": "a", "text_pair": 2}, {"text": "a", "x": 1}]
+)
+def test_wrong_pairs_are_refused_by_index(wrong: dict[str, Any]):
+    with pytest.raises(InvalidInput, match=r"inputs\[1\]: expected a text, or"):
+        build().classify(["the", wrong])
+
+
 def test_softmax_and_sigmoid_of_large_logits():
     x = np.array([1e4, -1e4, 0.0])
     np.testing.assert_array_equal(softmax(x), [1, 0, 0])
@@ -338,6 +356,11 @@ def edited(folder: Path, change: Any = None, **config: Any) -> Path:
         (lambda arrays: arrays.update({"score.weight": np.zeros((0, 12))}), {}, "score.weight: shape"),
         (lambda arrays: arrays.update({"score.weight": np.zeros((3, 12), np.int32)}), {}, "score.weight: dtype"),
         (lambda arrays: arrays.update({"score.weight": np.full((3, 12), np.nan)}), {}, "score.weight: expected finite"),
+        (
+            lambda arrays: arrays.update({"score.bias": np.ones(3)}),
+            {},
+            "score.bias: expected a head of score.weight alone",
+        ),
         (None, {"id2label": {"0": "a", "1": "b"}}, "score.weight: expected 2 rows"),
         (None, {"id2label": {"a": 0, "b": 1, "c": 2}}, "id2label"),
         (None, {"problem_type": "ranking"}, "problem_type"),
