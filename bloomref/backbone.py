@@ -10,13 +10,14 @@ import numpy as np
 
 from bloomref.config import SIZES, BloomConfig
 from bloomref.dtypes import DTypePolicy, dtype_policy
-from bloomref.errors import invalid
+from bloomref.errors import Unsupported, invalid
 from bloomref.lora.adapter import KERAS_DEFAULT
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
 from bloomref.params import Params, count_params, init_params
 from bloomref.runtime import registry
 from bloomref.runtime.backend import Backend
+from bloomref.runtime.embedding_inputs import embedding_batch, hidden_of
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import check_token_ids, to_array, token_batch
 from bloomref.shapes import Array, Float
@@ -265,7 +266,8 @@ class BloomBackbone(LoraMethods):
 
         Args:
             inputs: `{"token_ids": (B, T) integers, "padding_mask": (B, T) of 0 and 1}`.
-                Without a mask all tokens are real.
+                Without a mask all tokens are real. `"inputs_embeds": (B, T, D)` in place of ids enters the model before
+                the embedding's LayerNorm (EMB-7). transformers' names `input_ids` and `attention_mask` are accepted.
             training: apply dropout.
             seed: of dropout; None: a fresh seed.
 
@@ -276,6 +278,11 @@ class BloomBackbone(LoraMethods):
             InvalidInput: for wrong inputs; the message names the key, the expected and the actual value. Unsupported:
             for dropout on a backend without it.
         """
+        embedded = embedding_batch(inputs, self.config.hidden_dim)
+        if embedded is not None:
+            if training:
+                raise Unsupported("training: expected token ids, got inputs_embeds, which have no dropout")
+            return hidden_of(self.engine, embedded)
         batch = token_batch(inputs, self.config.vocabulary_size)
         return self.engine.hidden(batch, np.random.default_rng(seed) if training else None)
 

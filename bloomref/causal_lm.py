@@ -152,8 +152,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
         Raises:
             InvalidInput: for wrong inputs; the message names the key, the expected and the actual value.
         """
-        engine = self.backbone.engine
-        return engine.logits(engine.hidden(token_batch(inputs, engine.config.vocabulary_size)))
+        return self.backbone.engine.logits(self.backbone(inputs))
 
     def __call__(self, inputs: Any) -> Float[Array, "B T V"]:
         """Return the logits of `inputs`: another name of `logits`."""

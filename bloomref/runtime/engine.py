@@ -193,7 +193,10 @@ class Engine:
             InvalidInput: when rows or positions do not fit into the cache. Clauses: KVC-1 ... KVC-6.
         """
         facts = self._facts(cache, start, token_ids, is_real)
-        x = self.prepared.embed(token_ids)
+        return self.blocks(self.prepared.embed(token_ids), cache, facts)
+
+    def blocks(self, x: Hidden, cache: EngineCache, facts: Step) -> Hidden:
+        """The blocks and the final norm, from what `embed` or `from_host` of the prepared model gives."""
         for layer in range(self.config.num_layers):
             x = self.prepared.attention_block(layer, x, cache.blocks, facts)
             x = self.prepared.mlp_block(layer, x)

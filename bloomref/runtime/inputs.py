@@ -39,8 +39,10 @@ def token_batch(inputs: object, vocabulary_size: int) -> TokenBatch:
             type(inputs).__name__,
             "wrap the ids: model({'token_ids': ids})",
         )
-    inputs = _own_names(inputs)
-    unknown = [key for key in inputs if key not in _KEYS]
+    inputs = own_names(inputs)
+    if inputs.get("inputs_embeds") is not None:
+        raise _no_embeddings()
+    unknown = [key for key in inputs if key not in (*_KEYS, "inputs_embeds")]
     if unknown:
         raise invalid("inputs", "the keys token_ids and padding_mask", f"also {unknown}")
     if "token_ids" not in inputs:
@@ -49,7 +51,7 @@ def token_batch(inputs: object, vocabulary_size: int) -> TokenBatch:
     return TokenBatch(token_ids, check_padding_mask(inputs.get("padding_mask"), token_ids.shape))
 
 
-def _own_names(inputs: Mapping[Any, Any]) -> dict[Any, Any]:
+def own_names(inputs: Mapping[Any, Any]) -> dict[Any, Any]:
     """The dictionary with transformers' names replaced.
 
     Raises:
@@ -70,8 +72,15 @@ def named_inputs(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     names = {*_KEYS, *_OTHER_NAMES}
     inputs = {name: value for name, value in arguments.items() if name in names}
     if not inputs.keys() & {"token_ids", "input_ids"}:
+        if arguments.get("inputs_embeds") is not None:
+            raise _no_embeddings()
         raise invalid("inputs", "a text, token ids or a dictionary of them", "nothing")
     return inputs, {name: value for name, value in arguments.items() if name not in names}
+
+
+def _no_embeddings() -> InvalidInput:
+    hint = "the backbone and `logits` take embeddings: lm.logits({'inputs_embeds': x})"
+    return invalid("inputs", "token ids here", "inputs_embeds", hint)
 
 
 def labelled_batch(inputs: object, vocabulary_size: int) -> tuple[TokenBatch, Int[Array, "B T"] | None]:

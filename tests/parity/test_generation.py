@@ -93,3 +93,14 @@ def test_draws_have_the_distribution_of_the_processors() -> None:
     rows = lm.generate([5, 6], num_return_sequences=500, typical_p=0.8, max_new_tokens=1, strip_prompt=True, seed=0)
     counts = np.bincount([row[0] for row in rows], minlength=20)
     assert (np.abs(counts - 500 * p) <= 5 * np.sqrt(500 * p * (1 - p)) + 1e-9).all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_embeddings_in_place_of_ids_give_the_same_logits(seed: int) -> None:
+    lm, rng = make_lm(CONFIG, seed), np.random.default_rng(seed)
+    vectors, mask = rng.normal(size=(2, 5, 12)), np.array([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    with in_float64(), torch.no_grad():
+        model = build(CONFIG, lm.backbone.params)
+        expected = model(inputs_embeds=torch.from_numpy(vectors), attention_mask=torch.from_numpy(mask)).logits.numpy()
+    logits = lm.logits({"inputs_embeds": vectors, "attention_mask": mask})
+    np.testing.assert_allclose(logits[mask == 1], expected[mask == 1], rtol=0, atol=1e-12 * np.abs(expected).max())
