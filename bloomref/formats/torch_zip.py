@@ -66,7 +66,8 @@ def _member(info: zipfile.ZipInfo, content: mmap.mmap, name: str) -> Member:
         raise BadWeights(
             f"{name}: {rest!r:.80}: expected a member as torch stores it, got a compressed or encrypted one"
         )
-    header = content[max(0, info.header_offset) : info.header_offset + _HEADER]
+    # a damaged directory makes zipfile count offsets from before the file
+    header = content[info.header_offset : info.header_offset + _HEADER] if info.header_offset >= 0 else b""
     if len(header) < _HEADER or header[:4] != b"PK\3\4":
         raise BadWeights(f"{name}: {rest!r:.80}: expected its header at byte {info.header_offset}, got other bytes")
     start = info.header_offset + _HEADER + sum(struct.unpack("<HH", header[26:]))

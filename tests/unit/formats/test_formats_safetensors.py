@@ -88,6 +88,12 @@ def test_views_share_the_map_and_outlive_the_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(view, np.arange(200_000.0))
 
 
+def test_the_progress_of_a_write_counts_every_byte(tmp_path: Path) -> None:
+    counts: list[int] = []
+    write_safetensors(tmp_path / "x", {"a": np.ones(3), "b": np.ones(3, np.float16)}, advance=counts.append)
+    assert counts == [24, 6]
+
+
 def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_safetensors(path, {"a": np.zeros(3)})

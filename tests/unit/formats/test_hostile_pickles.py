@@ -303,6 +303,7 @@ ARCHIVES: dict[str, tuple[bytes, str, type[BloomrefError]]] = {
     "overlapping": (patched(42, "<I", 0), "separate members|other bytes", BadWeights),
     "a place inside another header": (patched(42, "<I", 3), "other bytes", BadWeights),
     "a header beyond the end": (patched(42, "<I", 1 << 30), "other bytes|whole ZIP", BadWeights),
+    "a header before the start": (b"PK\3\4" + repacked(lambda _: None)[13:], "other bytes", BadWeights),
     "a size beyond the end": (patched(24, "<I", 1 << 30), "a range of the file", BadWeights),
     "a damaged checksum": (patched(16, "<I", 12345), "its checksum", BadWeights),
     "TorchScript": (repacked(lambda a: a.writestr("archive/code/m.py", b"")), "TorchScript", Unsupported),
