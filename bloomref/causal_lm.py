@@ -11,11 +11,14 @@ from bloomref.decodable import Vocabulary
 from bloomref.errors import InvalidInput, invalid
 from bloomref.formats.beside import Beside
 from bloomref.formats.generation_config import read
-from bloomref.generation import scoring, search
+from bloomref.generation import search
 from bloomref.generation.model_defaults import NEUTRAL, ModelDefaults
 from bloomref.generation.options import GenerationArguments, GenerationOptions
+from bloomref.generation.pairs import Reader, read_pairs
 from bloomref.generation.prompts import Prompt, Request, read_request, trim
-from bloomref.generation.scoring import Score, Scored
+from bloomref.generation.score_options import ScoreArguments, ScoreOptions
+from bloomref.generation.scoring import Score, Scoring
+from bloomref.generation.scoring_bar import counted
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.streaming import as_dictionary, as_rows, pieces
 from bloomref.generation.task import Task
@@ -406,66 +409,63 @@ class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
     # --- score -----------------------------------------------------------------------------------
 
     @overload
-    def score(self, text: str, context: str | None = None) -> Score: ...
+    def score(self, text: str, context: str | None = None, **options: Unpack[ScoreArguments]) -> Score: ...
     @overload
-    def score(self, text: list[str], context: str | list[str] | None = None) -> list[Score]: ...
+    def score(
+        self, text: list[str], context: str | list[str] | None = None, **options: Unpack[ScoreArguments]
+    ) -> list[Score]: ...
     @overload
-    def score(self, text: list[int], context: list[int] | None = None) -> Score: ...
+    def score(self, text: list[int], context: list[int] | None = None, **options: Unpack[ScoreArguments]) -> Score: ...
     @overload
-    def score(self, text: list[list[int]], context: list[int] | list[list[int]] | None = None) -> list[Score]: ...
-    def score(self, text: Any, context: Any = None) -> Score | list[Score]:
-        """Log-likelihood, perplexity and bits per byte of a text, or of a continuation given its context.
+    def score(
+        self,
+        text: list[list[int]],
+        context: list[int] | list[list[int]] | None = None,
+        **options: Unpack[ScoreArguments],
+    ) -> list[Score]: ...
+    def score(self, text: Any, context: Any = None, **options: Unpack[ScoreArguments]) -> Score | list[Score]:
+        """Log-likelihood, perplexity and bits per byte of a text, or of a continuation behind its context.
 
         Args:
             text: a text, the ids of one, or a list of these.
             context: the text or ids before `text`; for a list, one for all or one for each. With None the first token
                 is not scored, since no token predicts it; with an empty context it is predicted from `<s>`.
+            **options: `window` and `stride` score a long text in windows of that many tokens, which start every
+                `stride` tokens (half a window if only `window` is passed; windows of 2048 if only `stride` is);
+                `top_logprobs=k` also returns the k likeliest tokens in the place of each scored token;
+                `progress=True` shows a bar on stderr.
 
-        As in lm-evaluation-harness, context and continuation are tokenized together (white space at the end of the
-        context first moves to the continuation) and the tokens after those of the context alone are scored. So a
-        continuation begins with its own space: `score(" cat", context="The")`.
+        Context and continuation are tokenized together, and the tokens that the context alone does not explain are
+        scored: those after the longest common prefix with the context's own tokens, without white space at its end
+        (SCO-3). A token across the join belongs to the continuation, so every character of `text` is in a scored token.
+        Without a window a text is one context, of at most 16384 tokens.
 
         Raises:
-            InvalidInput: names the argument, the expected and the actual value; BadWeights: when logits are not finite.
+            InvalidInput: names the argument, or the text in a list by its index, the expected and the actual value;
+            also for a text of which no token can be scored. BadWeights: when logits are not finite. Unsupported: when
+            a context is too long. Clauses: SCO-1 ... SCO-8.
+
+        Example:
+            >>> lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
+            >>> lm.score(" right", context="Everyone has the").num_bytes
+            6
         """
-        request = read_request("text", text, self._vocabulary_size)
-        contexts = self._contexts(context, request)
-        make = self._scored_text if request.kind == "text" else self._scored_ids
-        items = [make(row, before) for row, before in zip(request.rows, contexts, strict=True)]
-        scores = scoring.score(self.backbone.engine, items, self._vocabulary.forbidden, self._vocabulary.count_bytes)
-        return scores[0] if request.is_single else scores
+        chosen = ScoreOptions.create(**options)
+        items, is_single = read_pairs(self._reader, text, context)
+        vocabulary = self._vocabulary
+        with counted(chosen.progress, sum(len(item.token_ids) - item.start for item in items)) as report:
+            scoring = Scoring(chosen, vocabulary.forbidden, vocabulary.count_bytes, report)
+            scores = scoring.score(self.backbone.engine, items)
+        return scores[0] if is_single else scores
 
-    def _contexts(self, context: object, request: Request) -> list[Any]:
-        count = len(request.rows)
-        if context is None or count == 0:
-            return [None] * count
-        contexts = read_request("context", context, self._vocabulary_size)
-        if contexts.kind != request.kind:
-            raise invalid("context", f"{request.kind}, as in `text`", contexts.kind)
-        if contexts.is_single or not contexts.rows:
-            return (contexts.rows or [[]]) * count
-        if request.is_single or len(contexts.rows) != count:
-            raise invalid("context", f"one, or one for each of {count} in a list", f"{len(contexts.rows)}")
-        return contexts.rows
-
-    def _scored_text(self, text: str, context: str | None) -> Scored:
-        tokenizer = self._need_tokenizer("text")
-        if context is None:
-            return Scored(tokenizer.tokenize(text), 1)
-        start = len(tokenizer.tokenize(context.rstrip()))
-        whole = tokenizer.tokenize(context + text)
-        if start == 0:
-            return Scored([self._start_id(), *whole], 1)
-        if text and len(whole) <= start:
-            hint = "begin it with its own space, or score the whole as one text"
-            raise invalid("text", "a continuation that does not merge with the context's last token", text, hint)
-        return Scored(whole, start)
-
-    def _scored_ids(self, ids: list[int], context: list[int] | None) -> Scored:
-        if context is None:
-            return Scored(ids, 1)
-        before = context or [self._start_id()]
-        return Scored(before + ids, len(before))
+    @property
+    def _reader(self) -> Reader:
+        return Reader(
+            self._vocabulary_size,
+            lambda texts: self._need_tokenizer("text").tokenize(texts),
+            lambda text: self._need_tokenizer("text").lost_characters(text),
+            self._start_id,
+        )
 
     # --- vocabulary ------------------------------------------------------------------------------
 

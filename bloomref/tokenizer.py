@@ -256,6 +256,13 @@ class BloomTokenizer:
         token_id = self._check_id(id)
         return b"" if token_id in self._special_ids else _to_bytes(self.id_to_token(token_id))
 
+    def lost_characters(self, text: str) -> str:
+        """The characters of a text that `tokenize` leaves out: the vocabulary has no token for one of their bytes."""
+        suspects = {c for c in set(text) if not self._missing_bytes.isdisjoint(c.encode())}
+        if not suspects or self.detokenize(self.tokenize(text)) == text:  # they may be spelled by a special token
+            return ""
+        return "".join(sorted(suspects))
+
     def has_token(self, id: int) -> bool:
         """True if a token has this id."""
         return 0 <= id < len(self._tokens) and self._tokens[id] is not None
@@ -290,6 +297,11 @@ class BloomTokenizer:
         for token, token_id in vocabulary.items():
             tokens[token_id] = token
         return tokens
+
+    @cached_property
+    def _missing_bytes(self) -> frozenset[int]:
+        """Bytes without a token of their own, from which byte-level BPE begins."""
+        return frozenset(byte for spelling, byte in _BYTES.items() if self._backend.token_to_id(spelling) is None)
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:

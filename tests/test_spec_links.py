@@ -69,6 +69,7 @@ def test_there_is_a_specification():
         "HEA",
         "KVC",
         "GEN",
+        "SCO",
         "GRD",
         "LRA",
         "TRN",

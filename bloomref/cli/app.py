@@ -30,6 +30,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     Unsupported: 3,
     BadWeights: 4,
     BadBackend: 5,
+    MemoryError: 3,
     KeyboardInterrupt: 130,
 }
 
@@ -89,6 +90,8 @@ def run(arguments: list[str]) -> int:
         return leave.code if isinstance(leave.code, int) else 1
     except BloomrefError as error:
         return _fail(str(error), next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
+    except MemoryError as error:
+        return _fail(f"memory: {error}" if str(error) else "memory: not enough", EXIT_CODES[MemoryError])
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_CODES[KeyboardInterrupt])
     except BrokenPipeError:  # the reader of the output has closed it: `bloomref presets | head -1`

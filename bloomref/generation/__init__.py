@@ -5,5 +5,6 @@
 3. `logits_processors`: bias, repetition penalty and n-gram blocking; `sampling`: top-k, top-p, min-p and the draw.
 4. `search`: dispatch to a decoding strategy, greedy search, sampling; `beam` and `contrastive`: the other strategies.
 5. `stopping`: stop tokens and stop strings; `streaming`: text from tokens, as they arrive.
-6. `scoring`: log-likelihoods of given tokens.
+6. `scoring`: log-likelihoods of given tokens; `pairs`: the tokens of a text behind its context; `windows`: of a long
+   text; `score_options`: what a caller may set; `scoring_bar`: progress.
 """

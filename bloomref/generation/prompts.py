@@ -47,15 +47,16 @@ def read_request(name: str, value: object, vocabulary_size: int) -> Request:
     if items is None:
         raise invalid(name, _EXPECTED, value)
     if any(isinstance(item, str) for item in items):
-        if not all(isinstance(item, str) for item in items):
-            raise invalid(name, "a list of texts alone", items)
+        if strays := [i for i, item in enumerate(items) if not isinstance(item, str)]:
+            raise invalid(f"{name}[{strays[0]}]", "a text, as the others are", items[strays[0]])
         return Request("text", items, False)
     nested = [_as_list(item) for item in items]
     if items and all(row is None for row in nested):
         return Request("ids", [check_ids(name, items, vocabulary_size)], True)
-    if any(row is None for row in nested):
-        raise invalid(name, _EXPECTED, items)
-    return Request("ids", [check_ids(name, row or [], vocabulary_size) for row in nested], False)
+    if strays := [i for i, row in enumerate(nested) if row is None]:
+        raise invalid(f"{name}[{strays[0]}]", "a list of token ids, as the others are", items[strays[0]])
+    rows = [check_ids(f"{name}[{i}]", row or [], vocabulary_size) for i, row in enumerate(nested)]
+    return Request("ids", rows, False)
 
 
 def check_ids(name: str, ids: Sequence[Any], vocabulary_size: int) -> list[int]:
@@ -92,7 +93,7 @@ class Prompt:
     is_real: Bool[Array, " T"]
 
     @classmethod
-    def of(cls, token_ids: Sequence[int]) -> "Prompt":
+    def of(cls, token_ids: Sequence[int] | Int[Array, " T"]) -> "Prompt":
         """A prompt of real tokens."""
         return cls(np.asarray(token_ids, np.int64), np.ones(len(token_ids), bool))
 

@@ -19,7 +19,6 @@ from bloomref.runtime.engine import Engine
 LM = text_lm()
 TOKENIZER = LM.tokenizer
 assert TOKENIZER is not None
-TEXTS = st.text("the is,.a意é\n ", max_size=12)
 
 
 def expected(lm: BloomCausalLM, ids: list[int], start: int) -> list[float]:
@@ -28,11 +27,12 @@ def expected(lm: BloomCausalLM, ids: list[int], start: int) -> list[float]:
     return [float(logits[t - 1, ids[t]] - math.log(np.exp(logits[t - 1]).sum())) for t in range(start, len(ids))]
 
 
+@pytest.mark.clause("SCO-1", "SCO-2", "SCO-6")
 @settings(max_examples=40)
 @given(st.data())
 def test_scores_are_log_softmax_of_the_logits_and_batches_change_nothing(data: st.DataObject) -> None:
     drawn = data.draw(models())
-    texts = data.draw(id_prompts(drawn.config.vocabulary_size))
+    texts = data.draw(id_prompts(drawn.config.vocabulary_size, min_length=2))
     contexts = data.draw(st.none() | st.tuples(*[st.lists(st.integers(0, 2), max_size=4)] * len(texts)).map(list))
     lm = drawn.lm
     scores = lm.score(texts, context=contexts)
@@ -69,38 +69,13 @@ def test_measures_by_hand() -> None:
     assert Score((1,), (-1e9,), False, None).perplexity == math.inf
 
 
-@settings(max_examples=40)
-@given(TEXTS, TEXTS)
-def test_a_text_is_its_beginning_and_its_continuation(context: str, text: str) -> None:
-    whole = TOKENIZER(context + text)
-    stripped = TOKENIZER(context.rstrip())
-    if not stripped:
-        score, ids, start = LM.score(text, context=context), [1, *whole], 1
-    elif text and len(whole) <= len(stripped):
-        with pytest.raises(InvalidInput, match="text: expected a continuation that does not merge"):
-            LM.score(text, context=context)
-        return
-    else:
-        score, ids, start = LM.score(text, context=context), whole, len(stripped)
-    assert score.token_ids == tuple(ids[start:])
-    np.testing.assert_allclose(score.log_probs, expected(LM, ids, start), rtol=1e-9)
-    assert score.num_bytes == sum(len(TOKENIZER.token_bytes(token_id)) for token_id in ids[start:])
-
-
+@pytest.mark.clause("SCO-2")
 def test_the_first_token_of_a_text_is_not_scored() -> None:
     assert LM.score("the is").token_ids == tuple(TOKENIZER("the is")[1:])
     assert LM.score("the is", context="").token_ids == tuple(TOKENIZER("the is"))
-    assert LM.score("the").token_ids == LM.score("").token_ids == ()
     assert LM.score([5, 6]).token_ids == (6,)
     assert LM.score([5, 6], context=[]).token_ids == (5, 6)
     assert LM.score([5, 6], context=[9]).token_ids == (5, 6)
-
-
-def test_white_space_of_the_context_belongs_to_the_continuation() -> None:
-    assert LM.score("the", context="is ") == LM.score(" the", context="is")
-    assert LM.score(" the", context="is").token_ids == (TOKENIZER.token_to_id("Ġthe"),)
-    assert LM.score("the", context="is \n").token_ids == tuple(TOKENIZER("is \nthe")[1:])
-    assert LM.score("a", context="  ") == LM.score("  a", context="")
 
 
 def test_forms() -> None:
@@ -150,16 +125,38 @@ def test_ids_without_a_token_are_scored_and_have_no_bytes() -> None:
     assert not score.is_greedy
 
 
-def test_logits_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.clause("SCO-6")
+def test_hidden_states_and_logits_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["the is a the is a", "a", " the the"]
     whole = LM.score(texts, context="is")
     monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 3 * (TOKENS + 12))
     monkeypatch.setattr(scoring, "_POSITIONS_AT_ONCE", 12)
+    monkeypatch.setattr(scoring, "_PAIRS_AT_ONCE", 12 * 9)
     shapes = []
     logits = Engine.logits
     monkeypatch.setattr(Engine, "logits", lambda self, hidden: shapes.append(hidden.shape[1]) or logits(self, hidden))
     assert LM.score(texts, context="is") == approximately(whole)
     assert max(shapes) == 3
+
+
+@pytest.mark.clause("SCO-8")
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from((0.0, 1.0, 2.0, 3.0)), min_size=1, max_size=9), st.integers(1, 12))
+def test_the_likeliest_tokens_are_sorted_and_of_equal_ones_the_lowest_id_is_first(row: list[float], k: int) -> None:
+    best = sorted(enumerate(row), key=lambda pair: (-pair[1], pair[0]))[:k]
+    assert scoring.likeliest(np.array(row), k) == tuple(best)
+
+
+@pytest.mark.clause("SCO-8")
+def test_top_logprobs_are_of_the_place_of_each_scored_token() -> None:
+    text = "the is a the is a"
+    score = LM.score(text, context="is", top_logprobs=TOKENS + 12)
+    assert LM.score(text, context="is").top_logprobs is None
+    assert score.top_logprobs is not None
+    for token_id, log_prob, top in zip(score.token_ids, score.log_probs, score.top_logprobs, strict=True):
+        assert dict(top)[token_id] == log_prob
+        assert math.isclose(sum(math.exp(x) for _, x in top), 1.0)
+    assert score.to_dict()["top_logprobs"][0][0] == dict(zip(("id", "logprob"), score.top_logprobs[0][0], strict=True))
 
 
 def test_transformers_loss() -> None:
@@ -184,8 +181,31 @@ def test_mistakes() -> None:
         ([1, 2], "a", "context: expected ids, as in `text`, got text"),
         (["a", "a"], ["a"], "context: expected one, or one for each of 2 in a list, got 1"),
         ("a", ["a"], "context: expected one"),
-        ("h", "t", "text: expected a continuation that does not merge.*got h; begin it with its own space"),
+        ("the", None, "text: expected at least one token to score, got one, which no token predicts; an empty context"),
+        ("", None, "text: expected at least one token to score, got none"),
+        ("", "", "text: expected at least one token to score, got none$"),
+        ("", "the", "text: expected at least one token to score, got none$"),
+        ([[]], [3], r"text\[0\]: expected at least one token to score, got none$"),
+        (["the is", "the"], None, r"text\[1\]: expected at least one token to score"),
+        (["a", ""], "is", r"text\[1\]: expected at least one token to score"),
+        ([[5, 6], [TOKENS + 12]], [1], r"text\[1\]: expected ids in"),
+        (["a", "a"], ["a", 3], r"context\[1\]: expected a text"),
+        (["the is", "a \ud800"], None, r"text\[1\]: expected valid Unicode"),
     ]
+    options: list[tuple[Any, str]] = [
+        ({"window": 1}, "window: expected an integer >= 2"),
+        ({"stride": 0}, "stride: expected an integer >= 1"),
+        ({"window": 4, "stride": 5}, "stride: expected at most the window's 4 tokens, got 5"),
+        ({"stride": 3000}, "stride: expected at most the window's 2048 tokens"),
+        ({"top_logprobs": -1}, "top_logprobs: expected an integer >= 0"),
+        ({"top_logprobs": True}, "top_logprobs: expected an integer"),
+        ({"progress": 1}, "progress: expected True or False"),
+        ({"windows": 4}, "windows: expected an argument of score.*did you mean window"),
+        ({"window": 3, "stride": 3}, "stride: expected one below the window, so that a token of text is scored"),
+    ]
+    for arguments, message in options:
+        with pytest.raises(InvalidInput, match=message):
+            LM.score([6], context=[5, 5, 5], **arguments)
     for text, context, message in cases:
         with pytest.raises(InvalidInput, match=message):
             LM.score(text, context=context)

@@ -61,7 +61,7 @@ def test_generation_and_scores_make_legal_calls(data: st.DataObject, drawn: Any)
     watched = watch(lm.backbone)
     prompts = data.draw(id_prompts(drawn.config.vocabulary_size, min_length=1))
     lm.generate(prompts, **data.draw(deterministic_options(drawn.config.vocabulary_size)))
-    lm.score(prompts)
+    lm.score(prompts, context=[])
     assert {"new_cache", "embed", "attention_block", "mlp_block", "final_norm", "logits"} <= set(watched.calls)
 
 
