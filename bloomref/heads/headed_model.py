@@ -13,6 +13,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype, cast
 from bloomref.errors import BadWeights, invalid
 from bloomref.formats import hf, hf_heads
+from bloomref.formats.beside import Beside
 from bloomref.formats.files import read_json
 from bloomref.generation.prompts import Prompt, read_request, right_pad
 from bloomref.head_params import HeadKind, HeadParams, init_head
@@ -67,7 +68,7 @@ class HeadedModel(LoraMethods):
             raise invalid("tokenizer", "a BloomTokenizer or None", type(tokenizer).__name__)
         if num_labels is not None:
             check_integer("num_labels", num_labels, 1)
-        self._backbone, self._tokenizer = backbone, tokenizer
+        self._backbone, self._tokenizer, self._beside = backbone, tokenizer, Beside()
         facts = {**backbone.config.extra, **label_facts(id2label, num_labels, problem_type)}
         if num_labels is not None and id2label is None and number_of_labels(facts) != num_labels:
             facts |= {"id2label": None, "label2id": None}  # names of another number of labels
@@ -173,7 +174,7 @@ class HeadedModel(LoraMethods):
             seed=kwargs.get("seed", 0),
         )
         changes = {name: value for name, value in hf_heads.differences(folder).items() if name not in kwargs}
-        model.config = model.config.replace(**changes)
+        model.config, model._beside = model.config.replace(**changes), Beside.read(folder)
         return model
 
     def save_to_preset(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -188,16 +189,15 @@ class HeadedModel(LoraMethods):
         config, params = self.adapter_set.merged()
         is_tied = self.config.tie_word_embeddings and config.tie_word_embeddings
         with TemporaryDirectory() as folder:
-            source = None if self.tokenizer is None else Path(folder)
             if self.tokenizer is not None:
                 self.tokenizer.save(Path(folder))
-            head = self.head.named(self.kind)
+            self._beside.write(Path(folder), None)
             hf.save(
                 Path(path),
                 self.config.replace(tie_word_embeddings=is_tied),
                 replace(params, lm_head=None),
-                tokenizer_from=source,
-                head=head,
+                tokenizer_from=Path(folder),
+                head=self.head.named(self.kind),
                 overwrite=overwrite,
             )
 

@@ -406,6 +406,15 @@ def test_a_classifier_of_a_model_with_an_untied_head_has_none(tmp_path: Path):
             BloomCausalLM.from_preset(path)
 
 
+def test_what_stands_beside_the_weights_survives(tmp_path: Path):
+    folder = edited(tmp_path)
+    (folder / "LICENSE").write_text("terms")
+    BloomForSequenceClassification.from_preset(folder).save_to_preset(tmp_path / "again")
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    assert {path.name for path in (tmp_path / "again").iterdir()} >= names
+    assert (tmp_path / "again/LICENSE").read_text() == "terms"
+
+
 def test_a_model_shows_its_size():
     assert repr(build(num_labels=5)).startswith("BloomForSequenceClassification(5 labels) on BloomBackbone(")
 
