@@ -44,12 +44,10 @@ class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
 
     Args:
         backbone: the model.
-        tokenizer: converts text to ids. None: prompts are token ids.
+        tokenizer: converts text to ids. None: prompts are token ids. It may have more ids than the backbone's
+            embedding: a text that needs one of them is refused.
         generation_config: settings of generation in transformers' names, for what the arguments of `generate` leave
             open (GEN-16). The attribute of this name may be replaced.
-
-    Raises:
-        InvalidInput: when the tokenizer has more ids than the backbone's embedding.
 
     Example:
         >>> lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
@@ -70,9 +68,6 @@ class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
             raise invalid("backbone", "a BloomBackbone", type(backbone).__name__)
         if tokenizer is not None and not isinstance(tokenizer, BloomTokenizer):
             raise invalid("tokenizer", "a BloomTokenizer or None", type(tokenizer).__name__)
-        if tokenizer is not None and tokenizer.vocabulary_size() > backbone.config.vocabulary_size:
-            size = backbone.config.vocabulary_size
-            raise invalid("tokenizer", f"at most the backbone's {size} ids", tokenizer.vocabulary_size())
         self._backbone, self._tokenizer = backbone, tokenizer
         self.generation_config = generation_config or {}
         self._beside = Beside()

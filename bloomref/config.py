@@ -70,8 +70,9 @@ class BloomConfig:
         for name in ("bos_token_id", "pad_token_id"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=0)
-        if isinstance(self.eos_token_id, list):
-            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+        ends: object = self.eos_token_id
+        if isinstance(ends, list):
+            object.__setattr__(self, "eos_token_id", tuple(ends))
         for end in self.end_token_ids:
             check_integer("eos_token_id", end, minimum=0)
 

@@ -21,6 +21,10 @@ class BadBackend(BloomrefError, TypeError):
     """A backend breaks its interface (specs/95-backend.md). The bug is in its package, not in the request."""
 
 
+class BloomrefWarning(UserWarning):
+    """Something that is not an error, but that the results depend on."""
+
+
 def describe(name: str, expected: str, got: object, hint: str = "") -> str:
     """`name: expected ..., got ...; hint`: the form of every message. A string is shown bare: pass `repr(value)`."""
     value = got if isinstance(got, str) else repr(got)
@@ -30,3 +34,17 @@ def describe(name: str, expected: str, got: object, hint: str = "") -> str:
 
 def invalid(name: str, expected: str, got: object, hint: str = "") -> InvalidInput:
     return InvalidInput(describe(name, expected, got, hint))
+
+
+_WIDER = {
+    "float16": "bfloat16 or float32",
+    "mixed_float16": "mixed_bfloat16 or float32",
+    "bfloat16": "float32",
+    "mixed_bfloat16": "float32",
+    "float32": "float64",
+}
+
+
+def overflow_hint(dtype: str) -> str:
+    """The end of a message about numbers that are too large for a dtype or policy of this name: wider ones."""
+    return f"; use dtype {_WIDER[dtype]} (--dtype on the command line)" if dtype in _WIDER else ""

@@ -1,17 +1,20 @@
 """BloomTokenizer: BLOOM's byte-level BPE with the interface of KerasHub's class, based on the `tokenizers` library."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from bloomref.errors import BadWeights, InvalidInput, Unsupported, invalid
+from bloomref.errors import BadWeights, BloomrefWarning, InvalidInput, Unsupported, invalid
+from bloomref.formats.byte_alphabet import missing_bytes, named_bytes, to_bytes
 from bloomref.formats.files import read_json, write_json
-from bloomref.formats.recognise import JSON, named_for_what_it_is
+from bloomref.formats.recognise import AGAIN, JSON, named_for_what_it_is
 from bloomref.formats.tokenizer_facts import TokenizerFacts
 from bloomref.formats.tokenizer_files import (
     bloom_tokenizer_json,
+    check_merges,
     has_keras_tokenizer,
     keras_added_tokens,
     vocabulary_and_merges,
@@ -37,7 +40,7 @@ class TokenSpan(NamedTuple):
 
 
 class BloomTokenizer:
-    """Converts text to token ids and back. Lossless: `detokenize(tokenize(text)) == text`.
+    """Converts text to token ids and back. Lossless: `detokenize(tokenize(text)) == text`, if no byte is missing.
 
     Text is split by BLOOM's rule. The special tokens `<unk>`, `<s>`, `</s>` and `<pad>` are recognised in text if the
     vocabulary has them. Nothing is added at the ends of a text unless `tokenize` is asked to.
@@ -84,14 +87,26 @@ class BloomTokenizer:
     def find(cls, folder: Path) -> "BloomTokenizer | None":
         """Load the tokenizer of a folder, or return None if the folder has none.
 
+        A pruned vocabulary that lacks bytes is no error: a `BloomrefWarning` names them.
+
         Raises:
             BadWeights: when a file is damaged, or is that of another kind of tokenizer.
         """
         if has_keras_tokenizer(folder):
-            return cls._from_keras(folder)
-        if (folder / "tokenizer.json").is_file():
-            return cls._from_hugging_face(folder / "tokenizer.json")
-        return None
+            tokenizer = cls._from_keras(folder)
+        elif (folder / "tokenizer.json").is_file() or (folder / "tokenizer.json").is_symlink():
+            tokenizer = cls._from_hugging_face(folder / "tokenizer.json")
+        else:
+            if beside := [
+                name for name in ("tokenizer_config.json", "special_tokens_map.json") if (folder / name).is_file()
+            ]:
+                hint = f"text cannot be tokenized; {AGAIN}"
+                warnings.warn(f"{folder}: {beside[0]} without tokenizer.json: {hint}", BloomrefWarning, stacklevel=3)
+            return None
+        if missing := missing_bytes(tokenizer._backend.get_vocab(with_added_tokens=False)):
+            lost = f"no token for the bytes {named_bytes(missing)}: a text with one of them loses it"
+            warnings.warn(f"{folder}: the tokenizer has {lost}", BloomrefWarning, stacklevel=3)
+        return tokenizer
 
     @classmethod
     def _from_keras(cls, folder: Path) -> "BloomTokenizer":
@@ -254,7 +269,7 @@ class BloomTokenizer:
             InvalidInput: when no token has this id.
         """
         token_id = self._check_id(id)
-        return b"" if token_id in self._special_ids else _to_bytes(self.id_to_token(token_id))
+        return b"" if token_id in self._special_ids else to_bytes(self.id_to_token(token_id))
 
     def lost_characters(self, text: str) -> str:
         """The characters of a text that `tokenize` leaves out: the vocabulary has no token for one of their bytes."""
@@ -375,7 +390,7 @@ def _load(file: Path) -> "Tokenizer":
         try:
             backend: Tokenizer = tk.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception
-            read_json(file)  # names a file that ends early
+            check_merges(read_json(file), file)
             raise BadWeights(f"{file}: expected {expected}, got {error}") from None
     kind = f"{type(backend.model).__name__} with decoder {type(backend.decoder).__name__}"
     if kind != "BPE with decoder ByteLevel":
@@ -433,26 +448,3 @@ def _rows(ids: Any) -> list[Any] | None:
         raise invalid("ids", "a list of ids, or a list of lists", ids)
     rows = list(ids)
     return rows if rows and hasattr(rows[0], "__iter__") else None
-
-
-# --- bytes of a token ----------------------------------------------------------------------------
-
-
-def _byte_of_character() -> dict[str, int]:
-    """Printable character of byte-level BPE -> byte.
-
-    A printable byte is spelled as itself, any other byte as the next unused character from U+0100 on.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTES = _byte_of_character()
-
-
-def _to_bytes(token: str) -> bytes:
-    """Bytes of a token. An added token, which is not in the byte spelling, is encoded as UTF-8."""
-    if all(character in _BYTES for character in token):
-        return bytes(_BYTES[character] for character in token)
-    return token.encode()

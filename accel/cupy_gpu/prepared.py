@@ -18,7 +18,7 @@ from accel.cupy_gpu.loading import load
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy, accumulation_dtype
-from bloomref.errors import BadWeights, Unsupported, invalid
+from bloomref.errors import BadWeights, Unsupported, invalid, overflow_hint
 from bloomref.params import Params
 from bloomref.runtime.backend import Choice, Step
 
@@ -184,7 +184,10 @@ class CupyPrepared:
         columns = (choice.drawn + np.arange(count)) % cache.capacity
         chosen = self.device.download(choosing.chosen)[:, columns]
         if self.device.download(choosing.broken)[0]:
-            raise BadWeights(f"logits: expected finite numbers; the weights hold NaN or overflow in {self.policy.name}")
+            name = self.policy.name
+            raise BadWeights(
+                f"logits: expected finite numbers; the weights hold NaN or overflow in {name}{overflow_hint(name)}"
+            )
         return chosen
 
     def _step_cublas(self, token_ids: Any, cache: DecodingCache, step: Step) -> Any:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any
 
 import typer
 
@@ -23,7 +24,7 @@ from bloomref.cli import (
     vectors,
     write_trace,
 )
-from bloomref.errors import BadBackend, BadWeights, BloomrefError, InvalidInput, Unsupported
+from bloomref.errors import BadBackend, BadWeights, BloomrefError, BloomrefWarning, InvalidInput, Unsupported
 
 EXIT_CODES: dict[type[BaseException], int] = {
     InvalidInput: 2,
@@ -85,7 +86,9 @@ def options(
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
-        app(arguments)
+        with warnings.catch_warnings():
+            _show_own_warnings()
+            app(arguments)
     except SystemExit as leave:  # typer has printed the help, or an error in the options
         return leave.code if isinstance(leave.code, int) else 1
     except BloomrefError as error:
@@ -97,6 +100,20 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of the output has closed it: `bloomref presets | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _show_own_warnings() -> None:
+    """Print the warnings of bloomref as one line each. NumPy's are about numbers that every command checks itself."""
+    warnings.filterwarnings("ignore", category=RuntimeWarning)
+    show = warnings.showwarning
+
+    def one_line(message: Any, category: type[Warning], *place: Any, **where: Any) -> None:
+        if issubclass(category, BloomrefWarning):
+            print(f"bloomref: warning: {message}", file=sys.stderr)
+        else:
+            show(message, category, *place, **where)
+
+    warnings.showwarning = one_line
 
 
 def _fail(message: str, code: int) -> int:

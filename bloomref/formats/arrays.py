@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from bloomref.dtypes import DType, cast
-from bloomref.errors import BadWeights
+from bloomref.errors import BadWeights, overflow_hint
 from bloomref.shapes import Array
 
 _PIECE = 1 << 18  # bytes checked or converted at a time: a chunk stays in the processor's cache
@@ -20,12 +20,13 @@ _EXPONENT: dict[str, Any] = {
 }
 
 
-def check_finite(array: Array, name: str) -> None:
+def check_finite(array: Array, name: str, hint: str = "") -> None:
     """Check that an array has no NaN and no infinity. The array is read once and not copied.
 
     Args:
         array: contiguous; float64, float32, float16 or bfloat16.
         name: name of the weight in the error message.
+        hint: end of the error message.
 
     Raises:
         BadWeights: when a number is not finite. Clause: WGT-7.
@@ -39,7 +40,7 @@ def check_finite(array: Array, name: str) -> None:
         exponents = np.bitwise_and(piece, mask, out=buffer[: piece.size])
         if exponents.max() == mask:
             first = flat[start + int(np.argmax(exponents == mask))]
-            raise BadWeights(f"{name}: expected finite numbers, got {first}")
+            raise BadWeights(f"{name}: expected finite numbers, got {first}{hint}")
 
 
 def check_fits(array: Array, dtype: DType, name: str) -> None:
@@ -53,7 +54,7 @@ def check_fits(array: Array, dtype: DType, name: str) -> None:
     if array.size and is_narrower(dtype, array.dtype):
         with np.errstate(over="ignore"):
             extremes = cast(np.array([array.min(), array.max()]), dtype)
-        check_finite(extremes, f"{name} as {dtype.name}")
+        check_finite(extremes, f"{name} as {dtype.name}", overflow_hint(dtype.name))
 
 
 def convert(pieces: Iterable[Array], shape: tuple[int, ...], dtype: DType, name: str) -> Array:
@@ -77,7 +78,7 @@ def convert(pieces: Iterable[Array], shape: tuple[int, ...], dtype: DType, name:
             filled = target[start : start + piece.size]
             round_into(filled, piece)
         if is_narrower(dtype, piece.dtype):
-            check_finite(filled, f"{name} as {dtype.name}")
+            check_finite(filled, f"{name} as {dtype.name}", overflow_hint(dtype.name))
         start += piece.size
     return out
 

@@ -82,11 +82,11 @@ def _unindexed(folder: Path, names: list[str]) -> BloomrefError | None:
 def no_config(folder: Path) -> BloomrefError:
     """The error for a folder without config.json: it names a model below it, or the files that are there."""
     if below := models_below(folder):
-        names = ", ".join(str(path.relative_to(folder)) for path in below[:4])
+        places = ", ".join(str(path.relative_to(folder)) for path in below[:4])
         more = f" and {len(below) - 4} more" if len(below) > 4 else ""
         which = "the newest" if len(below) > 1 else "it"
         return InvalidInput(
-            f"{folder}: expected the folder of a model, with config.json, got one above {names}{more}; "
+            f"{folder}: expected the folder of a model, with config.json, got one above {places}{more}; "
             f"pass {which}: {below[0]}"
         )
     names = sorted(path.name for path in folder.iterdir())

@@ -9,7 +9,7 @@ import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
-from bloomref.errors import BadWeights, Unsupported, describe
+from bloomref.errors import BadWeights, Unsupported, describe, overflow_hint
 from bloomref.formats.arrays import check_finite, common_dtype, is_narrower, rounded
 from bloomref.formats.files import into_shards, read_json, write_json
 from bloomref.formats.folder_contents import no_weights
@@ -187,7 +187,7 @@ class KerasWeights:
                 with np.errstate(over="ignore"):
                     view[rows] = rounded(values, dtype).reshape(view[rows].shape)
         if is_narrower(dtype, self.dtype):
-            check_finite(out, f"{key} as {dtype.name}")
+            check_finite(out, f"{key} as {dtype.name}", overflow_hint(dtype.name))
         return out
 
     def _check(self, config: BloomConfig) -> None:

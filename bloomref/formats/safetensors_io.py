@@ -131,7 +131,7 @@ def _entries(header: dict[str, Any], begin: int, size: int, name: str) -> dict[s
 
 def _check_complete(header: dict[str, Any], begin: int, size: int, name: str) -> None:
     """Refuse a file that ends early: its header is right, and names more bytes than follow."""
-    offsets = [value.get("data_offsets") if isinstance(value, dict) else None for value in header.values()]
+    offsets: list[Any] = [value.get("data_offsets") if isinstance(value, dict) else None for value in header.values()]
     if not offsets or not all(_natural_numbers(pair) and len(pair) == 2 for pair in offsets):
         return
     spans = sorted(offsets)

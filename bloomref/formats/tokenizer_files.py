@@ -75,6 +75,29 @@ def _from_hf(folder: Path) -> tuple[dict[str, int], list[str]]:
     return _checked({**(model.get("vocab") or {}), **added}), merges
 
 
+def check_merges(data: dict[str, Any], file: Path) -> None:
+    """Refuse the contents of a tokenizer.json whose merges name tokens that its vocabulary does not have.
+
+    Raises:
+        BadWeights: with the first such merge, the token and the number of such merges.
+    """
+    model = data.get("model")
+    vocabulary, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
+    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
+        return
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(half, str) for half in p) for p in pairs):
+        return
+    lost = [(pair, token) for pair in pairs for token in (*pair, "".join(pair)) if token not in vocabulary]
+    if lost:
+        (left, right), token = lost[0]
+        raise BadWeights(
+            f"{file}: merges: expected pairs whose halves and union are in the vocabulary, got {left!r} + {right!r} "
+            f"without {token!r}, like {len({tuple(pair) for pair, _ in lost})} of {len(pairs)} merges; whoever removed "
+            "the tokens must remove these merges, too"
+        )
+
+
 def _checked(vocabulary: dict[str, Any]) -> dict[str, int]:
     for token, number in vocabulary.items():
         if type(number) is not int or number < 0:

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from bloomref.errors import BadWeights
+from bloomref.errors import BadWeights, overflow_hint
 from bloomref.generation.prompts import Prompt, left_pad
 from bloomref.runtime.backend import Choice
 from bloomref.runtime.engine import Engine
@@ -114,7 +114,7 @@ def finite_logits(engine: Engine, compute: Callable[[], Array]) -> Float[Array, 
     if not np.isfinite(extremes).all():
         raise BadWeights(
             f"logits: expected finite numbers, got {logits[~np.isfinite(logits)][0]}; the weights hold NaN or overflow "
-            f"in {engine.policy.name}"
+            f"in {engine.policy.name}{overflow_hint(engine.policy.name)}"
         )
     return logits
 

@@ -35,6 +35,9 @@ from bloomref.runtime.backend import (
 from bloomref.runtime.inputs import TokenBatch, check_within
 from bloomref.shapes import Array, Bool, Float, Int
 
+# results that are not finite are for the caller to judge: NumPy's warnings about them reach no user
+_quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
 
 @dataclass(frozen=True, eq=False)
 class EngineCache:
@@ -103,6 +106,7 @@ class Engine:
 
     # --- whole sequences -------------------------------------------------------------------------
 
+    @_quiet
     def hidden(self, batch: TokenBatch, rng: np.random.Generator | None = None) -> Float[Array, "B T D"]:
         """Final hidden states of whole sequences, on the host.
 
@@ -121,6 +125,7 @@ class Engine:
         hidden = self.prepared.hidden_with_dropout(batch.token_ids, batch.is_real, rng)
         return self.to_host(hidden, batch.token_ids)
 
+    @_quiet
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of final hidden states, in float32 (float64 for a float64 model)."""
         logits = self.prepared.logits(self.prepared.from_host(hidden), False)
@@ -139,6 +144,7 @@ class Engine:
         interface_checks.check_array(self.backend, method, logits, dtype, shape)
         return logits
 
+    @_quiet
     def loss_and_gradients(
         self, batch: TokenBatch, labels: Int[Array, "B T"] | None, trainable: Callable[[str], bool] | None = None
     ) -> tuple[float, int, dict[str, Array]]:
@@ -150,6 +156,7 @@ class Engine:
         )
         return gradients(self.runs_on, params, self.config, batch, labels, trainable=trainable)
 
+    @_quiet
     def trace(self, batch: TokenBatch, select: Callable[[str], bool]) -> dict[str, Array]:
         """Intermediates of one forward pass whose name `select` accepts (MOD-8), in the order of computation.
 
@@ -176,6 +183,7 @@ class Engine:
         """Run the model over the cache, and copy the final hidden states to the host in the compute dtype."""
         return self.to_host(self.run(cache, start, token_ids, is_real), token_ids)
 
+    @_quiet
     def run(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
     ) -> Hidden:
@@ -219,6 +227,7 @@ class Engine:
         if not 0 <= start <= stop <= cache.capacity:
             raise invalid("start", f"positions within the cache's capacity of {cache.capacity}", f"[{start}, {stop})")
 
+    @_quiet
     def read(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B V"]:
@@ -240,6 +249,7 @@ class Engine:
             hidden = self.run(cache, start + begin, token_ids[:, part], None if is_real is None else is_real[:, part])
         return self.next_logits(hidden)
 
+    @_quiet
     def choose(
         self, cache: EngineCache, start: int, token_ids: Int[Array, " B"], choice: Choice, count: int
     ) -> Int[Array, "B N"] | None:
@@ -264,6 +274,7 @@ class Engine:
         cache.is_real[:, start : start + count] = True
         return chosen
 
+    @_quiet
     def next_logits(self, hidden: Hidden) -> Float[Array, "B V"]:
         """Logits of the token that follows the last position of hidden states from `run`."""
         return self._scores("logits", self.prepared.logits(hidden, True), (None, 1))[:, 0]
@@ -275,12 +286,14 @@ class Engine:
         """The embedding matrix in the compute dtype, on the host."""
         return cast(cast(self._params.word_embedding, self.policy.variable_dtype), self.policy.compute_dtype)
 
+    @_quiet
     def project(self, hidden: Any) -> Any:
         """(..., D) times the embedding matrix, tied or not: (..., V)."""
         dtype = accumulation_dtype(self.policy.compute_dtype)
         return hidden.astype(dtype, copy=False) @ self.word_embedding.astype(dtype, copy=False).T
 
 
+@_quiet
 def gradients(
     backend: Backend,
     params: Params,

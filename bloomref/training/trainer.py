@@ -53,6 +53,7 @@ class Trainer:
         """Number of updates so far."""
         return len(self.history.steps)
 
+    @np.errstate(over="ignore", invalid="ignore")  # the norm of the next gradients shows it (TRN-11)
     def advance(self) -> StepRecord:
         """Make one update, and one evaluation if it is due. Returns the record of the update."""
         index = self.done

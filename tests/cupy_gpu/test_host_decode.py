@@ -272,7 +272,8 @@ def test_choices_that_are_not_supported_and_nan_are_errors() -> None:
         prepared.tokens(np.array([1, 2]), prepared.new_cache(2, 4), step, Choice(1.0, top_k=65), 1)
     broken = prepare(params=CASE.params.map(lambda array: array * np.float32(np.inf)))
     with pytest.raises(
-        BadWeights, match=r"^logits: expected finite numbers; the weights hold NaN or overflow in float32$"
+        BadWeights,
+        match=r"^logits: expected finite numbers; the weights hold NaN or overflow in float32; use dtype float64 ",
     ):
         broken.tokens(np.array([1, 2]), broken.new_cache(2, 4), step, Choice(), 2)
 
