@@ -37,7 +37,18 @@ def room(modules: str, imports: str = "") -> Room:
 
 VOCABULARY = " ".join(
     f"bloomref.{name}"
-    for name in ("shapes", "errors", "validation", "cache_folder", "dtypes", "config", "alibi", "params", "head_params")
+    for name in (
+        "shapes",
+        "errors",
+        "validation",
+        "cache_folder",
+        "dtypes",
+        "config",
+        "alibi",
+        "params",
+        "head_params",
+        "wider_dtypes",
+    )
 )
 KIT_CASES = " ".join(
     f"bloomref.conformance.{name}"

@@ -18,9 +18,10 @@ from accel.cupy_gpu.loading import load
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy, accumulation_dtype
-from bloomref.errors import BadWeights, Unsupported, invalid, overflow_hint
+from bloomref.errors import BadWeights, Unsupported, invalid
 from bloomref.params import Params
 from bloomref.runtime.backend import Choice, Step
+from bloomref.wider_dtypes import overflow_hint
 
 
 @dataclass(frozen=True, eq=False)

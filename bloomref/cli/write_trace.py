@@ -19,8 +19,9 @@ from bloomref.cli.shared import (
     text_or_stdin,
     tokenizer_of,
 )
-from bloomref.errors import BadWeights, invalid, overflow_hint
+from bloomref.errors import BadWeights, invalid
 from bloomref.shapes import Array
+from bloomref.wider_dtypes import overflow_hint
 
 
 def command(

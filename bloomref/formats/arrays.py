@@ -7,8 +7,9 @@ import ml_dtypes
 import numpy as np
 
 from bloomref.dtypes import DType, cast
-from bloomref.errors import BadWeights, overflow_hint
+from bloomref.errors import BadWeights
 from bloomref.shapes import Array
+from bloomref.wider_dtypes import overflow_hint
 
 _PIECE = 1 << 18  # bytes checked or converted at a time: a chunk stays in the processor's cache
 _HALVES = 1 << 15  # float16 values converted at a time

@@ -9,7 +9,7 @@ import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
-from bloomref.errors import BadWeights, Unsupported, describe, overflow_hint
+from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.arrays import check_finite, common_dtype, is_narrower, rounded
 from bloomref.formats.files import into_shards, read_json, write_json
 from bloomref.formats.folder_contents import no_weights
@@ -18,6 +18,7 @@ from bloomref.formats.saved_folder import staged_model
 from bloomref.formats.tokenizer_files import keras_dtype, write_keras_tokenizer
 from bloomref.params import PROJECTIONS, Params, Weight, count_params, keys
 from bloomref.shapes import Array
+from bloomref.wider_dtypes import overflow_hint
 
 CONFIG = "config.json"
 METADATA = "metadata.json"

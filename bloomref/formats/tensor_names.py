@@ -103,7 +103,7 @@ def _hint(expected: Collection[str], names: Collection[str], unknown: list[str])
 
 
 def _wrapper(expected: Collection[str], names: Collection[str]) -> str:
-    """What wrapped models put before every name: `module.` (torch's DDP), `_orig_mod.` (torch.compile), ..."""
+    """The prefix that a wrapped model puts before every name, such as `module.` of torch's DDP."""
     wrappers = Counter(
         name.removesuffix(WORD_EMBEDDING.hf_key).removesuffix(HF_PREFIX)
         for name in names

@@ -5,12 +5,13 @@ from functools import partial
 
 import numpy as np
 
-from bloomref.errors import BadWeights, overflow_hint
+from bloomref.errors import BadWeights
 from bloomref.generation.prompts import Prompt, left_pad
 from bloomref.runtime.backend import Choice
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.prefix_states import PrefixStates, load_prefix
 from bloomref.shapes import Array, Bool, Float, Int
+from bloomref.wider_dtypes import overflow_hint
 
 
 class Decoder:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bloomref import BloomBackbone, BloomCausalLM
-from bloomref.presets import resolver
+from bloomref.presets import adapted_models
 from bloomref.runtime import registry
 
 
@@ -24,7 +24,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(module, name, call)
 
-    counted(resolver, "resolve")
+    counted(adapted_models, "resolve")
     counted(registry, "choose")
     return counts
 

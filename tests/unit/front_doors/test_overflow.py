@@ -14,10 +14,11 @@ import pytest
 
 from bloomref import BloomBackbone, BloomCausalLM, BloomTokenizer
 from bloomref.cli.app import run
-from bloomref.errors import BadWeights, overflow_hint
+from bloomref.errors import BadWeights
 from bloomref.formats.byte_alphabet import BYTES
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.presets.preset_registry import PRESETS
+from bloomref.wider_dtypes import overflow_hint
 
 TINY = PRESETS["bloom_tiny_udhr"].folder
 HINT = r"use dtype bfloat16 or float32 \(--dtype on the command line\)"
