@@ -25,6 +25,12 @@ def command(
     dtype: Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: bit for bit as stored.")] = "auto",
     base: Annotated[str | None, typer.Option(help="For an adapter: its base model.", metavar="PRESET")] = None,
     expand: Annotated[bool, typer.Option("--expand", help="For an adapter: raise its rank if needed.")] = False,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter", help="Merge this adapter into the model; for several, give it again.", metavar="PATH"
+        ),
+    ] = None,
     from_pickle: Annotated[
         bool,
         typer.Option(
@@ -42,16 +48,23 @@ def command(
 ) -> None:
     """Write SOURCE as a folder that transformers (hf) or KerasHub (keras) loads, including its tokenizer.
 
-    An adapter is written as a PEFT folder (hf) or as a .lora.h5 file of KerasHub (keras).
+    An adapter is written as a PEFT folder (hf) or as a .lora.h5 file of KerasHub (keras). With --adapter, SOURCE is a
+    model, and the written model equals it with these adapters, which it no longer needs.
     With --from-pickle, pytorch_model.bin, adapter_model.bin and layer files of Megatron-DeepSpeed become safetensors.
 
     Example: bloomref convert bloom_tiny_udhr ./tiny-keras --to keras
     """
     if from_pickle:
+        if adapter:
+            hint = f"convert the pickles first, then run bloomref convert NEW {target} --adapter PATH"
+            raise invalid("--adapter", "a model in safetensors or of Keras", "--from-pickle", hint)
         _convert_pickle(Path(source), target, to, dtype, config, force, json)
         return
     if config is not None:
         raise invalid("--config", "--from-pickle beside it", "--config alone")
+    if adapter:
+        _convert_merged(source, adapter, target, to, dtype, revision, force, json)
+        return
     from bloomref.lora.adapter_files import is_adapter
     from bloomref.presets.resolver import resolve
 
@@ -89,6 +102,44 @@ def _convert_model(folder: Path, target: Path, to: Layout, dtype: str, force: bo
     config = hf_heads.config_of_copy(folder, config) if heads else config
     hf.save(target, config, params, head=heads, tokenizer_from=folder, overwrite=force)
     return params.word_embedding.dtype.name, []
+
+
+def _convert_merged(
+    source: str,
+    adapters: list[str],
+    target: Path,
+    to: Layout,
+    dtype: str,
+    revision: str | None,
+    force: bool,
+    json: bool,
+) -> None:
+    from bloomref.causal_lm import BloomCausalLM
+    from bloomref.dtypes import floating_dtype
+    from bloomref.formats import hf_heads
+    from bloomref.presets.adapted_models import locate
+
+    if heads := list(hf_heads.stored_heads(locate(source, revision=revision).folder)):
+        hint = "in Python: load_adapter and save_to_preset of its class"
+        raise invalid("--adapter", "a language model to merge into", f"a classifier with {heads[0]}", hint)
+    policy = dtype if dtype == "auto" else floating_dtype(dtype).name
+    with working(f"merging into {source}"):
+        language_model = BloomCausalLM.from_preset(source, dtype=policy, revision=revision)
+        for number, path in enumerate(adapters, start=1):
+            language_model.load_adapter(path, f"adapter {number}")
+        language_model.set_adapter(dict.fromkeys(language_model.adapters, 1.0))
+        language_model.save_to_preset(target, to.value, overwrite=force)
+    report = {
+        "source": source,
+        "target": str(target),
+        "layout": to.value,
+        "dtype": language_model.adapter_set.policy.variable_dtype.name,
+        "merged": adapters,
+    }
+    if json:
+        print_json(report)
+    else:
+        typer.echo(f"{target}: {to.value} layout, {report['dtype']}, merged: {', '.join(adapters)}")
 
 
 def _convert_pickle(
