@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 import numpy as np
 
 from bloomref.config import SIZES, BloomConfig
-from bloomref.dtypes import DTypePolicy, dtype_policy
+from bloomref.dtypes import DType, DTypePolicy, dtype_policy
 from bloomref.errors import Unsupported, invalid
 from bloomref.lora.adapter import KERAS_DEFAULT
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
+from bloomref.machine_memory import check_memory
 from bloomref.params import Params, count_params, init_params
 from bloomref.runtime import registry
 from bloomref.runtime.backend import Backend
@@ -160,7 +161,7 @@ class BloomBackbone(LoraMethods):
             **extra,
         )
         policy = dtype_policy(dtype)
-        params = init_params(config, run.seed, policy.variable_dtype)
+        params = _random(config, run.seed, policy.variable_dtype)
         self._assemble(config, params, policy, run.backend, run.name, run.trainable)
 
     def _assemble(
@@ -238,7 +239,7 @@ class BloomBackbone(LoraMethods):
         if load_weights:
             params = checkpoint.replace_config(config).stored(policy.variable_dtype)
         else:
-            params = init_params(config, run.seed, policy.variable_dtype)
+            params = _random(config, run.seed, policy.variable_dtype)
         model = cls.__new__(cls)
         model._assemble(config, params, policy, backend, run.name, run.trainable)
         if load_weights and located.adapter is not None:
@@ -387,6 +388,11 @@ class TokenEmbedding:
         if hidden.ndim == 0 or hidden.shape[-1] != width or hidden.dtype.kind not in "fV":
             raise invalid("hidden", f"floating numbers of shape (..., {width})", f"{hidden.dtype} {hidden.shape}")
         return self._engine.project(hidden)
+
+
+def _random(config: BloomConfig, seed: int, dtype: DType) -> Params:
+    check_memory("the weights", count_params(config) * dtype.itemsize)
+    return init_params(config, seed, dtype)
 
 
 def _override(config: BloomConfig, changes: dict[str, Any]) -> BloomConfig:

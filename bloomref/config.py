@@ -27,12 +27,15 @@ _HF_KEYS: dict[str, tuple[str, ...]] = {
 _REQUIRED = ("vocabulary_size", "hidden_dim", "num_layers", "num_heads")
 SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+MAX_SIZE = 2**31 - 1
+"""Largest vocabulary and width: products of two sizes and a number of bytes fit into 64 bits."""
+MAX_LAYERS = 2**16 - 1
 IGNORED_LABEL = -100  # a label that does not count in the loss, as in torch
 
 
 @dataclass(frozen=True, kw_only=True)
 class BloomConfig:
-    """The numbers that define one BLOOM. Clauses: CFG-1 ... CFG-11.
+    """The numbers that define one BLOOM. Clauses: CFG-1 ... CFG-12.
 
     Raises:
         InvalidInput: when a field is outside its domain.
@@ -58,7 +61,8 @@ class BloomConfig:
 
     def __post_init__(self) -> None:
         for name in SIZES:
-            check_integer(name, getattr(self, name), minimum=0 if name == "num_layers" else 1)
+            limits = (0, MAX_LAYERS) if name == "num_layers" else (1, MAX_SIZE)
+            check_integer(name, getattr(self, name), *limits)
         if self.hidden_dim % self.num_heads:
             raise invalid("hidden_dim", f"a multiple of num_heads={self.num_heads}", self.hidden_dim)
         for name in ("attention_dropout", "hidden_dropout"):
@@ -121,7 +125,7 @@ class BloomConfig:
         if missing:
             raise BadWeights(f"config.json: expected the keys {', '.join(missing)}, got {sorted(data)}")
         fields = {name: data[key] for name, key in present.items() if key is not None}
-        check_integer("hidden_dim", fields["hidden_dim"], minimum=1)
+        check_integer("hidden_dim", fields["hidden_dim"], 1, MAX_SIZE)
         fields.setdefault("intermediate_dim", 4 * fields["hidden_dim"])
         extra = {key: value for key, value in data.items() if key not in _KNOWN_HF}
         return cls(**fields, extra=extra)

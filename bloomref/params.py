@@ -235,9 +235,15 @@ def keys(config: BloomConfig) -> Iterator[tuple[str, Weight]]:
         yield LM_HEAD.hf_key, LM_HEAD
 
 
+def total(config: BloomConfig, count: Callable[[Weight], int]) -> int:
+    """Sum of `count` over every weight of a model, without going through its layers."""
+    head = 0 if config.tie_word_embeddings else count(LM_HEAD)
+    return sum(map(count, MODEL_WEIGHTS)) + config.num_layers * sum(map(count, LAYER_WEIGHTS)) + head
+
+
 def count_params(config: BloomConfig) -> int:
     """Number of scalar weights. With F = 4 D and a tied head: V D + 4 D + L (12 D^2 + 13 D)."""
-    return sum(prod(weight.shape(config)) for _, weight in keys(config))
+    return total(config, lambda weight: prod(weight.shape(config)))
 
 
 def init_params(config: BloomConfig, seed: int, dtype: DType = FLOAT32) -> Params:

@@ -15,9 +15,11 @@ def is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_integer(name: str, value: Any, minimum: int) -> None:
+def check_integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
     if not is_integer(value) or value < minimum:
-        raise invalid(name, f"an integer >= {minimum}", repr(value))
+        raise invalid(name, f"an integer >= {minimum}", value if not isinstance(value, str) else repr(value))
+    if maximum is not None and value > maximum:
+        raise invalid(name, f"an integer <= {maximum}", value)
 
 
 def check_real(name: str, value: Any, expected: str = "a finite number", domain: Domain = isfinite) -> None:

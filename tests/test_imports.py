@@ -42,6 +42,7 @@ VOCABULARY = " ".join(
         "errors",
         "validation",
         "cache_folder",
+        "machine_memory",
         "dtypes",
         "config",
         "alibi",

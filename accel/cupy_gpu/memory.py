@@ -16,7 +16,7 @@ from accel.cupy_gpu.launches import (
 from bloomref.config import BloomConfig
 from bloomref.dtypes import POLICIES, DTypePolicy, accumulation_dtype
 from bloomref.errors import Unsupported
-from bloomref.params import Weight, keys
+from bloomref.params import Weight, total
 from bloomref.runtime.backend import READ_ROWS, Memory
 
 CHUNK_ROWS = READ_ROWS
@@ -43,7 +43,7 @@ def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int, sm
 
 def weight_bytes(config: BloomConfig, policy: DTypePolicy) -> int:
     """Bytes of a model's weights."""
-    return sum(_bytes(weight, config, policy) for _, weight in keys(config))
+    return total(config, lambda weight: _bytes(weight, config, policy))
 
 
 def _bytes(weight: Weight, config: BloomConfig, policy: DTypePolicy) -> int:

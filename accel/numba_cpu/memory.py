@@ -10,7 +10,7 @@ from accel.numba_cpu.linear import SUMS
 from accel.numba_cpu.weight_packing import FORMATS, projection_bytes, up
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType, DTypePolicy
-from bloomref.params import Weight, count_params, keys
+from bloomref.params import Weight, count_params, total
 from bloomref.runtime.backend import Memory
 
 
@@ -18,7 +18,7 @@ def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int) ->
     """`SupportsMemoryEstimate.memory`, from the sizes of packed weights, cache and buffers."""
     if policy.compute_dtype == np.float64:
         return _double(config, batch, length)
-    weights = sum(_weight_bytes(weight, config, policy) for _, weight in keys(config))
+    weights = total(config, lambda weight: _weight_bytes(weight, config, policy))
     cache = (
         config.num_layers
         * sum(cache_elements(config, policy.compute_dtype, batch, length))

@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -21,23 +22,23 @@ from bloomref.cli import (
     option_names,
     presets,
     score,
+    system_errors,
     vectors,
     write_trace,
 )
-from bloomref.errors import BadBackend, BadWeights, BloomrefError, BloomrefWarning, InvalidInput, Unsupported
+from bloomref.errors import BadBackend, BadWeights, BloomrefError, BloomrefWarning, InvalidInput, Unsupported, visible
 
 EXIT_CODES: dict[type[BaseException], int] = {
     InvalidInput: 2,
     Unsupported: 3,
     BadWeights: 4,
     BadBackend: 5,
-    MemoryError: 3,
     KeyboardInterrupt: 130,
 }
 
 EPILOG = (
-    "Exit codes: 0 done, 2 wrong arguments or input, 3 not possible here, 4 bad weights, 5 broken backend, "
-    "130 interrupted."
+    "Exit codes: 0 done, 1 they differ or fail, 2 wrong arguments or input, 3 not possible here, 4 bad weights, "
+    "5 broken backend, 130 interrupted."
 )
 
 app = typer.Typer(
@@ -88,17 +89,32 @@ def run(arguments: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             _show_own_warnings()
-            app(arguments)
-    except SystemExit as leave:  # typer has printed the help, or an error in the options
-        return leave.code if isinstance(leave.code, int) else 1
+            code = _exit_code(arguments)
+        sys.stdout.flush()
     except BloomrefError as error:
         return _fail(str(error), next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
-    except MemoryError as error:
-        return _fail(f"memory: {error}" if str(error) else "memory: not enough", EXIT_CODES[MemoryError])
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_CODES[KeyboardInterrupt])
     except BrokenPipeError:  # the reader of the output has closed it: `bloomref presets | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+        return 0
+    except Exception as error:
+        known = system_errors.sentence(error)
+        if known is None:
+            raise
+        if isinstance(error, OSError):
+            _discard_output()
+        return _fail(*known)
+    return code
+
+
+def _exit_code(arguments: list[str]) -> int:
+    try:
+        app(arguments)
+    except SystemExit as leave:  # typer has printed the help, an error in the options, or has taken an interrupt
+        if isinstance(leave.__context__, BrokenPipeError):
+            raise leave.__context__ from None
+        return leave.code if isinstance(leave.code, int) else 1
     return 0
 
 
@@ -109,13 +125,23 @@ def _show_own_warnings() -> None:
 
     def one_line(message: Any, category: type[Warning], *place: Any, **where: Any) -> None:
         if issubclass(category, BloomrefWarning):
-            print(f"bloomref: warning: {message}", file=sys.stderr)
+            print(f"bloomref: warning: {visible(str(message))}", file=sys.stderr)
         else:
             show(message, category, *place, **where)
 
     warnings.showwarning = one_line
 
 
+def _discard_output() -> None:
+    """Send what standard output cannot take to nowhere: it would fail again at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"bloomref: {message}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # nobody may be able to read it
+        print(f"bloomref: {message}", file=sys.stderr, flush=True)
     return code

@@ -102,7 +102,7 @@ def command(
     stream = language_model.stream(text, **options)
     began = time.perf_counter()
     if not json:
-        typer.echo(text, nl=False)
+        typer.echo(text, nl=False, color=True)
     continuation, count = _show(stream, quiet=json)
     seconds = time.perf_counter() - began
     if json:
@@ -140,7 +140,7 @@ def _show(stream: Generator[str, None, int], quiet: bool) -> tuple[str, int]:
             return "".join(pieces), end.value
         pieces.append(piece)
         if not quiet:
-            typer.echo(piece, nl=False)
+            typer.echo(piece, nl=False, color=True)
 
 
 def _check_forms(prompt: str | None, source: Path | None, output: Path | None) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from bloomref.cli.shared import DEFAULT_PRESET, Json, Revision, print_json, size
 from bloomref.config import BloomConfig
-from bloomref.errors import Unsupported
+from bloomref.errors import Unsupported, visible
 from bloomref.runtime import interface_checks, registry
 from bloomref.runtime.backend import SupportsMemoryEstimate
 
@@ -19,9 +19,9 @@ def command(
         str | None,
         typer.Option("--backend", help="Memory on this backend, or auto. Default: all that work here.", metavar="NAME"),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Batch size for the memory table.", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="Batch size for the memory table.", min=1, max=2**31 - 1)] = 1,
     length: Annotated[
-        int, typer.Option(help="Positions of prompt and continuation, for the memory table.", min=1)
+        int, typer.Option(help="Positions of prompt and continuation, for the memory table.", min=1, max=2**31 - 1)
     ] = 2048,
     revision: Revision = None,
     json: Json = False,
@@ -43,11 +43,16 @@ def command(
         return
     typer.echo(f"{model}: {report['parameters']:,} parameters, {report['layout']} layout, stored as {report['dtype']}")
     for name, value in report["config"].items():
-        typer.echo(f"  {name:42} {value}")
+        typer.echo(f"  {visible(name, 120):42} {visible(_plain(value), 120)}")
     typer.echo(f"memory for {batch} x {length} positions (weights + cache + working space)")
     for row in report["memory"]:
         parts = " + ".join(size(row[part]) for part in ("weights", "cache", "working"))
         typer.echo(f"  {row['backend']:8} {row['dtype']:16} {size(row['total']):>8}  = {parts}")
+
+
+def _plain(value: object) -> object:
+    """A number or a flag as text; `visible` shows anything else as Python writes it."""
+    return str(value) if isinstance(value, (int, float)) or value is None else value
 
 
 def _show_adapter(path: Path, json: bool) -> None:
@@ -60,7 +65,7 @@ def _show_adapter(path: Path, json: bool) -> None:
     typer.echo(f"{path}: LoRA adapter, {report['parameters']:,} parameters")
     for name, value in report.items():
         if name != "parameters":
-            typer.echo(f"  {name:42} {value}")
+            typer.echo(f"  {visible(name, 120):42} {visible(_plain(value), 120)}")
 
 
 def _report(model: str, revision: str | None, backend: str | None, batch: int, length: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Arguments and output forms that several subcommands share."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bloomref.dtypes import DTypePolicy
-from bloomref.errors import Unsupported, invalid
+from bloomref.errors import Unsupported, invalid, visible
 from bloomref.runtime import backend as interface
 from bloomref.runtime import registry
 
@@ -110,8 +111,9 @@ def working(message: str) -> Iterator[None]:
         yield
         return
     from rich.console import Console
+    from rich.text import Text  # plain text: a path may have brackets, which are markup in a str
 
-    with Console(stderr=True).status(message):
+    with Console(stderr=True).status(Text(visible(message))):
         yield
 
 
@@ -131,8 +133,16 @@ def progress_bar(message: str, total: int) -> Iterator[Callable[[int], None] | N
 
 
 def print_json(value: Any) -> None:
-    """Print a value as indented JSON."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    """Print a value as indented JSON. A number that is not finite, which JSON does not have, is null."""
+    typer.echo(json.dumps(_finite(value), ensure_ascii=False, indent=2), color=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(member) for key, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def note(message: str) -> None:

@@ -10,7 +10,7 @@ from bloomref.dtypes import FLOAT32, POLICIES, DType
 from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe
 from bloomref.formats import hf, keras
 from bloomref.formats.arrays import check_fits
-from bloomref.formats.files import read_json
+from bloomref.formats.files import MAX_CONFIG_BYTES, read_json
 from bloomref.formats.folder_contents import QUANTISED_HINT, no_config
 from bloomref.formats.hf import HfWeights
 from bloomref.formats.saved_folder import check_complete
@@ -128,7 +128,7 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         )
     if folder.is_dir() and not (folder / hf.CONFIG).exists():
         raise no_config(folder)
-    data = read_json(folder / hf.CONFIG)
+    data = read_json(folder / hf.CONFIG, MAX_CONFIG_BYTES)
     try:
         if keras.describes(data):
             return Checkpoint(folder, "keras", keras.read_config(folder, data), keras.declared_dtype(data))

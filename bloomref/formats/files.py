@@ -14,6 +14,7 @@ from bloomref.formats.recognise import AGAIN, JSON, named_for_what_it_is
 from bloomref.shapes import Array
 
 MAX_JSON_BYTES = 100_000_000  # a tokenizer.json of BLOOM has 15 MB, the index of its largest checkpoint 70 kB
+MAX_CONFIG_BYTES = 2_000_000  # of a config: parsed, JSON takes up to sixty times its size
 
 
 def regular_file(path: Path) -> Path:
@@ -31,16 +32,16 @@ def regular_file(path: Path) -> Path:
     return path
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
-        BadWeights: when the file is missing or larger than `MAX_JSON_BYTES`, or is not one JSON object without
-            repeated keys.
+        BadWeights: when the file is missing or larger than `max_bytes`, or is not one JSON object without repeated
+            keys.
     """
     size = regular_file(path).stat().st_size
-    if size > MAX_JSON_BYTES:
-        raise BadWeights(describe(path.name, f"at most {MAX_JSON_BYTES} bytes", f"{size} bytes"))
+    if size > max_bytes:
+        raise BadWeights(describe(path.name, f"at most {max_bytes} bytes", f"{size} bytes"))
     with named_for_what_it_is(path, "a JSON object", JSON):
         return parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8), path.name)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights, describe
 from bloomref.formats.arrays import check_finite
-from bloomref.formats.files import read_json, write_json
+from bloomref.formats.files import MAX_CONFIG_BYTES, read_json, write_json
 from bloomref.formats.folder_contents import no_weights
 from bloomref.formats.peft_config import EMBEDDING, LoraConfig
 from bloomref.formats.safetensors_io import FLOATS, SafetensorsFile, write_safetensors
@@ -34,7 +34,7 @@ def read_config(folder: Path) -> LoraConfig:
         BadWeights: when the config is missing or damaged; Unsupported: when the adapter is not plain LoRA (LRA-18).
     """
     check_complete(folder)
-    return LoraConfig.from_json(read_json(folder / CONFIG))
+    return LoraConfig.from_json(read_json(folder / CONFIG, MAX_CONFIG_BYTES))
 
 
 def read(folder: Path, config: BloomConfig) -> tuple[LoraConfig, Pairs]:

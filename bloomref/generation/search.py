@@ -21,6 +21,7 @@ TOKENS_PER_DEVICE_CALL = 8
 
 def generate(task: Task) -> list[list[int]]:
     """New token ids, including the stop token, of every result: `num_return_sequences` of each prompt, side by side."""
+    task.check_memory()
     if task.options.best_of is not None:
         return best_candidates(task)
     new_ids: list[list[int]] = [[] for _ in range(len(task.prompts) * task.options.num_return_sequences)]
@@ -53,6 +54,7 @@ def best_candidates(task: Task) -> list[list[int]]:
 
 def tokens(task: Task) -> Iterator[tuple[int, int]]:
     """(row, new token id), each as soon as it is final and in the order of its row; beam search yields at its end."""
+    task.check_memory()
     strategies = {
         "greedy": next_token_search,
         "sample": next_token_search,

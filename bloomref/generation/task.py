@@ -9,6 +9,7 @@ from bloomref.generation.options import GenerationOptions
 from bloomref.generation.prompts import Prompt
 from bloomref.generation.sampling import row_seeds
 from bloomref.generation.stopping import Stopping
+from bloomref.machine_memory import check_memory
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.prefix_states import PrefixStates
 from bloomref.shapes import Array, Bool, Int
@@ -43,6 +44,17 @@ class Task:
         count, seed = self.options.sequences, self.options.seed
         places = range(len(self.prompts)) if self.places is None else self.places
         return row_seeds(None if seed is None else int(seed), [i * count + j for i in places for j in range(count)])
+
+    def check_memory(self) -> None:
+        """Refuse a cache that does not fit into this machine.
+
+        Raises:
+            Unsupported: with both sizes.
+        """
+        sequences = len(self.prompts) * max(self.options.sequences, self.options.num_beams)
+        positions = max((len(p) + n for p, n in zip(self.prompts, self.budgets, strict=True)), default=0)
+        hint = "fewer max_new_tokens, num_beams, sequences or prompts at once need less"
+        check_memory("the cache", self.engine.cache_bytes(sequences, positions), hint)
 
     def rows(self) -> list["Row"]:
         """The initial state of every sequence: `options.sequences` of each prompt, side by side."""

@@ -177,6 +177,14 @@ class Engine:
         interface_checks.check_cache(self.backend, blocks)
         return EngineCache(blocks, np.zeros((batch, capacity), bool))
 
+    def cache_bytes(self, batch: int, capacity: int) -> int:
+        """Bytes of the keys and values of so many positions; 0 on a backend with a memory of its own."""
+        if self.backend not in registry.ON_HOST:
+            return 0
+        return (
+            2 * self.config.num_layers * batch * capacity * self.config.hidden_dim * self.policy.compute_dtype.itemsize
+        )
+
     def extend(
         self, cache: EngineCache, start: int, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T D"]:

@@ -15,6 +15,8 @@ from bloomref.validation import did_you_mean
 
 REFERENCE = "numpy"
 AUTO = "auto"
+ON_HOST = (REFERENCE, "numba")
+"""Backends whose arrays are in the memory of the machine."""
 PREFERENCE = ("cupy", "numba", REFERENCE)
 """The order in which `auto` tries backends. Others are selected by name only."""
 INSTALL = {"cupy": "pip install 'bloomref[cuda13]'", "numba": "pip install 'bloomref[numba]'"}

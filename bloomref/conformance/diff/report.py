@@ -13,6 +13,7 @@ from bloomref.conformance.diff.explain import Explanation
 from bloomref.conformance.diff.measure import Comparison
 from bloomref.conformance.oracle.budgets import LIMIT
 from bloomref.conformance.oracle.matched_filter import Amplitude
+from bloomref.errors import visible
 
 BAR = 24
 """Width of a bar, in characters."""
@@ -88,9 +89,9 @@ def _times(z: float) -> str:
 def show(difference: Difference, console: Console, every: bool = False) -> None:
     """Print the sentences and the table; with `every`, all rows of it."""
     verdict, *rest = sentences(difference)
-    console.print(Text(verdict, "bold red" if difference.differ else "bold green"))
+    console.print(Text(visible(verdict), "bold red" if difference.differ else "bold green"))
     for line in rest:
-        console.print(Text(line, "yellow" if " matches " in line else ""))
+        console.print(Text(visible(line), "yellow" if " matches " in line else ""))
     rows = difference.comparisons if every else shown(difference)
     console.print(Group(Text(), _table(difference, rows)))
     folded = len(difference.comparisons) - len(rows)
@@ -104,7 +105,9 @@ def _table(difference: Difference, rows: Sequence[Comparison]) -> RenderableType
     top = max((row.z for row in difference.comparisons if math.isfinite(row.z)), default=1.0)
     for row in rows:
         mark = " <- first" if row is difference.first else ""
-        table.add_row(row.name, _z(row), f"{row.relative:.1e}", Text(bar(row.z, top) + mark, _colour(row)))
+        table.add_row(
+            Text(visible(row.name, 120)), _z(row), f"{row.relative:.1e}", Text(bar(row.z, top) + mark, _colour(row))
+        )
     return table
 
 
