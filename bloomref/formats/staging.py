@@ -9,16 +9,15 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bloomref.errors import invalid
 
-try:
+if sys.platform != "win32":  # which has no such locks: leftovers stay there
     import fcntl
-except ImportError:  # Windows has no such locks: leftovers stay there
-    fcntl = None  # type: ignore[assignment]
 
 
 def temporary_path(target: Path) -> Path:
@@ -37,51 +36,70 @@ def stage(target: Path) -> Iterator[Path]:
     Folders that dead writers of `target` have left are removed first.
     """
     remove_leftovers(target)
-    folder, lock = _locked_folder(target)
+    folder, descriptor = _locked_folder(target)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        unlock(descriptor)
 
 
-def _locked_folder(target: Path) -> tuple[Path, int | None]:
+def _locked_folder(target: Path) -> tuple[Path, int]:
     while True:
         folder = temporary_path(target)
         folder.mkdir(parents=True)
-        lock = _lock(folder, wait=True)
-        if folder.is_dir():  # else another writer took it for a leftover before it was locked
-            return folder, lock
+        with suppress(FileNotFoundError):  # another writer may take it for a leftover before it is locked
+            descriptor = lock(folder)
+            if folder.is_dir():
+                return folder, descriptor
+            unlock(descriptor)
 
 
-def _lock(folder: Path, wait: bool) -> int | None:
-    """Lock a folder. Returns the descriptor that holds the lock; None: it is locked already, or there are no locks."""
-    if fcntl is None:
-        return None
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
+def lock(folder: Path, wait: bool = True) -> int:
+    """Lock a folder for this process. The system releases the lock when the process ends.
+
+    Returns:
+        A number for `unlock`; -1 where the system or the file system has no such locks.
+
+    Raises:
+        BlockingIOError: another process holds the lock, and `wait` is False.
+    """
+    if sys.platform == "win32":
+        return -1
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
-        return None
+        if isinstance(error, BlockingIOError):
+            raise
+        return -1
     return descriptor
+
+
+def unlock(descriptor: int) -> None:
+    """Release a lock of `lock`."""
+    if descriptor >= 0:
+        os.close(descriptor)
 
 
 def remove_leftovers(target: Path) -> None:
     """Remove the temporary folders of `target` whose writers are dead."""
     pattern = re.compile(re.escape(f".{_short(target)}.") + r"[0-9a-f]{12}\.tmp")
+    with suppress(OSError):  # no such folder, or one that cannot be listed
+        for path in list(target.parent.iterdir()):
+            if pattern.fullmatch(path.name):
+                _remove_leftover(path)
+
+
+def _remove_leftover(path: Path) -> None:
     try:
-        paths = list(target.parent.iterdir())
-    except OSError:  # no such folder, or one that cannot be listed
+        descriptor = lock(path, wait=False)
+    except OSError:  # its writer lives, or it is no folder
         return
-    for path in paths:
-        if pattern.fullmatch(path.name) and (lock := _lock(path, wait=False)) is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
+    if descriptor >= 0:
+        shutil.rmtree(path, ignore_errors=True)
+    unlock(descriptor)
 
 
 @contextmanager

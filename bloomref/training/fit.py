@@ -1,6 +1,7 @@
 """`BloomCausalLM.fit`: combines model, data and settings, and runs the training loop."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
@@ -80,12 +81,13 @@ def fit(
     measure = _measure(model, part, kept_back, settings, evaluate)
     facts = {**(run.facts or {}), "data": _identity(source, kept_back), "model": part.identity}
     trainer = _trainer(part, source, settings, measure, facts)
-    _resume(trainer, run)
-    part.commit()
-    try:
-        train(trainer, run.folder, run.save_every, run.progress)
-    finally:
+    with nullcontext() if run.folder is None else training_state.reserved(run.folder):
+        _resume(trainer, run)
         part.commit()
+        try:
+            train(trainer, run.folder, run.save_every, run.progress)
+        finally:
+            part.commit()
     return trainer.history
 
 
@@ -123,7 +125,13 @@ def _data(
     if not _is_texts(data):
         return as_source(cast("Callable[[int], Batch] | Iterable[Batch]", data)), own
     learned, drawn = documents.split(_documents(model, data, separator, settings), settings.held_out, settings.seed)
-    return Packed(learned, settings, model.backbone.config.pad_token_id or 0), own + drawn
+    return Packed(learned, settings, _padding(model)), own + drawn
+
+
+def _padding(model: LanguageModel) -> int:
+    """Id of padding. Its value has no effect, but it must be in the vocabulary; 0 where the model has none there."""
+    config = model.backbone.config
+    return config.pad_token_id if (config.pad_token_id or 0) < config.vocabulary_size and config.pad_token_id else 0
 
 
 def _is_texts(data: Any) -> bool:
@@ -163,7 +171,7 @@ def _measure(
     pieces = cut(kept_back, settings.context)
     if evaluate is None and not pieces:
         return None
-    batches = in_rows(pieces, settings.batch, model.backbone.config.pad_token_id or 0)
+    batches = in_rows(pieces, settings.batch, _padding(model))
 
     def measure() -> float:
         part.commit()

@@ -7,6 +7,7 @@ from typing import Any
 
 from bloomref.errors import BadWeights, describe
 from bloomref.formats.staging import staged_file
+from bloomref.validation import is_integer
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class Evaluation:
 
     step: int
     loss: float
+
+
+def _check(name: str, record: StepRecord | Evaluation, in_order: bool) -> None:
+    numbers = [value for field, value in asdict(record).items() if field not in ("step", "tokens")]
+    counts = [value for field, value in asdict(record).items() if field in ("step", "tokens")]
+    if not in_order or not all(map(is_integer, counts)) or not all(isinstance(x, (int, float)) for x in numbers):
+        raise BadWeights(describe(name, "its step's number, and numbers", record))
 
 
 @dataclass
@@ -61,9 +69,18 @@ class History:
             BadWeights: when `data` has another form.
         """
         try:
-            return cls([StepRecord(**r) for r in data["steps"]], [Evaluation(**e) for e in data["evaluations"]])
+            steps, evaluations = (
+                [StepRecord(**r) for r in data["steps"]],
+                [Evaluation(**e) for e in data["evaluations"]],
+            )
         except (KeyError, TypeError) as error:
             raise BadWeights(describe("history", "steps and evaluations", str(error))) from None
+        for number, record in enumerate(steps, 1):
+            _check(f"history: record {number}", record, record.step == number)
+        for evaluation in evaluations:
+            in_order = is_integer(evaluation.step) and 0 < evaluation.step <= len(steps)
+            _check("history: evaluation", evaluation, in_order)
+        return cls(steps, evaluations)
 
     def save(self, path: Path) -> None:
         """Write the history as JSON."""

@@ -117,6 +117,8 @@ class Trainer:
         for kind, expected in self._identity().items():
             _check_same(state.values.get(kind), expected)
         self.history = History.from_dict(state.values.get("history"))
+        if self.done != state.step or self.done > self.steps:
+            raise BadWeights(describe("checkpoint: history", f"{state.step} steps of {self.steps}", f"{self.done}"))
         groups = self.state().arrays
         if "best" in state.arrays:
             self.best = {name: np.empty_like(array) for name, array in self.variables.items()}

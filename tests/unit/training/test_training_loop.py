@@ -313,6 +313,7 @@ def spoil(folder: Path, damage: str) -> None:
         arrays = {name: array[:1] for name, array in loaded.arrays["first"].items()}
         training_state.write_safetensors(file, arrays)
     (folder / "state.json").write_text(json.dumps(state), "utf-8")
+    training_state.write_checksums(folder)  # the digests agree: what is refused is refused for its content
 
 
 # --- checkpoints on disk -----------------------------------------------------------------------------------------
