@@ -12,6 +12,7 @@ from numba import prange
 
 from accel.numba_cpu.blas import limited
 from accel.numba_cpu.jit import jit_parallel
+from accel.numba_cpu.parallel import enters_kernels
 from bloomref import alibi
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
@@ -122,10 +123,12 @@ class DoublePrepared(Prepared):
         layers = range(self.config.num_layers)
         return DoubleCache([np.zeros(shape) for _ in layers], [np.zeros(shape) for _ in layers])
 
+    @enters_kernels
     def embed(self, token_ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         params = self._params
         return self._norm(params.word_embedding[token_ids], params.ln_embedding_weight, params.ln_embedding_bias)
 
+    @enters_kernels
     def attention_block(
         self, layer: int, x: Float[Array, "B T D"], cache: DoubleCache, step: Step
     ) -> Float[Array, "B T D"]:
@@ -149,6 +152,7 @@ class DoublePrepared(Prepared):
         attend(query, keys, values, np.ascontiguousarray(step.key_is_real), step.start, self._slopes, out)
         return out.reshape(batch, time, d)
 
+    @enters_kernels
     def mlp_block(self, layer: int, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         weights = self._params.layers[layer]
         normed = self._norm(x, weights.ln_mlp_weight, weights.ln_mlp_bias)
@@ -157,6 +161,7 @@ class DoublePrepared(Prepared):
         y = product(inner, weights.mlp_down_weight) + weights.mlp_down_bias
         return (normed if self.config.apply_residual_connection_post_layernorm else x) + y
 
+    @enters_kernels
     def final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self._norm(x, self._params.ln_final_weight, self._params.ln_final_bias)
 

@@ -15,6 +15,7 @@ from accel.numba_cpu.jit_cache import is_marked, mark
 from accel.numba_cpu.linear import BFLOAT16, FLOAT16, FLOAT32, PLAIN, SUMS, product, put_rows
 from accel.numba_cpu.memory import cache_elements, memory
 from accel.numba_cpu.packed_cache import Store, open_store
+from accel.numba_cpu.parallel import enters_kernels
 from accel.numba_cpu.structs import (
     AttentionScratch,
     AttentionWeights,
@@ -145,6 +146,7 @@ class NumbaPrepared(Prepared):
             up(capacity),
         )
 
+    @enters_kernels
     def embed(self, token_ids: Int[Array, "B T"]) -> Hidden:
         batch, time = token_ids.shape
         rows, ids = self._new_rows(batch * time), np.ascontiguousarray(token_ids).reshape(-1)
@@ -152,6 +154,7 @@ class NumbaPrepared(Prepared):
         self._norm_rows(rows, self._norm_embedding, rows)
         return Hidden(rows, batch, time)
 
+    @enters_kernels
     def attention_block(self, layer: int, x: Hidden, cache: Cache, step: Step) -> Hidden:
         is_real, is_whole = step.derive(
             ("is_real", cache.capacity), lambda: _panels_of(step.key_is_real, cache.capacity)
@@ -162,17 +165,20 @@ class NumbaPrepared(Prepared):
         attention_block(x.rows, shape, self._layers[layer][0], self._model, view, self._workspace(len(x.rows)), out)
         return Hidden(out, x.batch, x.time)
 
+    @enters_kernels
     def mlp_block(self, layer: int, x: Hidden) -> Hidden:
         m = len(x.rows)
         out = self._new_rows(m)
         mlp_block(x.rows, m, self._layers[layer][1], self._model, self._workspace(m), out)
         return Hidden(out, x.batch, x.time)
 
+    @enters_kernels
     def final_norm(self, x: Hidden) -> Hidden:
         out = self._new_rows(len(x.rows))
         self._norm_rows(x.rows, self._norm_final, out)
         return Hidden(out, x.batch, x.time)
 
+    @enters_kernels
     def logits(self, x: Hidden, last_only: bool) -> Float[Array, "B _ V"]:
         d, v = self.config.hidden_dim, self.config.vocabulary_size
         hidden = x.rows.reshape(x.batch, x.time, up(d))
@@ -264,6 +270,7 @@ class NumbaBackend(Backend, SupportsMemoryEstimate, SupportsGradients, SupportsC
     def unsupported(self, config: BloomConfig, policy: DTypePolicy) -> str | None:  # noqa: ARG002
         return None
 
+    @enters_kernels
     def prepare(self, params: Params, config: BloomConfig, policy: DTypePolicy) -> NumbaPrepared | DoublePrepared:
         if policy.compute_dtype == np.float64:
             return DoublePrepared(params, config, policy)
@@ -272,6 +279,7 @@ class NumbaBackend(Backend, SupportsMemoryEstimate, SupportsGradients, SupportsC
     def memory(self, config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> Memory:
         return memory(config, policy, batch, length)
 
+    @enters_kernels
     def loss_and_gradients(
         self,
         params: Params,

@@ -25,7 +25,7 @@ _SIZES = ("Maximum allowed dimension", "array is too big", "cannot fit", "Exceed
 def sentence(error: BaseException) -> tuple[str, int] | None:
     """The message and the exit code for an error; None: it is none of these, but a bug."""
     if isinstance(error, MemoryError):
-        return _joined("memory: this machine has too little for the request", error), NOT_POSSIBLE
+        return f"memory: {visible(str(error) or 'this machine has too little for the request', 300)}", NOT_POSSIBLE
     if isinstance(error, OSError):
         return _of_system(error)
     if isinstance(error, UnicodeError):

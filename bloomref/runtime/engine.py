@@ -80,10 +80,25 @@ class Engine:
         self.config = config
         self.policy = policy
         self.runs_on = backend if isinstance(backend, Backend) else registry.choose(backend, config, policy)
-        self.prepared = _prepare(self.runs_on, params, config, policy)
         self._params = params
-        if isinstance(self.prepared, SupportsHostWeights) and policy.variable_dtype == policy.compute_dtype:
-            self._params = self.prepared.params
+        _ = self.prepared
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """What the backend has made of the weights."""
+        prepared = _prepare(self.runs_on, self._params, self.config, self.policy)
+        if isinstance(prepared, SupportsHostWeights) and self.policy.variable_dtype == self.policy.compute_dtype:
+            self._params = prepared.params
+        return prepared
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy the weights. The backend prepares them at the copy's first use.
+
+        Not before: where that fails, the caller of a worker process must get the error, rather than the one who reads
+        its arguments, who would wait for ever.
+        """
+        is_registered = registry.is_loaded(self.backend, self.runs_on)
+        return _unprepared, (self._params, self.config, self.policy, self.backend if is_registered else self.runs_on)
 
     @property
     def backend(self) -> str:
@@ -339,6 +354,13 @@ def gradients(
     dtype = accumulation_dtype(params.word_embedding.dtype)
     interface_checks.check_gradients(backend.name, value, by_key, shapes, dtype)
     return value, int((targets != IGNORED_LABEL).sum()), by_key
+
+
+def _unprepared(params: Params, config: BloomConfig, policy: DTypePolicy, backend: str | Backend) -> Engine:
+    engine = Engine.__new__(Engine)
+    engine.config, engine.policy, engine._params = config, policy, params
+    engine.runs_on = backend if isinstance(backend, Backend) else registry.load(backend)
+    return engine
 
 
 def _prepare(backend: Backend, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:

@@ -72,6 +72,14 @@ def load(name: str) -> Backend:
     return loaded
 
 
+def is_loaded(name: str, backend: Backend) -> bool:
+    """True if this name gives this backend."""
+    try:
+        return load(name) is backend
+    except BloomrefError:
+        return False
+
+
 def _unknown(name: object) -> InvalidInput:
     known = [*names(), AUTO]
     return invalid("backend", f"one of {', '.join(known)}", repr(name), did_you_mean(str(name), known))
