@@ -19,7 +19,7 @@ _OF_PATHS = {
 }
 """Errors that another path would not have."""
 _SIZES = ("Maximum allowed dimension", "array is too big", "cannot fit", "Exceeds the limit", "maximum supported dimen")
-"""How messages of NumPy and Python begin that refuse a size or a number."""
+"""Beginnings of the messages of NumPy and Python that refuse a size or a number."""
 
 
 def sentence(error: BaseException) -> tuple[str, int] | None:

@@ -85,7 +85,7 @@ class Engine:
 
     @cached_property
     def prepared(self) -> Prepared:
-        """What the backend has made of the weights."""
+        """The weights as the backend has prepared them."""
         prepared = _prepare(self.runs_on, self._params, self.config, self.policy)
         if isinstance(prepared, SupportsHostWeights) and self.policy.variable_dtype == self.policy.compute_dtype:
             self._params = prepared.params
