@@ -316,7 +316,7 @@ class BloomTokenizer:
     @cached_property
     def _missing_bytes(self) -> frozenset[int]:
         """Bytes without a token of their own, from which byte-level BPE begins."""
-        return frozenset(byte for spelling, byte in _BYTES.items() if self._backend.token_to_id(spelling) is None)
+        return frozenset(missing_bytes(self._backend.get_vocab(with_added_tokens=False)))
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
