@@ -21,7 +21,7 @@ IDS = {"token_ids": [[3, 1, 4, 1, 5]]}
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "model"
     hf.save(folder, CONFIG, init_params(CONFIG, 1).astype(np.dtype(np.float16)))
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "LICENSE").write_text("as the base")
     return folder
 
 
@@ -66,7 +66,7 @@ def test_the_merged_model_is_the_base_with_its_adapters(
     logits = BloomCausalLM.from_preset(tmp_path / "out", dtype="float32").logits(IDS)
     if dtype == "float32":
         np.testing.assert_allclose(logits, lm.logits(IDS), rtol=1e-4, atol=1e-4)
-    assert (tmp_path / "out/chat_template.jinja").exists()
+    assert (tmp_path / "out/LICENSE").exists()
 
 
 def test_weights_without_an_adapter_keep_their_bits(base: Path, adapters: list[str], tmp_path: Path) -> None:
