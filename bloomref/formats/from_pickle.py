@@ -4,6 +4,7 @@ Names, dtypes and bits of the tensors stay. Each pickled file becomes one safete
 is open. What stands beside the weights (config, tokenizer, chat template ...) is copied.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from bloomref.errors import BadWeights, InvalidInput, describe
 from bloomref.formats import hf, megatron, peft
 from bloomref.formats.checkpoint import open_checkpoint
 from bloomref.formats.files import regular_file, shard_path, weight_map, write_json
+from bloomref.formats.recognise import MEGATRON, PICKLE, by_name
 from bloomref.formats.safetensors_io import write_safetensors
 from bloomref.formats.saved_folder import staged_model
 from bloomref.formats.torch_file import TorchFile
@@ -22,6 +24,7 @@ from bloomref.shapes import Array
 MODEL = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
 ADAPTER = "adapter_model.bin"
+_SHARD = re.compile(r".*[-_]([0-9]+)-of-([0-9]+)\.\w+")
 _BESIDE = (".json", ".txt", ".jinja", ".model", ".md")
 """Endings of the files beside the weights that are copied."""
 
@@ -69,7 +72,8 @@ def convert(
     """Write the pickled weights in a folder as a folder of safetensors.
 
     Args:
-        source: a folder with pytorch_model.bin (or its shards and index), adapter_model.bin, or layer files.
+        source: a folder with pytorch_model.bin (or its shards and index), adapter_model.bin, layer files, or with one
+            pickled model of another name.
         target: the folder to write; an error leaves it unchanged.
         config: the model's config.json; None: the one in `source`, or the training's arguments beside layer files.
         overwrite: replace the model in `target`; False: refuse a folder that has any files (WGT-20).
@@ -102,7 +106,7 @@ def convert(
 
 def _jobs(source: Path) -> tuple[str, list[_Job]]:
     if not source.is_dir():
-        hint = f"the folder is {source.parent}" if source.is_file() else ""
+        hint = f"pass {source.parent}" if source.is_file() else "`hf download USER/REPO --local-dir FOLDER` makes one"
         raise InvalidInput(describe("--from-pickle", "a folder on this machine", str(source), hint))
     if (source / MODEL).exists():
         return "model", [_Job([source / MODEL], _single)]
@@ -113,9 +117,23 @@ def _jobs(source: Path) -> tuple[str, list[_Job]]:
         return "adapter", [_Job([source / ADAPTER], _single)]
     if layers := megatron.layers(source):
         return "layer files of Megatron-DeepSpeed", [_Job(paths, megatron.joined) for paths in layers]
-    listed = sorted(path.name for path in source.iterdir())
+    kind = "adapter" if peft.exists(source) else "model"
+    return kind, [_Job([source / name], _single) for name in _others(source)]
+
+
+def _others(source: Path) -> list[str]:
+    """Names of pickled weights under other names: one file, or all shards of a model without their index."""
+    names = sorted(path.name for path in source.iterdir())
+    pickled = [name for name in names if by_name(name) is PICKLE]
+    shards = [match for name in pickled if (match := _SHARD.fullmatch(name))]
+    totals = [int(match[2]) for match in shards]
+    if len(pickled) == 1 or (len(shards) == len(pickled) and set(totals) == {len(shards)}):
+        return pickled
+    hint = "leave one model in the folder, with all its shards" if pickled else ""
+    if not pickled and any(by_name(name) is MEGATRON for name in names):
+        hint = "it has no layer files; DeepSpeed's zero_to_fp32.py, beside its checkpoints, writes a pytorch_model.bin"
     expected = f"a folder with {MODEL}, {INDEX}, {ADAPTER} or layer_*-model_*-model_states.pt"
-    raise InvalidInput(describe("--from-pickle", expected, ", ".join(listed) or "an empty folder"))
+    raise InvalidInput(describe("--from-pickle", expected, ", ".join(pickled or names) or "an empty folder", hint))
 
 
 def _single(files: Sequence[TorchFile]) -> Mapping[str, Array]:

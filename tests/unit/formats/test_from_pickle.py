@@ -171,6 +171,37 @@ def test_the_config_may_be_elsewhere(folder: Path, tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "out").config == CONFIG
 
 
+@pytest.mark.parametrize("name", ["bloom.pt", "pytorch_model.fp16.bin", "consolidated.00.pth"])
+def test_a_single_model_may_have_another_name(folder: Path, tmp_path: Path, name: str) -> None:
+    torch_writer.save(folder / name, weights())
+    (folder / "optimizer.pt").write_bytes(b"\x80\x02.")
+    convert(folder, tmp_path / "out")
+    assert_same(stored(tmp_path / "out", "model.safetensors"), weights())
+
+
+def test_shards_may_lack_their_index(folder: Path, tmp_path: Path) -> None:
+    sharded(folder, weights())
+    (folder / "pytorch_model.bin.index.json").unlink()
+    convert(folder, tmp_path / "out")
+    assert_same(stored(tmp_path / "out", "model-*-of-00003.safetensors"), weights())
+    (folder / "pytorch_model-00002-of-00003.bin").unlink()
+    with pytest.raises(InvalidInput, match="with all its shards"):
+        convert(folder, tmp_path / "other")
+
+
+def test_several_models_are_refused(folder: Path, tmp_path: Path) -> None:
+    for file in ("a.pt", "b.bin"):
+        torch_writer.save(folder / file, weights())
+    with pytest.raises(InvalidInput, match=r"got a\.pt, b\.bin; leave one model"):
+        convert(folder, tmp_path / "out")
+
+
+def test_a_checkpoint_of_deepspeed_without_layers_has_a_way_out(folder: Path, tmp_path: Path) -> None:
+    (folder / megatron.ARGUMENTS).write_bytes(b"")
+    with pytest.raises(InvalidInput, match="zero_to_fp32"):
+        convert(folder, tmp_path / "out")
+
+
 # --- the command -------------------------------------------------------------------------------------------------
 
 
