@@ -26,7 +26,7 @@ from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
 from bloomref.many_prompts import ManyPrompts
 from bloomref.params import Params
-from bloomref.prefix import Prefix, PrefixMethods
+from bloomref.prefix import Prefix
 from bloomref.runtime.inputs import labelled_batch, named_inputs, token_batch
 from bloomref.shapes import Array, Float
 from bloomref.tokenizer import BloomTokenizer
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 StopTokens = Literal["auto"] | int | Sequence[int] | None
 
 
-class BloomCausalLM(LoraMethods, ManyPrompts, PrefixMethods):
+class BloomCausalLM(LoraMethods, ManyPrompts):
     """A BLOOM language model: continues text, scores it, and can be trained.
 
     Args:

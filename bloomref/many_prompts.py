@@ -1,6 +1,6 @@
 """Methods of BloomCausalLM for many prompts at once."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
@@ -10,11 +10,11 @@ from bloomref.generation.options import GenerationOptions
 from bloomref.generation.prompts import Prompt, Request
 from bloomref.generation.streaming import as_texts
 from bloomref.generation.task import Task
-from bloomref.prefix import Prefix
+from bloomref.prefix import Prefix, PrefixMethods
 from bloomref.validation import check_integer
 
 
-class ManyPrompts(ABC):
+class ManyPrompts(PrefixMethods):
     """`generate_each`, for a class that makes the tasks of generation."""
 
     @abstractmethod
@@ -27,7 +27,13 @@ class ManyPrompts(ABC):
     def _task(self, prompts: Sequence[Prompt], options: GenerationOptions, prefix: Prefix | None = None) -> Task: ...
 
     def generate_each(
-        self, prompts: Sequence[str], *, batch: int = 16, skip: Container[int] = (), **options: Any
+        self,
+        prompts: Sequence[str],
+        *,
+        batch: int = 16,
+        skip: Container[int] = (),
+        prefix: Prefix | None = None,
+        **options: Any,
     ) -> Iterator[Completion]:
         """Continue many texts in batches of similar length; each batch's results as soon as they are there.
 
@@ -35,6 +41,7 @@ class ManyPrompts(ABC):
             prompts: the texts. Their results are those of one `generate(prompts, ...)`, in another order.
             batch: number of prompts of a batch.
             skip: places of prompts that are left out, such as those that an interrupted run has done.
+            prefix: as for `generate`.
             **options: those of `generate`.
 
         Raises:
@@ -48,8 +55,8 @@ class ManyPrompts(ABC):
         check_integer("batch", batch, 1)
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise invalid("prompts", "a list of texts", type(prompts).__name__)
-        request = Request("text", list(prompts), False)
-        whole = self._task(self._prompts("prompts", request), self._options(**options))
+        request = Request("text", self._after(prefix, list(prompts)), False)
+        whole = self._task(self._prompts("prompts", request), self._options(**options), prefix)
         for places, part, generated in in_batches(whole, batch, skip):
             count = part.options.num_return_sequences
             texts = as_texts(["" for _ in places], part, generated, strip_prompt=True)

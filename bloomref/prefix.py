@@ -62,23 +62,42 @@ class Prefix:
         pieces: Generator[str, None, int] = self._model.stream(prompt, prefix=self, **options)
         return pieces
 
+    def score(self, text: Any, context: Any = None, **options: Any) -> Any:
+        """`BloomCausalLM.score` of a text or texts behind this prefix, or behind prefix and context.
+
+        Args:
+            text: a text, the ids of one, or a list of these.
+            context: what stands between the prefix and `text`; for a list, one for all or one for each.
+            **options: those of `score`.
+        """
+        engine = self._model.backbone.engine
+        request = read_request("text", text, engine.config.vocabulary_size)
+        start = self._start(engine, request.kind)
+        alone = start if request.is_single or request.kind == "text" else [start] * len(request.rows)
+        before = alone if context is None else self.before(engine, context)
+        return self._model.score(text, context=before, prefix=self.states, **options)
+
     def before(self, engine: Engine, inputs: Any) -> Any:
         """The inputs with this prefix before each prompt.
 
         Raises:
             InvalidInput: for inputs of another form, or when the model has changed since the prefix was made.
         """
-        if engine is not self._engine:
-            hint = "make it again with lm.prefix(...)"
-            raise invalid("prefix", "one of this model as it is now", "one of other weights, adapters or dtype", hint)
         if isinstance(inputs, Mapping):
             raise invalid("inputs", "texts or lists of ids after a prefix", "a dictionary")
         request = read_request("inputs", inputs, engine.config.vocabulary_size)
-        if request.kind == "text" and self.text is None:
-            raise invalid("inputs", "token ids, as the prefix was made of", "text")
-        first: Any = self.text if request.kind == "text" else self.token_ids
-        rows = [first + row for row in request.rows]
+        start = self._start(engine, request.kind)
+        rows = [start + row for row in request.rows]
         return rows[0] if request.is_single else rows
+
+    def _start(self, engine: Engine, kind: str) -> Any:
+        """The prefix before a prompt of that kind: as a text, or as ids."""
+        if engine is not self._engine:
+            hint = "make it again with lm.prefix(...)"
+            raise invalid("prefix", "one of this model as it is now", "one of other weights, adapters or dtype", hint)
+        if kind == "text" and self.text is None:
+            raise invalid("inputs", "token ids, as the prefix was made of", "text")
+        return self.text if kind == "text" else self.token_ids
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file that `BloomCausalLM.load_prefix` reads, with a digest of the model.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from bloomref.errors import invalid
+from bloomref.runtime.prefix_states import PrefixStates
 from bloomref.validation import check_bool, check_integer, check_known
 
 DEFAULT_WINDOW = 2048
@@ -17,6 +18,7 @@ class ScoreArguments(TypedDict, total=False):
     stride: int | None
     top_logprobs: int
     progress: bool
+    prefix: PrefixStates | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,8 @@ class ScoreOptions:
     """Number of the likeliest tokens to return in the place of each scored token."""
     progress: bool = False
     """Show a bar on stderr."""
+    prefix: PrefixStates | None = None
+    """States of what contexts begin with: `Prefix.score` passes them."""
 
     @classmethod
     def create(cls, **arguments: Any) -> "ScoreOptions":
@@ -51,6 +55,8 @@ class ScoreOptions:
                 raise invalid("stride", f"at most the window's {self.width} tokens", self.stride)
         check_integer("top_logprobs", self.top_logprobs, 0)
         check_bool("progress", self.progress)
+        if self.prefix is not None and not isinstance(self.prefix, PrefixStates):
+            raise invalid("prefix", "None", type(self.prefix).__name__, "score with p = lm.prefix(...); p.score(text)")
 
     @property
     def is_whole(self) -> bool:

@@ -15,6 +15,7 @@ from bloomref.generation.sampling import log_softmax
 from bloomref.generation.score_options import DEFAULT_WINDOW, ScoreOptions
 from bloomref.generation.windows import Scored, windows
 from bloomref.runtime.engine import Engine
+from bloomref.runtime.prefix_states import load_prefix
 from bloomref.shapes import Array, Bool, Float, Int
 
 LONGEST_CONTEXT = 16384
@@ -119,7 +120,10 @@ class Scoring:
         cache = engine.new_cache(rows, time)
         piece = max(1, _PAIRS_AT_ONCE // (rows * time * engine.config.num_heads))
         parts = [_Part() for _ in members]
-        for begin in range(0, time, piece):
+        first_needed = min(window.start for window in members) - 1
+        prefix = self.options.prefix
+        copied = 0 if prefix is None else load_prefix(engine, cache, batch, prefix, first_needed)
+        for begin in range(copied, time, piece):
             span = slice(begin, begin + piece)
             hidden = engine.extend(cache, begin, batch.token_ids[:, span], batch.is_real[:, span])
             for row, window in enumerate(members):

@@ -82,16 +82,6 @@ def load_prefix(engine: Engine, cache: EngineCache, batch: TokenBatch, states: P
     return begin
 
 
-def hidden(engine: Engine, batch: TokenBatch, states: PrefixStates | None, limit: int) -> Float[Array, "B T D"]:
-    """Final hidden states of whole sequences, as `Engine.hidden`; zeros in columns before `limit` that were copied."""
-    if states is None:
-        return engine.hidden(batch)
-    cache = engine.new_cache(*batch.token_ids.shape)
-    begin = load_prefix(engine, cache, batch, states, limit)
-    computed = engine.extend(cache, begin, batch.token_ids[:, begin:], batch.is_real[:, begin:])
-    return np.pad(computed, ((0, 0), (begin, 0), (0, 0)))
-
-
 def _none(engine: Engine) -> Float[Array, "L H S K"]:
     config = engine.config
     return np.zeros((config.num_layers, config.num_heads, 0, config.head_dim), engine.policy.compute_dtype)

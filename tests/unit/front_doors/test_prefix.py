@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from small_models import make_lm, models, text_lm
 
 from bloomref import BadWeights, BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput, LoraConfig
+from bloomref.generation.scoring import Score
 
 CONFIG = BloomConfig(vocabulary_size=20, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=24)
 LM = make_lm(CONFIG)
@@ -45,6 +46,12 @@ def test_texts_are_tokenized_as_a_whole(start: str, prompts: list[str]) -> None:
     prefix = TEXT_LM.prefix(start)
     whole = [start + prompt for prompt in prompts]
     assert prefix.generate(prompts, max_new_tokens=4) == TEXT_LM.generate(whole, max_new_tokens=4)
+    done = sorted(
+        TEXT_LM.generate_each(prompts, prefix=prefix, max_new_tokens=4), key=lambda completion: completion.index
+    )
+    assert [start + prompt + c.continuations[0] for prompt, c in zip(prompts, done, strict=True)] == TEXT_LM.generate(
+        whole, max_new_tokens=4
+    )
     assert prefix.generate(prompts[0], max_new_tokens=4) == TEXT_LM.generate(whole[0], max_new_tokens=4)
     streamed = "".join(prefix.stream(prompts[0], max_new_tokens=4))
     assert streamed == TEXT_LM.generate(whole[0], max_new_tokens=4, strip_prompt=True)
@@ -73,6 +80,48 @@ def test_every_model_has_prefixes(drawn: Any, length: int) -> None:
     assert prefix.nbytes == 2 * config.num_layers * length * config.hidden_dim * 8
     assert len(prefix) == length
     assert prefix.token_ids == [1] * length
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+def same_scores(got: list[Score], expected: list[Score]) -> None:
+    """Equal up to the rounding of BLAS, which may sum a product of another shape in another order."""
+    for a, b in zip(got, expected, strict=True):
+        assert (a.token_ids, a.is_greedy, a.num_bytes) == (b.token_ids, b.is_greedy, b.num_bytes)
+        np.testing.assert_allclose(a.log_probs, b.log_probs, rtol=1e-10, atol=0)
+
+
+@settings(max_examples=6)
+@given(IDS.filter(bool), st.lists(IDS.filter(bool), min_size=1, max_size=3), st.sampled_from([{}, {"window": 4}]))
+def test_scores_behind_a_prefix_are_those_behind_the_context(
+    start: list[int], rows: list[list[int]], options: Any
+) -> None:
+    prefix = LM.prefix(start)
+    expected = LM.score(rows, context=[start] * len(rows), **options)
+    same_scores(prefix.score(rows, **options), expected)
+    same_scores([prefix.score(rows[0], **options)], expected[:1])
+    more = LM.score(rows, context=[[*start, 1]] * len(rows))
+    same_scores(prefix.score(rows, context=[[1]] * len(rows)), more)
+
+
+@pytest.mark.parametrize("start", ["the", "th", "the  "])
+def test_scores_of_texts_behind_a_prefix(start: str) -> None:
+    """The text may merge with the prefix, or with the white space at its end."""
+    texts = ["e is", " the", "a"]
+    expected = TEXT_LM.score(texts, context=start)
+    same_scores(TEXT_LM.prefix(start).score(texts), expected)
+    more = TEXT_LM.score(texts[0], context=start + " a")
+    same_scores([TEXT_LM.prefix(start).score(texts[0], context=" a")], [more])
+
+
+def test_scoring_computes_what_follows_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix, shapes = LM.prefix([1, 2, 3, 4, 5]), []
+    engine: Any = LM.backbone.engine
+    run = engine.run
+    monkeypatch.setattr(engine, "run", lambda c, s, ids, *r: shapes.append((s, ids.shape)) or run(c, s, ids, *r))
+    prefix.score([[6, 7], [8]])
+    assert shapes == [(4, (2, 3))]
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -165,6 +214,7 @@ def test_a_prefix_of_changed_weights_is_refused() -> None:
         (lambda: TEXT_LM.prefix([5]).generate("a"), "token ids, as the prefix was made of"),
         (lambda: LM.prefix([5]).generate({"token_ids": [[1]]}), "texts or lists of ids after a prefix"),
         (lambda: LM.generate([1], prefix="a"), "what lm.prefix"),
+        (lambda: LM.score([1, 2], prefix="a"), "p.score"),
     ],
 )
 def test_what_is_no_prefix_or_no_prompt_after_it_is_refused(call: Any, message: str) -> None:
