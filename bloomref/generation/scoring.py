@@ -23,7 +23,7 @@ LONGEST_CONTEXT = 16384
 # Large enough for efficient matrix products, small enough for the temporaries.
 _POSITIONS_AT_ONCE = 4096
 _LOGITS_AT_ONCE = 2**24
-_PAIRS_AT_ONCE = 2**26
+_PAIRS_AT_ONCE = 2**24
 """Pairs of a query and a key, over all rows and heads of one piece: the reference stores a score of each."""
 
 
