@@ -2,15 +2,18 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bloomref.cli.shared import DEFAULT_PRESET, Json, Revision, print_json, size
 from bloomref.config import BloomConfig
-from bloomref.errors import Unsupported, visible
+from bloomref.errors import BadWeights, Unsupported, visible
 from bloomref.runtime import interface_checks, registry
 from bloomref.runtime.backend import SupportsMemoryEstimate
+
+if TYPE_CHECKING:
+    from bloomref.formats.checkpoint import Checkpoint
 
 
 def command(
@@ -31,23 +34,27 @@ def command(
     Example: bloomref info bloom_560m_multi --length 512
     """
     from bloomref.lora import adapter_files
+    from bloomref.presets.adapted_models import is_only_adapter
     from bloomref.presets.preset_registry import ADAPTERS
 
     path = ADAPTERS[model].folder if model in ADAPTERS else Path(model)
-    if adapter_files.is_adapter(path):
+    if adapter_files.is_adapter(path) and (path.is_file() or is_only_adapter(path)):
         _show_adapter(path, json)
         return
     report = _report(model, revision, backend, batch, length)
     if json:
         print_json(report)
         return
-    typer.echo(f"{model}: {report['parameters']:,} parameters, {report['layout']} layout, stored as {report['dtype']}")
+    stored = f"stored as {report['dtype']}" if report["dtype"] else f"known without reading {report['source']}"
+    typer.echo(f"{model}: {report['parameters']:,} parameters, {report['layout']} layout, {stored}")
     for name, value in report["config"].items():
         typer.echo(f"  {visible(name, 120):42} {visible(_plain(value), 120)}")
     typer.echo(f"memory for {batch} x {length} positions (weights + cache + working space)")
     for row in report["memory"]:
         parts = " + ".join(size(row[part]) for part in ("weights", "cache", "working"))
         typer.echo(f"  {row['backend']:8} {row['dtype']:16} {size(row['total']):>8}  = {parts}")
+    for remark in report["remarks"]:
+        typer.echo(f"remark: {visible(remark, 1000)}")
 
 
 def _plain(value: object) -> object:
@@ -56,36 +63,76 @@ def _plain(value: object) -> object:
 
 
 def _show_adapter(path: Path, json: bool) -> None:
+    from bloomref.lora import foreign_adapters
     from bloomref.lora.adapter_files import describe_files
 
-    report = describe_files(path)
+    try:
+        report = {"method": "LORA", **describe_files(path)}
+    except (Unsupported, BadWeights) as error:
+        if not path.is_dir():
+            raise
+        report = foreign_adapters.facts(path) | {"cannot be run": str(error)}
     if json:
         print_json(report)
         return
-    typer.echo(f"{path}: LoRA adapter, {report['parameters']:,} parameters")
+    method = "LoRA" if report["method"] == "LORA" else visible(report["method"], 60)
+    count = "no readable weights" if report["parameters"] is None else f"{report['parameters']:,} parameters"
+    typer.echo(f"{path}: {method} adapter, {count}")
     for name, value in report.items():
-        if name != "parameters":
-            typer.echo(f"  {visible(name, 120):42} {visible(_plain(value), 120)}")
+        if name not in ("parameters", "method"):
+            typer.echo(f"  {visible(name, 120):42} {visible(_plain(value), 400)}")
 
 
 def _report(model: str, revision: str | None, backend: str | None, batch: int, length: int) -> dict[str, Any]:
-    from bloomref.formats.checkpoint import open_checkpoint
     from bloomref.params import count_params
-    from bloomref.presets.resolver import resolve
 
     if backend not in (None, registry.AUTO):
         registry.load(backend)  # refuse an unknown name before any download
-    checkpoint = open_checkpoint(resolve(model, weights=False, revision=revision))
-    config = checkpoint.config
-    rows = _chosen(backend, config, batch, length) if backend else _all(config, batch, length)
+    source = _registered(model, revision) or _opened(model, revision)
+    config = source.pop("config")
     return {
         "model": model,
         "parameters": count_params(config),
-        "layout": checkpoint.layout,
-        "dtype": checkpoint.dtype_name,
+        **source,
         "config": {name: value for name, value in config.to_dict().items() if name != "extra"} | dict(config.extra),
-        "memory": rows,
+        "memory": _chosen(backend, config, batch, length) if backend else _all(config, batch, length),
     }
+
+
+def _registered(model: str, revision: str | None) -> dict[str, Any] | None:
+    """Facts of a built-in preset, from the registry: without a network. None for any other model or revision."""
+    from bloomref.presets.preset_registry import PRESETS
+
+    preset = PRESETS.get(model)
+    if preset is None or preset.folder is not None or revision not in (None, preset.revision):
+        return None
+    source = f"hf://{preset.source}@{preset.revision}"
+    return {"layout": "hf", "dtype": None, "config": preset.config, "source": source, "remarks": []}
+
+
+def _opened(model: str, revision: str | None) -> dict[str, Any]:
+    from bloomref.formats.checkpoint import open_checkpoint
+    from bloomref.formats.oddities import remarks
+    from bloomref.presets.resolver import resolve
+
+    folder = resolve(model, weights=False, revision=revision)
+    checkpoint = open_checkpoint(folder)
+    seen_whole = checkpoint.has_weights or "://" not in model  # of a repository only the small files are fetched
+    return {
+        "layout": checkpoint.layout,
+        "dtype": _dtype(checkpoint),
+        "config": checkpoint.config,
+        "source": str(folder),
+        "remarks": remarks(checkpoint) if seen_whole else [],
+    }
+
+
+def _dtype(checkpoint: "Checkpoint") -> str:
+    """Stored dtype, or the declared one where the weights cannot be read: a remark says why."""
+    try:
+        return checkpoint.dtype_name
+    except (BadWeights, Unsupported):
+        return checkpoint.declared_dtype or "unknown"
 
 
 def _all(config: BloomConfig, batch: int, length: int) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ class HfWeights:
     def dtype(self) -> DType:
         """Narrowest dtype that represents every stored weight exactly."""
         entries = (file.entries[name] for file, name in self.files.values() if is_used(name))
-        return common_dtype(DTYPES[entry.dtype] for entry in entries)
+        return common_dtype(DTYPES[entry.dtype] for entry in entries if entry.dtype in FLOATS)
 
     @property
     def unused(self) -> list[str]:
