@@ -46,7 +46,7 @@ NEEDS_MORE: dict[str, Callable[[str], Any]] = {
 def test_an_id_beyond_the_embedding_is_refused_when_it_occurs(door: str, text: str) -> None:
     assert LM.tokenizer is not None
     assert LM.tokenizer.vocabulary_size() == 262
-    with pytest.raises(InvalidInput, match=r"expected ids in \[0, 260\), the vocabulary of this model, got 26[01]"):
+    with pytest.raises(InvalidInput, match=r"ids in \[0, 260\).*, got 26[01]"):
         NEEDS_MORE[door](text)
 
 
