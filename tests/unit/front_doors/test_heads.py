@@ -463,8 +463,7 @@ def test_the_command_labels_texts(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.clause("HEA-11")
-@pytest.mark.parametrize("kind", CLASSES)
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("kind", "tied"), list(zip(CLASSES, (True, False, True), strict=True)))
 def test_convert_keeps_the_head(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: Any, tied: bool):
     model = build(kind, backbone("float32"))
     model.config = model.config.replace(tie_word_embeddings=tied)
