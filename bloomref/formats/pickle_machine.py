@@ -19,7 +19,10 @@ _LONGEST_NAME = 1000
 
 @dataclass(frozen=True)
 class Call:
-    """Function of bloomref that stands for a name in a pickle. It gets the arguments as a tuple."""
+    """Function of bloomref that stands for a name in a pickle.
+
+    It gets the arguments as a tuple, and raises ValueError("expected ..., got ...") to refuse them.
+    """
 
     function: Callable[[tuple[Any, ...]], Any]
 
@@ -206,7 +209,10 @@ class _Machine:
         if isinstance(function, Inert):
             self.push(Inert(function.name, arguments))
         elif isinstance(function, Call):
-            self.push(function.function(arguments))
+            try:
+                self.push(function.function(arguments))
+            except ValueError as error:
+                raise BadWeights(f"{self.file}: byte {self.position}: {error}") from error
         else:
             raise self.refused("a function of tensors", type(function).__name__)
 

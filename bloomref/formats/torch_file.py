@@ -115,7 +115,7 @@ class TorchFile:
         if place.checksum and place.name not in self._checked:
             with memoryview(self._map) as content:
                 if zlib.crc32(content[place.start : place.stop]) != place.checksum:
-                    raise BadWeights(f"{self.path.name}: {place.name}: expected its checksum, got damaged data")
+                    raise BadWeights(f"{self.path.name}: {place.name!r:.80}: expected its checksum, got damaged data")
             self._checked.add(place.name)
         start = place.start + tensor.offset * dtype.itemsize
         strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
@@ -142,7 +142,7 @@ class TorchFile:
             if place is None or place.stop - place.start != storage.size * storage.dtype.itemsize:
                 got = "no such member" if place is None else f"{place.stop - place.start} bytes"
                 expected = f"{storage.size} numbers of {storage.dtype.name}"
-                raise BadWeights(describe(f"{self.path.name}: data/{key:.40}", expected, got))
+                raise BadWeights(describe(f"{self.path.name}: storage {key!r:.40}", expected, got))
             places[key] = place
         return places
 
@@ -181,7 +181,7 @@ class TorchFile:
             if stop > len(self._map) or int.from_bytes(self._map[position:start], "little") != storage.size:
                 raise BadWeights(
                     describe(
-                        f"{self.path.name}: storage {key:.40}",
+                        f"{self.path.name}: storage {key!r:.40}",
                         f"{storage.size} numbers of {storage.dtype.name}",
                         f"a file of {len(self._map)} bytes, cut or damaged",
                     )
@@ -211,7 +211,7 @@ class TorchFile:
             raise BadWeights(f"{self.path.name}: expected a storage of one of {', '.join(_DTYPES)}, got {problem}")
         storage = Storage(key, kind, size)
         if self._storages.setdefault(key, storage) != storage:
-            raise BadWeights(f"{self.path.name}: expected one size and type for storage {key:.40}, got two")
+            raise BadWeights(f"{self.path.name}: expected one size and type for storage {key!r:.40}, got two")
         return storage
 
 
@@ -226,16 +226,16 @@ def _tensor(arguments: tuple[Any, ...]) -> Tensor:
     """
     storage, offset, shape, strides = arguments[:4] if 4 <= len(arguments) <= 7 else (None,) * 4
     if not isinstance(storage, Storage) or not _is_natural(offset) or not (_is_shape(shape) and _is_shape(strides)):
-        raise BadWeights("tensor: expected a storage, an offset, a shape and strides, got something else")
+        raise ValueError("expected a storage, an offset, a shape and strides, got something else")
     if len(shape) != len(strides) or arguments[6:] not in ((), (None,)):
-        raise BadWeights("tensor: expected one stride for each axis and no other facts, got something else")
+        raise ValueError("expected one stride for each axis and no other facts, got something else")
     # the stride of an axis of length 1 has no effect, and may be any number
     strides = tuple(stride if length > 1 else 0 for length, stride in zip(shape, strides, strict=True))
     last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     count = math.prod(shape)
     if count > storage.size or (count and last >= storage.size) or offset > storage.size:
         got = f"shape {list(shape)}, strides {list(strides)}, offset {offset}"
-        raise BadWeights(describe(f"tensor in storage {storage.key:.40}", f"a view of {storage.size} numbers", got))
+        raise ValueError(f"expected a tensor within the {storage.size} numbers of its storage, got {got:.200}")
     return Tensor(storage, offset, shape, strides)
 
 
@@ -248,13 +248,13 @@ def _is_shape(value: Any) -> bool:
 def _parameter(arguments: tuple[Any, ...]) -> Tensor:
     """Stand-in for `torch._utils._rebuild_parameter(tensor, requires_grad, hooks)`: the tensor."""
     if not arguments or not isinstance(arguments[0], Tensor):
-        raise BadWeights("parameter: expected a tensor, got something else")
+        raise ValueError("expected a tensor for a parameter, got something else")
     return arguments[0]
 
 
 def _empty_dict(arguments: tuple[Any, ...]) -> dict[str, Any]:
     if arguments:
-        raise BadWeights("OrderedDict: expected no arguments, got some")
+        raise ValueError("expected an OrderedDict without arguments, got some")
     return {}
 
 

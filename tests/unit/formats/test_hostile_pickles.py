@@ -107,8 +107,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a text longer than the file": (b"X\xff\xff\xff\xff", "the end of its data"),
     "a text that is not UTF-8": (b"X\1\0\0\0\xff", "a text in UTF-8"),
     "a long integer of protocol 2": (b"\x8b\xff\xff\xff\x7f", "opcode"),
-    "an OrderedDict with arguments": (call("collections", "OrderedDict", b"]"), "no arguments"),
-    "a parameter of no tensor": (call("torch._utils", "_rebuild_parameter", number(1)), "expected a tensor"),
+    "an OrderedDict with arguments": (call("collections", "OrderedDict", b"]"), "without arguments"),
+    "a parameter of no tensor": (call("torch._utils", "_rebuild_parameter", number(1)), "a tensor for a parameter"),
     "no tensors": (b"}", "a dict of tensors"),
     "a key that is a number": (b"}" + number(1) + tensor(GOOD, (6,)) + b"s", "1: expected a tensor"),
 }
@@ -203,15 +203,15 @@ def rebuilt(*arguments: bytes) -> bytes:
 
 BIG = 1 << 59
 TENSORS: dict[str, tuple[bytes, str]] = {
-    "longer than the storage": (tensor(GOOD, (7,)), "a view of 6 numbers"),
+    "longer than the storage": (tensor(GOOD, (7,)), "within the 6 numbers"),
     "offset": (tensor(GOOD, (6,), (1,), 1), "offset 1"),
     "offset of an empty tensor": (tensor(GOOD, (0,), (1,), 7), "offset 7"),
     "negative offset": (tensor(GOOD, (1,), (1,), -1), "a storage, an offset"),
     "negative length": (tensor(GOOD, (-1,), (1,)), "a storage, an offset"),
     "negative stride": (tensor(GOOD, (2,), (-1,), 5), "a storage, an offset"),
     "strides past the end": (tensor(GOOD, (2, 2), (4, 2)), r"strides \[4, 2\]"),
-    "stride of 0": (tensor(GOOD, (1000, 1000), (0, 0)), "a view of 6 numbers"),
-    "large stride": (tensor(GOOD, (2,), (BIG,)), "a view of 6 numbers"),
+    "stride of 0": (tensor(GOOD, (1000, 1000), (0, 0)), "within the 6 numbers"),
+    "large stride": (tensor(GOOD, (2,), (BIG,)), "within the 6 numbers"),
     "large lengths": (tensor(GOOD, (BIG, BIG), (0, 0)), "a storage, an offset"),
     "large lengths, none": (tensor(GOOD, (0, BIG, BIG), (1, 1, 1)), "a storage, an offset"),
     "33 axes": (tensor(GOOD, (1,) * 33), "a storage, an offset"),
@@ -228,6 +228,7 @@ TENSORS: dict[str, tuple[bytes, str]] = {
     "an unknown type": (tensor(storage("0", 6, "ComplexFloat"), (5,)), "torch.ComplexFloatStorage"),
     "two types": (mapping({"a": tensor(GOOD, (6,)), "b": tensor(storage("0", 3, "Double"), (3,))}), "got two"),
     "an unknown storage": (tensor(storage("../../etc/passwd", 6), (6,)), "etc/passwd|keys of its"),
+    "control characters": (tensor(storage("\x1b[2J\n", 6), (6,)), r"x1b|keys of its"),
     "no data": (tensor(storage("0", 6, "Float", "meta"), (6,)), "without data"),
     "a view of a storage": (tensor(storage("0", 6, "Float", "cpu", numbers((0, 6))), (6,)), "another persistent id"),
 }  # fmt: skip
@@ -238,7 +239,7 @@ TENSORS: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("kind", TENSORS)
 def test_a_tensor_beyond_its_storage_is_refused(kind: str, is_zip: bool, tmp_path: Path) -> None:
     body, words = TENSORS[kind]
-    with pytest.raises(BadWeights, match=words):
+    with pytest.raises(BadWeights, match=rf"^\S*weights\.bin: .*({words})"):
         TorchFile(placed(mapping({"w": body}), tmp_path, is_zip))
 
 
@@ -256,7 +257,7 @@ def test_every_view_inside_its_storage_is_read(tmp_path: Path, axes: list[tuple[
     write_zip(path, mapping({"w": tensor(storage("0", 24), shape, strides, offset)}), {"0": flat.tobytes()})
     places = offset + sum((np.indices(shape).T * strides).T) if shape else np.array(offset)
     if np.size(places) > 24 or (np.size(places) and np.max(places) >= 24):
-        with pytest.raises(BadWeights, match="a view of 24 numbers"):
+        with pytest.raises(BadWeights, match="within the 24 numbers"):
             TorchFile(path)
         return
     file = TorchFile(path)
