@@ -314,7 +314,8 @@ class BloomBackbone(LoraMethods):
 
     def use_adapters(self, adapters: AdapterSet) -> None:
         """Run with these adapters from now on; a failure changes nothing."""
-        self.engine = self.engine.with_params(adapters.params())
+        self.engine = self.engine.with_params(adapters.params(), adapters.config)
+        self.config = adapters.config
         self._adapters = adapters if adapters.loaded else None
 
     @property

@@ -1,7 +1,6 @@
 """BloomCausalLM: a backbone with its tokenizer, that generates text and scores it."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
@@ -69,6 +68,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         if tokenizer is not None and not isinstance(tokenizer, BloomTokenizer):
             raise invalid("tokenizer", "a BloomTokenizer or None", type(tokenizer).__name__)
         self._backbone, self._tokenizer = backbone, tokenizer
+        self._decodable: Vocabulary | None = None
         self.generation_config = generation_config or {}
         self._beside = Beside()
 
@@ -172,6 +172,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
             on a backend without gradients.
         """
         batch, labels = labelled_batch(inputs, self._vocabulary_size)
+        self.adapter_set.check_trainable()
         variables = self.trainable_variables()
         loss, _, gradients = self.backbone.engine.loss_and_gradients(batch, labels, variables.__contains__)
         return loss, gradients
@@ -468,9 +469,11 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
     def _vocabulary_size(self) -> int:
         return self.backbone.config.vocabulary_size
 
-    @cached_property
+    @property
     def _vocabulary(self) -> Vocabulary:
-        return Vocabulary(self.tokenizer, self._vocabulary_size)
+        if self._decodable is None or len(self._decodable.forbidden) != self._vocabulary_size:
+            self._decodable = Vocabulary(self.tokenizer, self._vocabulary_size)
+        return self._decodable
 
     def _need_tokenizer(self, name: str) -> BloomTokenizer:
         if self.tokenizer is None:

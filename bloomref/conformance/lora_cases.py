@@ -16,7 +16,7 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.representable import snap
 from bloomref.formats import keras_lora, peft
 from bloomref.formats.keras_lora import Kernels, kernel_shapes
-from bloomref.formats.peft import Pairs
+from bloomref.formats.peft import Pairs, PeftTensors
 from bloomref.formats.peft_config import EMBEDDING, LoraConfig
 from bloomref.lora import adapter_files
 from bloomref.lora.adapter import Adapter, from_keras, from_peft
@@ -71,7 +71,7 @@ class Lora:
         """Return the adapter for a model of this config, with factors in float64."""
         if self.form == "keras":
             return from_keras(NAME, self._kernels(config), np.dtype(np.float64))
-        return from_peft(NAME, self.settings(), self._pairs(config), np.dtype(np.float64))
+        return from_peft(NAME, self.settings(), PeftTensors(self._pairs(config)), np.dtype(np.float64))
 
     def write(self, folder: Path, config: BloomConfig) -> Path:
         """Write the adapter to `folder`, in float32: a PEFT folder, or a `.lora.h5` file of KerasHub. Return the path.
@@ -87,7 +87,7 @@ class Lora:
         pairs: Pairs = {
             key: (a.astype(np.float32), b.astype(np.float32)) for key, (a, b) in self._pairs(config).items()
         }
-        peft.save(path, self.settings(), pairs)
+        peft.save(path, self.settings(), PeftTensors(pairs))
         return path
 
     def _pairs(self, config: BloomConfig) -> Pairs:

@@ -10,16 +10,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bloomref.config import BloomConfig
-from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe, invalid
-from bloomref.params import HF_PREFIX, Weight, keys
+from bloomref.errors import BadWeights, InvalidInput, invalid
+from bloomref.formats import peft_fields
+from bloomref.formats.module_patterns import Patterns
+from bloomref.formats.peft_methods import check_supported
+from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING, Weight, full_key, keys
 from bloomref.validation import check_bool, check_integer, check_real
 
 LINEARS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 EMBEDDING = "word_embeddings"
+HEAD = "lm_head"
 ALL_LINEAR = "all-linear"
-_USED = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern")
-_MATCHING = ("target_modules", "exclude_modules", "layers_to_transform")
-# keys without effect on the adapter's output, or parameters of an option that is refused
+DEFAULT_TARGETS = ("query_key_value",)
+_USED = ("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights")
+_SAVED = ("bias", "modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "ensure_weight_tying")
+_MATCHING = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern")
+_LATER = (
+    "target_parameters",
+    "layers_pattern",
+    "trainable_token_indices",
+    "use_dora",
+    "lora_bias",
+    "ensure_weight_tying",
+)
+# keys without effect on the adapter's output: facts, and options of how an adapter is initialised, trained or stored
 _INERT: tuple[str, ...] = (
     "task_type",
     "auto_mapping",
@@ -27,20 +41,10 @@ _INERT: tuple[str, ...] = (
     "base_model_name_or_path",
     "revision",
     "inference_mode",
+    "runtime_config",
 )
-_INERT += ("megatron_core", "qalora_group_size", "peft_type", "init_lora_weights")
-_PLAIN_INITS = (True, False, "gaussian", "orthogonal")
-_UNSAFE = re.compile(
-    r"""
-    \(\?                 # groups with options, look-around, conditions
-    | \\[1-9]            # back-references
-    | [)}\]*+?] [*+{]    # a repeated group, set or repetition: backtracking may take exponential time
-    | \{                 # counted repetition
-    | .{201}             # an expression that is longer than 200 characters
-    """,
-    re.VERBOSE,
-)
-_QUANTIFIER = re.compile(r"(?<!\\)[*+?]")
+_INERT += ("megatron_core", "qalora_group_size", "fan_in_fan_out", "merge_weights")
+_INERT += ("loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +56,26 @@ class LoraConfig:
         lora_alpha: the adapter's term is scaled by lora_alpha / r, or by lora_alpha / sqrt(r) with `use_rslora`.
         target_modules: modules to adapt. A list has module names or their last parts (`query_key_value`, `dense`,
             `dense_h_to_4h`, `dense_4h_to_h`, `word_embeddings`). A string is a regular expression that matches whole
-            names, or "all-linear".
-        exclude_modules: modules that are not adapted, in the same form.
-        layers_to_transform: indices of the layers to adapt; None: all layers. It applies only to a list of modules.
+            names, or "all-linear". None: `query_key_value`, or nothing with `target_parameters`.
+        target_parameters: weights to adapt, by the last parts of their names: `dense.weight`.
+        exclude_modules: modules that are not adapted, in the form of `target_modules`.
+        layers_to_transform: indices of the layers to adapt, or one index; None: all layers. It applies only to a list
+            of modules.
+        layers_pattern: name of the list of layers, for `layers_to_transform`: `h`, or several as a list.
         lora_dropout: dropout rate of the adapter's input in training, in [0, 1). The embedding has no dropout.
         use_rslora: scale by the square root of the rank.
         rank_pattern: regular expression for the end of a module's name -> r of that module.
         alpha_pattern: regular expression for the end of a module's name -> lora_alpha of that module.
+        init_lora_weights: how a new adapter starts: True (B is zero), or "gaussian" (A normal, B zero).
+        bias: biases that are trained and saved: "none", "all", or "lora_only", those of adapted modules.
+        modules_to_save: modules that are trained and saved whole, by the ends of their names: `lm_head`, `ln_f`.
+            Such an embedding serves the lookup only; a tied LM head is separate.
+        trainable_token_indices: rows of the embedding that are trained and saved; or a dictionary from
+            `word_embeddings` and `lm_head` to rows. A tied LM head has the rows of the embedding.
+        use_dora: adapt direction and magnitude of the rows of a matrix (DoRA, arXiv:2402.09353).
+        lora_bias: B has a bias.
+        ensure_weight_tying: for a new adapter, what is trained of a tied LM head is that of the embedding.
+        facts: other keys of an adapter_config.json, without effect here, which are written again.
 
     Raises:
         InvalidInput: when a value is outside its domain.
@@ -66,27 +83,51 @@ class LoraConfig:
 
     r: int = 8
     lora_alpha: float = 8
-    target_modules: str | tuple[str, ...] = ("query_key_value",)
+    target_modules: str | tuple[str, ...] = DEFAULT_TARGETS
+    target_parameters: tuple[str, ...] = ()
     exclude_modules: str | tuple[str, ...] = ()
-    layers_to_transform: tuple[int, ...] | None = None
+    layers_to_transform: int | tuple[int, ...] | None = None
+    layers_pattern: str | tuple[str, ...] = ()
     lora_dropout: float = 0.0
     use_rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    init_lora_weights: bool | str = True
+    bias: str = "none"
+    modules_to_save: tuple[str, ...] = ()
+    trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None
+    use_dora: bool = False
+    lora_bias: bool = False
+    ensure_weight_tying: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_integer("r", self.r, 1)
         check_real("lora_alpha", self.lora_alpha)
         check_real("lora_dropout", self.lora_dropout, "a probability in [0, 1)", lambda p: 0 <= p < 1)
-        check_bool("use_rslora", self.use_rslora)
-        for name in ("target_modules", "exclude_modules"):
-            object.__setattr__(self, name, _names(name, getattr(self, name)))
-        if self.layers_to_transform is not None:
-            object.__setattr__(self, "layers_to_transform", _layers(self.layers_to_transform))
-        for pattern, rank in _pattern("rank_pattern", self.rank_pattern).items():
+        for name in ("use_rslora", "use_dora", "lora_bias", "ensure_weight_tying"):
+            check_bool(name, getattr(self, name))
+        if self.bias not in ("none", "all", "lora_only"):
+            raise invalid("bias", "'none', 'all' or 'lora_only'", repr(self.bias))
+        if not isinstance(self.init_lora_weights, bool | str):
+            raise invalid("init_lora_weights", "True, False or a name", repr(self.init_lora_weights))
+        absent = {"target_modules": () if self.target_parameters else DEFAULT_TARGETS}
+        for name in ("target_modules", "target_parameters", "exclude_modules", "layers_pattern", "modules_to_save"):
+            self._set(name, peft_fields.names(name, getattr(self, name), absent.get(name, ())))
+        for name in ("target_parameters", "modules_to_save"):
+            if isinstance(getattr(self, name), str):
+                raise invalid(name, "a list of names", repr(getattr(self, name)))
+        self._set("layers_to_transform", peft_fields.layers(self.layers_to_transform))
+        self._set("trainable_token_indices", peft_fields.indices(self.trainable_token_indices))
+        for name in ("rank_pattern", "alpha_pattern"):
+            self._set(name, peft_fields.pattern(name, getattr(self, name)))
+        for pattern, rank in self.rank_pattern.items():
             check_integer(f"rank_pattern: {pattern}", rank, 1)
-        for pattern, alpha in _pattern("alpha_pattern", self.alpha_pattern).items():
+        for pattern, alpha in self.alpha_pattern.items():
             check_real(f"alpha_pattern: {pattern}", alpha)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LoraConfig":
@@ -96,22 +137,25 @@ class LoraConfig:
             Unsupported: for a method other than LoRA, and for a variant of LoRA (LRA-18).
             BadWeights: for a value outside its domain.
         """
-        _check_supported(data)
-        fields = {name: data[name] for name in (*_USED, *_MATCHING) if data.get(name) is not None}
-        if isinstance(fields.get("layers_to_transform"), int):
-            fields["layers_to_transform"] = [fields["layers_to_transform"]]
+        used = (*_USED, *_MATCHING, *_SAVED)
+        check_supported(data, (*used, *_INERT))
+        fields = {name: data[name] for name in used if data.get(name) is not None}
+        if fields.get("target_parameters"):
+            fields.setdefault("target_modules", ())
         try:
-            return cls(**fields)
+            return cls(**fields, facts={name: data[name] for name in _INERT if name in data})
         except InvalidInput as error:
             raise BadWeights(f"adapter_config.json: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
         """Contents of an adapter_config.json for PEFT. Keys that are left out have PEFT's defaults."""
-        listed = {name: getattr(self, name) for name in (*_USED, *_MATCHING)}
+        listed = {name: getattr(self, name) for name in (*_USED, *_MATCHING, *_SAVED)}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in listed.items()}
-        fixed = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True}
-        open_ends = {"base_model_name_or_path": None, "exclude_modules": plain["exclude_modules"] or None}
-        return dict(sorted((plain | fixed | open_ends | {"init_lora_weights": True, "modules_to_save": None}).items()))
+        plain |= {name: plain[name] or None for name in ("exclude_modules", "modules_to_save")}
+        later = {name for name in _LATER if not plain[name]}  # unknown to early versions of PEFT, so only where needed
+        facts = {"task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": None}
+        written = facts | dict(self.facts) | {"peft_type": "LORA"} | plain
+        return {name: written[name] for name in sorted(written.keys() - later)}
 
     # --- modules ---------------------------------------------------------------------------------
 
@@ -119,112 +163,101 @@ class LoraConfig:
         """Adapted weights of a model: Hugging Face key (without `transformer.`) -> its row of the weight table.
 
         Raises:
-            InvalidInput: when no module of the model matches; Unsupported: when `target_modules` names the LM head.
+            InvalidInput: when no module of the model matches, or an expression needs too many steps.
         """
-        for name in self.target_modules if isinstance(self.target_modules, tuple) else ():
-            if name.rpartition(".")[2] == "lm_head":
-                hint = "adapt the layers below it instead"
-                raise Unsupported(describe("target_modules", "modules other than the LM head", name, hint))
+        patterns = Patterns("target_modules")
+        table = dict((*keys(config), (LM_HEAD.hf_key, LM_HEAD)))
         targets = {
-            key: weight for key, weight in keys(config) if _is_adaptable(weight) and self._adapts(module_name(key))
+            key: weight
+            for key, weight in table.items()
+            if _is_adaptable(weight) and not self.saves(key) and self._adapts(module_name(key), patterns)
         }
-        if not targets:
-            hint = f"known: {', '.join((*LINEARS, EMBEDDING, ALL_LINEAR))}"
+        if not targets and self.target_modules:
+            hint = f"known: {', '.join((*LINEARS, EMBEDDING, HEAD, ALL_LINEAR))}"
             raise invalid("target_modules", "modules of this model", str(self.target_modules), hint)
         return targets
 
+    def saves(self, key: str) -> bool:
+        """True if `modules_to_save` has the module of a weight, or a module around it."""
+        parts = full_key(key).split(".")[:-1]
+        names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+        return any(name.endswith(end) for name in names for end in self.modules_to_save)
+
+    def unties(self) -> bool:
+        """True if `modules_to_save` separates an LM head from the embedding that it is tied to."""
+        saved = [self.saves(WORD_EMBEDDING.hf_key), self.saves(LM_HEAD.hf_key)]
+        return any(saved) and not (all(saved) and self.ensure_weight_tying)
+
+    def token_indices(self, key: str) -> tuple[int, ...]:
+        """Rows of the embedding, or of the head, that `trainable_token_indices` names."""
+        ids = self.trainable_token_indices or ()
+        if not isinstance(ids, Mapping):
+            return ids if key.startswith(EMBEDDING) else ()
+        return next((rows for name, rows in ids.items() if module_name(key).endswith(name)), ())
+
+    def adapts_parameter(self, key: str) -> bool:
+        """True if `target_parameters` has the weight with this Hugging Face key."""
+        return any(_ends(full_key(key), name) for name in self.target_parameters)
+
+    def base_hint(self) -> str:
+        """A sentence about the model that the adapter was trained on, if the config names it."""
+        base = self.facts.get("base_model_name_or_path")
+        return f"the adapter's base is {base}" if base else ""
+
     def rank(self, key: str) -> int:
-        """Rank of the adapter of the weight with this Hugging Face key."""
-        return int(_matching(self.rank_pattern, module_name(key), self.r))
+        """Rank of a new adapter of the weight with this Hugging Face key."""
+        return int(Patterns("rank_pattern").first(self.rank_pattern, module_name(key), self.r))
 
     def scale(self, key: str) -> float:
-        """Scale of the adapter of the weight with this Hugging Face key."""
-        alpha, rank = float(_matching(self.alpha_pattern, module_name(key), self.lora_alpha)), self.rank(key)
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+        """Scale of a new adapter of the weight with this Hugging Face key."""
+        return self.scales({key: self.rank(key)})[key]
 
-    def _adapts(self, module: str) -> bool:
-        if _fits(self.exclude_modules, module) or not _fits(self.target_modules, module):
+    def scales(self, ranks: Mapping[str, int]) -> dict[str, float]:
+        """Scales of adapters of these ranks, by Hugging Face key.
+
+        Raises:
+            InvalidInput: when an expression of `alpha_pattern` needs too many steps.
+        """
+        patterns = Patterns("alpha_pattern")
+        alphas = {key: float(patterns.first(self.alpha_pattern, module_name(key), self.lora_alpha)) for key in ranks}
+        return {key: alphas[key] / (math.sqrt(rank) if self.use_rslora else rank) for key, rank in ranks.items()}
+
+    def _adapts(self, module: str, patterns: Patterns) -> bool:
+        if any(_ends(f"{module}.weight", name) for name in self.target_parameters):
+            return True
+        if _fits(self.exclude_modules, module, patterns) or not _fits(self.target_modules, module, patterns):
             return False
-        if not self.layers_to_transform or isinstance(self.target_modules, str):
+        if self.layers_to_transform in (None, ()) or isinstance(self.target_modules, str):
             return True
         layer = re.match(re.escape(HF_PREFIX) + r"h\.(\d+)\.", module)
-        return layer is not None and int(layer[1]) in self.layers_to_transform
+        return layer is not None and int(layer[1]) in self._layers() and self._is_listed(layer[0], patterns)
+
+    def _layers(self) -> tuple[int, ...]:
+        layers = self.layers_to_transform
+        return (layers,) if isinstance(layers, int) else layers or ()
+
+    def _is_listed(self, start: str, patterns: Patterns) -> bool:
+        """True if `layers_pattern` names the list of a layer, for the start of its modules' names."""
+        names = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern
+        return not names or any(patterns.fullmatch(rf"(?:^|.*?\.){name}\.\d+\.", start) for name in names)
 
 
 def module_name(key: str) -> str:
     """Name of the module whose weight has this Hugging Face key."""
-    return HF_PREFIX + key.removesuffix(".weight")
+    return full_key(key).removesuffix(".weight")
 
 
 def _is_adaptable(weight: Weight) -> bool:
-    return weight.hf_key.removesuffix(".weight").rpartition(".")[2] in (*LINEARS, EMBEDDING)
+    return weight.hf_key.removesuffix(".weight").rpartition(".")[2] in (*LINEARS, EMBEDDING, HEAD)
 
 
-def _fits(patterns: str | tuple[str, ...], module: str) -> bool:
-    if patterns == ALL_LINEAR:
-        return module.rpartition(".")[2] in LINEARS
-    if isinstance(patterns, str):
-        return re.fullmatch(patterns, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in patterns)
+def _fits(names: str | tuple[str, ...], module: str, patterns: Patterns) -> bool:
+    if isinstance(names, str):
+        if names.lower() == ALL_LINEAR:
+            return module.rpartition(".")[2] in LINEARS
+        return patterns.fullmatch(names, module)
+    return any(_ends(module, name) for name in names)
 
 
-def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """Return the value of the first pattern that matches the last parts of a module's name, or the default."""
-    return next((value for p, value in patterns.items() if re.match(rf"(.*\.)?({p})$", module)), default)
-
-
-# --- checks ----------------------------------------------------------------------------------------------------
-
-
-def _check_supported(data: Mapping[str, Any]) -> None:
-    if data.get("peft_type") != "LORA":
-        raise Unsupported(describe("adapter_config.json: peft_type", "'LORA'", repr(data.get("peft_type"))))
-    if data.get("bias", "none") != "none":
-        raise Unsupported(describe("adapter_config.json: bias", "'none': biases stay frozen", repr(data["bias"])))
-    if data.get("init_lora_weights", True) not in _PLAIN_INITS:
-        hint = "such an adapter also changes the base weights; convert it with PEFT's path_initial_model_for_weight_conversion"
-        got = repr(data["init_lora_weights"])
-        raise Unsupported(describe("adapter_config.json: init_lora_weights", "a plain initialisation", got, hint))
-    known = (*_USED, *_MATCHING, *_INERT, "bias")
-    for name, value in data.items():
-        if name not in known and value not in (None, False, {}, [], ""):
-            hint = "bloomref runs plain LoRA: low-rank products added to linear layers and to the embedding lookup"
-            raise Unsupported(describe(f"adapter_config.json: {name}", "an adapter without it", repr(value), hint))
-
-
-def _names(name: str, value: object) -> str | tuple[str, ...]:
-    if isinstance(value, str):
-        _check_expression(name, value)
-        return value
-    if not isinstance(value, list | tuple | set) or not all(isinstance(item, str) for item in value):
-        raise invalid(name, "names of modules, or one regular expression", repr(value))
-    return tuple(sorted(value) if isinstance(value, set) else value)
-
-
-def _layers(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list | tuple) or not all(type(item) is int and item >= 0 for item in value):
-        raise invalid("layers_to_transform", "numbers of layers", repr(value))
-    return tuple(value)
-
-
-def _pattern(name: str, value: object) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value):
-        raise invalid(name, "a dictionary from names of modules", repr(value))
-    for expression in value:
-        _check_expression(name, expression)
-    return value
-
-
-def _check_expression(name: str, expression: str) -> None:
-    """Refuse regular expressions whose matching can take exponential time. They may come from an untrusted file.
-
-    Raises:
-        InvalidInput: when the expression is invalid, or not simple enough.
-    """
-    try:
-        re.compile(expression)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise invalid(name, "a regular expression", repr(expression), str(error)) from error
-    if _UNSAFE.search(expression) or len(_QUANTIFIER.findall(expression)) > 3:
-        hint = "write it without repeated groups, and with three of * + ? at most; or list the modules"
-        raise invalid(name, "a simple regular expression", repr(expression), hint)
+def _ends(module: str, name: str) -> bool:
+    return module == name or module.endswith(f".{name}")

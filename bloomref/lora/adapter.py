@@ -1,17 +1,21 @@
-"""An adapter of a whole model: the LoRA factors of each adapted weight. Clauses: LRA-4 ... LRA-12."""
+"""An adapter of a whole model: LoRA factors, and what else PEFT trains. Clauses: LRA-4 ... LRA-24."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from bloomref.config import BloomConfig
 from bloomref.dtypes import DType, cast
-from bloomref.formats.keras_lora import kernel_shapes
 from bloomref.formats.peft_config import EMBEDDING, LoraConfig
-from bloomref.params import LAYER_WEIGHTS, MODEL_WEIGHTS, PROJECTIONS, LoraFactors, Weight, layer_key
+from bloomref.formats.peft_tensors import OTHERS, PeftTensors
+from bloomref.params import (
+    LAYER_WEIGHTS,
+    LM_HEAD,
+    MODEL_WEIGHTS,
+    PROJECTIONS,
+    WORD_EMBEDDING,
+    LoraFactors,
+    layer_key,
+)
 from bloomref.shapes import Array
 
 DENSE_LAYERS = {
@@ -25,6 +29,7 @@ DENSE_LAYERS = {
 """KerasHub's name of a layer -> attribute of the weight that holds its kernel."""
 KERAS_DEFAULT = ("query_dense", "value_dense")
 ROWS = {weight.attribute: weight for weight in (*MODEL_WEIGHTS, *LAYER_WEIGHTS)}
+_VOCABULARY = (WORD_EMBEDDING.hf_key, LM_HEAD.hf_key)
 Parts = dict[str, tuple[LoraFactors, ...]]
 
 
@@ -35,37 +40,89 @@ class Adapter:
     Args:
         parts: Hugging Face key of a weight -> the factors added to its products.
         config: PEFT's settings; None for an adapter in KerasHub's form.
+        weights: key -> array in the place of the weight, in Hugging Face's shape.
+        rows: key of the embedding or the LM head -> rows in the place of its rows `token_indices`.
+        magnitudes: key of a weight under DoRA -> magnitudes of its rows, of the embedding's columns.
+        shifts: key of a weight -> bias of its B.
     """
 
     parts: Parts
     config: LoraConfig | None
+    weights: Mapping[str, Array] = field(default_factory=dict)
+    rows: Mapping[str, Array] = field(default_factory=dict)
+    magnitudes: Mapping[str, Array] = field(default_factory=dict)
+    shifts: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def replaces(self) -> tuple[str, ...]:
+        """Keys of the weights that are replaced, as a whole or in rows."""
+        return (*self.weights, *self.rows)
+
+    @property
+    def changes_weights(self) -> bool:
+        """True if the adapter is more than factors of linear layers and of the embedding."""
+        return bool(self.replaces or self.magnitudes or self.shifts or LM_HEAD.hf_key in self.parts)
+
+    @property
+    def keeps_head(self) -> bool:
+        """True if a tied LM head keeps the matrix that it had, when the embedding is replaced."""
+        return self.config is not None and self.config.unties()
+
+    def token_indices(self, key: str) -> tuple[int, ...]:
+        """Ids of the `rows` of the embedding or the LM head."""
+        return () if self.config is None else self.config.token_indices(key)
+
+    def overlaps(self, other: "Adapter") -> str | None:
+        """Key of a weight that both replace, as a whole or in the same row; None: they share none."""
+        for key in set(self.replaces) & set(other.replaces):
+            is_whole = key in self.weights or key in other.weights
+            if is_whole or set(self.token_indices(key)) & set(other.token_indices(key)):
+                return key
+        return None
+
+    def vocabulary_size(self, present: int) -> int:
+        """V of the model that this adapter is for, at least its rows; or that of the present model."""
+        table = [len(self.weights[key]) for key in _VOCABULARY if key in self.weights]
+        table += [part.a.shape[1] for part in self.parts.get(WORD_EMBEDDING.hf_key, ())]
+        table += [part.b.shape[0] for part in self.parts.get(LM_HEAD.hf_key, ())]
+        rows = [1 + max(self.token_indices(key)) for key in self.rows]
+        return table[0] if table else max([present, *rows])
 
     def count(self) -> int:
-        """Number of scalars in the factors."""
-        return sum(part.a.size + part.b.size for parts in self.parts.values() for part in parts)
+        """Number of scalars in the factors, and in what is replaced."""
+        factors = sum(part.a.size + part.b.size for parts in self.parts.values() for part in parts)
+        others = (self.weights, self.rows, self.magnitudes, self.shifts)
+        return factors + sum(array.size for arrays in others for array in arrays.values())
 
     def summary(self) -> dict[str, Any]:
-        """Names of the adapted modules, ranks, number of parameters."""
+        """Names of the adapted modules, ranks, replaced weights, number of parameters."""
         names = {key.removesuffix(".weight").rpartition(".")[2] for key in self.parts}
         ranks = {part.rank for parts in self.parts.values() for part in parts}
-        return {"modules": sorted(names), "ranks": sorted(ranks), "parameters": self.count()}
+        summary = {"modules": sorted(names), "ranks": sorted(ranks), "parameters": self.count()}
+        return summary | ({"replaced": list(self.replaces)} if self.replaces else {})
 
 
-def from_peft(name: str, settings: LoraConfig, pairs: Mapping[str, tuple[Array, Array]], dtype: DType) -> Adapter:
+def from_peft(name: str, settings: LoraConfig, tensors: PeftTensors, dtype: DType) -> Adapter:
     """An adapter in PEFT's form.
 
     Args:
-        pairs: Hugging Face key of a weight -> (A, B), of shapes (R, N) and (M, R).
-        dtype: in which the factors are stored.
+        tensors: of its file, in PEFT's shapes.
+        dtype: in which they are stored.
+
+    Raises:
+        InvalidInput: when an expression of `alpha_pattern` needs too many steps.
     """
+    scales = settings.scales({key: len(a) for key, (a, _) in tensors.pairs.items()})
 
     def part(key: str, a: Array, b: Array) -> LoraFactors:
-        scale, a, b = settings.scale(key), cast(a, dtype), cast(b, dtype)
+        scale, a, b = scales[key], cast(a, dtype), cast(b, dtype)
         if key.startswith(EMBEDDING):
             return LoraFactors("embedding", name, scale, 0.0, a, b)
         return LoraFactors("matrix", name, scale, settings.lora_dropout, a, b)
 
-    return Adapter({key: (part(key, a, b),) for key, (a, b) in pairs.items()}, settings)
+    parts: Parts = {key: (part(key, a, b),) for key, (a, b) in tensors.pairs.items()}
+    others = {kind: {key: cast(array, dtype) for key, array in getattr(tensors, kind).items()} for kind in OTHERS}
+    return Adapter(parts, settings, **others)
 
 
 def from_keras(name: str, kernels: Mapping[tuple[int, str], tuple[Array, Array]], dtype: DType) -> Adapter:
@@ -86,38 +143,3 @@ def from_keras(name: str, kernels: Mapping[tuple[int, str], tuple[Array, Array]]
         key = layer_key(layer, row)
         parts[key] = (*parts.get(key, ()), part)
     return Adapter(parts, None)
-
-
-def new_peft(name: str, config: BloomConfig, settings: LoraConfig, seed: int, dtype: DType) -> Adapter:
-    """A fresh adapter with PEFT's initialisation: A uniform within 1 / sqrt(N), B zero;
-    of the embedding, A zero, B normal.
-    """
-    rng = np.random.default_rng(seed)
-
-    def pair(key: str, weight: Weight) -> tuple[Array, Array]:
-        rows, columns = weight.hf_shape(config)
-        r = settings.rank(key)
-        if key.startswith(EMBEDDING):
-            return np.zeros((r, rows), dtype), cast(rng.standard_normal((columns, r)), dtype)
-        bound = 1.0 / math.sqrt(columns)
-        return cast(rng.uniform(-bound, bound, (r, columns)), dtype), np.zeros((rows, r), dtype)
-
-    pairs = {key: pair(key, weight) for key, weight in settings.targets(config).items()}
-    return from_peft(name, settings, pairs, dtype)
-
-
-def new_keras(name: str, config: BloomConfig, r: int, targets: tuple[str, ...], seed: int, dtype: DType) -> Adapter:
-    """A fresh adapter with Keras's initialisation: A uniform within sqrt(6 / inputs), B zero.
-
-    Args:
-        targets: keys of `DENSE_LAYERS`, adapted in every layer.
-    """
-    rng = np.random.default_rng(seed)
-
-    def pair(dense: str) -> tuple[Array, Array]:
-        a, b = kernel_shapes(config, dense, r)
-        bound = math.sqrt(6.0 / math.prod(a[:-1]))
-        return cast(rng.uniform(-bound, bound, a), dtype), np.zeros(b, dtype)
-
-    layers = range(config.num_layers)
-    return from_keras(name, {(i, dense): pair(dense) for i in layers for dense in targets}, dtype)

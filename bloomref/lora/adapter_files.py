@@ -22,8 +22,9 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
 from bloomref.errors import InvalidInput, describe
-from bloomref.formats import keras_lora, peft
+from bloomref.formats import keras_lora, peft, peft_tensors
 from bloomref.formats.peft_config import LoraConfig
+from bloomref.formats.peft_tensors import OTHERS, PeftTensors
 from bloomref.formats.safetensors_io import SafetensorsFile
 from bloomref.lora.adapter import DENSE_LAYERS, ROWS, Adapter, Parts, from_keras, from_peft
 from bloomref.params import PROJECTIONS, LoraFactors, layer_key
@@ -40,8 +41,8 @@ def load(path: Path, name: str, config: BloomConfig, dtype: DType) -> Adapter:
         BadWeights, Unsupported: see the readers in `formats.peft` and `formats.keras_lora`.
     """
     if path.is_dir():
-        settings, pairs = peft.read(path, config)
-        return from_peft(name, settings, pairs, dtype)
+        settings, tensors = peft.read(path, config)
+        return from_peft(name, settings, tensors, dtype)
     _, kernels = keras_lora.read(path, config)
     return from_keras(name, kernels, dtype)
 
@@ -62,8 +63,11 @@ def describe_files(path: Path) -> dict[str, Any]:
         kernels = [shape for name, shape in shapes.items() if name.endswith(("lora_kernel_a", "lora_kernel_b"))]
         return {"format": "KerasHub", "layers": len(kernels) // 2, "parameters": sum(map(math.prod, kernels))}
     settings, entries = peft.read_config(path), SafetensorsFile(path / peft.WEIGHTS).entries
-    facts = {"modules": settings.target_modules, "rank": settings.r, "alpha": settings.lora_alpha}
-    return {"format": "PEFT", **facts, "parameters": sum(math.prod(entry.shape) for entry in entries.values())}
+    facts: dict[str, Any] = {"modules": settings.target_modules, "rank": settings.r, "alpha": settings.lora_alpha}
+    facts |= {"replaced": peft_tensors.replaced(entries), "rows": settings.trainable_token_indices}
+    facts |= {"dora": settings.use_dora, "base": settings.facts.get("base_model_name_or_path")}
+    present = {name: value for name, value in facts.items() if value}
+    return {"format": "PEFT", **present, "parameters": sum(math.prod(entry.shape) for entry in entries.values())}
 
 
 def save(path: Path, adapter: Adapter, config: BloomConfig, expand: bool, overwrite: bool = False) -> None:
@@ -80,22 +84,23 @@ def save(path: Path, adapter: Adapter, config: BloomConfig, expand: bool, overwr
         r, kernels = _kernels(adapter, config, expand)
         keras_lora.save(path, r, kernels)
     else:
-        peft.save(path, *_pairs(adapter, expand), overwrite)
+        peft.save(path, *_tensors(adapter, expand), overwrite)
 
 
 # --- PEFT --------------------------------------------------------------------------------------------------------
 
 
-def _pairs(adapter: Adapter, expand: bool) -> tuple[LoraConfig, peft.Pairs]:
+def _tensors(adapter: Adapter, expand: bool) -> tuple[LoraConfig, PeftTensors]:
     if adapter.config is not None:
-        return adapter.config, {key: (part.a, part.b) for key, (part,) in adapter.parts.items()}
+        pairs = {key: (part.a, part.b) for key, (part,) in adapter.parts.items()}
+        return adapter.config, PeftTensors(pairs, **{kind: getattr(adapter, kind) for kind in OTHERS})
     if not expand and _has_kind(adapter, "heads"):
         hint = "expand=True writes the exact equal, of rank H R for each of query, key and value; or save as .lora.h5"
         raise InvalidInput(
             describe("adapter", "one A for a whole matrix, PEFT's form", "one for each head, of rank R", hint)
         )
     pairs = {key: _joined([_matrix(part) for part in parts]) for key, parts in adapter.parts.items()}
-    return _settings({key: len(a) for key, (a, _) in pairs.items()}), pairs
+    return _settings({key: len(a) for key, (a, _) in pairs.items()}), PeftTensors(pairs)
 
 
 def _has_kind(adapter: Adapter, kind: str) -> bool:
@@ -131,6 +136,9 @@ def _settings(ranks: Mapping[str, int]) -> LoraConfig:
 
 
 def _kernels(adapter: Adapter, config: BloomConfig, expand: bool) -> tuple[int, keras_lora.Kernels]:
+    if adapter.changes_weights:
+        got = "an adapter of PEFT that also replaces or rescales weights"
+        raise InvalidInput(describe("adapter", "low-rank factors alone, as a .lora.h5 file has", got, "save a folder"))
     if _has_kind(adapter, "embedding"):
         raise InvalidInput(
             "adapter: expected factors of dense layers, got some of the embedding; KerasHub cannot save them"

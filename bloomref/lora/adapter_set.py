@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import combinations
+
+import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType, DTypePolicy, accumulation_dtype, cast
-from bloomref.errors import InvalidInput, invalid
-from bloomref.lora.adapter import Adapter, Parts
+from bloomref.errors import InvalidInput, Unsupported, describe, invalid
+from bloomref.lora.adapted_weights import adapted, mixed_parts
+from bloomref.lora.adapter import Adapter
 from bloomref.params import LoraFactors, Params
 from bloomref.reference import lora
+from bloomref.reference.resizing import resized
 from bloomref.shapes import Array
 from bloomref.validation import check_real
 
@@ -41,9 +46,33 @@ class AdapterSet:
     # --- changes: each returns a new set -------------------------------------------------------------
 
     def add(self, name: str, adapter: Adapter) -> "AdapterSet":
-        """Return a set with one more adapter, which becomes the only active one."""
+        """Return a set with one more adapter, which becomes the only active one.
+
+        A base whose vocabulary is of another size is resized first (LRA-23).
+        """
         self._check_not_merged()
-        return replace(self, loaded={**self.loaded, name: adapter}, active={name: 1.0})
+        size = adapter.vocabulary_size(self.config.vocabulary_size)
+        fitting = self if size == self.config.vocabulary_size else self.resize(size)
+        return replace(fitting, loaded={**self.loaded, name: adapter}, active={name: 1.0})
+
+    def resize(self, size: int, *, mean: bool = True, seed: int = 0) -> "AdapterSet":
+        """Return a set on a base with another size of the vocabulary.
+
+        Args:
+            size: rows of the embedding.
+            mean: new rows have the mean of the old ones; else mean zero.
+
+        Raises:
+            InvalidInput: an adapter is merged, or has a vocabulary of its own.
+        """
+        self._check_not_merged()
+        for name, adapter in self.loaded.items():
+            if adapter.vocabulary_size(0) > 0:
+                got = f"the adapter {name!r}, made for {self.config.vocabulary_size}"
+                raise invalid("vocabulary", f"adapters that fit {size} tokens", got, f"delete_adapter({name!r}) first")
+        spread = None if mean else self.config.initializer_range
+        base = resized(self.base, size, initializer_range=spread, rng=np.random.default_rng(seed))
+        return replace(self, config=self.config.replace(vocabulary_size=size), base=base)
 
     def delete(self, name: str) -> "AdapterSet":
         """Return a set without the adapter of that name."""
@@ -59,6 +88,7 @@ class AdapterSet:
         for name, weight in weights.items():
             self.get(name)
             check_real(f"weight of {name!r}", weight)
+        self._check_mix(weights)
         return replace(self, active=weights)
 
     def merge(self) -> "AdapterSet":
@@ -87,17 +117,27 @@ class AdapterSet:
 
     def params(self) -> Params:
         """The weights to run on: with the active adapters attached or, if merged, added."""
-        params = lora.attach(self.base, self._parts())
+        params = adapted(self.base, self._active(), self.policy.variable_dtype)
         return lora.merged(params, self.policy.variable_dtype) if self.is_merged else params
 
     def merged(self) -> tuple[BloomConfig, Params]:
         """Config and weights, in the variable dtype, of an equal model without adapters."""
-        params = lora.merged(lora.attach(self.base.astype(self.policy.variable_dtype), self._parts()))
+        dtype = self.policy.variable_dtype
+        params = lora.merged(adapted(self.base.astype(dtype), self._active(), dtype))
         return self.config.replace(tie_word_embeddings=params.lm_head is None), params
 
     def factors(self) -> dict[str, Array]:
         """Factors of the active adapters by name: `h.0.self_attention.query_key_value.lora_A.default.weight`."""
-        return lora.factors(lora.attach(self.base, self._parts()))
+        return lora.factors(lora.attach(self.base, mixed_parts(self._active())))
+
+    def check_trainable(self) -> None:
+        """Raise Unsupported where an active adapter has more than factors of linear layers and of the embedding."""
+        for name in self.active:
+            if self.loaded[name].changes_weights:
+                expected = "low-rank factors of linear layers and of the embedding"
+                raise Unsupported(
+                    describe(f"training of {name!r}", expected, "an adapter with more", "train it with PEFT")
+                )
 
     def get(self, name: str) -> Adapter:
         """The adapter of that name.
@@ -132,13 +172,20 @@ class AdapterSet:
                 "adapters: expected them apart from the weights, got merged ones; unmerge_adapter() first"
             )
 
-    def _parts(self) -> Parts:
-        """The active adapters' factors by weight, scaled by the adapters' weights."""
-        parts: Parts = {}
-        for name, weight in self.active.items():
-            for key, factors in self.loaded[name].parts.items():
-                parts[key] = parts.get(key, ()) + tuple(replace(part, scale=weight * part.scale) for part in factors)
-        return parts
+    def _check_mix(self, weights: Mapping[str, float]) -> None:
+        """Weights that are replaced have no part in a sum: such an adapter is active as a whole (LRA-24)."""
+        for name, weight in weights.items():
+            replaces = self.loaded[name].replaces
+            if replaces and weight != 1:
+                hint = f"it replaces {replaces[0]}, which cannot be weighted"
+                raise invalid(f"weight of {name!r}", "1.0", repr(weight), hint)
+        for one, other in combinations(weights, 2):
+            if key := self.loaded[one].overlaps(self.loaded[other]):
+                hint = "activate one of them at a time"
+                raise invalid("adapters", f"one that replaces {key}", f"{one!r} and {other!r}", hint)
+
+    def _active(self) -> list[tuple[Adapter, float]]:
+        return [(self.loaded[name], weight) for name, weight in self.active.items()]
 
 
 def _with_factors(adapter: Adapter, arrays: Mapping[str, Array], dtype: DType) -> Adapter:

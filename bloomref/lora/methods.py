@@ -7,11 +7,12 @@ from typing import Any
 
 from bloomref.errors import invalid
 from bloomref.formats.peft_config import LoraConfig
-from bloomref.lora.adapter import DENSE_LAYERS, KERAS_DEFAULT, new_keras, new_peft
+from bloomref.lora.adapter import DENSE_LAYERS, KERAS_DEFAULT
 from bloomref.lora.adapter_set import AdapterSet
+from bloomref.lora.new_adapter import new_keras, new_peft
 from bloomref.params import Params
 from bloomref.shapes import Array
-from bloomref.validation import check_integer, check_known
+from bloomref.validation import check_bool, check_integer, check_known
 
 __all__ = ["LoraConfig", "LoraMethods"]
 
@@ -34,6 +35,35 @@ class LoraMethods(ABC):
     @abstractmethod
     def params(self) -> Params:
         """The weights, in the variable dtype."""
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Change the size of the vocabulary, as transformers does: rows at the end are cut or added. Clause: WGT-35.
+
+        Args:
+            new_num_tokens: V, the new number of rows of the embedding; None: the present one.
+            pad_to_multiple_of: round V up to a multiple of this.
+            mean_resizing: new rows are near the mean of the old ones; False: normal with `initializer_range`.
+            seed: of the new rows.
+
+        Raises:
+            InvalidInput: for a size below 1, and while an adapter is merged or holds rows of the present vocabulary.
+        """
+        adapters = self.adapter_set
+        size = adapters.config.vocabulary_size if new_num_tokens is None else new_num_tokens
+        check_integer("new_num_tokens", size, 1)
+        check_bool("mean_resizing", mean_resizing)
+        if pad_to_multiple_of is not None:
+            check_integer("pad_to_multiple_of", pad_to_multiple_of, 1)
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size != adapters.config.vocabulary_size:
+            self.use_adapters(adapters.resize(size, mean=mean_resizing, seed=seed))
 
     def enable_lora(
         self,
@@ -75,23 +105,23 @@ class LoraMethods(ABC):
 
         Raises:
             InvalidInput: for a config that matches no weight of this model,
-            or a name in use; Unsupported: for the LM head.
+            or a name in use; Unsupported: for an initialisation that PEFT alone has.
         """
         settings = config if isinstance(config, LoraConfig) else _settings(config or {})
         adapters = self.adapter_set
         adapters.check_new(name)
-        adapter = new_peft(name, adapters.config, settings, seed, adapters.dtype)
+        adapter = new_peft(name, adapters.base, adapters.config, settings, seed, adapters.dtype)
         self.use_adapters(adapters.add(name, adapter))
 
     def load_adapter(self, path: str | Path, name: str = "default") -> None:
-        """Load an adapter and make it the active one.
+        """Load an adapter and make it the active one. If it was made for a larger vocabulary, resize the model first.
 
         Args:
             path: a folder of PEFT (adapter_config.json, adapter_model.safetensors), a `.lora.h5` file of KerasHub,
                 `hf://user/repo` for a repository of PEFT on the Hugging Face hub, or the name of a built-in adapter.
 
         Raises:
-            BadWeights: when files are missing, damaged or of another model; Unsupported: for anything but plain LoRA;
+            BadWeights: when files are missing, damaged or of another model; Unsupported: for another method than LoRA;
             InvalidInput: for a path that does not exist, or a name in use.
         """
         from bloomref.lora import adapter_files

@@ -71,6 +71,21 @@ def delta_weight(factors: LoraFactors) -> Float[Array, "M N"]:
     return delta.reshape(-1, width)
 
 
+def dora_gain(weight: Float[Array, "M N"], factors: LoraFactors, magnitude: Float[Array, " M"]) -> Float[Array, " M"]:
+    """DoRA's gains (arXiv:2402.09353): magnitude / norm of the rows of W + scale B A. Clause: LRA-21.
+
+    Args:
+        weight: the stored matrix in the accumulation dtype; the transpose of the embedding (V, D), as PEFT treats it.
+    """
+    delta = delta_weight(factors)
+    return magnitude / row_norms(weight + (delta.T if factors.kind == "embedding" else delta))
+
+
+def row_norms(matrix: Float[Array, "M N"]) -> Float[Array, " M"]:
+    """Euclidean norms of rows, the same to the last bit in any layout of the memory."""
+    return np.linalg.norm(np.ascontiguousarray(matrix), axis=1)
+
+
 def merged(params: Params, dtype: DType | None = None) -> Params:
     """Weights without adapters that give the results of `params` with its adapters:
     W + the sum of scale B A, rounded once. Clause: LRA-6.

@@ -105,9 +105,9 @@ class Engine:
         """Name of the backend that the model runs on."""
         return self.runs_on.name
 
-    def with_params(self, params: Params) -> "Engine":
-        """An engine for other weights of the same config, on the same backend."""
-        return Engine(params, self.config, self.policy, self.runs_on)
+    def with_params(self, params: Params, config: BloomConfig | None = None) -> "Engine":
+        """An engine for other weights, of the same config if no other is passed, on the same backend."""
+        return Engine(params, config or self.config, self.policy, self.runs_on)
 
     @property
     def params(self) -> Params:

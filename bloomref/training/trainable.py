@@ -107,6 +107,7 @@ def full(backbone: "BloomBackbone", settings: Settings) -> Trainable:
 
 def adapters(backbone: "BloomBackbone", settings: Settings) -> Trainable:
     """Factors of the active adapters as trainable variables. All factors decay, and the weights are read-only."""
+    backbone.adapter_set.check_trainable()
     stored, policy = backbone.engine.stored_params, backbone.policy
     variables = {name: _own(array) for name, array in lora.factors(stored).items()}
     rounded = stored.map(lambda array: cast(cast(array, policy.variable_dtype), policy.compute_dtype))

@@ -302,7 +302,7 @@ def test_every_intermediate_but_the_logits_has_consumers_after_it():
 
 def test_an_input_that_must_be_refused_is_not_run_again():
     """The answer shows all: an adapter that bloomref refuses has no truth."""
-    [vector] = [vector for vector in read(locate()) if vector.id == "lra-dora"]
+    [vector] = [vector for vector in read(locate()) if vector.id == "lra-prompt-tuning"]
     subject = Subject(InstrumentedImplementation(), "float32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bloomref.conformance.vectors.questions.refusable", lambda *_: None)

@@ -78,10 +78,10 @@ def test_the_table_of_keys_is_the_code():
         r"^  \| (`.*) \| (used|any value, without effect) \|$", clause("78-lora.md", "LRA-18"), re.MULTILINE
     )
     listed = {what: set(re.findall(r"`(\w+)`", names)) for names, what in rows}
-    assert listed["used"] == {*peft_config._USED, *peft_config._MATCHING}
-    assert listed["any value, without effect"] == {*peft_config._INERT} - {"peft_type", "init_lora_weights"}
+    assert listed["used"] == {*peft_config._USED, *peft_config._MATCHING, *peft_config._SAVED}
+    assert listed["any value, without effect"] == {*peft_config._INERT}
     plain = {"peft_type": "LORA", **dict.fromkeys(listed["any value, without effect"], "x")}
-    LoraConfig.from_json({**plain, "later": None, "bias": "none", "init_lora_weights": "gaussian"})
+    LoraConfig.from_json({**plain, **dict.fromkeys(listed["used"]), "later": None})
     with pytest.raises(Unsupported, match="later"):
         LoraConfig.from_json({**plain, "later": 1})
 

@@ -1,6 +1,7 @@
 """Adapters compared with peft: the same logits, and files in both directions."""
 
 import json
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ pytestmark = [
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=48)
 UNTIED = CONFIG.replace(tie_word_embeddings=False)
-ALL = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "word_embeddings"]
+LINEAR = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+ALL = [*LINEAR, "word_embeddings"]
 TOKENS = np.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -46,6 +48,40 @@ CASES: dict[str, dict[str, Any]] = {
     "some layers": {"target_modules": ["query_key_value", "dense_4h_to_h"], "layers_to_transform": [1]},
     "without some": {"target_modules": "all-linear", "exclude_modules": ["dense"], "use_rslora": True},
 }
+
+
+# what peft trains besides low-rank products, and the ways in which it names modules
+MORE: dict[str, dict[str, Any]] = {
+    "look-ahead": {"target_modules": r".*\.(?!1\b)\d+\.self_attention\.query_key_value"},
+    "repeated groups": {"target_modules": r"(?:.*?(?:self_attention|mlp).*?(?:query_key_value|dense).*?).*?"},
+    "one layer of a list": {"layers_to_transform": 1, "layers_pattern": ["layers", "h"]},
+    "anchored patterns": {
+        "target_modules": "all-linear",
+        "rank_pattern": {r"^transformer\.h\.0\..*": 4},
+        "alpha_pattern": {"^transformer.h.(0|1).mlp.dense_h_to_4h": 3},
+    },
+    "parameters": {"target_modules": [], "target_parameters": ["dense.weight", "word_embeddings.weight"]},
+    "all biases": {"bias": "all"},
+    "biases of adapted modules": {"bias": "lora_only", "target_modules": ["query_key_value", "dense"]},
+    "a bias of B": {"lora_bias": True, "lora_alpha": 3},
+    "dora": {"use_dora": True, "target_modules": [*LINEAR, "word_embeddings"], "use_rslora": True},
+    "saved norms": {"modules_to_save": ["ln_f", "input_layernorm"], "bias": "lora_only"},
+    "a saved block": {"target_modules": ["dense_h_to_4h"], "modules_to_save": ["self_attention"]},
+    "a saved embedding": {"modules_to_save": ["word_embeddings"]},
+    "a saved head": {"modules_to_save": ["lm_head"]},
+    "both saved": {"modules_to_save": ["word_embeddings", "lm_head"]},
+    "rows": {"trainable_token_indices": [3, 22]},
+    "rows of both": {"trainable_token_indices": {"word_embeddings": [1, 2], "lm_head": [5]}},
+    "an adapted head": {"target_modules": ["lm_head", "dense"]},
+    "all at once": {
+        "use_dora": True,
+        "bias": "lora_only",
+        "modules_to_save": ["ln_f"],
+        "trainable_token_indices": [4],
+    },
+}
+
+FAST = ("dora", "rows of both", "a saved embedding", "all at once")
 
 
 def peer(config: BloomConfig, params: Any, seed: int, dtype: torch.dtype = torch.float64, **settings: Any) -> PeftModel:
@@ -105,6 +141,85 @@ def test_there_and_back(case: str, config: BloomConfig, tmp_path: Path):
     again = PeftModel.from_pretrained(hugging_face.build(config, params), tmp_path / "ours").eval()
     assert outside(lm, peft_from_our_file=logits(again)) == []
     assert_same_files(tmp_path / "ours", tmp_path / "theirs")
+
+
+@pytest.mark.clause("LRA-10", "LRA-12", "LRA-19", "LRA-20", "LRA-21", "LRA-22", "LRA-25")
+@pytest.mark.parametrize(
+    ("case", "config"),
+    [
+        *(pytest.param(case, CONFIG, marks=() if case in FAST else pytest.mark.slow) for case in MORE),
+        *(pytest.param(case, UNTIED, marks=pytest.mark.slow) for case in MORE if "head" in case or "both" in case),
+    ],
+)
+def test_what_peft_trains_besides_products(case: str, config: BloomConfig, tmp_path: Path):
+    """Run, merged, and run by peft again; a new adapter of these settings has peft's tensors."""
+    params = draw_params(config, np.random.default_rng(16))
+    settings = PeftConfig(task_type="CAUSAL_LM", **{"r": 2, **MORE[case]})
+    theirs = get_peft_model(hugging_face.build(config, params), settings).eval()
+    fresh = {name: value.shape for name, value in theirs.named_parameters() if value.requires_grad}
+    change(theirs, 17)
+    theirs.save_pretrained(tmp_path / "theirs")
+    expected = logits(theirs)
+
+    lm = ours(config, params)
+    before = lm({"token_ids": TOKENS})
+    lm.load_adapter(tmp_path / "theirs")
+    run = lm({"token_ids": TOKENS})
+    assert differs(before, expected)
+    lm.merge_adapter()
+    assert outside(lm, ours=run, merged=lm({"token_ids": TOKENS}), peft=expected) == []
+    lm.unmerge_adapter()
+    lm.save_adapter(tmp_path / "ours")
+    again = PeftModel.from_pretrained(hugging_face.build(config, params), tmp_path / "ours").eval()
+    assert outside(lm, peft_from_our_file=logits(again)) == []
+    assert_same_files(tmp_path / "ours", tmp_path / "theirs")
+
+    new = ours(config, params)
+    new.add_adapter({"r": 2, **MORE[case]})
+    assert new.adapters["default"]["parameters"] == sum(map(math.prod, fresh.values()))
+
+
+def change(model: PeftModel, seed: int) -> None:
+    """Change everything that is trained."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, value in model.named_parameters():
+            if value.requires_grad:
+                noise = 0.1 * torch.randn(value.shape, generator=generator, dtype=torch.float32)
+                value.copy_((value + noise).float())
+
+
+@pytest.mark.clause("LRA-19", "LRA-23", "WGT-35")
+@pytest.mark.parametrize("config", [CONFIG, pytest.param(UNTIED, marks=pytest.mark.slow)], ids=["tied", "untied"])
+def test_an_adapter_of_a_resized_model(config: BloomConfig, tmp_path: Path):
+    """peft writes the resized embedding and head beside the factors, with `save_embedding_layers`."""
+    params = draw_params(config, np.random.default_rng(19))
+    base = hugging_face.build(config, params)
+    base.resize_token_embeddings(26)
+    theirs = get_peft_model(base, PeftConfig(task_type="CAUSAL_LM", target_modules=ALL, r=2)).eval()
+    fill(theirs, 20)
+    theirs.save_pretrained(tmp_path, save_embedding_layers=True)
+    lm = ours(config, params)
+    lm.load_adapter(tmp_path)
+    assert outside(lm, ours=lm({"token_ids": TOKENS}), peft=logits(theirs)) == []
+
+
+@pytest.mark.clause("WGT-35")
+def test_new_rows_are_made_as_transformers_makes_them():
+    """Their mean and their spread, which is too small to see but in float64."""
+    config = CONFIG.replace(vocabulary_size=400, tie_word_embeddings=False)
+    params = draw_params(config, np.random.default_rng(21))
+    base, lm = hugging_face.build(config, params), ours(config, params)
+    base.resize_token_embeddings(2400)
+    lm.resize_token_embeddings(2400)
+    for theirs, mine in (
+        (base.get_input_embeddings().weight, lm.params.word_embedding),
+        (base.get_output_embeddings().weight, lm.params.lm_head),
+    ):
+        new, expected = mine[400:], theirs.detach().double().numpy()[400:]
+        np.testing.assert_allclose(new.mean(0), expected.mean(0), rtol=0, atol=3e-6)
+        np.testing.assert_allclose(new.std(0), mine[:400].std(0) * np.sqrt(1e-9), rtol=0.1)
+        np.testing.assert_allclose(expected.std(0), new.std(0), rtol=0.1)
 
 
 def assert_same_files(written: Path, expected: Path) -> None:

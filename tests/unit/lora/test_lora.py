@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_models import text_lm
 from strategies import Float32Case, cases
 
-from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput, Unsupported
+from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput
 from bloomref.lora.adapter import DENSE_LAYERS
 from bloomref.params import PROJECTIONS, LoraFactors, Source, count_params
 from bloomref.reference import lora
@@ -335,11 +335,6 @@ def test_refusals(case: str, tmp_path: Any, monkeypatch: Any):
     with pytest.raises(InvalidInput, match="expected"):
         REFUSED[case](backbone(Float32Case(CONFIG)))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_head_is_refused_with_its_reason():
-    with pytest.raises(Unsupported, match="head"):
-        backbone(Float32Case(CONFIG)).add_adapter({"target_modules": ["lm_head"]})
 
 
 def test_deleted_and_again():

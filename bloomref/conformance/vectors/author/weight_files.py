@@ -199,8 +199,8 @@ def _write_adapters(root: Path) -> None:
     for name, adapter in ADAPTERS.items():
         write_adapter(root / name, adapter, **({"target_modules": "all-linear"} if name == "lra-all-linear" else {}))
     usual = ADAPTERS["lra-qkv"]
-    write_adapter(root / "lra-dora", usual, use_dora=True)
-    write_adapter(root / "lra-trained-biases", usual, bias="all")
+    write_adapter(root / "lra-layers-repeated", usual, layer_replication=[[0, 2], [1, 2]])
+    write_adapter(root / "lra-prompt-tuning", usual, peft_type="PROMPT_TUNING")
     write_adapter(root / "lra-rank-wrong", usual, r=3)
     write_adapter(root / "lra-factor-missing", usual)
     stored = SafetensorsFile(root / "lra-factor-missing" / peft.WEIGHTS)
@@ -226,8 +226,8 @@ def lora() -> list[Draft]:
     return [
         *map(right, ADAPTERS),
         on("lra-all-linear", ask(steps, ADAPTED, "LRA-16 KVC-7", "the adapter also acts in later calls over a cache", "lora pieces", ["logits"], "in_pieces", cuts=[4, 5], capacity=6)),
-        wrong("lra-dora", "LRA-18", "DoRA is not supported", "Unsupported"),
-        wrong("lra-trained-biases", "LRA-18", "trained biases would be lost", "Unsupported"),
+        wrong("lra-layers-repeated", "LRA-18", "repeated layers are another model", "Unsupported"),
+        wrong("lra-prompt-tuning", "LRA-18", "an adapter of another method than LoRA", "Unsupported"),
         wrong("lra-rank-wrong", "LRA-17", "the config has another rank than the factors", "BadWeights"),
         wrong("lra-factor-missing", "LRA-17", "a B is missing", "BadWeights"),
     ]  # fmt: skip
