@@ -338,13 +338,13 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
 
     def stream(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         max_length: int | None = None,
         stop_token_ids: StopTokens = "auto",
         prefix: Prefix | None = None,
         **options: Unpack[GenerationArguments],
     ) -> Generator[str, None, int]:
-        """The continuation of one text, in pieces, each as soon as it is final.
+        """The continuation of one text, or of its ids, in pieces, each as soon as it is final.
 
         A piece never ends within a character, and the pieces joined are `generate(..., strip_prompt=True)`. Beam search
         yields nothing before its end. Closing the iterator ends the generation. The generator's return value is the
@@ -360,13 +360,13 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
             ... )
             True
         """
-        if not isinstance(prompt, str):
-            raise invalid("prompt", "a text", type(prompt).__name__, "generate takes lists and ids")
+        request = read_request("prompt", self._after(prefix, prompt), self._vocabulary_size)
+        if not request.is_single or (request.kind == "ids" and self.tokenizer is None):
+            raise invalid("prompt", "a text, or the ids of one and a tokenizer", prompt, "generate takes all others")
         arguments = {"num_return_sequences": 1, **options}
         chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **arguments)
         if chosen.num_return_sequences > 1 or chosen.best_of is not None:
             raise InvalidInput("stream: expected one result, got num_return_sequences or best_of; use generate")
-        request = Request("text", [self._after(prefix, prompt)], True)
         return pieces(self._task(self._prompts("prompt", request), chosen, prefix))
 
     @property

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from bloomref.chat_methods import ChatMethods
 from bloomref.errors import BadWeights, BloomrefWarning, InvalidInput, Unsupported, invalid
 from bloomref.formats.byte_alphabet import missing_bytes, named_bytes, to_bytes
 from bloomref.formats.files import read_json, write_json
@@ -39,7 +40,7 @@ class TokenSpan(NamedTuple):
     stop: int
 
 
-class BloomTokenizer:
+class BloomTokenizer(ChatMethods):
     """Converts text to token ids and back. Lossless: `detokenize(tokenize(text)) == text`, if no byte is missing.
 
     Text is split by BLOOM's rule. The special tokens `<unk>`, `<s>`, `</s>` and `<pad>` are recognised in text if the
@@ -338,22 +339,16 @@ class BloomTokenizer:
         return dict(self._facts.config)
 
     @property
-    def chat_template(self) -> str | dict[str, str] | None:
-        """The chat template; name -> template if there are several, with the usual one under "default".
-
-        It may be set to another text or dictionary, or to None.
-        """
-        templates = self._facts.templates
-        return templates.get("default") if templates.keys() <= {"default"} else dict(templates)
-
-    @chat_template.setter
-    def chat_template(self, templates: str | Mapping[str, str] | None) -> None:
-        self._facts = self._facts.with_templates(templates)
+    def special_tokens_map(self) -> dict[str, str]:
+        """Role -> special token, such as "bos_token" -> "<s>": BLOOM's roles, and others that the files name."""
+        roles = {role: self._facts.named(role) for role in ("sep_token", "cls_token", "mask_token")}
+        named = {role: token for role, token in roles.items() if token is not None}
+        return {role: t for role, t in self._special.items() if self._backend.token_to_id(t) is not None} | named
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and everything that was read beside it into an existing folder: PRE-12."""
         write_json(folder / "tokenizer.json", json.loads(self._backend.to_str()))
-        present = {name: token for name, token in self._special.items() if self._backend.token_to_id(token) is not None}
+        present = {role: token for role, token in self.special_tokens_map.items() if role in SPECIAL_TOKENS}
         self._facts.write(folder, present)
 
     def __repr__(self) -> str:

@@ -83,7 +83,7 @@ ROOMS = {
     "generation": room("bloomref.generation", "vocabulary interface inputs engine"),
     "formats": room("bloomref.formats", "vocabulary"),
     "presets": room("bloomref.presets", "vocabulary formats"),
-    "tokenizer": room("bloomref.tokenizer", "vocabulary formats presets"),
+    "tokenizer": room("bloomref.tokenizer bloomref.chat_methods bloomref.chat_template", "vocabulary formats presets"),
     "lora": room("bloomref.lora", "vocabulary reference formats presets"),
     "backbone": room("bloomref.backbone", "vocabulary interface registry inputs engine formats presets lora"),
     "training": room("bloomref.training", "vocabulary reference inputs engine formats tokenizer backbone"),

@@ -1,5 +1,6 @@
 """`bloomref generate`: continue a text, and print the continuation as it is generated; or continue those of a file."""
 
+import json as parser
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -68,6 +69,10 @@ def command(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="With --input: prompts of a batch.")] = 16,
     force: Annotated[bool, typer.Option("--force", help="Replace OUTPUT.")] = False,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="PROMPT is a message to a chat model, or a JSON array of messages."),
+    ] = False,
     adapter: shared.AdapterOption = None,
     backend: shared.Backend = "auto",
     dtype: shared.DType = None,
@@ -78,11 +83,13 @@ def command(
 
     Example: bloomref generate "Everyone has the right to" -n 40 --temperature 0.8 --seed 1
 
+    Example: bloomref generate --chat "What is a mask?" -m hf://user/chat-model
+
     Example: bloomref generate --input prompts.jsonl --output results.jsonl -n 40
     """
     names = GenerationArguments.__annotations__.keys()
     options = {name: value for name, value in locals().items() if name in names and value is not None}
-    _check_forms(prompt, input, output)
+    _check_forms(prompt, input, output, chat, options)
     if input is not None and output is not None:
         generate_file.check_output(output, force)
         prompts = prompt_file.read(input)
@@ -99,9 +106,9 @@ def command(
     if options.keys() & {"num_return_sequences", "best_of"}:
         _show_results(language_model, text, options, from_files, model, json)
         return
-    stream = language_model.stream(text, **options)
+    stream = language_model.stream(_conversation(language_model, text) if chat else text, **options)
     began = time.perf_counter()
-    if not json:
+    if not json and not chat:
         typer.echo(text, nl=False, color=True)
     continuation, count = _show(stream, quiet=json)
     seconds = time.perf_counter() - began
@@ -143,12 +150,29 @@ def _show(stream: Generator[str, None, int], quiet: bool) -> tuple[str, int]:
             typer.echo(piece, nl=False, color=True)
 
 
-def _check_forms(prompt: str | None, source: Path | None, output: Path | None) -> None:
+def _conversation(language_model: "BloomCausalLM", text: str) -> list[int]:
+    """The ids of a message, or of a JSON array of messages, up to the beginning of the answer."""
+    messages: Any = [{"role": "user", "content": text}]
+    if text.lstrip().startswith("[{"):
+        try:
+            messages = parser.loads(text)
+        except ValueError as error:
+            expected = 'a JSON array such as [{"role": "user", "content": "Hi"}], as it begins with [{'
+            raise invalid("prompt", expected, str(error)) from None
+    ids: list[int] = shared.tokenizer_of(language_model).apply_chat_template(messages, add_generation_prompt=True)
+    return ids
+
+
+def _check_forms(
+    prompt: str | None, source: Path | None, output: Path | None, chat: bool, options: dict[str, Any]
+) -> None:
     """Refuse a prompt beside a file of prompts, and one of --input and --output without the other."""
     if source is None and prompt is None:
         raise invalid("prompt", "a text, - to read standard input, or --input FILE", "nothing")
     if source is not None and prompt is not None:
         raise invalid("prompt", "none with --input, which has the prompts", prompt)
+    if chat and (source is not None or options.keys() & {"num_return_sequences", "best_of"}):
+        raise invalid("--chat", "one conversation with one answer", "a file of prompts, or several results")
     if (source is None) is not (output is None):
         there, missing = ("--input", "--output") if output is None else ("--output", "--input")
         raise invalid(missing, f"a file as well, with {there}", "nothing")

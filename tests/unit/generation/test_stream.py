@@ -105,8 +105,10 @@ def test_a_piece_comes_before_the_next_token_is_computed(monkeypatch: pytest.Mon
 
 
 def test_mistakes_are_refused_before_the_first_piece() -> None:
-    with pytest.raises(InvalidInput, match="prompt: expected a text, got list"):
-        LM.stream(["a"])  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="prompt: expected a text, or the ids of one"):
+        LM.stream(["a"])  # type: ignore[list-item]
+    with pytest.raises(InvalidInput, match="prompt: expected a text, or the ids of one and a tokenizer"):
+        BloomCausalLM(LM.backbone).stream([1, 2])
     with pytest.raises(InvalidInput, match=r"top_p: .*got 2"):
         LM.stream("a", top_p=2)
     with pytest.raises(InvalidInput, match="max_length: expected more than the 3 tokens"):
@@ -136,3 +138,8 @@ def test_broken_bytes_are_decoded_as_the_tokenizer_does(data: bytes) -> None:
 @given(st.text(max_size=20))
 def test_whole_texts_pass_unchanged(text: str) -> None:
     assert whole_characters(text.encode("utf-8", "ignore")) == text.encode("utf-8", "ignore").decode()
+
+
+def test_the_ids_of_a_text_are_continued_as_the_text() -> None:
+    pieces = list(LM.stream("the a", max_new_tokens=5))
+    assert list(LM.stream(TOKENIZER("the a"), max_new_tokens=5)) == pieces
