@@ -165,13 +165,15 @@ def _convert_adapter(
     from bloomref.dtypes import FLOAT32
     from bloomref.formats.checkpoint import open_checkpoint
     from bloomref.lora import adapter_files
+    from bloomref.presets.adapted_models import known_base
     from bloomref.presets.resolver import resolve
 
-    if base is None:
+    model = base or (known_base(source) if source.is_dir() else None)
+    if model is None:
         raise invalid("--base", "the adapter's base model", "nothing")
     if (to is Layout.keras) is not target.name.endswith(".lora.h5"):
         raise invalid("target", "a name that ends in .lora.h5 for keras, a folder for hf", str(target))
-    config = open_checkpoint(resolve(base, weights=False)).config
+    config = open_checkpoint(resolve(model, weights=False)).config
     adapter = adapter_files.load(source, "default", config, FLOAT32)
     adapter_files.save(target, adapter, config, expand, force)
     report = {"source": str(source), "target": str(target), "layout": to.value, **adapter_files.describe_files(target)}

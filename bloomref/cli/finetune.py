@@ -85,6 +85,9 @@ def command(
     lora = _lora(full, lora_rank, lora_alpha, lora_dropout, target_modules)
     language_model = shared.load(model, dtype, revision)
     shared.tokenizer_of(language_model)
+    if language_model.adapters:
+        hint = f"train the base model, or merge first: `bloomref convert BASE OUT --to hf --adapter {model}`"
+        raise invalid("--model", "a model without an adapter", f"the adapter {model} on its base", hint)
     if not full:
         language_model.add_adapter(lora, seed=seed)
     history = _train(

@@ -112,7 +112,7 @@ def models_below(folder: Path, *configs: str) -> list[Path]:
 
 
 def _age(folder: Path) -> tuple[int, float, str]:
-    steps = re.search(r"(\d{1,15})$", folder.name)
+    steps = re.search(r"(?:^|[-_]|steps?|epoch)(\d{1,15})$", folder.name)
     return int(steps[1]) if steps else -1, folder.stat().st_mtime, folder.name
 
 

@@ -113,7 +113,8 @@ def _read_header(prefix: bytes, file: Any, size: int, name: str) -> tuple[dict[s
 
 
 def _entries(header: dict[str, Any], begin: int, size: int, name: str) -> dict[str, Entry]:
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise BadWeights(describe(f"{name}: __metadata__", "an object of strings", metadata))
     _check_complete(header, begin, size, name)

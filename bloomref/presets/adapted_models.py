@@ -44,8 +44,7 @@ def locate(preset: str | Path, *, weights: bool = True, revision: str | None = N
     folder = resolve(preset, weights=weights, revision=revision)
     if not is_only_adapter(folder):
         return Located(folder)
-    name = base_name(folder)
-    base = _local(name, folder)
+    name, base = base_name(folder), known_base(folder)
     if base is None:
         raise InvalidInput(adapter_as_model(str(preset), name))
     model = resolve(base, weights=weights)
@@ -73,8 +72,12 @@ def adapter_as_model(adapter: str, base: str | None) -> str:
     return describe(adapter, "a model", got, f"give both: `--adapter {adapter} -m {model}`")
 
 
-def _local(name: str | None, folder: Path) -> str | Path | None:
-    """The base model as a folder or built-in name. A relative path counts from here, or else from the adapter."""
+def known_base(folder: Path) -> str | Path | None:
+    """The base model of an adapter's folder, as a folder or built-in name; None if it is neither.
+
+    A relative path counts from here, or else from the adapter.
+    """
+    name = base_name(folder)
     if name is None:
         return None
     for path in (Path(name), folder / name):

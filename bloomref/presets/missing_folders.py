@@ -47,5 +47,5 @@ def no_such_folder(argument: str, expected: str, path: Path) -> BloomrefError:
     except OSError:
         names = []
     near = [str(parent / name) for name in get_close_matches(missing.name, names, 3)]
-    hint = f"did you mean {' or '.join(near)}?" if near else f"{parent} has no {missing.name!r}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"{parent.absolute()} has no {missing.name!r}"
     return invalid(argument, expected, str(path), hint)

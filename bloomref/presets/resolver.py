@@ -1,5 +1,6 @@
 """Resolution of the handle of a preset or adapter to a local path. Clauses: PRE-4, PRE-5, PRE-9."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bloomref.presets.missing_folders import file_as_adapter, file_as_model, is_
 from bloomref.presets.preset_registry import ADAPTERS, PRESETS
 from bloomref.validation import did_you_mean
 
+_HUB_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 _KAGGLE_SMALL = ("config.json", "tokenizer.json", *(str(KERAS_ASSETS / n) for n in ("vocabulary.json", "merges.txt")))
 
 
@@ -107,6 +109,8 @@ def _folder(path: Path, name: str) -> Path:
         raise file_as_model(path)
     if path.exists():
         raise invalid("preset", "a folder with config.json and weights", f"the special file {name}")
+    if url := _HUB_PAGE.match(name):
+        raise invalid("preset", "a name that starts with hf://, or a folder", name, f"write hf://{url[1]}")
     if "://" in name:
         raise invalid("preset", "a name that starts with hf:// or kaggle://, or a folder", name)
     if is_path(name):

@@ -245,3 +245,12 @@ def test_null_is_absent_in_the_keras_layout(key: str) -> None:
 def test_null_is_absent_in_a_folder(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "model", tensors(), **dict.fromkeys(NULLS[-8:]))
     assert same(load(folder), PARAMS)
+
+
+def test_null_is_absent_in_the_header_of_safetensors(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "model", tensors())
+    data = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]) | {"__metadata__": None}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    assert same(load(folder), PARAMS)

@@ -215,6 +215,7 @@ def test_the_state_of_a_training_promises_no_weights() -> None:
         (["checkpoint-90", "checkpoint-500", "checkpoint-1000"], "checkpoint-1000"),
         (["models--a--b/snapshots/" + "0" * 40], "models--a--b/snapshots/" + "0" * 40),
         (["bloom/1"], "bloom/1"),
+        (["global_step9", "global_step10", "b7"], "global_step10"),
     ],
 )
 def test_a_folder_above_a_model_names_the_newest(tmp_path: Path, places: list[str], newest: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from damage import CONFIG
 
 from bloomref import BloomBackbone, BloomCausalLM, BloomTokenizer
+from bloomref.cli.app import run
 from bloomref.errors import BloomrefError, InvalidInput, Unsupported
 from bloomref.formats import hf
 from bloomref.params import init_params
@@ -78,6 +79,13 @@ ADAPTER_PATHS = {
     "a folder above": ("adapter", "pass the newest: {root}/adapter/checkpoint-20"),
     "another checkpoint": ("adapter/checkpoint-30", "did you mean {root}/adapter/checkpoint-20?"),
 }
+
+
+@pytest.mark.clause("PRE-5")
+@pytest.mark.parametrize("page", ["", "/tree/main", "/blob/main/config.json"])
+def test_the_address_of_a_page_of_the_hub_gives_its_handle(page: str) -> None:
+    with pytest.raises(InvalidInput, match=r"; write hf://bigscience/bloom-560m$"):
+        resolve(f"https://huggingface.co/bigscience/bloom-560m{page}")
 
 
 @pytest.mark.clause("PRE-9")
@@ -164,3 +172,28 @@ def test_a_built_in_base_is_known_by_its_repository(adapter: Path, monkeypatch: 
 def test_a_model_with_an_old_adapter_config_is_a_model(model: Path) -> None:
     shutil.copy(FACTS / "adapter_config.json", model)
     assert locate(model) == Located(model)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["finetune", "{text}", "-o", "{out}", "-m", "{adapter}"], "merge first: `bloomref convert BASE OUT "),
+        (["finetune", "{text}", "-o", "{out}", "-m", "bloom_tiny_udhr_facts", "--full"], "a model without an adapter"),
+    ],
+)
+def test_a_training_starts_from_a_model_without_an_adapter(
+    tmp_path: Path, adapter: Path, capfd: pytest.CaptureFixture[str], command: list[str], words: str
+) -> None:
+    (tmp_path / "text.txt").write_text("Everyone has the right to life.")
+    places = {"text": tmp_path / "text.txt", "out": tmp_path / "out", "adapter": adapter}
+    assert run([part.format(**places) for part in command]) == 2
+    assert words in capfd.readouterr().err
+
+
+def test_convert_knows_the_base_that_an_adapter_names(tmp_path: Path, adapter: Path) -> None:
+    pytest.importorskip("h5py")
+    command = ["convert", str(adapter), str(tmp_path / "a.lora.h5"), "--to", "keras", "--expand"]
+    assert run(command) == 0
+    names_base(adapter, "/of/training/base")
+    assert run([*command, "--force"]) == 2
+    assert run([*command, "--force", "--base", "bloom_tiny_udhr"]) == 0
