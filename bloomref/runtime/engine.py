@@ -70,13 +70,14 @@ class Engine:
         backend: "numpy" (the reference), the name of an installed backend, "auto", or a backend itself.
 
     Raises:
-        InvalidInput: no such backend; Unsupported: it cannot run this model here, with its reason; BadBackend: it
+        InvalidInput: no such backend, or weights of other sizes than the config's; Unsupported: it cannot run this model here, with its reason; BadBackend: it
             breaks its interface, also raised by every method.
     """
 
     def __init__(
         self, params: Params, config: BloomConfig, policy: DTypePolicy, backend: str | Backend = registry.REFERENCE
     ) -> None:
+        _check_weights(params, config)
         self.config = config
         self.policy = policy
         self.runs_on = backend if isinstance(backend, Backend) else registry.choose(backend, config, policy)
@@ -361,6 +362,15 @@ def _unprepared(params: Params, config: BloomConfig, policy: DTypePolicy, backen
     engine.config, engine.policy, engine._params = config, policy, params
     engine.runs_on = backend if isinstance(backend, Backend) else registry.load(backend)
     return engine
+
+
+def _check_weights(params: Params, config: BloomConfig) -> None:
+    """Refuse weights of other sizes than the config's, beyond which a kernel would read."""
+    if len(params.layers) != config.num_layers:
+        raise invalid("params", f"{config.num_layers} layers, as the config has", f"{len(params.layers)}")
+    for key, weight, array in params.named():
+        if array.shape != weight.shape(config):
+            raise invalid(f"params: {key}", f"shape {weight.shape(config)}, by the config", f"{array.shape}")
 
 
 def _prepare(backend: Backend, params: Params, config: BloomConfig, policy: DTypePolicy) -> Prepared:

@@ -133,6 +133,14 @@ def test_an_index_that_the_model_does_not_have_is_refused_on_every_way(way: str,
         INDICES[way](engine, cache, np.array([[index, index]]))
 
 
+@pytest.mark.clause("BKD-14")
+@pytest.mark.parametrize("change", [{"vocabulary_size": 21}, {"num_layers": 3}, {"intermediate_dim": 48}], ids=str)
+def test_weights_of_other_sizes_than_the_configs_are_refused(change: dict[str, int]) -> None:
+    params = make_lm(CONFIG).backbone.params
+    with pytest.raises(InvalidInput, match=r"params.*expected (3 layers|shape)"):
+        BloomBackbone.from_params(CONFIG.replace(**change), params)
+
+
 @pytest.mark.clause("BKD-5")
 @pytest.mark.parametrize(
     "strategy", [{}, {"num_beams": 3}, {"top_k": 4, "seed": 1}, {"repetition_penalty": 1.3}], ids=str
