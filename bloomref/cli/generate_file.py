@@ -62,13 +62,18 @@ def run(
     if done:
         shared.note(f"{len(done)} of {len(prompts.prompts)} prompts are in {partial}")
     began, tokens, earlier = time.perf_counter(), 0, len(done)
-    with partial.open("a", encoding="utf-8") as sink, _progress(earlier, len(prompts.prompts)) as advance:
-        for completion in language_model.generate_each(prompts.prompts, batch=batch, skip=set(done), **options):
-            done[completion.index] = _result(prompts, completion.index, completion.continuations, completion.tokens)
-            sink.write(json.dumps(done[completion.index], ensure_ascii=False) + "\n")
-            sink.flush()
-            tokens += sum(completion.tokens)
-            advance(sum(completion.tokens))
+    try:
+        with partial.open("a", encoding="utf-8") as sink, _progress(earlier, len(prompts.prompts)) as advance:
+            for completion in language_model.generate_each(prompts.prompts, batch=batch, skip=set(done), **options):
+                done[completion.index] = _result(prompts, completion.index, completion.continuations, completion.tokens)
+                sink.write(json.dumps(done[completion.index], ensure_ascii=False) + "\n")
+                sink.flush()
+                tokens += sum(completion.tokens)
+                advance(sum(completion.tokens))
+    except BaseException:
+        if not done:
+            partial.unlink()
+        raise
     with staged_file(output) as path:
         lines = (json.dumps(done[i], ensure_ascii=False) + "\n" for i in sorted(done))
         path.write_text("".join(lines), encoding="utf-8")

@@ -50,6 +50,9 @@ def read(path: Path) -> PromptFile:
     lines = [(i, line.removesuffix("\r")) for i, line in enumerate(content.split("\n"), 1) if line.strip()]
     parse = _record if path.suffix == ".jsonl" else _line
     records = [parse(line, f"{path}, line {i}") for i, line in lines]
+    for (i, _), (prompt, _) in zip(lines, records, strict=True):
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise InvalidInput(describe(f"{path}, line {i}", "valid Unicode", "half of a surrogate pair"))
     if not records:
         raise invalid("--input", "a file with prompts", f"{path}, which has none")
     return PromptFile([prompt for prompt, _ in records], [others for _, others in records], sha256(data).hexdigest())

@@ -14,6 +14,7 @@ from bloomref.shapes import Array, Bool, Int
 _KEYS = ("token_ids", "padding_mask")
 _OTHER_NAMES = {"input_ids": "token_ids", "attention_mask": "padding_mask"}
 """transformers' names of the keys."""
+_NAMES_OF_PROMPTS = ("prompt", "prompts", "text", "text_inputs", "messages")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,9 @@ def named_inputs(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     if not inputs.keys() & {"token_ids", "input_ids"}:
         if arguments.get("inputs_embeds") is not None:
             raise _no_embeddings()
-        raise invalid("inputs", "a text, token ids or a dictionary of them", "nothing")
+        named = next((name for name in _NAMES_OF_PROMPTS if name in arguments), None)
+        got, hint = ("nothing", "") if named is None else (f"{named}=...", f"pass it as inputs: inputs={named}")
+        raise invalid("inputs", "a text, token ids or a dictionary of them", got, hint)
     return inputs, {name: value for name, value in arguments.items() if name not in names}
 
 

@@ -10,9 +10,10 @@ import pytest
 from bloomref import BloomCausalLM
 from bloomref.cli.app import run
 from bloomref.cli.option_names import hint_of
+from bloomref.generation.many import Completion
 
 PROMPTS = ["Everyone has", "No one", "The", "Everyone has the right to", ""]
-OPTIONS = ("-n", "4", "--temperature", "1", "--seed", "5", "--backend", "numpy")
+OPTIONS = ("-n", "2", "--temperature", "1", "--seed", "5", "--backend", "numpy")
 LM = BloomCausalLM.from_preset("bloom_tiny_udhr")
 
 
@@ -39,10 +40,10 @@ def results(source: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("batch", ["1", "2", "16"])
+@pytest.mark.parametrize("batch", ["2", "16"])
 def test_the_results_are_those_of_one_call_in_the_order_of_the_file(source: Path, batch: str) -> None:
     assert generate(source, *OPTIONS, "--batch", batch) == 0
-    expected = LM.generate(PROMPTS, max_new_tokens=4, temperature=1.0, seed=5, strip_prompt=True)
+    expected = LM.generate(PROMPTS, max_new_tokens=2, temperature=1.0, seed=5, strip_prompt=True)
     assert [line["continuation"] for line in results(source)] == expected
     assert [(line["index"], line["prompt"], line["id"]) for line in results(source)] == [
         (i, prompt, i) for i, prompt in enumerate(PROMPTS)
@@ -53,7 +54,7 @@ def test_the_results_are_those_of_one_call_in_the_order_of_the_file(source: Path
 def test_several_results_of_each_prompt(source: Path) -> None:
     assert generate(source, *OPTIONS, "--num-return-sequences", "2", "--batch", "2") == 0
     expected = LM.generate(
-        PROMPTS, max_new_tokens=4, temperature=1.0, seed=5, strip_prompt=True, num_return_sequences=2
+        PROMPTS, max_new_tokens=2, temperature=1.0, seed=5, strip_prompt=True, num_return_sequences=2
     )
     assert [text for line in results(source) for text in line["continuations"]] == expected
     assert all(len(line["tokens"]) == 2 for line in results(source))
@@ -102,13 +103,19 @@ def test_a_partial_file_of_another_run_is_refused(source: Path, capsys: pytest.C
 def test_other_options_than_those_of_the_partial_file_are_named(
     source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def nothing(*_: Any, **__: Any) -> Iterator[Any]:
+    def one(*_: Any, **__: Any) -> Iterator[Any]:
+        yield Completion(0, ["x"], [1])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(LM, "generate_each", nothing)
+    monkeypatch.setattr(LM, "generate_each", one)
     assert generate(source, *OPTIONS) == 130
     assert generate(source, *OPTIONS, "--top-k", "3") == 2
     assert "top_k null there and 3 here" in capsys.readouterr().err
+
+
+def test_a_run_without_a_result_leaves_no_file(source: Path) -> None:
+    assert generate(source, *OPTIONS, "--min-p", "7") == 2
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
 
 
 def test_lines_of_text_are_prompts(tmp_path: Path) -> None:
@@ -128,6 +135,7 @@ def test_lines_of_text_are_prompts(tmp_path: Path) -> None:
         ("prompts.jsonl", '{"prompt": "a", "text": "b"}', "the keys prompt, text"),
         ("prompts.jsonl", "[1]", "got list"),
         ("prompts.jsonl", "{", "invalid JSON"),
+        ("prompts.jsonl", '"a"\n"\\ud800"', "line 2: expected valid Unicode"),
         ("prompts.txt", "\udc80", "line 1: invalid start byte"),
     ],
 )

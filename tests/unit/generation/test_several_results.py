@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,11 +13,11 @@ from bloomref import BloomConfig, InvalidInput
 CONFIG = BloomConfig(vocabulary_size=20, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=24)
 LM = make_lm(CONFIG)
 TEXT_LM = text_lm()
-SAMPLING: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 4}
+SAMPLING: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 2}
 
 
 @pytest.mark.clause("GEN-11")
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.data(), st.integers(1, 3), st.integers(0, 2**32))
 def test_every_result_draws_as_a_single_prompt_with_its_own_seed(data: st.DataObject, n: int, seed: int) -> None:
     prompts = data.draw(id_prompts(20, max_batch=3))
@@ -31,7 +30,7 @@ def test_every_result_draws_as_a_single_prompt_with_its_own_seed(data: st.DataOb
 
 
 @pytest.mark.clause("GEN-11")
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.data(), st.integers(2, 4))
 def test_the_results_of_beam_search_are_its_best_hypotheses(data: st.DataObject, beams: int) -> None:
     """Best first; the first is the single result; each is what its prompt gives alone; and their scores descend."""
@@ -60,7 +59,7 @@ def test_texts_ids_and_dictionaries_have_n_results_side_by_side() -> None:
 
 
 @pytest.mark.clause("GEN-12")
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.data(), st.integers(2, 4), st.integers(1, 2), st.integers(0, 99))
 def test_the_best_of_several_draws_has_the_highest_mean_log_probability(
     data: st.DataObject, b: int, n: int, seed: int
@@ -84,7 +83,7 @@ def test_a_draw_without_tokens_is_the_worst() -> None:
 
 @pytest.mark.clause("GEN-15")
 @pytest.mark.parametrize("early", [True, "never", None])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_early_stopping_against_recomputation(early: Any, seed: int) -> None:
     options: dict[str, Any] = {"num_beams": 2 + seed % 2, "length_penalty": (-1.0, 0.5, 2.0)[seed % 3]}
     options |= {"max_new_tokens": 7, "stop_token_ids": [4, 5, 6], "early_stopping": early}
@@ -138,5 +137,4 @@ def test_a_prompt_is_read_once_for_all_of_its_results(monkeypatch: pytest.Monkey
         engine, "run", lambda cache, start, ids, *rest: shapes.append(ids.shape) or run(cache, start, ids, *rest)
     )
     LM.generate([[1] * 5], num_return_sequences=3, stop_token_ids=None, seed=0, **SAMPLING)
-    assert shapes == [(1, 5), (3, 1), (3, 1), (3, 1)]
-    assert np.prod(shapes[0]) == 5
+    assert shapes == [(1, 5), (3, 1)]
