@@ -12,6 +12,7 @@ from jaxtyping import install_import_hook
 SHAPED = ["bloomref.alibi", "bloomref.params", "bloomref.reference", "bloomref.runtime.engine"]
 
 settings.register_profile("bloomref", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("fast", settings.get_profile("bloomref"), max_examples=25)
 settings.register_profile("emulated", settings.get_profile("bloomref"), max_examples=1)
 settings.load_profile("bloomref")
 EMULATED_CUPY = Path(__file__).parent / "cupy_gpu/plugin"
@@ -37,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("markexpr") != "not slow":
         # every call is checked against its annotations, but in the fast tests, of which that is a third of the time
         install_import_hook(SHAPED, "beartype.beartype")
+    else:
+        settings.load_profile("fast")
     if config.getoption("--emulated-cupy"):
         sys.path.insert(0, str(EMULATED_CUPY))  # as if it were installed
         settings.load_profile("emulated")

@@ -160,6 +160,7 @@ def test_a_waiver_that_is_not_needed_fails_the_run(here):
     assert "float32: conforms" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_part_of_the_suite_says_nothing_about_waivers(here):
     result = ask(here, "--implementation", "mine:Right", *FEW, *waivers(here, WAIVER.format("no-such-property")))
     assert result.returncode == 0, result.stdout
@@ -190,6 +191,7 @@ def test_a_waiver_file_by_name_comes_with_bloomref(here):
 # --- what is not there ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.clause("CNF-8")
 def test_not_available_is_a_skip_or_with_require_a_failure(here):
     result = ask(here, "--implementation", "mine:Absent", *FEW)

@@ -1,4 +1,4 @@
-"""The command line, run in a separate process, judged by output and exit code."""
+"""The command line, judged by output and exit code."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import command_line
 import numpy as np
 import pytest
 
@@ -23,8 +24,11 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 
 
 def run(*arguments: str, stdin: str = "", search: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one command line, in a process of its own if packages are to be searched in a folder."""
+    if search is None:
+        return command_line.run(*arguments, stdin=stdin)
     command = [sys.executable, "-m", "bloomref", *arguments]
-    environment = os.environ | ({} if search is None else {"PYTHONPATH": str(search)})
+    environment = os.environ | {"PYTHONPATH": str(search)}
     return subprocess.run(
         command, input=stdin, capture_output=True, text=True, timeout=120, check=False, env=environment
     )
@@ -96,6 +100,7 @@ def chosen_by_auto() -> str:
     return registry.choose("auto", PRESETS["bloom_tiny_udhr"].config, dtype_policy()).name
 
 
+@pytest.mark.slow
 @pytest.mark.clause("BKD-7")
 @pytest.mark.parametrize(
     "command", [("generate", "Everyone", "-n", "2"), ("score", "Everyone has")], ids=lambda c: c[0]

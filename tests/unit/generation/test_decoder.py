@@ -36,7 +36,7 @@ def read_only(logits: Any) -> Any:
     return logits
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(st.data(), models())
 def test_the_dtype_of_the_logits_changes_nothing(data: st.DataObject, drawn: Any) -> None:
     """Every strategy gives the same tokens from float32 logits, the same numbers in float64, and a read-only array."""

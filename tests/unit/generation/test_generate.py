@@ -38,7 +38,7 @@ TEXT_LM = text_lm()
 
 
 @pytest.mark.clause("GEN-5")
-@settings(max_examples=70)
+@settings(max_examples=30)
 @given(st.data())
 def test_a_batch_is_its_prompts_one_by_one(data: st.DataObject) -> None:
     drawn = data.draw(models())
@@ -47,7 +47,7 @@ def test_a_batch_is_its_prompts_one_by_one(data: st.DataObject) -> None:
     assert lm.generate(prompts, **options) == [lm.generate([prompt], **options)[0] for prompt in prompts]
 
 
-@settings(max_examples=70)
+@settings(max_examples=30)
 @given(st.data())
 def test_the_cache_changes_nothing(data: st.DataObject) -> None:
     drawn = data.draw(models())

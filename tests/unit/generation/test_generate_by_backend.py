@@ -66,7 +66,7 @@ SAMPLING: Any = st.fixed_dictionaries(
 
 
 @pytest.mark.clause("BKD-18", "GEN-4", "GEN-5", "GEN-6")
-@settings(max_examples=80)
+@settings(max_examples=30)
 @given(st.data(), models(), st.sampled_from([0, 1, 2, 99]))
 def test_the_same_tokens_as_without(data: st.DataObject, drawn: Any, most: int) -> None:
     """The tokens are the same for all options, also if the backend is used only after some rows have ended. A sample is

@@ -51,7 +51,7 @@ def reverse(case: Float32Case, name: str, x: Array, dy: Array, rng: Any) -> tupl
 
 
 @pytest.mark.clause("GRD-3", "GRD-11")
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(one_layer, blocks, rates, seeds)
 def test_block(case, name, rate, seed):
     config = case.config.replace(attention_dropout=rate, hidden_dropout=rate)
@@ -134,7 +134,7 @@ def same(one: vjp.LossGradients, other: vjp.LossGradients) -> bool:
 
 
 @pytest.mark.clause("GRD-1", "GRD-2", "GRD-3", "GRD-4", "GRD-11")
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(cases(max_batch=2, max_time=6).filter(lambda c: c.gain < 3 and c.config.hidden_dim > 2), rates)
 def test_every_gradient_is_the_derivative_of_the_loss(case, rate):
     case = replace(case, config=case.config.replace(attention_dropout=rate, hidden_dropout=rate))
@@ -256,7 +256,7 @@ def test_padding_has_no_influence(case, seed):
 
 
 @pytest.mark.clause("GRD-9")
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(cases(kinds=("real", "left", "right", "holes"), max_time=8), seeds)
 def test_documents_in_one_row_are_documents_in_rows_of_their_own(case, seed):
     starts = np.random.default_rng(seed).random((case.batch, case.time)) < 0.3
@@ -360,7 +360,7 @@ def test_a_part_of_bloom_s_logits_takes_less_than_256_mib():
 
 
 @pytest.mark.clause("GRD-8")
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(cases(), st.integers(1, 300), st.integers(1, 300))
 def test_parts_add_up(case, logit_bytes, product_bytes):
     with pytest.MonkeyPatch.context() as patch:
@@ -403,7 +403,7 @@ def test_16_bit_weights_have_the_gradients_of_the_same_weights_in_float32(dtype)
 
 
 @pytest.mark.clause("GRD-5")
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(cases().filter(lambda case: case.config.hidden_dim > 2))
 def test_float32_is_near_float64(case):
     exact = gradients(replace(case, gain=1.0, embedding_std=1.0))

@@ -54,7 +54,7 @@ def watch(model: BloomBackbone) -> Watched:
 
 
 @pytest.mark.clause("BKD-14")
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(st.data(), models())
 def test_generation_and_scores_make_legal_calls(data: st.DataObject, drawn: Any) -> None:
     lm = BloomCausalLM(BloomBackbone.from_params(drawn.config, drawn.lm.backbone.params))

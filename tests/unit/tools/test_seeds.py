@@ -36,6 +36,7 @@ def suite(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_failure_is_reported_by_name(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeds, "ROOT", suite)
     run = seeds.run_seed(5, ["test_it.py"], workers=0)
@@ -46,6 +47,7 @@ def test_a_failure_is_reported_by_name(suite: Path, monkeypatch: pytest.MonkeyPa
     assert not (suite / ".hypothesis").exists()  # no example is left for the next seed
 
 
+@pytest.mark.slow
 def test_a_run_without_results_is_a_failure(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeds, "ROOT", suite)
     run = seeds.run_seed(5, ["no_such_file.py"], workers=0)

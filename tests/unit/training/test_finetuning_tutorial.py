@@ -20,6 +20,7 @@ LINES = (ROOT / "docs" / "examples" / "facts.txt").read_text("utf-8").splitlines
 EXAMPLE = re.search(r"```bash\n(.*?)\n```\n\n```text\n(.*?)\n```", PAGE, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_shipped_adapter_knows_its_lines_by_heart() -> None:
     lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
     prompts = [" ".join(line.split()[:2]) if line.split()[0] != "The" else " ".join(line.split()[:4]) for line in LINES]

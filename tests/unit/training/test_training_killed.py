@@ -57,6 +57,7 @@ def test_20_random_kills(tmp_path: Path) -> None:
     assert len({place for _, place in places}) >= 5, places
 
 
+@pytest.mark.slow
 @pytest.mark.clause("TRN-13", "TRN-14")
 def test_killed_again_and_again_until_it_ends(tmp_path: Path) -> None:
     truth = training_victim.run(None)
