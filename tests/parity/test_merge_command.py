@@ -73,3 +73,29 @@ def test_the_weights_are_those_of_merge_and_unload(tmp_path: Path, case: str, dt
         np.testing.assert_allclose(tensor.double(), merged[name].double(), rtol=0, atol=allowed, err_msg=name)
     again = BloomForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype)
     assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in written.items())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["query_key_value", "dense"], "bias": "lora_only", "modules_to_save": ["ln_f"], "use_dora": True},
+        {"target_modules": ["word_embeddings", "dense"]},  # merge_and_unload would change the tied head, too
+    ],
+    ids=["many kinds", "embedding"],
+)  # fmt: skip
+def test_the_merged_model_is_the_adapted_one(tmp_path: Path, settings: dict[str, Any]) -> None:
+    (tmp_path / "base").mkdir()
+    base = hugging_face.build(CONFIG, init_params(CONFIG, 3), torch.float64)
+    base.save_pretrained(tmp_path / "base")
+    model = get_peft_model(base, PeftConfig(task_type="CAUSAL_LM", init_lora_weights=False, r=2, **settings)).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    model.save_pretrained(tmp_path / "adapter")
+    assert run(["convert", str(tmp_path / "base"), str(tmp_path / "out"), "--adapter", str(tmp_path / "adapter")]) == 0
+    merged = BloomForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float64).eval()
+    token_ids = torch.arange(1, 9)[None]
+    expected = model(token_ids).logits.detach().numpy()
+    np.testing.assert_allclose(merged(token_ids).logits.detach(), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
