@@ -27,11 +27,13 @@ class HeadKind:
     Args:
         architecture: name of the class in transformers, and in `architectures` of config.json.
         module: the head's name in a checkpoint.
+        task_type: PEFT's name of the task.
         num_labels: N, if every head of this kind has the same; None: the config decides.
     """
 
     architecture: str
     module: str
+    task_type: str
     has_bias: bool
     num_labels: int | None = None
 
@@ -45,9 +47,9 @@ class HeadKind:
         return (self.weight_key, f"{self.module}.bias") if self.has_bias else (self.weight_key,)
 
 
-SEQUENCE_HEAD = HeadKind("BloomForSequenceClassification", "score", has_bias=False)
-TOKEN_HEAD = HeadKind("BloomForTokenClassification", "classifier", has_bias=True)
-QUESTION_HEAD = HeadKind("BloomForQuestionAnswering", "qa_outputs", has_bias=True, num_labels=2)
+SEQUENCE_HEAD = HeadKind("BloomForSequenceClassification", "score", "SEQ_CLS", has_bias=False)
+TOKEN_HEAD = HeadKind("BloomForTokenClassification", "classifier", "TOKEN_CLS", has_bias=True)
+QUESTION_HEAD = HeadKind("BloomForQuestionAnswering", "qa_outputs", "QUESTION_ANS", has_bias=True, num_labels=2)
 HEAD_KINDS = (SEQUENCE_HEAD, TOKEN_HEAD, QUESTION_HEAD)
 
 

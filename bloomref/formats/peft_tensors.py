@@ -14,6 +14,7 @@ from bloomref.errors import BadWeights, describe
 from bloomref.formats.arrays import check_finite
 from bloomref.formats.peft_config import EMBEDDING, HEAD, LINEARS, LoraConfig
 from bloomref.formats.safetensors_io import FLOATS, SafetensorsFile
+from bloomref.head_params import HEAD_KINDS
 from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING, Weight, full_key, keys
 from bloomref.shapes import Array
 
@@ -31,8 +32,9 @@ _TENSORS = {
 }
 _NAME = re.compile(r"(?P<module>.+)\.(?P<tensor>" + "|".join(map(re.escape, _TENSORS)) + ")")
 _PARAMETER = {f"{EMBEDDING}.lora_A.weight": "parameter a", f"{EMBEDDING}.lora_B.weight": "parameter b"}
+_HEADS = tuple(key for kind in HEAD_KINDS for key in kind.keys)
 _INNER = re.compile(r"\.(base_layer|modules_to_save)\.")
-OTHERS = ("magnitudes", "shifts", "weights", "rows")
+OTHERS = ("magnitudes", "shifts", "weights", "rows", "heads")
 _KINDS = ("a", "b", "parameter a", "parameter b", *OTHERS)
 
 Pairs = dict[str, tuple[Array, Array]]
@@ -50,6 +52,7 @@ class PeftTensors:
         shifts: `lora_B.bias` (M), by the key of the matrix.
         weights: arrays in the place of whole weights, in Hugging Face's shapes.
         rows: (N, D) in the place of N rows of the embedding or of the head.
+        heads: of a classification head, by the names in `bloomref.head_params`; a language model ignores them.
     """
 
     pairs: Pairs
@@ -57,6 +60,7 @@ class PeftTensors:
     shifts: Mapping[str, Array] = field(default_factory=dict)
     weights: Mapping[str, Array] = field(default_factory=dict)
     rows: Mapping[str, Array] = field(default_factory=dict)
+    heads: Mapping[str, Array] = field(default_factory=dict)
 
     def is_empty(self) -> bool:
         return not (self.pairs or self.weights or self.rows)
@@ -111,6 +115,8 @@ def _place(stored: str, table: Mapping[str, Weight], lora: LoraConfig) -> tuple[
     name = stored.removeprefix(_OUTER).removeprefix(HF_PREFIX)
     match = _NAME.fullmatch(name)
     key = f"{match['module']}.weight" if match else _INNER.sub(".", name)
+    if key in _HEADS and match is None:
+        return "heads", key
     if key not in table:
         raise BadWeights(describe(WEIGHTS, "tensors for the weights of this model", stored, lora.base_hint()))
     if match and key.removesuffix(".weight").rpartition(".")[2] not in (*LINEARS, EMBEDDING, HEAD):
@@ -155,7 +161,8 @@ def _assembled(by_kind: Mapping[str, Mapping[str, Array]], table: Mapping[str, W
         key = min(unpaired)
         raise BadWeights(describe(f"{WEIGHTS}: {key}", "factors A and B", f"{'A' if key in a else 'B'} alone"))
     pairs = {key: (a[key], b[key]) for key in table if key in a}
-    others = {kind: {key: by_kind[kind][key] for key in table if key in by_kind[kind]} for kind in OTHERS}
+    order = (*table, *_HEADS)
+    others = {kind: {key: by_kind[kind][key] for key in order if key in by_kind[kind]} for kind in OTHERS}
     return PeftTensors(pairs, **others)
 
 
@@ -191,7 +198,8 @@ def factor_name(name: str) -> str:
 
 
 def stored(tensors: PeftTensors, lora: LoraConfig) -> Iterator[tuple[str, Array]]:
-    """(name in the file, array) of every tensor, as PEFT names them for a BloomForCausalLM."""
+    """(name in the file, array) of every tensor, as PEFT names them for a model of transformers."""
+    yield from ((_OUTER + key, array) for key, array in tensors.heads.items())
     for key, (a, b) in tensors.pairs.items():
         module = full_key(key).removesuffix(".weight")
         if key != WORD_EMBEDDING.hf_key:

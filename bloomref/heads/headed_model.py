@@ -11,7 +11,7 @@ import numpy as np
 from bloomref.backbone import BloomBackbone, Presets
 from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype, cast
-from bloomref.errors import BadWeights, invalid
+from bloomref.errors import BadWeights, describe, invalid
 from bloomref.formats import hf, hf_heads
 from bloomref.formats.beside import Beside
 from bloomref.formats.files import read_json
@@ -19,7 +19,7 @@ from bloomref.generation.prompts import Prompt, read_request, right_pad
 from bloomref.head_params import HeadKind, HeadParams, init_head
 from bloomref.heads.labels import Labels, label_facts, number_of_labels
 from bloomref.lora.adapter_set import AdapterSet
-from bloomref.lora.methods import LoraMethods
+from bloomref.lora.methods import LoraConfig, LoraMethods
 from bloomref.params import Params
 from bloomref.runtime.inputs import TokenBatch, to_array
 from bloomref.shapes import Array, Float
@@ -48,6 +48,8 @@ class HeadedModel(LoraMethods):
 
     kind: ClassVar[HeadKind]
     presets = Presets()
+    head: HeadParams
+    """The head's weights, in the variable dtype: those of the active adapter, if it has a head."""
     config: BloomConfig
     """The backbone's, with the labels among its other keys; no `pad_token_id` if config.json states none (HEA-4)."""
 
@@ -72,12 +74,13 @@ class HeadedModel(LoraMethods):
         facts = {**backbone.config.extra, **label_facts(id2label, num_labels, problem_type)}
         if num_labels is not None and id2label is None and number_of_labels(facts) != num_labels:
             facts |= {"id2label": None, "label2id": None}  # names of another number of labels
-        self.head = self._rounded(self._head(head, facts, seed))
-        self._labels = Labels.read(facts, self.head.num_labels)
+        self._own_head = self._rounded(self._first_head(head, facts, seed))
+        self._labels = Labels.read(facts, self._own_head.num_labels)
+        self.head = self._head_under(backbone.adapter_set)
         extra = hf_heads.described(facts, self.kind, self._labels.names)
         self.config = backbone.config.replace(extra=extra)
 
-    def _head(self, arrays: Mapping[str, Array] | None, facts: Mapping[str, Any], seed: int) -> HeadParams:
+    def _first_head(self, arrays: Mapping[str, Array] | None, facts: Mapping[str, Any], seed: int) -> HeadParams:
         config, count = self.backbone.config, self.kind.num_labels or number_of_labels(facts)
         if arrays is None:
             return init_head(self.kind, count or 2, config, seed)
@@ -92,6 +95,26 @@ class HeadedModel(LoraMethods):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.num_labels} labels) on {self.backbone!r}"
+
+    def _head_under(self, adapters: AdapterSet) -> HeadParams:
+        """The head of the active adapter that has one, else the model's own (HEA-12).
+
+        Raises:
+            BadWeights: for a head of another shape; InvalidInput: for two active adapters with a head.
+        """
+        heads = {name: adapters.get(name).heads for name in adapters.active}
+        having = [name for name, arrays in heads.items() if self.kind.weight_key in arrays]
+        if len(having) > 1:
+            got = f"heads of {' and '.join(having)}"
+            raise invalid("adapter", "at most one active adapter that has a head", got)
+        if not having:
+            return self._own_head
+        head = HeadParams.from_named(self.kind, self.backbone.hidden_dim, heads[having[0]])
+        if head.num_labels != self._own_head.num_labels:
+            key, hint = self.kind.weight_key, f"load the model with num_labels={head.num_labels}"
+            expected = f"{self._own_head.num_labels} rows, one for each label of the model"
+            raise BadWeights(describe(f"{key} of adapter {having[0]!r}", expected, str(head.num_labels), hint))
+        return self._rounded(head)
 
     # --- parts -----------------------------------------------------------------------------------
 
@@ -118,7 +141,26 @@ class HeadedModel(LoraMethods):
         return self.backbone.adapter_set
 
     def use_adapters(self, adapters: AdapterSet) -> None:
+        head = self._head_under(adapters)
         self.backbone.use_adapters(adapters)
+        self.head = head
+
+    def add_adapter(
+        self, config: LoraConfig | Mapping[str, Any] | None = None, name: str = "default", *, seed: int = 0
+    ) -> None:
+        """Add a new adapter with PEFT's meaning and of this model's task, which is saved with the head.
+
+        The arguments and errors are those of `BloomBackbone.add_adapter`.
+        """
+        facts = {"task_type": self.kind.task_type}
+        if isinstance(config, LoraConfig):
+            config = replace(config, facts=facts | dict(config.facts))
+        else:
+            config = {"facts": facts, **(config or {})}
+        super().add_adapter(config, name, seed=seed)
+        adapters = self.adapter_set
+        adapter = replace(adapters.get(name), heads=self._own_head.named(self.kind))
+        self.use_adapters(replace(adapters, loaded={**adapters.loaded, name: adapter}))
 
     @property
     def params(self) -> Params:
@@ -162,12 +204,16 @@ class HeadedModel(LoraMethods):
         folder = located.folder
         dtype = backbone.policy.variable_dtype
         head = hf_heads.read_head(folder, cls.kind, backbone.hidden_dim, dtype) if load_weights else None
-        if head is None and load_weights and num_labels is None and id2label is None:
+        arrays = None if head is None else head.named(cls.kind)
+        for adapter in backbone.adapter_set.loaded.values() if arrays is None else ():
+            # the head of an adapter that is given as the model
+            arrays = {key: array for key, array in adapter.heads.items() if key in cls.kind.keys} or None
+        if arrays is None and load_weights and num_labels is None and id2label is None:
             raise _no_head(cls.kind, folder)
         model = cls(
             backbone,
             BloomTokenizer.find(located.tokenizer_folder),
-            head=None if head is None else head.named(cls.kind),
+            head=arrays,
             num_labels=num_labels,
             id2label=id2label,
             problem_type=problem_type,

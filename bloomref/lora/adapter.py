@@ -44,6 +44,7 @@ class Adapter:
         rows: key of the embedding or the LM head -> rows in the place of its rows `token_indices`.
         magnitudes: key of a weight under DoRA -> magnitudes of its rows, of the embedding's columns.
         shifts: key of a weight -> bias of its B.
+        heads: name of a tensor of a classification head -> array in its place, in a model that has such a head.
     """
 
     parts: Parts
@@ -52,6 +53,7 @@ class Adapter:
     rows: Mapping[str, Array] = field(default_factory=dict)
     magnitudes: Mapping[str, Array] = field(default_factory=dict)
     shifts: Mapping[str, Array] = field(default_factory=dict)
+    heads: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def replaces(self) -> tuple[str, ...]:
@@ -91,7 +93,7 @@ class Adapter:
     def count(self) -> int:
         """Number of scalars in the factors, and in what is replaced."""
         factors = sum(part.a.size + part.b.size for parts in self.parts.values() for part in parts)
-        others = (self.weights, self.rows, self.magnitudes, self.shifts)
+        others = (self.weights, self.rows, self.magnitudes, self.shifts, self.heads)
         return factors + sum(array.size for arrays in others for array in arrays.values())
 
     def summary(self) -> dict[str, Any]:

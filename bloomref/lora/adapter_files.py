@@ -136,7 +136,7 @@ def _settings(ranks: Mapping[str, int]) -> LoraConfig:
 
 
 def _kernels(adapter: Adapter, config: BloomConfig, expand: bool) -> tuple[int, keras_lora.Kernels]:
-    if adapter.changes_weights:
+    if adapter.changes_weights or adapter.heads:
         got = "an adapter of PEFT that also replaces or rescales weights"
         raise InvalidInput(describe("adapter", "low-rank factors alone, as a .lora.h5 file has", got, "save a folder"))
     if _has_kind(adapter, "embedding"):
