@@ -1,12 +1,13 @@
 """Texts with their contexts: their token ids, and the first of these that is scored (SCO-2 ... SCO-5)."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from bloomref.errors import invalid
+from bloomref.errors import BloomrefWarning, invalid
 from bloomref.generation.prompts import Request, read_request
 from bloomref.generation.windows import Scored
 
@@ -32,7 +33,8 @@ def read_pairs(reader: Reader, text: object, context: object) -> tuple[list[Scor
     """Every text behind its context, and whether the caller passed one text without a list around it.
 
     Raises:
-        InvalidInput: names the argument and, in a list, the index: `text[3]`.
+        InvalidInput: names the argument and, in a list, the index: `text[3]`. BloomrefWarning: for characters that the
+        tokenizer has no tokens for.
     """
     request = read_request("text", text, reader.vocabulary_size)
     contexts = _contexts(context, request, reader.vocabulary_size)
@@ -83,7 +85,7 @@ def _check_text(reader: Reader, name: str, whole: str) -> None:
     except UnicodeEncodeError as error:
         raise invalid(name, "valid Unicode", repr(whole[error.start])) from None
     if lost := reader.lost(whole):
-        raise invalid(name, "characters that the tokenizer has tokens for", repr(lost), "it would leave them out")
+        warnings.warn(f"{name}: the tokenizer has no token for {lost!r}, not scored", BloomrefWarning, stacklevel=5)
 
 
 def _joined_ids(

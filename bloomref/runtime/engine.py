@@ -70,8 +70,8 @@ class Engine:
         backend: "numpy" (the reference), the name of an installed backend, "auto", or a backend itself.
 
     Raises:
-        InvalidInput: no such backend, or weights of other sizes than the config's; Unsupported: it cannot run this model here, with its reason; BadBackend: it
-            breaks its interface, also raised by every method.
+        InvalidInput: no such backend, or weights of other sizes than the config's; Unsupported: it cannot run this
+            model here, with its reason; BadBackend: it breaks its interface, also raised by every method.
     """
 
     def __init__(
