@@ -3,8 +3,21 @@
 import os
 from typing import TYPE_CHECKING
 
+from bloomref.errors import invalid
+
 if TYPE_CHECKING:
     from accel.numba_cpu.numba_backend import NumbaBackend
+
+
+THREADS = "NUMBA_NUM_THREADS"
+MAX_THREADS = 1024
+
+
+def _check_threads() -> None:
+    """Check the variable before Numba reads it, which would start a million threads if asked to."""
+    value = os.environ.get(THREADS)
+    if value and not (value.strip().isdecimal() and 0 < int(value) <= MAX_THREADS):
+        raise invalid(THREADS, f"an integer in [1, {MAX_THREADS}]", repr(value))
 
 
 def make_backend() -> "NumbaBackend":
@@ -15,8 +28,9 @@ def make_backend() -> "NumbaBackend":
     cores meanwhile. OpenMP reads the variable when the first parallel kernel runs.
 
     Raises:
-        ImportError: numba is not installed.
+        ImportError: numba is not installed. InvalidInput: an environment variable has a wrong value.
     """
+    _check_threads()
     try:
         import numba  # noqa: F401
     except ImportError as error:

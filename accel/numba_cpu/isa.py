@@ -10,6 +10,8 @@ from typing import Final
 import llvmlite.binding
 import numba
 
+from bloomref.errors import invalid
+
 ISA_VARIABLE: Final = "BLOOMREF_NUMBA_ISA"
 ISAS: Final = ("avx512bf16", "avx512", "generic")
 
@@ -21,12 +23,12 @@ def detect() -> str:
     (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES) therefore leaves only the generic kernels.
 
     Raises:
-        ValueError: the variable names no instruction set.
+        InvalidInput: the variable names no instruction set.
     """
     forced = os.environ.get(ISA_VARIABLE)
     if forced is not None:
         if forced not in ISAS:
-            raise ValueError(f"{ISA_VARIABLE}: expected one of {', '.join(ISAS)}, got {forced!r}")
+            raise invalid(ISA_VARIABLE, f"one of {', '.join(ISAS)}", repr(forced))
         return forced
     if os.environ.get("NUMBA_CPU_NAME") or os.environ.get("NUMBA_CPU_FEATURES"):
         return "generic"

@@ -3,6 +3,9 @@
 A model whose weights come from files names them in `Params.source`. Its packed weights are one file for each folder and
 dtype, below the user's cache folder. The file is written once, under a temporary name, and is valid while the model's
 files, its config and the layout do not change. Decoding from a mapped file is as fast as from memory.
+
+A small file beside it has its digest, and its size, time of change and inode. While these are the same the file is
+trusted; else it is read once and compared with the digest, and packed anew where it differs.
 """
 
 import hashlib
@@ -62,7 +65,8 @@ class Mapped:
     def __init__(self, path: Path, header: dict[str, str], total: int) -> None:
         self._path, self._temporary = path, path.with_name(f"{path.name}.{secrets.token_hex(6)}.tmp")
         self._position = PAGE
-        self._filled = _header_of(path) == header and path.stat().st_size == total
+        self._seal = Seal(path)
+        self._filled = _header_of(path) == header and path.stat().st_size == total and self._seal.holds()
         if self._filled:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # kernels take writable arrays
@@ -92,12 +96,51 @@ class Mapped:
     def finish(self) -> None:
         """Rename the file once all of it is on the disk."""
         if not self._filled:
-            with suppress(OSError):
+            try:
                 self._map.flush()
+                self._seal.write(_digest(self._temporary), self._temporary)
                 self._temporary.replace(self._path)
+            except OSError:  # something else of that name, or no rights
+                self.abandon()
 
     def abandon(self) -> None:
         self._temporary.unlink(missing_ok=True)
+
+
+class Seal:
+    """The digest of a file, and the state of the file that had it."""
+
+    def __init__(self, path: Path) -> None:
+        self._target, self._path = path, path.with_suffix(".seal")
+
+    def holds(self) -> bool:
+        """True if the file is as it was when it was sealed."""
+        try:
+            digest, state = self._path.read_text("ascii").split(" ", 1)
+            if state == _state(self._target):
+                return True
+            if digest != _digest(self._target):
+                return False
+            self.write(digest, self._target)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def write(self, digest: str, path: Path) -> None:
+        """Seal the file of that digest, now at `path`."""
+        temporary = self._path.with_name(f"{self._path.name}.{secrets.token_hex(6)}.tmp")
+        temporary.write_text(f"{digest} {_state(path)}", "ascii")
+        temporary.replace(self._path)
+
+
+def _state(path: Path) -> str:
+    facts = path.stat()
+    return f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ino}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 def open_store(source: Source | None, facts: dict[str, Any], sizes: list[int]) -> Store:
@@ -134,8 +177,10 @@ def layout() -> str:
 def tidy(folder: Path) -> None:
     """Remove files of folders that no longer exist, and temporary files older than a day."""
     for path in folder.glob("*.panels"):
-        if not Path(_header_of(path).get("folder", "")).exists():
-            path.unlink(missing_ok=True)
+        with suppress(OSError, ValueError):  # a folder of that name, or a header of anything
+            if not Path(str(_header_of(path).get("folder", ""))).exists():
+                path.unlink(missing_ok=True)
+                path.with_suffix(".seal").unlink(missing_ok=True)
     for path in folder.glob("*.tmp"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > DAY:
@@ -149,8 +194,10 @@ def whole_pages(size: int) -> int:
 
 def _header_of(path: Path) -> dict[str, str]:
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return {}
         with path.open("rb") as file:
             header = json.loads(file.read(PAGE).rstrip(b"\0"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return header if isinstance(header, dict) else {}

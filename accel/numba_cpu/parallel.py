@@ -9,10 +9,12 @@ import os
 import threading
 from collections.abc import Callable
 from functools import wraps
+from pickle import UnpicklingError
 from typing import ParamSpec, TypeVar
 
 import numba
 
+from accel.numba_cpu.jit_cache import cache_folder
 from bloomref.errors import Unsupported
 
 P = ParamSpec("P")
@@ -51,7 +53,7 @@ def enters_kernels(call: Callable[P, R]) -> Callable[P, R]:
     """Decorator of a function that runs kernels.
 
     Raises:
-        Unsupported: in a process that was forked after the first kernel.
+        Unsupported: in a process that was forked after the first kernel, and where Numba's cache is damaged.
     """
 
     @wraps(call)
@@ -61,11 +63,15 @@ def enters_kernels(call: Callable[P, R]) -> Callable[P, R]:
             raise Unsupported(
                 f"backend 'numba': expected a process of its own, got one forked after OpenMP began; {hint}"
             )
-        if _process.is_free:
-            return call(*arguments, **options)
-        with _process.lock:
-            result = call(*arguments, **options)
-            _process.is_free = layer() in ("omp", "tbb")
-            return result
+        try:
+            if _process.is_free:
+                return call(*arguments, **options)
+            with _process.lock:
+                result = call(*arguments, **options)
+                _process.is_free = layer() in ("omp", "tbb")
+                return result
+        except (UnpicklingError, EOFError) as error:
+            message = f"{cache_folder()}: expected compiled kernels, got damaged files ({error}); delete this folder"
+            raise Unsupported(f"backend 'numba': {message}") from error
 
     return entered

@@ -81,6 +81,8 @@ def load_on(
         language_model.load_adapter(adapter)
     engine = language_model.backbone.engine
     note(f"backend {engine.backend}")
+    for sentence in registry.hidden_backends() if backend == registry.AUTO else ():
+        note(sentence)
     compile_kernels(engine.runs_on, engine.policy, quiet)
     return language_model
 

@@ -1,10 +1,12 @@
 """The installed backends. Listing imports none of them; a backend is loaded on first use."""
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from inspect import signature
+from pathlib import Path
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
@@ -96,11 +98,27 @@ def _call(name: str, point: EntryPoint) -> Backend:
             raise invalid("backend", f"{point.name}, which takes no argument", repr(name))
         return factory(argument)
     except ImportError as error:
-        raise Unsupported(f"backend {name!r}: {error}; {_install(point)}") from error
+        raise Unsupported(f"backend {name!r}: {hidden(point) or error}; {_install(point)}") from error
     except BloomrefError:
         raise
     except Exception as error:
         raise interface_checks.raised(name, point.value, error) from error
+
+
+def hidden(point: EntryPoint) -> str:
+    """A sentence where another module of this name hides the package of a backend of this project; else empty."""
+    top = point.module.partition(".")[0]
+    ours = Path(__file__).parents[2] / top / "__init__.py"
+    file = getattr(sys.modules.get(top), "__file__", None)
+    if not ours.exists() or file is None or ours.samefile(file):
+        return ""
+    return f"{file} hides the package {top!r} of bloomref; rename or remove it"
+
+
+def hidden_backends() -> list[str]:
+    """A sentence for each backend whose package is hidden by another module, once it was tried."""
+    both = {name: hidden(point) for name, point in available().items()}
+    return [f"backend {name!r}: {sentence}" for name, sentence in both.items() if sentence]
 
 
 def _factory(name: str, point: EntryPoint) -> Callable[..., Backend]:

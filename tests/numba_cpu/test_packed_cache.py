@@ -36,7 +36,8 @@ def load(folder: Path, dtype: str = "float32") -> BloomBackbone:
 
 
 def files() -> dict[str, int]:
-    return {path.name: path.stat().st_ino for path in packed_cache.packed_folder().glob("*")}
+    paths = packed_cache.packed_folder().glob("*")
+    return {path.name: path.stat().st_ino for path in paths if path.suffix != ".seal"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -74,10 +75,12 @@ def test_a_changed_model_is_packed_again(folder, change):
     assert len(files()) == 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff" * 5000])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{}", b"\xff" * 5000, b"[" * 4096, b'{"folder": 5}', b'{"folder": "\\u0000"}']
+)
 def test_a_damaged_file_is_written_again(folder, damage):
     expected = load(folder)(INPUT)
-    (path,) = packed_cache.packed_folder().glob("*")
+    (path,) = packed_cache.packed_folder().glob("*.panels")
     path.write_bytes(damage)
     assert load(folder)(INPUT).tobytes() == expected.tobytes()
     assert path.stat().st_size > 5000
@@ -123,3 +126,45 @@ def test_weights_without_files_and_small_ones_are_not_cached(folder, monkeypatch
     monkeypatch.setattr(packed_cache, "MIN_CACHED_BYTES", 1 << 20)
     load(folder)
     assert files() == {}
+
+
+@pytest.mark.parametrize("place", [packed_cache.PAGE, packed_cache.PAGE + 4000, -1])
+def test_one_other_bit_is_noticed(folder, place):
+    expected = load(folder)(INPUT)
+    (path,) = packed_cache.packed_folder().glob("*.panels")
+    data = bytearray(path.read_bytes())
+    data[place] ^= 64
+    path.write_bytes(data)
+    assert load(folder)(INPUT).tobytes() == expected.tobytes()
+    assert path.read_bytes() != bytes(data)
+
+
+def test_a_file_that_was_only_touched_is_used(folder, monkeypatch):
+    expected = load(folder)(INPUT)
+    (path,) = packed_cache.packed_folder().glob("*.panels")
+    os.utime(path, (5, 5))
+    monkeypatch.setattr("accel.numba_cpu.weight_packing.pack_bits", None)
+    assert load(folder)(INPUT).tobytes() == expected.tobytes()
+    digests = []
+    monkeypatch.setattr(packed_cache, "_digest", digests.append)
+    assert load(folder)(INPUT).tobytes() == expected.tobytes()
+    assert digests == []  # its new state is known
+
+
+@pytest.mark.parametrize("seal", [b"", b"x", b"\xff", b"0 1 2 3"])
+def test_without_its_seal_a_file_is_written_again(folder, seal):
+    expected = load(folder)(INPUT)
+    (path,) = packed_cache.packed_folder().glob("*.seal")
+    path.write_bytes(seal)
+    assert load(folder)(INPUT).tobytes() == expected.tobytes()
+    assert len(path.read_bytes()) > 100
+
+
+@pytest.mark.parametrize("place", ["pipe", "folder"])
+def test_what_is_no_file_is_not_read_and_leaves_nothing(folder, place):
+    expected = load(folder)(INPUT)
+    (path,) = packed_cache.packed_folder().glob("*.panels")
+    path.unlink()
+    os.mkfifo(path) if place == "pipe" else path.mkdir()
+    assert load(folder)(INPUT).tobytes() == expected.tobytes()
+    assert not list(packed_cache.packed_folder().glob("*.tmp"))
