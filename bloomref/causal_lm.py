@@ -14,7 +14,7 @@ from bloomref.generation import search
 from bloomref.generation.model_defaults import NEUTRAL, ModelDefaults
 from bloomref.generation.options import GenerationArguments, GenerationOptions
 from bloomref.generation.pairs import Reader, read_pairs
-from bloomref.generation.prompts import Prompt, Request, read_request, trim
+from bloomref.generation.prompts import Prompt, Request, read_request
 from bloomref.generation.score_options import ScoreArguments, ScoreOptions
 from bloomref.generation.scoring import Score, Scoring
 from bloomref.generation.scoring_bar import counted
@@ -26,7 +26,7 @@ from bloomref.lora.methods import LoraMethods
 from bloomref.many_prompts import ManyPrompts
 from bloomref.params import Params
 from bloomref.prefix import Prefix
-from bloomref.runtime.inputs import labelled_batch, named_inputs, token_batch
+from bloomref.runtime.inputs import labelled_batch, named_inputs
 from bloomref.shapes import Array, Float
 from bloomref.tokenizer import BloomTokenizer
 from bloomref.validation import check_bool
@@ -327,8 +327,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **options)
         check_bool("strip_prompt", strip_prompt)
         if isinstance(inputs, Mapping):
-            rows = trim(token_batch(inputs, self._vocabulary_size))
-            task = self._task([row or self._start() for row in rows], chosen)
+            task = self._task(self._dictionary_prompts(inputs), chosen)
             return as_dictionary(task.results(search.generate(task)), self._pad_id(chosen), strip_prompt)
         request = read_request("inputs", inputs, self._vocabulary_size)
         task = self._task(self._prompts("inputs", request), chosen, prefix)

@@ -1,16 +1,19 @@
 """Methods of BloomCausalLM for many prompts at once."""
 
 from abc import abstractmethod
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from bloomref.errors import invalid
+from bloomref.generation.embedded_prompts import embedded_prompts
 from bloomref.generation.many import Completion, in_batches
 from bloomref.generation.options import GenerationOptions
-from bloomref.generation.prompts import Prompt, Request
+from bloomref.generation.prompts import Prompt, Request, trim
 from bloomref.generation.streaming import as_texts
 from bloomref.generation.task import Task
 from bloomref.prefix import Prefix, PrefixMethods
+from bloomref.runtime.embedding_inputs import embedding_batch
+from bloomref.runtime.inputs import token_batch
 from bloomref.validation import check_integer
 
 
@@ -25,6 +28,17 @@ class ManyPrompts(PrefixMethods):
 
     @abstractmethod
     def _task(self, prompts: Sequence[Prompt], options: GenerationOptions, prefix: Prefix | None = None) -> Task: ...
+
+    @abstractmethod
+    def _start(self) -> Prompt: ...
+
+    def _dictionary_prompts(self, inputs: Mapping[str, Any]) -> list[Prompt]:
+        """The rows of a dictionary input: of `token_ids` or `inputs_embeds`, with `padding_mask`."""
+        config = self.backbone.config
+        embedded = embedding_batch(inputs, config.hidden_dim)
+        if embedded is not None:
+            return list(embedded_prompts(embedded))
+        return [prompt or self._start() for prompt in trim(token_batch(inputs, config.vocabulary_size))]
 
     def generate_each(
         self,

@@ -6,8 +6,10 @@ from functools import partial
 import numpy as np
 
 from bloomref.errors import BadWeights
+from bloomref.generation.embedded_prompts import left_padded_vectors
 from bloomref.generation.prompts import Prompt, left_pad
-from bloomref.runtime.backend import Choice
+from bloomref.runtime.backend import Choice, Hidden
+from bloomref.runtime.embedding_inputs import EmbeddingBatch, run_vectors
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.prefix_states import PrefixStates, load_prefix
 from bloomref.shapes import Array, Bool, Float, Int
@@ -47,7 +49,13 @@ class Decoder:
             self._position = load_prefix(engine, self._cache, batch, prefix, last)
         self.prompt_is_real = batch.is_real
         ids, is_real = batch.token_ids[:, self._position :], batch.is_real[:, self._position :]
-        self._prompt_hidden = self._read(ids, is_real)
+        vectors = left_padded_vectors(prompts)
+        if vectors is None:
+            self._prompt_hidden = self._read(ids, is_real)
+        else:
+            self._position = ids.shape[1]
+            hidden = run_vectors(engine, self._cache, EmbeddingBatch(vectors, is_real))
+            self._prompt_hidden = self._take(hidden, ids)
 
     def _read(self, token_ids: Int[Array, "B T"], is_real: Bool[Array, "B T"] | None = None) -> Array | None:
         """Run the model on the next T positions; returns their hidden states if `keep_hidden`."""
@@ -55,8 +63,13 @@ class Decoder:
         if not self._keep_hidden:
             self._score(partial(self._engine.read, self._cache, start, token_ids, is_real))
             return None
-        hidden = self._engine.run(self._cache, start, token_ids, is_real)
+        return self._take(self._engine.run(self._cache, start, token_ids, is_real), token_ids)
+
+    def _take(self, hidden: Hidden, token_ids: Int[Array, "B T"]) -> Array | None:
+        """The next logits from final hidden states, which are returned if `keep_hidden`."""
         self._score(partial(self._engine.next_logits, hidden))
+        if not self._keep_hidden:
+            return None
         states = self._engine.to_host(hidden, token_ids)
         self.last_hidden: Array = states[:, -1]
         return states

@@ -43,7 +43,7 @@ HINTS: dict[str, str] = {
     **dict.fromkeys(("forced_bos_token_id", "forced_decoder_ids"), "end the prompt with that token"),
     **dict.fromkeys(("forced_eos_token_id",), "append that token to the result"),
     **dict.fromkeys(("input_ids", "attention_mask", "padding_mask", "token_ids", "position_ids"), _INPUTS),
-    **dict.fromkeys(("inputs_embeds",), "generate takes texts or token ids; lm.backbone takes {'inputs_embeds': x}"),
+    **dict.fromkeys(("inputs_embeds",), "pass it alone: generate({'inputs_embeds': x, 'attention_mask': mask})"),
     **dict.fromkeys(("past_key_values", "cache_implementation", "cache_position", "prompt_cache"), _CACHE),
     **dict.fromkeys(("streamer", "stream"), _STREAM),
     **dict.fromkeys(

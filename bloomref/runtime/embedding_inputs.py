@@ -8,8 +8,8 @@ import numpy as np
 from bloomref.dtypes import accumulation_dtype, cast, floating_dtype
 from bloomref.errors import invalid
 from bloomref.reference.ops import layer_norm
-from bloomref.runtime.backend import Step
-from bloomref.runtime.engine import Engine
+from bloomref.runtime.backend import Hidden, Step
+from bloomref.runtime.engine import Engine, EngineCache
 from bloomref.runtime.inputs import check_padding_mask, own_names, to_array
 from bloomref.shapes import Array, Bool, Float
 
@@ -48,6 +48,12 @@ def embedding_batch(inputs: object, hidden_dim: int) -> EmbeddingBatch | None:
 
 def hidden_of(engine: Engine, batch: EmbeddingBatch) -> Float[Array, "B T D"]:
     """Final hidden states of whole sequences of vectors, as `Engine.hidden` of token ids."""
+    cache = engine.new_cache(*batch.is_real.shape)
+    return engine.to_host(run_vectors(engine, cache, batch), batch.is_real.astype(np.int64))
+
+
+def run_vectors(engine: Engine, cache: EngineCache, batch: EmbeddingBatch) -> Hidden:
+    """Run vectors from the first position of a cache on, as `Engine.run` of token ids."""
     policy, params = engine.policy, engine.stored_params
     compute, wide = policy.compute_dtype, accumulation_dtype(policy.compute_dtype)
     weight, bias = (
@@ -56,7 +62,5 @@ def hidden_of(engine: Engine, batch: EmbeddingBatch) -> Float[Array, "B T D"]:
     )
     vectors = cast(batch.vectors, compute).astype(wide)
     normed = layer_norm(vectors, weight, bias, engine.config.layer_norm_epsilon).astype(compute)
-    cache = engine.new_cache(*batch.is_real.shape)
-    step = Step.at(0, batch.is_real)
-    hidden = engine.blocks(engine.prepared.from_host(normed), cache, step)
-    return engine.to_host(hidden, batch.is_real.astype(np.int64))
+    cache.is_real[:, : normed.shape[1]] = batch.is_real
+    return engine.blocks(engine.prepared.from_host(normed), cache, Step.at(0, batch.is_real))

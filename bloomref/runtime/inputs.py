@@ -68,13 +68,11 @@ def named_inputs(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
     """Split keyword arguments into a dictionary input (`input_ids=...`, `attention_mask=...`) and the others.
 
     Raises:
-        InvalidInput: without token ids.
+        InvalidInput: without token ids or embeddings.
     """
-    names = {*_KEYS, *_OTHER_NAMES}
+    names = {*_KEYS, *_OTHER_NAMES, "inputs_embeds"}
     inputs = {name: value for name, value in arguments.items() if name in names}
-    if not inputs.keys() & {"token_ids", "input_ids"}:
-        if arguments.get("inputs_embeds") is not None:
-            raise _no_embeddings()
+    if all(inputs.get(name) is None for name in ("token_ids", "input_ids", "inputs_embeds")):
         named = next((name for name in _NAMES_OF_PROMPTS if name in arguments), None)
         got, hint = ("nothing", "") if named is None else (f"{named}=...", f"pass it as inputs: inputs={named}")
         raise invalid("inputs", "a text, token ids or a dictionary of them", got, hint)
@@ -82,7 +80,7 @@ def named_inputs(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def _no_embeddings() -> InvalidInput:
-    hint = "the backbone and `logits` take embeddings: lm.logits({'inputs_embeds': x})"
+    hint = "the backbone, `logits` and `generate` take embeddings: lm.logits({'inputs_embeds': x})"
     return invalid("inputs", "token ids here", "inputs_embeds", hint)
 
 

@@ -104,3 +104,24 @@ def test_embeddings_in_place_of_ids_give_the_same_logits(seed: int) -> None:
         expected = model(inputs_embeds=torch.from_numpy(vectors), attention_mask=torch.from_numpy(mask)).logits.numpy()
     logits = lm.logits({"inputs_embeds": vectors, "attention_mask": mask})
     np.testing.assert_allclose(logits[mask == 1], expected[mask == 1], rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`:UserWarning")
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3, "num_return_sequences": 2}, {"repetition_penalty": 1.5}], ids=str
+)
+def test_generation_after_embeddings_is_the_same(options: Any) -> None:
+    lm, rng = make_lm(CONFIG, 2), np.random.default_rng(2)
+    vectors, mask = rng.normal(size=(2, 4, 12)), np.array([[0, 1, 1, 1], [1, 1, 1, 1]])
+    both: Any = options | {"max_new_tokens": 5}
+    with in_float64(), torch.no_grad():
+        expected = build(CONFIG, lm.backbone.params).generate(
+            inputs_embeds=torch.from_numpy(vectors),
+            attention_mask=torch.from_numpy(mask),
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            **both,
+        )
+    own = lm.generate(inputs_embeds=vectors, attention_mask=mask, eos_token_id=None, **both)
+    assert own["token_ids"].tolist() == expected.tolist()

@@ -46,10 +46,28 @@ def test_wrong_embeddings_are_refused(inputs: Any, message: str) -> None:
             call(inputs)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 3, "num_return_sequences": 2}, {"penalty_alpha": 0.5, "top_k": 3}, {"top_k": 5, "seed": 1}],
+    ids=str,
+)
+def test_generation_after_embeddings_is_that_after_their_ids(options: Any) -> None:
+    """The continuation alone, in the rows of a dictionary; a mask may have holes."""
+    ids, mask = np.array([[0, 3, 4, 5], [6, 7, 8, 0]]), np.array([[0, 1, 0, 1], [1, 1, 1, 0]])
+    options = options | {"max_new_tokens": 3, "stop_token_ids": None}
+    vectors = LM.backbone.token_embedding(ids)
+    expected = LM.generate({"token_ids": ids, "padding_mask": mask}, strip_prompt=True, **options)
+    for got in (
+        LM.generate({"inputs_embeds": vectors, "padding_mask": mask}, **options),
+        LM.generate(inputs_embeds=vectors, attention_mask=mask, **options),
+    ):
+        np.testing.assert_array_equal(got["token_ids"], expected["token_ids"])
+    with pytest.raises(InvalidInput, match="a real position in every row"):
+        LM.generate({"inputs_embeds": vectors, "padding_mask": mask * 0})
+
+
 def test_where_ids_are_needed_embeddings_are_refused_with_a_way_out() -> None:
     for call in (
-        lambda: LM.generate(inputs_embeds=X),
-        lambda: LM.generate({"inputs_embeds": X}),
         lambda: LM.loss_and_gradients({"inputs_embeds": X}),
         lambda: LM.backbone.trace({"inputs_embeds": X}),
     ):
