@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bloomref.errors import BadWeights, describe
-from bloomref.formats.recognise import AGAIN, JSON, named_for_what_it_is
+from bloomref.formats.recognise import AGAIN, BROKEN_LINK, JSON, named_for_what_it_is
 from bloomref.shapes import Array
 
 MAX_JSON_BYTES = 100_000_000  # a tokenizer.json of BLOOM has 15 MB, the index of its largest checkpoint 70 kB
@@ -26,6 +26,8 @@ def regular_file(path: Path) -> Path:
     try:
         mode = path.stat().st_mode
     except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise BROKEN_LINK.refusal(path, "a file") from error
         raise BadWeights(f"{path}: expected a file, got {error.strerror or error}") from error
     if not stat.S_ISREG(mode):
         raise BadWeights(f"{path}: expected a file, got a {'folder' if stat.S_ISDIR(mode) else 'special file'}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported, describe
 from bloomref.formats.files import read_json
-from bloomref.formats.recognise import AGAIN, HDF5, SAFETENSORS, ZEROS, Kind, by_content, by_name
+from bloomref.formats.recognise import AGAIN, BROKEN_LINK, HDF5, SAFETENSORS, ZEROS, Kind, by_content, by_name
 
 _DEPTH = 4  # models--user--repo/snapshots/COMMIT/config.json in the hub's cache
 _CONFIGS = ("config.json", "adapter_config.json")
@@ -89,6 +89,8 @@ def no_config(folder: Path) -> BloomrefError:
             f"{folder}: expected the folder of a model, with config.json, got one above {places}{more}; "
             f"pass {which}: {below[0]}"
         )
+    if (folder / "config.json").is_symlink():
+        return BROKEN_LINK.refusal(folder / "config.json", "a file")
     names = sorted(path.name for path in folder.iterdir())
     kinds = [(name, kind) for name, kind in kinds_of(names) if kind not in (SAFETENSORS, HDF5)]
     if kinds:

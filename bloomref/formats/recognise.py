@@ -66,9 +66,7 @@ CUT_ZIP = Kind(
 )
 JSON = Kind("a JSON text", AGAIN, BadWeights)
 BROKEN_LINK = Kind("a link to a file that does not exist", f"its target was moved or deleted; {AGAIN}", BadWeights)
-HTML = Kind(
-    "an HTML page", f"saved in its place; {AGAIN}, or a link of the hub with /resolve/ in place of /blob/", BadWeights
-)
+HTML = Kind("an HTML page in its place", f"{AGAIN}, or a link of the hub with /resolve/ in place of /blob/", BadWeights)
 ANNEX = Kind("a git-annex pointer", "the content was not downloaded; run `git annex get {path}`", BadWeights)
 
 _MAGIC: tuple[tuple[bytes, Kind], ...] = (

@@ -49,7 +49,7 @@ CONTENTS: dict[str, tuple[bytes, str, type[BloomrefError]]] = {
     "git-lfs": (LFS, "a git-lfs pointer to a file of 1118459450 bytes.* run `git lfs pull` in ", BadWeights),
     "git-lfs without a size": (LFS[:60], "a git-lfs pointer; .* run `git lfs pull` in ", BadWeights),
     "git-annex": (b"/annex/objects/SHA256E-s9--0\n", "a git-annex pointer; .* run `git annex get ", BadWeights),
-    "HTML": (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page; .*/resolve/", BadWeights),
+    "HTML": (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page in its place; .*/resolve/", BadWeights),
     "HTML after white space": (b"\n\n <HTML lang='en'>", "an HTML page", BadWeights),
     "XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "an XML page; a server's answer", BadWeights),
     "a server's sentence": (b"Entry not found", "a text that begins with 'Entry not found'; download", BadWeights),
@@ -141,6 +141,23 @@ def test_a_cut_download_states_its_bytes(tmp_path: Path, share: float) -> None:
         path.write_bytes(cut)
         with pytest.raises(BadWeights, match=rf"{len(cut)}( of {len(data)})? bytes|the file is incomplete"):
             READERS[name](path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00002-of-00004.safetensors", "tokenizer.json"])
+def test_a_link_whose_target_is_gone_is_named(tmp_path: Path, name: str) -> None:
+    """A copy of the hub's cache without its blobs has such links."""
+    folder = tmp_path / "model"
+    hf.save(folder, CONFIG, init_params(CONFIG, 1), max_shard_bytes=4000)
+    shards = sorted(folder.glob("model-*"))
+    file = folder / (shards[1].name if name.startswith("model") else name)
+    file.unlink(missing_ok=True)
+    file.symlink_to(tmp_path / "blobs" / "gone")
+    with pytest.raises(BadWeights, match=rf"{file.name}: .*a link to a file that does not exist; its target was moved"):
+        (BloomTokenizer.find if name == "tokenizer.json" else read_model)(folder)
+
+
+def read_model(folder: Path) -> object:
+    return open_checkpoint(folder).params()
 
 
 def test_what_cannot_be_known_is_not_named(tmp_path: Path) -> None:
