@@ -12,7 +12,18 @@ from bloomref.formats.peft_tensors import WEIGHTS, Pairs, PeftTensors, factor_na
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.formats.saved_folder import check_complete, staged_model
 
-__all__ = ["CONFIG", "WEIGHTS", "Pairs", "PeftTensors", "exists", "factor_name", "read", "read_config", "save"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "Pairs",
+    "PeftTensors",
+    "exists",
+    "factor_name",
+    "open_file",
+    "read",
+    "read_config",
+    "save",
+]
 CONFIG = "adapter_config.json"
 
 
@@ -39,11 +50,20 @@ def read(folder: Path, config: BloomConfig) -> tuple[LoraConfig, PeftTensors]:
         Unsupported: when bloomref does not run the adapter (LRA-18), or it is stored as a pickle.
     """
     lora = read_config(folder)
-    if not (folder / WEIGHTS).exists():
-        raise no_weights(folder, WEIGHTS)
-    tensors = peft_tensors.read(SafetensorsFile(folder / WEIGHTS), config, lora)
+    tensors = peft_tensors.read(open_file(folder), config, lora)
     _check_agree(lora, tensors)
     return lora, tensors
+
+
+def open_file(folder: Path) -> SafetensorsFile:
+    """Open the tensors of an adapter.
+
+    Raises:
+        BadWeights: when the file is missing, damaged or hostile; Unsupported: when the folder has another kind of file.
+    """
+    if not (folder / WEIGHTS).exists():
+        raise no_weights(folder, WEIGHTS)
+    return SafetensorsFile(folder / WEIGHTS)
 
 
 def _check_agree(lora: LoraConfig, tensors: PeftTensors) -> None:

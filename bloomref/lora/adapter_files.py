@@ -25,7 +25,6 @@ from bloomref.errors import InvalidInput, describe
 from bloomref.formats import keras_lora, peft, peft_tensors
 from bloomref.formats.peft_config import LoraConfig
 from bloomref.formats.peft_tensors import OTHERS, PeftTensors
-from bloomref.formats.safetensors_io import SafetensorsFile
 from bloomref.lora.adapter import DENSE_LAYERS, ROWS, Adapter, Parts, from_keras, from_peft
 from bloomref.params import PROJECTIONS, LoraFactors, layer_key
 from bloomref.reference import lora
@@ -62,7 +61,7 @@ def describe_files(path: Path) -> dict[str, Any]:
         shapes = {name: variable.shape for name, variable in keras_lora.variables(path).items()}
         kernels = [shape for name, shape in shapes.items() if name.endswith(("lora_kernel_a", "lora_kernel_b"))]
         return {"format": "KerasHub", "layers": len(kernels) // 2, "parameters": sum(map(math.prod, kernels))}
-    settings, entries = peft.read_config(path), SafetensorsFile(path / peft.WEIGHTS).entries
+    settings, entries = peft.read_config(path), peft.open_file(path).entries
     facts: dict[str, Any] = {"modules": settings.target_modules, "rank": settings.r, "alpha": settings.lora_alpha}
     facts |= {"replaced": peft_tensors.replaced(entries), "rows": settings.trainable_token_indices}
     facts |= {"dora": settings.use_dora, "base": settings.facts.get("base_model_name_or_path")}

@@ -7,7 +7,6 @@ from typing import Any
 from bloomref.errors import BloomrefError
 from bloomref.formats import peft
 from bloomref.formats.files import read_json
-from bloomref.formats.safetensors_io import SafetensorsFile
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -23,7 +22,7 @@ def facts(folder: Path) -> dict[str, Any]:
 
 def _tensors(folder: Path) -> dict[str, Any]:
     try:
-        entries = SafetensorsFile(folder / peft.WEIGHTS).entries
+        entries = peft.open_file(folder).entries
     except BloomrefError:
         return {"parameters": None}
     kinds = sorted({".".join(name.split(".")[-2:]) for name in entries})

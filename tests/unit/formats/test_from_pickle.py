@@ -162,6 +162,14 @@ def test_an_adapter_is_converted(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "adapter_config.json").exists()
 
 
+def test_info_names_the_command_for_a_pickled_adapter(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "config.json").unlink()
+    write_json(folder / "adapter_config.json", {"peft_type": "LORA", "r": 2, "target_modules": ["dense"]})
+    torch_writer.save(folder / "adapter_model.bin", {"a": np.ones(2)})
+    assert run(["info", str(folder)]) == 0
+    assert f"bloomref convert --from-pickle {folder} OUT" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_config_may_be_elsewhere(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").rename(tmp_path / "other.json")
     torch_writer.save(folder / "pytorch_model.bin", weights())
