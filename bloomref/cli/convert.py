@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -114,32 +114,46 @@ def _convert_merged(
     force: bool,
     json: bool,
 ) -> None:
-    from bloomref.causal_lm import BloomCausalLM
     from bloomref.dtypes import floating_dtype
-    from bloomref.formats import hf_heads
-    from bloomref.presets.adapted_models import locate
 
-    if heads := list(hf_heads.stored_heads(locate(source, revision=revision).folder)):
-        hint = "in Python: load_adapter and save_to_preset of its class"
-        raise invalid("--adapter", "a language model to merge into", f"a classifier with {heads[0]}", hint)
     policy = dtype if dtype == "auto" else floating_dtype(dtype).name
     with working(f"merging into {source}"):
-        language_model = BloomCausalLM.from_preset(source, dtype=policy, revision=revision)
+        model = _merge_target(source, adapters, to, policy, revision)
         for number, path in enumerate(adapters, start=1):
-            language_model.load_adapter(path, f"adapter {number}")
-        language_model.set_adapter(dict.fromkeys(language_model.adapters, 1.0))
-        language_model.save_to_preset(target, to.value, overwrite=force)
+            model.load_adapter(path, f"adapter {number}")
+        model.set_adapter(dict.fromkeys(model.adapters, 1.0))
+        model.save_to_preset(target, overwrite=force, **({} if to is Layout.hf else {"format": to.value}))
     report = {
         "source": source,
         "target": str(target),
         "layout": to.value,
-        "dtype": language_model.adapter_set.policy.variable_dtype.name,
+        "dtype": model.adapter_set.policy.variable_dtype.name,
         "merged": adapters,
     }
     if json:
         print_json(report)
     else:
         typer.echo(f"{target}: {to.value} layout, {report['dtype']}, merged: {', '.join(adapters)}")
+
+
+def _merge_target(source: str, adapters: list[str], to: Layout, dtype: str, revision: str | None) -> Any:
+    """The model that adapters are merged into: a classifier if it or one of them has a head."""
+    import bloomref
+    from bloomref.formats import hf_heads
+    from bloomref.presets.adapted_models import locate
+    from bloomref.presets.resolver import resolve_adapter
+
+    folder = locate(source, revision=revision).folder
+    head = hf_heads.kind_of(folder, [resolve_adapter(path) for path in adapters])
+    if head is None:
+        return bloomref.BloomCausalLM.from_preset(source, dtype=dtype, revision=revision)
+    kind, num_labels = head
+    if to is not Layout.hf:
+        raise invalid(
+            "--to", f"hf for a {kind.architecture}", to.value, "KerasHub has no classification head for BLOOM"
+        )
+    model_class = getattr(bloomref, kind.architecture)
+    return model_class.from_preset(source, dtype=dtype, revision=revision, num_labels=num_labels)
 
 
 def _convert_pickle(

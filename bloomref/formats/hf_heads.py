@@ -6,11 +6,11 @@ from typing import Any
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
-from bloomref.errors import BadWeights, describe
-from bloomref.formats import hf, keras
+from bloomref.errors import BadWeights, describe, invalid
+from bloomref.formats import hf, keras, peft
 from bloomref.formats.arrays import convert
 from bloomref.formats.files import read_json
-from bloomref.formats.safetensors_io import DTYPES, FLOATS
+from bloomref.formats.safetensors_io import DTYPES, FLOATS, SafetensorsFile
 from bloomref.head_params import HEAD_KINDS, HeadKind, HeadParams
 from bloomref.shapes import Array
 
@@ -51,6 +51,24 @@ def stored_heads(folder: Path, dtype: DType | None = None, *kinds: HeadKind) -> 
             raise BadWeights(describe(f"{key}: dtype", f"one of {', '.join(FLOATS)}", entry.dtype))
         arrays[key] = convert(file.pieces(name), entry.shape, dtype or DTYPES[entry.dtype], key)
     return arrays
+
+
+def kind_of(folder: Path, adapters: Sequence[Path]) -> tuple[HeadKind, int] | None:
+    """Kind and number of outputs of the one head that a model's folder or one of its adapters of PEFT has.
+
+    Raises:
+        InvalidInput: when there are heads of several kinds.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for adapter in adapters:
+        if (adapter / peft.WEIGHTS).is_file():
+            entries = SafetensorsFile(adapter / peft.WEIGHTS).entries
+            shapes |= {name.removeprefix("base_model.model."): entry.shape for name, entry in entries.items()}
+    shapes |= {key: array.shape for key, array in stored_heads(folder).items()}
+    present = [kind for kind in HEAD_KINDS if len(shapes.get(kind.weight_key, ())) == 2]
+    if len(present) > 1:
+        raise invalid("--adapter", "heads of one kind", " and ".join(kind.module for kind in present))
+    return (present[0], shapes[present[0].weight_key][0]) if present else None
 
 
 def config_of_copy(folder: Path, config: BloomConfig) -> BloomConfig:

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from damage import CONFIG
 
-from bloomref import BloomCausalLM, LoraConfig
+from bloomref import BloomCausalLM, BloomForSequenceClassification, BloomForTokenClassification, LoraConfig
 from bloomref.cli.app import run
 from bloomref.formats import hf
 from bloomref.formats.checkpoint import open_checkpoint
-from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.params import Params, init_params
 
 IDS = {"token_ids": [[3, 1, 4, 1, 5]]}
@@ -85,6 +84,39 @@ def test_keras_and_json(base: Path, adapters: list[str], tmp_path: Path, capsys:
     assert open_checkpoint(out).layout == "keras"
 
 
+def test_an_adapter_is_merged_into_a_classifier(
+    base: Path, adapters: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = BloomForSequenceClassification.from_preset(base, id2label={0: "a", 1: "b", 2: "c"}, dtype="float16")
+    model.save_to_preset(tmp_path / "classifier")
+    model.add_adapter(LoraConfig(r=2, target_modules=("dense",)))
+    model.assign_variables({key: np.ones(x.shape) for key, x in model.trainable_variables().items()})
+    model.save_adapter(tmp_path / "adapter")  # with the head
+    for source in (tmp_path / "classifier", base):
+        out = tmp_path / f"merged into {source.name}"
+        assert run(["convert", str(source), str(out), "--adapter", str(tmp_path / "adapter")]) == 0
+        merged = BloomForSequenceClassification.from_preset(out, dtype="auto")
+        np.testing.assert_array_equal(merged.head.weight, model.head.weight)
+        np.testing.assert_allclose(merged(IDS), model(IDS), rtol=0.02, atol=0.02)
+    assert BloomForSequenceClassification.from_preset(tmp_path / "merged into classifier").labels == ("a", "b", "c")
+    capsys.readouterr()
+    arguments = [
+        "convert",
+        str(tmp_path / "classifier"),
+        str(tmp_path / "x"),
+        "--adapter",
+        adapters[0],
+        "--to",
+        "keras",
+    ]
+    assert run(arguments) == 2
+    assert "--to: expected hf for a BloomForSequenceClassification, got keras" in capsys.readouterr().err
+    tagger = BloomForTokenClassification.from_preset(base, num_labels=2)
+    tagger.save_to_preset(tmp_path / "tagger")
+    assert run(["convert", str(tmp_path / "tagger"), str(tmp_path / "x"), "--adapter", str(tmp_path / "adapter")]) == 2
+    assert "--adapter: expected heads of one kind, got score and classifier" in capsys.readouterr().err
+
+
 def test_what_cannot_be_merged_is_refused(
     base: Path, adapters: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,11 +124,6 @@ def test_what_cannot_be_merged_is_refused(
     assert run(["convert", "--from-pickle", str(base), out, "--adapter", adapters[0]]) == 2
     assert "convert the pickles first" in capsys.readouterr().err
     assert run(["convert", str(base), out, "--adapter", str(tmp_path / "nothing")]) == 2
-    arrays = {name: file.view(name) for file in (SafetensorsFile(base / hf.WEIGHTS),) for name in file.entries}
-    hf.save(tmp_path / "classifier", CONFIG, params(base))
-    write_safetensors(tmp_path / "classifier" / hf.WEIGHTS, arrays | {"score.weight": np.ones((2, 12), np.float16)})
-    assert run(["convert", str(tmp_path / "classifier"), out, "--adapter", adapters[0]]) == 2
-    assert "a classifier with score.weight" in capsys.readouterr().err
     assert not Path(out).exists()
     assert run(["convert", str(base), str(base), "--adapter", adapters[0]]) == 2
     assert "--force" in capsys.readouterr().err
