@@ -103,7 +103,7 @@ def command(
     language_model = shared.load_on(backend, model, dtype, revision, json, adapter, generation_config)
     shared.tokenizer_of(language_model)
     from_files = _settings_of(language_model, options)
-    if options.keys() & {"num_return_sequences", "best_of"}:
+    if not chat and (options.keys() | from_files.keys()) & {"num_return_sequences", "best_of"}:
         _show_results(language_model, text, options, from_files, model, json)
         return
     stream = language_model.stream(_conversation(language_model, text) if chat else text, **options)

@@ -171,9 +171,18 @@ class ModelDefaults:
         added = {key: value for key, value in used.items() if key in known}
         if "suppress_tokens" in used:
             added["suppress_tokens"] = self.ids("suppress_tokens")
+        if "bad_words_ids" in used:
+            added["bad_words_ids"] = self._possible(used["bad_words_ids"])
         if "sequence_bias" in used:
             added["logit_bias"] = self._bias(used["sequence_bias"])
         return {**arguments, **added}
+
+    def _possible(self, words: Any) -> Any:
+        """The sequences of ids without those that the model cannot generate; what is no such list is left as it is."""
+        try:
+            return [word for word in words if all(token_id < self.vocabulary_size for token_id in word)] or None
+        except TypeError:
+            return words
 
     def _bias(self, pairs: Any) -> dict[int, Any]:
         """`logit_bias` of a `sequence_bias`, which a file has as pairs of a list of ids and a number."""

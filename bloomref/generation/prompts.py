@@ -11,6 +11,7 @@ from bloomref.errors import invalid
 from bloomref.runtime.inputs import TokenBatch
 from bloomref.shapes import Array, Bool, Int
 
+_MESSAGES = "tokenizer.apply_chat_template(messages, add_generation_prompt=True) gives their ids"
 _EXPECTED = "a text, a list of texts, a list of token ids, or a list of such lists"
 
 
@@ -50,6 +51,8 @@ def read_request(name: str, value: object, vocabulary_size: int) -> Request:
         if strays := [i for i, item in enumerate(items) if not isinstance(item, str)]:
             raise invalid(f"{name}[{strays[0]}]", "a text, as the others are", items[strays[0]])
         return Request("text", items, False)
+    if items and isinstance(items[0], Mapping):
+        raise invalid(name, _EXPECTED, "messages", _MESSAGES)
     nested = [_as_list(item) for item in items]
     if items and all(row is None for row in nested):
         return Request("ids", [check_ids(name, items, vocabulary_size)], True)

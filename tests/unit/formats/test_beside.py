@@ -91,6 +91,7 @@ def test_the_keras_layout_keeps_them(folder: Path, tmp_path: Path) -> None:
     check(tmp_path / "back")
 
 
+@pytest.mark.slow
 @pytest.mark.clause("PRE-12")
 def test_convert_keeps_them_and_the_model_card(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("h5py")
@@ -100,6 +101,7 @@ def test_convert_keeps_them_and_the_model_card(folder: Path, tmp_path: Path) -> 
         assert (tmp_path / target / "README.md").read_text() == "card"
 
 
+@pytest.mark.slow
 @pytest.mark.clause("PRE-12")
 def test_full_finetuning_keeps_them(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("the a is")

@@ -99,6 +99,11 @@ def test_special_tokens_stand_where_the_template_writes_them() -> None:
     assert ids == [1, *TOKENIZER("the a"), 2]
 
 
+def test_messages_as_prompts_say_how_they_become_ids() -> None:
+    with pytest.raises(InvalidInput, match=r"inputs: expected a text.*got messages; .*apply_chat_template"):
+        text_lm().generate(MESSAGES)  # type: ignore[call-overload]
+
+
 @pytest.fixture(scope="module")
 def chat_model() -> BloomCausalLM:
     lm = text_lm()

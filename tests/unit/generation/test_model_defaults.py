@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_models import text_lm
 
@@ -53,6 +53,7 @@ ARGUMENTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.clause("GEN-17")
+@settings(max_examples=60)
 @given(FILES, st.sampled_from(ARGUMENTS))
 def test_no_error_speaks_of_what_nobody_typed(file: dict[str, Any], arguments: dict[str, Any]) -> None:
     """An argument and a setting never contradict each other; two settings of a file do, if beams are to be sampled."""
@@ -112,6 +113,23 @@ def test_a_setting_of_the_file_acts_as_an_argument(
     settings: dict[str, Any], arguments: dict[str, Any], equal: dict[str, Any]
 ) -> None:
     assert ModelDefaults(settings).options(arguments) == GenerationOptions.create(**equal)
+
+
+def test_ids_that_the_model_cannot_generate_are_ignored() -> None:
+    settings = {"suppress_tokens": [1, 9], "bad_words_ids": [[1, 2], [1, 9]], "eos_token_id": [9, 3]}
+    defaults = ModelDefaults(settings, vocabulary_size=9)
+    assert defaults.end_ids() == (3,)
+    assert defaults.options({}) == GenerationOptions(suppress_tokens=(1,), bad_words_ids=[[1, 2]])
+    with pytest.raises(BadWeights, match="bad_words_ids"):
+        ModelDefaults({"bad_words_ids": [1]}).options({})
+
+
+def test_several_results_of_a_file_are_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "generation_config.json").write_text('{"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 3}')
+    assert run(["generate", PROMPT, "--model", str(folder), "--backend", "numpy"]) == 0
+    expected = LM.generate(PROMPT, num_beams=2, num_return_sequences=2, max_new_tokens=3)
+    assert capfd.readouterr().out == "\n\n".join(expected) + "\n"
+    assert list(BloomCausalLM.from_preset(folder).stream(PROMPT))  # one of them
 
 
 @pytest.mark.clause("GEN-18")
