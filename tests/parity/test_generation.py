@@ -106,9 +106,8 @@ def test_embeddings_in_place_of_ids_give_the_same_logits(seed: int) -> None:
     np.testing.assert_allclose(logits[mask == 1], expected[mask == 1], rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
-@pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`:UserWarning")
 @pytest.mark.parametrize(
-    "options", [{}, {"num_beams": 3, "num_return_sequences": 2}, {"repetition_penalty": 1.5}], ids=str
+    "options", [{}, {"num_beams": 3, "num_return_sequences": 2}, {"bad_words_ids": [[19], [3, 3]]}], ids=str
 )
 def test_generation_after_embeddings_is_the_same(options: Any) -> None:
     lm, rng = make_lm(CONFIG, 2), np.random.default_rng(2)
