@@ -73,11 +73,12 @@ def _report(score: "Score", tokenizer: "BloomTokenizer") -> dict[str, Any]:
     """The score; the likeliest tokens have the keys that llama.cpp's server gives them."""
     report = score.to_dict()
     for row in report.get("top_logprobs", []):
-        row[:] = [_token(tokenizer, entry) for entry in row]
+        row[:] = [token_report(tokenizer, entry) for entry in row]
     return report
 
 
-def _token(tokenizer: "BloomTokenizer", entry: dict[str, Any]) -> dict[str, Any]:
+def token_report(tokenizer: "BloomTokenizer", entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of `top_logprobs` with the text and the bytes of its token, or None for an id without one."""
     token_id = entry["id"]
     if not tokenizer.has_token(token_id):
         return entry | {"token": None, "bytes": None}

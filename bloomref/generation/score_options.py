@@ -23,7 +23,7 @@ class ScoreArguments(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
-    """How texts are scored.
+    """The options of `BloomCausalLM.score`.
 
     Raises:
         InvalidInput: names the argument, the expected and the actual value.

@@ -85,11 +85,11 @@ def test_transformers_sliding_window(window: int, stride: int) -> None:
 
 def test_a_text_that_is_too_long_for_one_context_is_refused_before_anything_is_computed() -> None:
     message = (
-        r"text\[1\]: expected at most 16384 tokens without a window, got 300000: keys and values of 0.115 GB, "
-        r"4.5e\+10 pairs .*; score it in windows, window=2048 \(--window 2048\), or as one context, window=300000"
+        r"text\[1\]: expected at most 16384 tokens without a window, got 20000: keys and values of 0.00768 GB, "
+        r"2.0e\+08 pairs .*; score it in windows, window=2048 \(--window 2048\), or as one context, window=20000"
     )
     with pytest.raises(Unsupported, match=message):
-        LM.score([[5, 6], [5] * 300_000])
+        LM.score([[5, 6], [5] * 20_000])
 
 
 def test_memory_that_ends_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
