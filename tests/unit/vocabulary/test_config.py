@@ -74,6 +74,7 @@ def test_values_outside_the_domain_are_refused(name, value):
         {"layer_norm_epsilon": 0.0},
         {"pad_token_id": None},
         {"eos_token_id": 0},
+        {"bos_token_id": 0, "pad_token_id": 0},
         {"eos_token_id": (0, 11)},
     ],
     ids=repr,
@@ -134,6 +135,40 @@ def test_the_ignored_label_is_minus_100():
 def test_replace_checks_again():
     with pytest.raises(InvalidInput, match="hidden_dim"):
         BloomConfig(**SIZES).replace(num_heads=5)
+
+
+# --- null ----------------------------------------------------------------------------------------------------------
+
+NULLS = (
+    "attention_dropout", "hidden_dropout", "layer_norm_epsilon", "initializer_range", "tie_word_embeddings",
+    "apply_residual_connection_post_layernorm", "intermediate_size", "n_embed", "num_hidden_layers", "model_type",
+    "architectures", "dtype", "torch_dtype", "quantization_config", "transformers_version", "use_cache",
+)  # fmt: skip
+
+
+@pytest.mark.clause("CFG-7")
+@pytest.mark.parametrize("key", NULLS)
+def test_null_is_absent(key: str) -> None:
+    sizes = {"vocab_size": 10, "hidden_size": 4, "n_layer": 1, "n_head": 2}
+    config = BloomConfig.from_hf(sizes | {key: None})
+    assert config == BloomConfig.from_hf(sizes).replace(extra=config.extra)
+
+
+@pytest.mark.clause("CFG-7")
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id"])
+def test_null_is_no_such_token(key: str) -> None:
+    config = BloomConfig.from_hf({"vocab_size": 10, "hidden_size": 4, "n_layer": 1, "n_head": 2, key: None})
+    assert getattr(config, key) is None
+    assert config.to_hf()[key] is None
+
+
+@pytest.mark.clause("CFG-7")
+@pytest.mark.parametrize("key", ["dropout", "layer_norm_epsilon"])
+def test_null_is_absent_in_the_keras_layout(key: str) -> None:
+    data = BloomConfig(**SIZES).to_keras()
+    assert BloomConfig.from_keras(data | {key: None}) == BloomConfig.from_keras(
+        {k: v for k, v in data.items() if k != key}
+    )
 
 
 # --- Hugging Face ------------------------------------------------------------------------------------------------
