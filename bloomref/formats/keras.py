@@ -216,12 +216,17 @@ def open_weights(folder: Path) -> KerasWeights:
         Unsupported: when weights are quantized, or h5py is not installed.
     """
     if (folder / WEIGHTS).exists():
-        return KerasWeights(read_single(folder / WEIGHTS))
+        return _of_layers(read_single(folder / WEIGHTS))
     if (folder / INDEX).exists():
-        return KerasWeights(read_sharded(folder / INDEX))
+        return _of_layers(read_sharded(folder / INDEX))
     if (folder / TASK_WEIGHTS).exists():
-        return KerasWeights(read_single(folder / TASK_WEIGHTS, TASK_PREFIX))
+        return _of_layers(read_single(folder / TASK_WEIGHTS, TASK_PREFIX))
     raise no_weights(folder, f"{WEIGHTS}, {INDEX} or {TASK_WEIGHTS}")
+
+
+def _of_layers(variables: Mapping[str, Variable]) -> KerasWeights:
+    """The variables of layers. Keras looks for no others, and so they are ignored (WGT-15)."""
+    return KerasWeights({path: variable for path, variable in variables.items() if path.startswith("layers/")})
 
 
 # --- writing -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from damage import CONFIG, json_file, load
 
 from bloomref import BloomBackbone, BloomCausalLM, BloomConfig
 from bloomref.errors import BadWeights, BloomrefError, Unsupported
-from bloomref.formats import hf
+from bloomref.formats import hf, keras
 from bloomref.formats.checkpoint import open_checkpoint
 from bloomref.formats.files import read_json
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
@@ -152,6 +152,19 @@ def test_an_untied_head_is_read_under_either_name(tmp_path: Path) -> None:
         folder = folder_of(tmp_path / "model", renamed((HEAD, name))(tensors(config)), tie_word_embeddings=False)
         assert same(load(folder), init_params(config, 1))
         assert not BloomBackbone.from_preset(folder).tie_word_embeddings
+
+
+@pytest.mark.clause("WGT-15")
+def test_variables_beside_the_layers_of_keras_are_ignored(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    keras.save(tmp_path / "model", CONFIG, PARAMS)
+    with h5py.File(tmp_path / "model" / "model.weights.h5", "r+") as file:
+        file["score/vars/0"], file["optimizer/vars/0"] = [1.0], [2.0]
+    assert same(load(tmp_path / "model"), PARAMS)
+    with h5py.File(tmp_path / "model" / "model.weights.h5", "r+") as file:
+        file["layers/bloom_decoder/gate/vars/0"] = [1.0]
+    with pytest.raises(BadWeights, match="unknown layers/bloom_decoder/gate/vars/0"):
+        load(tmp_path / "model")
 
 
 # --- shards ------------------------------------------------------------------------------------------------------
