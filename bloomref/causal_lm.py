@@ -172,10 +172,13 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
             on a backend without gradients.
         """
         batch, labels = labelled_batch(inputs, self._vocabulary_size)
-        self.adapter_set.check_trainable()
-        variables = self.trainable_variables()
-        loss, _, gradients = self.backbone.engine.loss_and_gradients(batch, labels, variables.__contains__)
-        return loss, gradients
+        variables, adapters = self.trainable_variables(), self.adapter_set
+        if not variables or not adapters.changes_weights:
+            loss, _, gradients = self.backbone.engine.loss_and_gradients(batch, labels, variables.__contains__)
+            return loss, gradients
+        sources = adapters.gradient_sources()
+        loss, _, gradients = self.backbone.engine.loss_and_gradients(batch, labels, sources.__contains__)
+        return loss, adapters.gradients(gradients)
 
     # --- training --------------------------------------------------------------------------------
 

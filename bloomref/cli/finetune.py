@@ -28,6 +28,14 @@ def command(
         list[str] | None,
         typer.Option(help="Layers to adapt, or all-linear; may be repeated. Default: query_key_value."),
     ] = None,
+    modules_to_save: Annotated[
+        list[str] | None, typer.Option(help="Modules to train whole, such as lm_head or ln_f; may be repeated.")
+    ] = None,
+    train_token: Annotated[
+        list[int] | None, typer.Option(help="Id of a row of the embedding to train; may be repeated.")
+    ] = None,
+    bias: Annotated[str | None, typer.Option(help="Biases to train: none, all or lora_only. Default: none.")] = None,
+    dora: Annotated[bool, typer.Option("--dora", help="Train magnitudes, too (DoRA).")] = False,
     steps: Annotated[int | None, typer.Option(help="Number of updates. Default: the updates of --epochs.")] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Rows of one forward and backward pass.")] = 8,
@@ -82,7 +90,17 @@ def command(
         keep_best=keep_best,
         completion_only=completion_only,
     )
-    lora = _lora(full, lora_rank, lora_alpha, lora_dropout, target_modules)
+    lora = _lora(
+        full,
+        r=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=target_modules[0] if target_modules == ["all-linear"] else target_modules,
+        modules_to_save=modules_to_save,
+        trainable_token_indices=train_token,
+        bias=bias,
+        use_dora=dora or None,
+    )
     language_model = shared.load(model, dtype, revision)
     shared.tokenizer_of(language_model)
     if language_model.adapters:
@@ -125,10 +143,8 @@ def _held_out(value: str) -> tuple[float, list[Path] | None]:
         return 0.0, [Path(value)]
 
 
-def _lora(full: bool, rank: int | None, alpha: float | None, dropout: float | None, targets: list[str] | None) -> Any:
+def _lora(full: bool, **options: Any) -> dict[str, Any] | None:
     """Options of the adapter that the command line sets, named as in PEFT's LoraConfig; None with `--full`."""
-    modules = targets[0] if targets == ["all-linear"] else targets
-    options = {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": modules}
     named = {name: value for name, value in options.items() if value is not None}
     if full and named:
         raise invalid("--full", f"no setting of an adapter, such as {next(iter(named))}", "both")

@@ -1,5 +1,6 @@
 """Adapter folders of PEFT: adapter_config.json and adapter_model.safetensors. Clause: LRA-10."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from bloomref.config import BloomConfig
@@ -11,6 +12,7 @@ from bloomref.formats.peft_config import LoraConfig
 from bloomref.formats.peft_tensors import WEIGHTS, Pairs, PeftTensors, factor_name
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.formats.saved_folder import check_complete, staged_model
+from bloomref.params import LM_HEAD, WORD_EMBEDDING
 
 __all__ = [
     "CONFIG",
@@ -50,7 +52,12 @@ def read(folder: Path, config: BloomConfig) -> tuple[LoraConfig, PeftTensors]:
         Unsupported: when bloomref does not run the adapter (LRA-18), or it is stored as a pickle.
     """
     lora = read_config(folder)
-    tensors = peft_tensors.read(open_file(folder), config, lora)
+    file = open_file(folder)
+    together = config.tie_word_embeddings and lora.ensure_weight_tying and lora.saves(WORD_EMBEDDING.hf_key)
+    if together and not lora.saves(LM_HEAD.hf_key) and LM_HEAD.hf_key in peft_tensors.replaced(file.entries):
+        # PEFT writes the embedding's name in the place of the head that it has tied to it
+        lora = replace(lora, modules_to_save=(*lora.modules_to_save, "lm_head"))
+    tensors = peft_tensors.read(file, config, lora)
     _check_agree(lora, tensors)
     return lora, tensors
 

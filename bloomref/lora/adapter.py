@@ -65,6 +65,12 @@ class Adapter:
         """True if the adapter is more than factors of linear layers and of the embedding."""
         return bool(self.replaces or self.magnitudes or self.shifts or LM_HEAD.hf_key in self.parts)
 
+    def trains(self, key: str) -> bool:
+        """True if PEFT trains the weight that replaces this one: a saved module, or a bias."""
+        if self.config is None:
+            return False
+        return self.config.saves(key) or (key.endswith(".bias") and self.config.bias != "none")
+
     @property
     def keeps_head(self) -> bool:
         """True if a tied LM head keeps the matrix that it had, when the embedding is replaced."""

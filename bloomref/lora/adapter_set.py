@@ -7,11 +7,12 @@ from itertools import combinations
 import numpy as np
 
 from bloomref.config import BloomConfig
-from bloomref.dtypes import DType, DTypePolicy, accumulation_dtype, cast
+from bloomref.dtypes import DType, DTypePolicy, accumulation_dtype
 from bloomref.errors import InvalidInput, Unsupported, describe, invalid
-from bloomref.lora.adapted_weights import adapted, mixed_parts
+from bloomref.lora.adapted_weights import ChangedWeights, adapted
 from bloomref.lora.adapter import Adapter
-from bloomref.params import LoraFactors, Params
+from bloomref.lora.adapter_variables import gradients, sources, variables, with_variables
+from bloomref.params import LM_HEAD, Params
 from bloomref.reference import lora
 from bloomref.reference.resizing import resized
 from bloomref.shapes import Array
@@ -102,7 +103,7 @@ class AdapterSet:
         return replace(self, is_merged=False)
 
     def assign(self, arrays: Mapping[str, Array]) -> "AdapterSet":
-        """Return a set with new factors of the active adapters, under the names of `factors`."""
+        """Return a set with new variables of the active adapters, under the names of `factors`."""
         self._check_not_merged()
         known = self.factors()
         for name, array in arrays.items():
@@ -110,7 +111,7 @@ class AdapterSet:
                 raise invalid("variables", f"names such as {next(iter(known), 'none')}", repr(name))
             if array.shape != known[name].shape:
                 raise invalid(name, f"shape {known[name].shape}", str(array.shape))
-        changed = {name: _with_factors(self.loaded[name], arrays, self.dtype) for name in self.active}
+        changed = {name: with_variables(name, self.loaded[name], arrays, self.dtype) for name in self.active}
         return replace(self, loaded={**self.loaded, **changed})
 
     # --- questions -----------------------------------------------------------------------------------
@@ -127,17 +128,36 @@ class AdapterSet:
         return self.config.replace(tie_word_embeddings=params.lm_head is None), params
 
     def factors(self) -> dict[str, Array]:
-        """Factors of the active adapters by name: `h.0.self_attention.query_key_value.lora_A.default.weight`."""
-        return lora.factors(lora.attach(self.base, mixed_parts(self._active())))
+        """Variables of the active adapters by name: `h.0.self_attention.query_key_value.lora_A.default.weight`."""
+        return {key: array for name in self.active for key, array in variables(name, self.loaded[name]).items()}
 
-    def check_trainable(self) -> None:
-        """Raise Unsupported where an active adapter has more than factors of linear layers and of the embedding."""
+    @property
+    def changes_weights(self) -> bool:
+        """True if an active adapter is more than factors of linear layers and of the embedding."""
+        return any(self.loaded[name].changes_weights for name in self.active)
+
+    def gradient_sources(self) -> frozenset[str]:
+        """Keys of weights and names of factors, by which gradients are needed for those by the variables (LRA-26).
+
+        Raises:
+            Unsupported: an active adapter has dropout where its product is part of a weight.
+        """
         for name in self.active:
-            if self.loaded[name].changes_weights:
-                expected = "low-rank factors of linear layers and of the embedding"
-                raise Unsupported(
-                    describe(f"training of {name!r}", expected, "an adapter with more", "train it with PEFT")
-                )
+            for key, (part, *_) in self.loaded[name].parts.items():
+                if part.dropout and (key in self.loaded[name].magnitudes or key == LM_HEAD.hf_key):
+                    expected = "lora_dropout 0 with DoRA or an adapted LM head"
+                    raise Unsupported(describe(f"training of {name!r}", expected, repr(part.dropout)))
+        return frozenset(key for name in self.active for key in sources(name, self.loaded[name]))
+
+    def gradients(self, of: Mapping[str, Array]) -> dict[str, Array]:
+        """Gradients by the variables of the active adapters, from those by the weights and factors in use.
+
+        Args:
+            of: for the names of `gradient_sources`.
+        """
+        changed = ChangedWeights(self.base.astype(self.policy.variable_dtype), self._active())
+        mixed = [gradients(name, adapter, weight, changed, of) for name, adapter, weight in self._active()]
+        return {key: array for by_name in mixed for key, array in by_name.items()}
 
     def get(self, name: str) -> Adapter:
         """The adapter of that name.
@@ -184,15 +204,5 @@ class AdapterSet:
                 hint = "activate one of them at a time"
                 raise invalid("adapters", f"one that replaces {key}", f"{one!r} and {other!r}", hint)
 
-    def _active(self) -> list[tuple[Adapter, float]]:
-        return [(self.loaded[name], weight) for name, weight in self.active.items()]
-
-
-def _with_factors(adapter: Adapter, arrays: Mapping[str, Array], dtype: DType) -> Adapter:
-    def changed(key: str, part: LoraFactors) -> LoraFactors:
-        a, b = (arrays.get(part.key(key, n), getattr(part, n)) for n in ("a", "b"))
-        return replace(part, a=cast(a, dtype).copy(), b=cast(b, dtype).copy())  # the caller may go on changing its own
-
-    return replace(
-        adapter, parts={key: tuple(changed(key, part) for part in parts) for key, parts in adapter.parts.items()}
-    )
+    def _active(self) -> list[tuple[str, Adapter, float]]:
+        return [(name, self.loaded[name], weight) for name, weight in self.active.items()]

@@ -107,7 +107,8 @@ def full(backbone: "BloomBackbone", settings: Settings) -> Trainable:
 
 def adapters(backbone: "BloomBackbone", settings: Settings) -> Trainable:
     """Factors of the active adapters as trainable variables. All factors decay, and the weights are read-only."""
-    backbone.adapter_set.check_trainable()
+    if backbone.adapter_set.changes_weights:
+        return adapters_of_weights(backbone, settings)
     stored, policy = backbone.engine.stored_params, backbone.policy
     variables = {name: _own(array) for name, array in lora.factors(stored).items()}
     rounded = stored.map(lambda array: cast(cast(array, policy.variable_dtype), policy.compute_dtype))
@@ -124,6 +125,51 @@ def adapters(backbone: "BloomBackbone", settings: Settings) -> Trainable:
         _identity(
             backbone, variables, (array for _, _, array in stored.named()), [(p.scale, p.dropout) for p in parts]
         ),
+    )
+
+
+def adapters_of_weights(backbone: "BloomBackbone", settings: Settings) -> Trainable:
+    """Variables of active adapters that also change weights (LRA-26).
+
+    Vectors do not decay, nor do parts of the embedding without `settings.decay_embedding`.
+    """
+    start, policy = backbone.adapter_set, backbone.policy
+    sources = start.gradient_sources()
+    variables = {name: _own(array) for name, array in start.factors().items()}
+    config = with_dropout(backbone.config, settings)
+    config_of = {tied: config.replace(tie_word_embeddings=tied) for tied in (True, False)}
+
+    def gradients(batch: Batch, rng: Rng) -> Gradients:
+        now = start.assign(variables)
+        params = now.params().astype(policy.compute_dtype)
+        tokens, runs_on = TokenBatch(batch.token_ids, batch.is_real), backbone.engine.runs_on
+        loss, counted, of = engine.gradients(
+            runs_on,
+            params,
+            config_of[params.lm_head is None],
+            tokens,
+            batch.labels,
+            trainable=sources.__contains__,
+            rng=rng,
+            document=batch.document,
+        )
+        by_name = now.gradients(of)
+        return Gradients(loss, counted, {name: cast(by_name[name], array.dtype) for name, array in variables.items()})
+
+    parts = [part for adapter in start.loaded.values() for factors in adapter.parts.values() for part in factors]
+    rates = [config.attention_dropout, config.hidden_dropout, *(part.dropout for part in parts)]
+    facts = [(part.name, part.scale, part.dropout) for part in parts]
+    return Trainable(
+        variables,
+        frozenset(
+            name
+            for name, array in variables.items()
+            if array.ndim > 1 and (settings.decay_embedding or not name.startswith("word_embeddings."))
+        ),
+        gradients,
+        lambda: backbone.assign_variables(variables),
+        any(rate > 0 for rate in rates),
+        _identity(backbone, variables, (array for _, _, array in start.base.named()), facts),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def test_there_and_back(case: str, config: BloomConfig, tmp_path: Path):
     assert_same_files(tmp_path / "ours", tmp_path / "theirs")
 
 
-@pytest.mark.clause("LRA-10", "LRA-12", "LRA-19", "LRA-20", "LRA-21", "LRA-22", "LRA-25")
+@pytest.mark.clause("LRA-10", "LRA-12", "LRA-19", "LRA-20", "LRA-21", "LRA-22", "LRA-25", "LRA-26")
 @pytest.mark.parametrize(
     ("case", "config"),
     [
@@ -174,9 +175,35 @@ def test_what_peft_trains_besides_products(case: str, config: BloomConfig, tmp_p
     assert outside(lm, peft_from_our_file=logits(again)) == []
     assert_same_files(tmp_path / "ours", tmp_path / "theirs")
 
+    assert_same_gradients(lm, theirs)
     new = ours(config, params)
     new.add_adapter({"r": 2, **MORE[case]})
     assert new.adapters["default"]["parameters"] == sum(map(math.prod, fresh.values()))
+
+
+def assert_same_gradients(lm: BloomCausalLM, theirs: PeftModel) -> None:
+    """Of the mean loss, by every variable of the active adapter (LRA-26)."""
+    with hugging_face.in_float64():
+        result = theirs(torch.from_numpy(TOKENS)).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(result.flatten(0, 1), torch.from_numpy(TOKENS)[:, 1:].flatten())
+    loss.backward()
+    ours_loss, gradients = lm.loss_and_gradients({"token_ids": TOKENS})
+    assert ours_loss == pytest.approx(loss.item(), rel=1e-12)
+    expected = {plain(name): p.grad.numpy() for name, p in theirs.named_parameters() if p.grad is not None}
+    mine = {plain(name): gradient for name, gradient in gradients.items()}
+    if "word_embeddings.lora_A.weight" in expected:  # of a parameter (V, D); here it is an embedding's
+        expected["word_embeddings.lora_embedding_B"] = expected.pop("word_embeddings.lora_A.weight").T
+        expected["word_embeddings.lora_embedding_A"] = expected.pop("word_embeddings.lora_B.weight").T
+    assert mine.keys() == expected.keys()
+    for name, gradient in mine.items():
+        theirs_of = expected[name].reshape(gradient.shape)
+        np.testing.assert_allclose(gradient, theirs_of, rtol=0, atol=1e-10 * max(1e-3, np.abs(theirs_of).max()))
+
+
+def plain(name: str) -> str:
+    """Name of a parameter without prefixes, wrappers and the adapter's name."""
+    inner = name.removeprefix("base_model.model.").removeprefix("transformer.")
+    return re.sub(r"\.(modules_to_save\.default|base_layer|default)(?=\.|$)", "", inner)
 
 
 def change(model: PeftModel, seed: int) -> None:
