@@ -238,11 +238,8 @@ def _chosen(arguments: Mapping[str, Any]) -> Strategy | None:
         return "sample"
     if arguments.get("temperature") == 0:
         return "greedy"
-    return (
-        "sample"
-        if arguments.get("do_sample") is None and any(arguments.get(name) is not None for name in _SAMPLING)
-        else None
-    )
+    draws = any(arguments.get(name) is not None for name in _SAMPLING) or _is_above_one(arguments.get("best_of"))
+    return "sample" if arguments.get("do_sample") is None and draws else None
 
 
 def _of_file(stated: Mapping[str, Any], arguments: Mapping[str, Any]) -> Strategy:

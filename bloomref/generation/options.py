@@ -12,6 +12,8 @@ from bloomref.generation.other_tools import translate
 from bloomref.validation import check_integer, check_known, check_real
 
 DEFAULT_NEW_TOKENS = 128
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "best_of")
+"""Options that select sampling."""
 
 
 class GenerationArguments(TypedDict, total=False):
@@ -65,7 +67,8 @@ class GenerationOptions:
     pad_token_id: int | None = None
     """Pads the rows of a dictionary result on the right. None: the model's padding token."""
     do_sample: bool | None = None
-    """True: sample; False: do not; None: sample if `temperature`, `top_k`, `top_p`, `min_p` or `typical_p` is set."""
+    """True: sample; False: do not; None: sample if `temperature`, `top_k`, `top_p`, `min_p`, `typical_p` or `best_of`
+    is set."""
     temperature: float | None = None
     """Divides the logits before sampling; None is 1. The limit 0 is greedy search."""
     top_k: int | None = None
@@ -143,7 +146,7 @@ class GenerationOptions:
     def _samples(self) -> bool:
         if self.do_sample is not None:
             return self.do_sample
-        return self.temperature != 0 and self._set("temperature", "top_k", "top_p", "min_p", "typical_p") != []
+        return self.temperature != 0 and self._set(*_SAMPLING) != []
 
     @property
     def sequences(self) -> int:
@@ -280,7 +283,7 @@ class GenerationOptions:
         """Several results or candidates need a strategy that has them."""
         count, strategy = self.num_return_sequences, self.strategy
         if self.best_of is not None and strategy != "sample":
-            hint = "set do_sample=True; a beam search returns its best hypothesis anyway"
+            hint = "beam search returns its best hypothesis anyway" if strategy == "beam" else "remove one of the two"
             raise invalid("best_of", "sampling, which draws the candidates", f"{strategy} search", hint)
         if strategy == "beam" and count > self.num_beams:
             raise invalid("num_return_sequences", f"at most num_beams={self.num_beams}", count)

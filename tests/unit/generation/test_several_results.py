@@ -76,6 +76,12 @@ def test_the_best_of_several_draws_has_the_highest_mean_log_probability(
     assert best == expected
 
 
+def test_best_of_selects_sampling() -> None:
+    expected = LM.generate([1, 2], best_of=3, do_sample=True, seed=4, max_new_tokens=3)
+    assert LM.generate([1, 2], best_of=3, seed=4, max_new_tokens=3) == expected
+    assert LM.generate([1, 2], best_of=1, max_new_tokens=3) == LM.generate([1, 2], max_new_tokens=3)
+
+
 def test_a_draw_without_tokens_is_the_worst() -> None:
     nothing: Any = dict.fromkeys(range(20), -float("inf"))
     assert LM.generate([5], best_of=3, logit_bias=nothing, **SAMPLING) == [5]
@@ -110,7 +116,8 @@ def test_early_stopping_matters() -> None:
         ({"num_return_sequences": 2, "penalty_alpha": 0.5, "top_k": 3}, "1 with contrastive search"),
         ({"num_return_sequences": 4, "num_beams": 3}, "at most num_beams=3, got 4"),
         ({"num_return_sequences": 0}, "an integer >= 1"),
-        ({"best_of": 2}, "best_of: expected sampling"),
+        ({"best_of": 2, "do_sample": False}, "best_of: expected sampling"),
+        ({"best_of": 2, "temperature": 0}, "best_of: expected sampling"),
         ({"best_of": 2, "num_beams": 2}, "best_of: expected sampling"),
         ({"best_of": 2, "num_return_sequences": 3, "do_sample": True}, "at most best_of=2, got 3"),
         ({"early_stopping": True}, "none without beam search"),
