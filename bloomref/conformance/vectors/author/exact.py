@@ -14,7 +14,7 @@ from bloomref.conformance.oracle.budgets import sigma
 from bloomref.conformance.oracle.precision import TIERS
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.vectors.author.draft import Draft, case_of
-from bloomref.conformance.vectors.author.models import MODELS
+from bloomref.conformance.vectors.author.vector_models import MODELS
 
 OLD = {"vocab_size": 250880, "n_embed": 1024, "n_layer": 24, "num_attention_heads": 16}
 NEW = {"vocab_size": 23, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}

@@ -6,7 +6,7 @@ import numpy as np
 
 from bloomref.conformance.cases import Case
 from bloomref.conformance.vectors.author.draft import RESULTS, Draft, answer, ask, case_of, without_padding
-from bloomref.conformance.vectors.author.models import MODELS
+from bloomref.conformance.vectors.author.vector_models import MODELS
 
 ALL = ("*",)
 TEXT = [[7, 3, 22, 0, 11, 5], [19, 19, 2, 8, 1, 4]]

@@ -10,7 +10,7 @@ from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.oracle import gradient_budgets
 from bloomref.conformance.oracle.budgets import MAX_NOISE
 from bloomref.conformance.vectors.author.draft import TIER_NAMES, Answer, Draft, case_of
-from bloomref.conformance.vectors.author.models import MODELS
+from bloomref.conformance.vectors.author.vector_models import MODELS
 
 
 def loss() -> list[Draft]:

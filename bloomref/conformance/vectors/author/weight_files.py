@@ -14,7 +14,7 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.subject import named_weights
 from bloomref.conformance.vectors.author.draft import Draft, answer, ask, case_of, with_adapter
-from bloomref.conformance.vectors.author.models import MODELS
+from bloomref.conformance.vectors.author.vector_models import MODELS
 from bloomref.formats import hf, peft
 from bloomref.formats.files import write_json
 from bloomref.formats.peft_config import EMBEDDING as EMBEDDING_MODULE

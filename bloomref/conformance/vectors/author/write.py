@@ -9,9 +9,9 @@ from typing import Any
 
 from bloomref.conformance.vectors.author import exact, forward, losses, weight_files
 from bloomref.conformance.vectors.author.draft import TIER_NAMES, Draft
-from bloomref.conformance.vectors.author.models import MODELS
 from bloomref.conformance.vectors.author.notes import NOTES
 from bloomref.conformance.vectors.author.schema import SCHEMA, dumps
+from bloomref.conformance.vectors.author.vector_models import MODELS
 from bloomref.formats.safetensors_io import write_safetensors
 from bloomref.formats.staging import staged_file
 from bloomref.shapes import Array
