@@ -6,7 +6,18 @@ from pathlib import Path
 
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported, describe
 from bloomref.formats.files import read_json
-from bloomref.formats.recognise import AGAIN, BROKEN_LINK, HDF5, SAFETENSORS, ZEROS, Kind, by_content, by_name
+from bloomref.formats.recognise import (
+    AGAIN,
+    BROKEN_LINK,
+    HDF5,
+    MEGATRON,
+    PICKLE,
+    SAFETENSORS,
+    ZEROS,
+    Kind,
+    by_content,
+    by_name,
+)
 
 _DEPTH = 4  # models--user--repo/snapshots/COMMIT/config.json in the hub's cache
 _CONFIGS = ("config.json", "adapter_config.json")
@@ -47,9 +58,9 @@ def no_weights_among(place: str, names: Iterable[str], expected: str) -> Bloomre
 
 
 def kinds_of(names: Iterable[str]) -> Iterator[tuple[str, Kind]]:
-    """The names that promise weights, with their kinds; safetensors and HDF5 files of other names come last."""
+    """The names that promise weights, with their kinds: what `convert` reads first, other names of ours last."""
     kinds = [(name, kind) for name in names if (kind := by_name(name)) is not None]
-    yield from sorted(kinds, key=lambda item: item[1] in (SAFETENSORS, HDF5))
+    yield from sorted(kinds, key=lambda item: (item[1] in (SAFETENSORS, HDF5), item[1] not in (PICKLE, MEGATRON)))
 
 
 def _named(folder: Path, name: str, kind: Kind, expected: str) -> BloomrefError:

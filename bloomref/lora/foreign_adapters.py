@@ -6,7 +6,7 @@ from typing import Any
 
 from bloomref.errors import BloomrefError
 from bloomref.formats import peft
-from bloomref.formats.files import read_json
+from bloomref.formats.files import MAX_CONFIG_BYTES, read_json
 
 
 def facts(folder: Path) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def facts(folder: Path) -> dict[str, Any]:
     Raises:
         BadWeights: adapter_config.json is damaged.
     """
-    config = read_json(folder / peft.CONFIG)
+    config = read_json(folder / peft.CONFIG, MAX_CONFIG_BYTES)
     said = {name: value for name, value in sorted(config.items()) if value not in (None, "", [], {}, False)}
     return {"format": "PEFT", "method": config.get("peft_type"), **said, **_tensors(folder)}
 

@@ -103,7 +103,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str, tuple[str, ...]]] = {
     "a folder that is not there": (
         lambda: BloomBackbone.from_preset("./no/such/folder"),
         "preset",
-        ("./no/such/folder",),
+        ("no/such/folder",),
     ),
     "slopes of no heads": (lambda: slopes(0), "num_heads", ("positive", "got 0")),
     "an object as dtype": (lambda: dtype_policy(object()), "dtype", ("float64, float32",)),

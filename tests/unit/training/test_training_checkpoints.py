@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from small_models import text_lm
 
@@ -48,9 +48,10 @@ def test_an_undamaged_checkpoint_is_read(checkpoint: Path) -> None:
 def test_any_damaged_byte_is_noticed(checkpoint: Path, number: int, place: float, bit: int, cut: bool) -> None:
     path = sorted(checkpoint.iterdir())[number]
     whole = path.read_bytes()
-    damaged = bytearray(whole)
-    damaged[int(place * len(whole))] ^= 1 << bit
-    path.write_bytes(whole[: int(place * len(whole))] if cut else damaged)
+    damaged, at = bytearray(whole), int(place * len(whole))
+    damaged[at] ^= 1 << bit
+    assume(not cut or whole[at:].strip())  # the line end of a JSON file says nothing
+    path.write_bytes(whole[:at] if cut else damaged)
     try:
         with pytest.raises(BadWeights):
             load(checkpoint)
