@@ -25,6 +25,8 @@ _POSITIONS_AT_ONCE = 4096
 _LOGITS_AT_ONCE = 2**24
 _PAIRS_AT_ONCE = 2**24
 """Pairs of a query and a key, over all rows and heads of one piece: the reference stores a score of each."""
+_POSITIONS_AT_LEAST = 64
+"""Positions of a piece, since every piece reads all weights."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Scoring:
         batch = right_pad([Prompt.of(window.token_ids) for window in members], 0)
         rows, time = batch.token_ids.shape
         cache = engine.new_cache(rows, time)
-        piece = max(1, _PAIRS_AT_ONCE // (rows * time * engine.config.num_heads))
+        piece = max(_POSITIONS_AT_LEAST, _PAIRS_AT_ONCE // (rows * time * engine.config.num_heads))
         parts = [_Part() for _ in members]
         first_needed = min(window.start for window in members) - 1
         prefix = self.options.prefix

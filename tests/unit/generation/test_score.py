@@ -132,6 +132,7 @@ def test_hidden_states_and_logits_are_computed_in_pieces(monkeypatch: pytest.Mon
     monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 3 * (TOKENS + 12))
     monkeypatch.setattr(scoring, "_POSITIONS_AT_ONCE", 12)
     monkeypatch.setattr(scoring, "_PAIRS_AT_ONCE", 12 * 9)
+    monkeypatch.setattr(scoring, "_POSITIONS_AT_LEAST", 1)
     shapes = []
     logits = Engine.logits
     monkeypatch.setattr(Engine, "logits", lambda self, hidden: shapes.append(hidden.shape[1]) or logits(self, hidden))
