@@ -1,11 +1,11 @@
-"""Logits processors, in transformers' order: bias, repetition penalty, n-gram blocking, forbidden sequences and ids."""
+"""Logits processors, in transformers' order: bias, repetition penalty, n-gram blocking, forbidden and forced ids."""
 
 from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from bloomref.generation.options import GenerationOptions
-from bloomref.shapes import Array, Float
+from bloomref.generation.options import GenerationOptions, as_ids
+from bloomref.shapes import Array, Float, Int
 
 
 class LogitsProcessors:
@@ -27,6 +27,11 @@ class LogitsProcessors:
         self._suppressed = np.array([*single, *(options.suppress_tokens or ())], np.int64)
         self._stop_ids = np.array(sorted(stop_ids), np.int64)
         self._min_new_tokens = options.min_new_tokens if stop_ids else 0
+        self._min_length = options.min_length if stop_ids else 0
+        self._not_first = np.array(options.begin_suppress_tokens or (), np.int64)
+        self._forced_first = np.array(as_ids(options.forced_bos_token_id), np.int64)
+        self._forced_last = np.array(as_ids(options.forced_eos_token_id), np.int64)
+        self._budget = options.budget
         self.active = bool(
             bias
             or self._penalty != 1.0
@@ -34,6 +39,10 @@ class LogitsProcessors:
             or self._words
             or self._suppressed.size
             or self._min_new_tokens
+            or self._min_length
+            or self._not_first.size
+            or self._forced_first.size
+            or self._forced_last.size
         )
         """False if `options` change no logits."""
 
@@ -61,10 +70,24 @@ class LogitsProcessors:
         penalize_repetition(scores, history, self._penalty)
         forbid_repeated_ngrams(scores, history, self._ngram_size)
         forbid_sequences(scores, history, self._words)
-        scores[self._suppressed] = -np.inf
-        if len(history) - prompt_length < self._min_new_tokens:
+        new_tokens = len(history) - prompt_length
+        if new_tokens < self._min_new_tokens or len(history) < self._min_length:
             scores[self._stop_ids] = -np.inf
+        if len(history) == 1:
+            force(scores, self._forced_first)
+        if self._forced_last.size and new_tokens == self._budget(prompt_length) - 1:
+            force(scores, self._forced_last)
+        scores[self._suppressed] = -np.inf
+        if new_tokens == 0:
+            scores[self._not_first] = -np.inf
         return scores
+
+
+def force(scores: Float[Array, " V"], token_ids: Int[Array, " N"]) -> None:
+    """Set the scores of these ids to 0 and all others to -inf, in place; no ids change nothing."""
+    if token_ids.size:
+        scores[:] = -np.inf
+        scores[token_ids] = 0.0
 
 
 def penalize_repetition(scores: Float[Array, " V"], history: Sequence[int], penalty: float) -> None:

@@ -169,8 +169,8 @@ class ModelDefaults:
             if key not in known and key not in _TRANSLATED:
                 raise self._unsupported(key, value)
         added = {key: value for key, value in used.items() if key in known}
-        if "suppress_tokens" in used:
-            added["suppress_tokens"] = self.ids("suppress_tokens")
+        for name in used.keys() & {"suppress_tokens", "begin_suppress_tokens"}:
+            added[name] = self.ids(name)
         if "bad_words_ids" in used:
             added["bad_words_ids"] = self._possible(used["bad_words_ids"])
         if "sequence_bias" in used:

@@ -21,6 +21,7 @@ class GenerationArguments(TypedDict, total=False):
 
     max_new_tokens: int | None
     min_new_tokens: int
+    min_length: int
     do_sample: bool | None
     temperature: float | None
     top_k: int | None
@@ -39,6 +40,9 @@ class GenerationArguments(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     bad_words_ids: Sequence[Sequence[int]] | None
     suppress_tokens: Sequence[int] | None
+    begin_suppress_tokens: Sequence[int] | None
+    forced_bos_token_id: int | None
+    forced_eos_token_id: int | Sequence[int] | None
     stop_strings: str | Sequence[str] | None
     pad_token_id: int | None
 
@@ -60,6 +64,8 @@ class GenerationOptions:
     """Largest number of new tokens; 128 if `max_length` is None too."""
     min_new_tokens: int = 0
     """No stop token is generated before so many new tokens. A stop string may end the row earlier."""
+    min_length: int = 0
+    """No stop token is generated before prompt and continuation together have so many tokens."""
     stop_token_ids: Literal["auto"] | int | Sequence[int] | None = "auto"
     """Ids that end a row, which keeps the id (KerasHub's argument, GEN-4). "auto": the end token; None: no id."""
     stop_strings: str | Sequence[str] | None = None
@@ -106,6 +112,12 @@ class GenerationOptions:
     """Sequences of ids that are not generated (GEN-14)."""
     suppress_tokens: Sequence[int] | None = None
     """Ids that are not generated."""
+    begin_suppress_tokens: Sequence[int] | None = None
+    """Ids that are not generated right behind the prompt."""
+    forced_bos_token_id: int | None = None
+    """The id that follows a prompt of a single token."""
+    forced_eos_token_id: int | Sequence[int] | None = None
+    """The id at the largest length, or the ids of which one stands there."""
 
     def __post_init__(self) -> None:
         self._check_lengths()
@@ -177,6 +189,9 @@ class GenerationOptions:
             "logit_bias": self.logit_bias or (),
             "bad_words_ids": chain.from_iterable(self.bad_words_ids or ()),
             "suppress_tokens": self.suppress_tokens or (),
+            "begin_suppress_tokens": self.begin_suppress_tokens or (),
+            "forced_bos_token_id": as_ids(self.forced_bos_token_id),
+            "forced_eos_token_id": as_ids(self.forced_eos_token_id),
             "pad_token_id": () if self.pad_token_id is None else (self.pad_token_id,),
         }
         for name, ids in named.items():
@@ -220,6 +235,7 @@ class GenerationOptions:
         check_integer("num_beams", self.num_beams, 1)
         check_integer("no_repeat_ngram_size", self.no_repeat_ngram_size, 0)
         check_integer("min_new_tokens", self.min_new_tokens, 0)
+        check_integer("min_length", self.min_length, 0)
         check_integer("num_return_sequences", self.num_return_sequences, 1)
         for name, minimum in (("top_k", 0), ("seed", 0), ("best_of", 1), ("pad_token_id", 0)):
             if getattr(self, name) is not None:
@@ -249,11 +265,15 @@ class GenerationOptions:
         if words is not None and not (_is_collection(words) and all(_is_collection(word) and word for word in words)):
             hint = "a word is a list of its ids: [[5], [8, 9]]"
             raise invalid("bad_words_ids", "a list of lists of ids, none of them empty", words, hint)
-        if self.suppress_tokens is not None and not _is_collection(self.suppress_tokens):
-            raise invalid("suppress_tokens", "a list of ids", self.suppress_tokens)
+        for name in self._set("suppress_tokens", "begin_suppress_tokens"):
+            if not _is_collection(getattr(self, name)):
+                raise invalid(name, "a list of ids", getattr(self, name))
         for name, ids in (
             ("bad_words_ids", chain.from_iterable(words or ())),
             ("suppress_tokens", self.suppress_tokens or ()),
+            ("begin_suppress_tokens", self.begin_suppress_tokens or ()),
+            ("forced_bos_token_id", () if self.forced_bos_token_id is None else (self.forced_bos_token_id,)),
+            ("forced_eos_token_id", as_ids(self.forced_eos_token_id)),
         ):
             for token_id in ids:
                 check_integer(name, token_id, 0)
@@ -304,6 +324,11 @@ def _refuse(others: list[str], chosen: str) -> None:
         raise InvalidInput(
             f"{others[0]}: expected none with {chosen}, which selects another decoding strategy; remove one of the two"
         )
+
+
+def as_ids(value: Any) -> tuple[Any, ...]:
+    """An id or a list of ids as a tuple; empty for None."""
+    return () if value is None else tuple(value) if _is_collection(value) else (value,)
 
 
 def _is_collection(value: object) -> bool:

@@ -35,6 +35,12 @@ PROMPT = [5, 6, 7, 3]
         ("generation_config.json", {"suppress_tokens": [*range(8, 20)], "max_new_tokens": 6}, {}),
         ("generation_config.json", {"sequence_bias": [[[4], 9.0], [[5], -9.0]], "max_new_tokens": 6}, {}),
         ("generation_config.json", {"use_cache": False, "unknown": 1, "min_length": 0}, {"max_new_tokens": 6}),
+        ("generation_config.json", {"forced_eos_token_id": 7, "max_new_tokens": 5}, {}),
+        ("generation_config.json", {"forced_eos_token_id": [7, 8], "max_length": 9, "num_beams": 2}, {}),
+        ("generation_config.json", {"min_length": 9, "eos_token_id": [*range(2, 20)], "max_new_tokens": 9}, {}),
+        ("generation_config.json", {"begin_suppress_tokens": [*range(8, 20)], "max_new_tokens": 5}, {}),
+        ("generation_config.json", {"begin_suppress_tokens": [*range(8, 20)], "num_beams": 3, "max_new_tokens": 5}, {}),
+        ("generation_config.json", {"forced_bos_token_id": 9, "max_new_tokens": 5}, {}),
         ("config.json", {"max_length": 11, "repetition_penalty": 1.4, "eos_token_id": [9, 11]}, {}),
         ("config.json", {"num_beams": 2, "eos_token_id": 9}, {"max_new_tokens": 9}),
     ],
@@ -49,7 +55,8 @@ def test_transformers_generates_the_same(
     path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | settings))
     ours = BloomCausalLM.from_preset(tmp_path, dtype="float64")
     theirs = BloomForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
-    ids = torch.tensor([PROMPT])
-    with in_float64(), torch.no_grad():
-        expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=3, **arguments)
-    assert ours.generate(PROMPT, **arguments) == expected[0].tolist()
+    for prompt in (PROMPT, PROMPT[:1]):
+        ids = torch.tensor([prompt])
+        with in_float64(), torch.no_grad():
+            expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=3, **arguments)
+        assert ours.generate(prompt, **arguments) == expected[0].tolist()

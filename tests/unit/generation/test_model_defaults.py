@@ -89,6 +89,7 @@ def test_no_error_speaks_of_what_nobody_typed(file: dict[str, Any], arguments: d
         ({"num_beams": 3, "num_return_sequences": 2}, {}, {"num_beams": 3, "num_return_sequences": 2}),
         ({"num_beams": 3, "num_return_sequences": 2}, {"num_beams": 1}, {"num_beams": 1}),
         ({"min_new_tokens": 2, "bad_words_ids": [[4, 5]]}, {}, {"min_new_tokens": 2, "bad_words_ids": [[4, 5]]}),
+        ({"forced_eos_token_id": [2], "min_length": 4}, {}, {"forced_eos_token_id": [2], "min_length": 4}),
         ({"num_beams": 2, "early_stopping": True}, {}, {"num_beams": 2, "early_stopping": True}),
         ({"do_sample": True, "top_k": 9, "typical_p": 0.9}, {}, {"do_sample": True, "top_k": 9, "typical_p": 0.9}),
         ({"sequence_bias": [[[5], 3.0]]}, {"logit_bias": {7: 1.0}}, {"logit_bias": {7: 1.0}}),
@@ -137,9 +138,9 @@ def test_several_results_of_a_file_are_printed(folder: Path, capfd: pytest.Captu
     ("settings", "error", "message"),
     [
         (
-            {"forced_eos_token_id": 2},
+            {"max_time": 2.5},
             Unsupported,
-            "generation_config: forced_eos_token_id: expected a setting that bloomref has",
+            "generation_config: max_time: expected a setting that bloomref has",
         ),
         ({"guidance_scale": 1.5}, Unsupported, "guidance_scale.*--no-generation-config"),
         ({"num_beams": 2, "do_sample": True}, Unsupported, "do_sample with num_beams"),
