@@ -33,6 +33,16 @@ def test_a_right_number_of_threads_is_taken(value, monkeypatch):
     numba_cpu._check_threads()
 
 
+@pytest.mark.parametrize("name", numba_cpu.WITHOUT_F16C)
+def test_a_processor_without_float16_is_refused_before_llvm_ends_the_process(name, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setenv("NUMBA_CPU_NAME", name)
+    with pytest.raises(Unsupported, match="F16C"):
+        numba_cpu.make_backend()
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "+sse2,+f16c")
+    numba_cpu._check_target()
+
+
 @pytest.mark.parametrize("value", ["", "avx", "AVX512", "generic "])
 def test_a_wrong_instruction_set_is_named(value, monkeypatch):
     monkeypatch.setenv(isa.ISA_VARIABLE, value)
