@@ -22,7 +22,7 @@ from bloomref.runtime.embedding_inputs import embedding_batch, hidden_of
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import check_token_ids, to_array, token_batch
 from bloomref.shapes import Array, Float
-from bloomref.validation import check_known
+from bloomref.validation import check_integer, check_known
 
 if TYPE_CHECKING:
     from bloomref.presets.adapted_models import Located
@@ -53,11 +53,14 @@ class _RunArguments:
         """Split keyword arguments into run arguments and all others.
 
         Raises:
-            InvalidInput: for a name that is neither one of these nor among `others`.
+            InvalidInput: for a name that is neither one of these nor among `others`, a backend or a seed that is none.
         """
         own = cls.__dataclass_fields__
         check_known(arguments, (*others, *own), "an argument of BloomBackbone")
         run = {name: value for name, value in arguments.items() if name in own}
+        if not isinstance(run.get("backend", ""), (str, Backend)):
+            raise invalid("backend", "the name of a backend", run["backend"])
+        check_integer("seed", run.get("seed", 0), 0)
         return cls(**run), {name: value for name, value in arguments.items() if name not in own}
 
 
@@ -190,7 +193,11 @@ class BloomBackbone(LoraMethods):
             params: the weights. The model may share their arrays: do not change them afterwards.
             dtype: as for the constructor; None: the dtype of `params`.
             **kwargs: `backend`, `name`, `trainable`, as for the constructor.
+
+        Raises:
+            InvalidInput: when the weights are not those of a model of this config.
         """
+        _check_params(config, params)
         policy = dtype_policy(params.word_embedding.dtype if dtype is None else dtype)
         model = cls.__new__(cls)
         model._assemble(config, params, policy, **kwargs)
@@ -327,7 +334,11 @@ class BloomBackbone(LoraMethods):
         """Replace the weights by others of the same config, and remove all adapters.
 
         Arrays may be shared, as in `from_params`.
+
+        Raises:
+            InvalidInput: as `from_params`.
         """
+        _check_params(self.config, params)
         self.engine = self.engine.with_params(params)
         self._adapters = None
 
@@ -389,6 +400,27 @@ class TokenEmbedding:
         if hidden.ndim == 0 or hidden.shape[-1] != width or hidden.dtype.kind not in "fV":
             raise invalid("hidden", f"floating numbers of shape (..., {width})", f"{hidden.dtype} {hidden.shape}")
         return self._engine.project(hidden)
+
+
+def _check_params(config: object, params: object) -> None:
+    """Refuse weights of another model: a kernel would read past the end of an array.
+
+    Raises:
+        InvalidInput: naming the weight.
+    """
+    if not isinstance(config, BloomConfig):
+        raise invalid("config", "a BloomConfig", type(config).__name__)
+    if not isinstance(params, Params):
+        raise invalid("params", "a Params", type(params).__name__)
+    if len(params.layers) != config.num_layers:
+        raise invalid("params", f"{config.num_layers} layers", len(params.layers))
+    if (params.lm_head is None) is not config.tie_word_embeddings:
+        raise invalid("params", f"{'no' if config.tie_word_embeddings else 'an'} LM head of its own", "the opposite")
+    dtype = getattr(params.word_embedding, "dtype", None)
+    for key, weight, array in params.named():
+        got = (getattr(array, "shape", None), getattr(array, "dtype", None))
+        if not isinstance(array, np.ndarray) or got != (weight.shape(config), dtype):
+            raise invalid(f"params: {key}", f"an array of {dtype} {weight.shape(config)}", f"{got[1]} {got[0]}")
 
 
 def _random(config: BloomConfig, seed: int, dtype: DType) -> Params:

@@ -175,7 +175,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         variables, adapters = self.trainable_variables(), self.adapter_set
         if not variables or not adapters.changes_weights:
             loss, _, gradients = self.backbone.engine.loss_and_gradients(batch, labels, variables.__contains__)
-            return loss, gradients
+            return loss, {name: gradient.reshape(variables[name].shape) for name, gradient in gradients.items()}
         sources = adapters.gradient_sources()
         loss, _, gradients = self.backbone.engine.loss_and_gradients(batch, labels, sources.__contains__)
         return loss, adapters.gradients(gradients)

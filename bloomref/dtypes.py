@@ -52,9 +52,9 @@ def dtype_policy(dtype: object = None) -> DTypePolicy:
     if not isinstance(name, str):
         try:
             name = np.dtype(name).name  # type: ignore[call-overload]
-        except TypeError:  # a Keras policy, a torch dtype
+        except (TypeError, ValueError):  # a Keras policy, a torch dtype, or anything
             name = getattr(dtype, "name", "")
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise invalid("dtype", f"one of {', '.join(POLICIES)}", repr(dtype))
     return POLICIES[name]
 

@@ -258,7 +258,8 @@ class BloomTokenizer(ChatMethods):
         Raises:
             InvalidInput: when the vocabulary does not have the token.
         """
-        token_id = self._backend.token_to_id(token) if isinstance(token, str) else None
+        is_text = isinstance(token, str) and not any("\ud800" <= character <= "\udfff" for character in token)
+        token_id = self._backend.token_to_id(token) if is_text else None
         if token_id is None:
             raise invalid("token", f"one of the {self.vocabulary_size()} tokens of the vocabulary", repr(token))
         return token_id
@@ -439,7 +440,10 @@ def _pair(merge: Any) -> str:
 
 def _rows(ids: Any) -> list[Any] | None:
     """Return the sequences of a list of sequences, or None for a single sequence."""
-    if isinstance(ids, str) or not hasattr(ids, "__iter__"):
+    try:
+        rows = None if isinstance(ids, str) else list(ids)
+    except TypeError:  # no sequence, or an array without axes
+        rows = None
+    if rows is None:
         raise invalid("ids", "a list of ids, or a list of lists", ids)
-    rows = list(ids)
     return rows if rows and hasattr(rows[0], "__iter__") else None

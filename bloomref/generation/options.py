@@ -332,4 +332,5 @@ def as_ids(value: Any) -> tuple[Any, ...]:
 
 
 def _is_collection(value: object) -> bool:
-    return hasattr(value, "__iter__") and not isinstance(value, (str, bytes, Mapping))
+    is_scalar = getattr(value, "ndim", 1) == 0  # an array without axes has the method, and cannot be iterated
+    return hasattr(value, "__iter__") and not is_scalar and not isinstance(value, (str, bytes, Mapping, type))

@@ -192,14 +192,15 @@ class LoraMethods(ABC):
 
     def trainable_variables(self) -> dict[str, Array]:
         """Variable name -> array: the factors of the active adapters or,
-        without adapters, all weights of a trainable model.
+        without adapters, all weights of a trainable model, in the shapes of Hugging Face's files (GRD-4).
         """
         adapters = self.adapter_set
         if adapters.active:
             return {} if adapters.is_merged else adapters.factors()
         if adapters.loaded or not self.trainable:
             return {}
-        return {key: array for key, _, array in self.params.named()}
+        config = adapters.config
+        return {key: array.reshape(weight.hf_shape(config)) for key, weight, array in self.params.named()}
 
 
 def _settings(fields: Mapping[str, Any]) -> LoraConfig:

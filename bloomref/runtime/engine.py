@@ -349,8 +349,11 @@ def gradients(
     check_within("labels", targets[targets != IGNORED_LABEL], config.vocabulary_size)
     numbers = np.where(is_real, 0 if document is None else document, -1)
     chosen = trainable or (lambda _: True)
-    value, by_key = backend.loss_and_gradients(params, config, ids, targets, numbers, chosen, rng)
     arrays = {key: array for key, _, array in params.named()} | lora.factors(params)
+    if ids.size == 0:  # the mean of no tokens is 0 (GRD-2), and no backend need know it
+        dtype = accumulation_dtype(params.word_embedding.dtype)
+        return 0.0, 0, {key: np.zeros(array.shape, dtype) for key, array in arrays.items() if chosen(key)}
+    value, by_key = backend.loss_and_gradients(params, config, ids, targets, numbers, chosen, rng)
     shapes = {key: array.shape for key, array in arrays.items() if chosen(key)}
     dtype = accumulation_dtype(params.word_embedding.dtype)
     interface_checks.check_gradients(backend.name, value, by_key, shapes, dtype)

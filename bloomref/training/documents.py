@@ -51,6 +51,8 @@ def read(paths: Sequence[Path], separator: str | None = None) -> list[Text]:
 
 def _read_file(path: Path, separator: str | None) -> list[Text]:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, and a device has no end
+            raise invalid("data", "a regular file", f"{path}, which is none")
         content = path.read_bytes().decode("utf-8")
     except OSError as error:
         raise invalid("data", "a file that can be read", f"{path}: {error.strerror or error}") from None
@@ -102,9 +104,20 @@ def of_record(record: object, place: str) -> Text:
     for name in names:
         if not isinstance(record.get(name), str):
             raise InvalidInput(describe(place, _RECORD, f"{name} = {record.get(name)!r}"))
+        if (place_of := _lone_surrogate(record[name])) is not None:
+            raise InvalidInput(describe(place, f"{name} in valid Unicode", f"a lone surrogate at {place_of}"))
     if not record[names[-1]]:
         raise InvalidInput(describe(place, f"a {names[-1]} that is not empty", "an empty one"))
     return Text("" if len(names) == 1 else record["prompt"], record[names[-1]])
+
+
+def _lone_surrogate(text: str) -> int | None:
+    """Index of the first character that UTF-8 cannot encode, or None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 def tokenize(texts: Sequence[Text], tokenizer: "BloomTokenizer", completion_only: bool = False) -> list[Document]:

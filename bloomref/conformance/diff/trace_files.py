@@ -19,8 +19,10 @@ def metadata(path: Path) -> dict[str, str]:
     """
     from safetensors import SafetensorError, safe_open
 
+    from bloomref.formats.files import regular_file
+
     try:
-        with safe_open(path, framework="np") as file:
+        with safe_open(regular_file(path), framework="np") as file:
             fields: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise BadWeights(f"{path.name}: expected a file that `bloomref trace` wrote; {error}") from error

@@ -25,7 +25,8 @@ def test_the_public_api():
     value, found = lm.loss_and_gradients({"token_ids": IDS, "padding_mask": mask})
     scores = [lm.score([2, 3, 4]), lm.score(IDS[1])]
     assert value == pytest.approx(-sum(score.log_likelihood for score in scores) / 5, rel=1e-6)
-    assert {key: g.shape for key, g in found.items()} == {k: a.shape for k, _, a in lm.backbone.params.named()}
+    config = lm.backbone.config
+    assert {key: g.shape for key, g in found.items()} == {k: w.hf_shape(config) for k, w, _ in lm.params.named()}
     labels = [[-100, -100, 3, -100], [-100] * 4]
     only_third, _ = lm.loss_and_gradients({"token_ids": IDS, "padding_mask": mask, "labels": labels})
     assert only_third == pytest.approx(-lm.score([3], context=[2]).log_likelihood, rel=1e-6)

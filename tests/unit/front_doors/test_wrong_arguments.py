@@ -1,0 +1,182 @@
+"""Arguments of the wrong type, size or form at public functions: the documented error, never one from inside."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import text_lm
+
+from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, BloomTokenizer, GenerationOptions, LoraConfig
+from bloomref.conformance.diff import trace_files
+from bloomref.errors import BadWeights, BloomrefError, InvalidInput
+from bloomref.params import init_params
+from bloomref.training import documents
+
+CONFIG = BloomConfig(vocabulary_size=9, num_layers=2, num_heads=2, hidden_dim=8, intermediate_dim=12)
+PARAMS = init_params(CONFIG, 0)
+
+
+class Liar(list):
+    """A list that lies about its length."""
+
+    def __len__(self) -> int:
+        return 3
+
+
+VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    1.5,
+    2**63,
+    10**400,
+    float("nan"),
+    "",
+    "x",
+    "\ud800",
+    b"x",
+    [],
+    [[]],
+    [[[1]]],
+    [None],
+    [1, "x"],
+    ["a", 1],
+    {},
+    {"a": 1},
+    {"token_ids": None},
+    {"token_ids": [[1]], "padding_mask": "x"},
+    set(),
+    object(),
+    int,
+    np.zeros(0),
+    np.array("x"),
+    np.array([[0.5]]),
+    np.array([[object()]]),
+    Liar(),
+    Path("/nonexistent/x"),
+    lambda: None,
+]
+
+
+@pytest.fixture(scope="module")
+def lm() -> BloomCausalLM:
+    return text_lm()
+
+
+CALLS: dict[str, Any] = {
+    "hidden": lambda lm, x: lm.backbone(x),
+    "trace": lambda lm, x: lm.backbone.trace(x),
+    "logits": lambda lm, x: lm.logits(x),
+    "gradients": lambda lm, x: lm.loss_and_gradients(x),
+    "labels": lambda lm, x: lm.loss_and_gradients({"token_ids": [[1, 2]], "labels": x}),
+    "generate": lambda lm, x: lm.generate(x, max_new_tokens=1),
+    "max_new_tokens": lambda lm, x: lm.generate("the", max_new_tokens=x) if x is not None and x is not True else None,
+    "stop": lambda lm, x: lm.generate("the", max_new_tokens=1, stop_token_ids=x),
+    "score": lambda lm, x: lm.score(x),
+    "context": lambda lm, x: lm.score("the", context=x),
+    "tokenize": lambda lm, x: lm.tokenizer.tokenize(x),
+    "detokenize": lambda lm, x: lm.tokenizer.detokenize(x),
+    "token": lambda lm, x: lm.tokenizer.token_to_id(x),
+    "id": lambda lm, x: lm.tokenizer.id_to_token(x),
+    "vocabulary": lambda _, x: BloomTokenizer(x, []),
+    "merges": lambda _, x: BloomTokenizer({"a": 0}, x),
+    "sizes": lambda _, x: BloomConfig(vocabulary_size=x, num_layers=1, num_heads=1, hidden_dim=1, intermediate_dim=1),
+    "dtype": lambda _, x: BloomBackbone(9, 1, 1, 2, 2, dtype=x),
+    "options": lambda _, x: GenerationOptions(temperature=x),
+    "rank": lambda _, x: LoraConfig(r=x),
+    "params": lambda _, x: BloomBackbone.from_params(CONFIG, x),
+    "config": lambda _, x: BloomBackbone.from_params(x, PARAMS),
+    "backbone": lambda _, x: BloomCausalLM(x),
+    "backend": lambda _, x: BloomBackbone(9, 1, 1, 2, 2, backend=x),
+    "seed": lambda _, x: BloomBackbone(9, 1, 1, 2, 2, seed=x) if not callable(x) else None,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_wrong_type_is_the_documented_error(call: str, lm: BloomCausalLM) -> None:
+    wrong = []
+    for value in VALUES:
+        try:
+            CALLS[call](lm, value)
+        except BloomrefError:
+            continue
+        except Exception as error:
+            wrong.append(f"{value!r:.60}: {type(error).__name__}: {error}"[:200])
+    assert wrong == []
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda x: st.lists(x, max_size=3), max_leaves=5))
+@settings(max_examples=15)
+def test_any_nested_value_is_taken_or_refused(value: Any) -> None:
+    model = text_lm()
+    for call in (model.generate, model.score, model.tokenizer.tokenize):
+        with suppress(BloomrefError):
+            call(value, max_new_tokens=1) if call == model.generate else call(value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["vocabulary_size", "hidden_dim", "intermediate_dim", "num_layers", "num_heads", "tie_word_embeddings"],
+)
+def test_weights_of_another_config_are_refused(change: str) -> None:
+    other = {"tie_word_embeddings": False, "hidden_dim": 10, "num_heads": 4}.get(change, 11)
+    config = CONFIG.replace(**{change: other})
+    with pytest.raises(InvalidInput, match="params"):
+        BloomBackbone.from_params(config, PARAMS)
+    with pytest.raises(InvalidInput, match="params"):
+        BloomBackbone.from_params(CONFIG, PARAMS).replace_params(init_params(config, 0))
+    assert BloomBackbone.from_params(config, init_params(config, 0)).config == config
+
+
+@pytest.mark.clause("GRD-4")
+def test_gradients_have_the_shapes_of_files(lm: BloomCausalLM) -> None:
+    _, gradients = lm.loss_and_gradients({"token_ids": [[1, 2, 3]]})
+    config, variables = lm.backbone.config, lm.trainable_variables()
+    d = config.hidden_dim
+    assert gradients["h.0.self_attention.query_key_value.weight"].shape == (3 * d, d)
+    assert gradients["h.0.self_attention.query_key_value.bias"].shape == (3 * d,)
+    assert gradients["h.1.self_attention.dense.weight"].shape == (d, d)
+    for key, weight, array in lm.params.named():
+        assert gradients[key].shape == variables[key].shape == weight.hf_shape(config)
+        assert np.shares_memory(variables[key], array) or np.array_equal(variables[key].ravel(), array.ravel())
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 0)])
+def test_the_loss_of_an_empty_batch_is_zero(shape: tuple[int, int], lm: BloomCausalLM) -> None:
+    loss, gradients = lm.loss_and_gradients({"token_ids": np.zeros(shape, int)})
+    assert loss == 0.0
+    assert gradients.keys() == lm.trainable_variables().keys()
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
+# --- files that are none -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to a device"])
+def test_training_data_and_traces_that_are_no_files_are_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.safetensors"
+    makers: dict[str, Any] = {
+        "pipe": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "folder": path.mkdir,
+        "link to a device": lambda: path.symlink_to("/dev/zero"),
+    }
+    makers[kind]()
+    with pytest.raises(InvalidInput, match="regular file"):
+        documents.read([path])
+    with pytest.raises(BadWeights, match="expected a file"):
+        trace_files.metadata(path)
+
+
+@pytest.mark.parametrize("record", [{"text": "a\ud800"}, {"prompt": "\udfff", "completion": "x"}, "ab\ud900c"])
+def test_lone_surrogates_are_named_by_file_and_line(record: object, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in ({"text": "good"}, record)))
+    with pytest.raises(InvalidInput, match=r"data\.jsonl, line 2: expected \w+ in valid Unicode"):
+        documents.read([path])
