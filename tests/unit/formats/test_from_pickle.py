@@ -320,6 +320,26 @@ def test_repeated_weights_that_differ_are_averaged(folder: Path, tmp_path: Path)
         assert stored(tmp_path / "out")[f"transformer.ln_f.{end}"].tobytes() == mean.tobytes()
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_average_that_overflows_is_refused_without_a_warning(folder: Path, tmp_path: Path) -> None:
+    write_json(folder / "config.json", MEGATRON.to_hf())
+    write_layers(folder, divisible(np.dtype(np.float16)), 2)
+    for part, bias in enumerate((60000, 60001)):
+        large = {"weight": np.ones(12, np.float16), "bias": np.full(12, bias - part * 64, np.float16)}
+        torch_writer.save(folder / f"layer_06-model_{part:02}-model_states.pt", large)
+    with pytest.raises(BadWeights, match=r"ln_f\.bias: expected finite numbers"):
+        convert(folder, tmp_path / "out")
+
+
+def test_a_matrix_without_columns_is_refused(folder: Path, tmp_path: Path) -> None:
+    write_json(folder / "config.json", MEGATRON.to_hf())
+    for part in range(2):
+        flat = {"self_attention.dense.weight": np.ones(12, np.float32)}
+        torch_writer.save(folder / f"layer_03-model_{part:02}-model_states.pt", flat)
+    with pytest.raises(BadWeights, match="fit together"):
+        convert(folder, tmp_path / "out")
+
+
 def arguments(**changes: bytes) -> bytes:
     position = call("megatron.enums", "PositionEmbeddingType", number(3))
     fields = {

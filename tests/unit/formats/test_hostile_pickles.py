@@ -268,6 +268,13 @@ def test_every_view_inside_its_storage_is_read(tmp_path: Path, axes: list[tuple[
     np.testing.assert_array_equal(view, flat[places])
 
 
+def test_a_parameter_is_its_tensor_and_an_axis_of_length_1_may_have_any_stride(tmp_path: Path) -> None:
+    body = call("torch._utils", "_rebuild_parameter", tensor(GOOD, (1, 6), (BIG, 1)), b"\x88", HOOKS)
+    view = read(placed(mapping({"w": body}), tmp_path, is_zip=True))
+    assert view.strides == (0, 4)
+    np.testing.assert_array_equal(view, ARRAY.reshape(1, 6))
+
+
 # --- archives ----------------------------------------------------------------------------------------------------
 
 
@@ -308,6 +315,7 @@ ARCHIVES: dict[str, tuple[bytes, str, type[BloomrefError]]] = {
     "a header beyond the end": (patched(42, "<I", 1 << 30), "other bytes|whole ZIP", BadWeights),
     "a header before the start": (b"PK\3\4" + repacked(lambda _: None)[13:], "other bytes", BadWeights),
     "a size beyond the end": (patched(24, "<I", 1 << 30), "a range of the file", BadWeights),
+    "two sizes of a member": (patched(20, "<I", 5), "a range of the file", BadWeights),
     "a damaged checksum": (patched(16, "<I", 12345), "its checksum", BadWeights),
     "TorchScript": (repacked(lambda a: a.writestr("archive/code/m.py", b"")), "TorchScript", Unsupported),
     "big-endian": (repacked(lambda a: a.writestr("archive/byteorder", b"big")), "little-endian", Unsupported),
