@@ -9,6 +9,7 @@ from bloomref.formats.files import weight_map
 from bloomref.formats.folder_contents import kinds_of
 from bloomref.formats.hf import INDEX, WEIGHTS, HfWeights
 from bloomref.formats.tensor_names import check_names
+from bloomref.head_params import HEAD_KINDS
 from bloomref.params import LM_HEAD, WORD_EMBEDDING, keys
 
 _SHOWN = 4
@@ -26,8 +27,11 @@ def remarks(checkpoint: Checkpoint) -> list[str]:
 
 
 def _stored(checkpoint: Checkpoint, weights: HfWeights) -> Iterator[str]:
-    if weights.unused:
-        yield f"{_listed(weights.unused)}: ignored, a language model does not use them"
+    heads = [kind for kind in HEAD_KINDS if kind.weight_key in weights.files]
+    for kind in heads:
+        yield f"{kind.weight_key}: the head of a {kind.architecture}; a language model ignores it"
+    if others := [name for name in weights.unused if not name.startswith(tuple(f"{kind.module}." for kind in heads))]:
+        yield f"{_listed(others)}: ignored, a language model does not use them"
     tied = checkpoint.config.tie_word_embeddings
     if tied and weights.has_lm_head:
         embedded = WORD_EMBEDDING.hf_key in weights.files

@@ -315,5 +315,5 @@ def check_finite_logits(logits: Array) -> Array:
 
 def _no_head(kind: HeadKind, folder: Path) -> BadWeights:
     names = read_json(folder / hf.CONFIG).get("architectures") or ["no head"]
-    hint = f"num_labels=2 puts a random {kind.module} head on it"
+    hint = "in Python, from_preset(..., num_labels=2) puts a random one on it"
     return BadWeights(f"{kind.weight_key}: expected the head of a {kind.architecture}, got {names[0]}; {hint}")

@@ -24,6 +24,8 @@ from bloomref import (
 )
 from bloomref.cli.app import run
 from bloomref.dtypes import POLICIES
+from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.oddities import remarks
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.heads.labels import Labels, sigmoid, softmax
 from bloomref.heads.question_answering import best_span
@@ -438,7 +440,7 @@ def test_a_language_model_takes_a_random_head_on_request():
     model = BloomForSequenceClassification.from_preset("bloom_tiny_udhr", id2label={0: "no", 1: "yes"}, seed=4)
     assert model.head.weight.shape == (2, 144)
     assert 0.01 < model.head.weight.std() < 0.03
-    with pytest.raises(BadWeights, match="num_labels=2 puts a random score head on it"):
+    with pytest.raises(BadWeights, match=r"from_preset\(\.\.\., num_labels=2\) puts a random one on it"):
         BloomForSequenceClassification.from_preset("bloom_tiny_udhr")
 
 
@@ -447,6 +449,9 @@ def test_the_command_labels_texts(tmp_path: Path, capsys: pytest.CaptureFixture[
     model.save_to_preset(tmp_path)
     command = ["classify", "--model", str(tmp_path), "--backend", "numpy"]
     expected = model.classify(TEXTS, top_k=None)
+    assert remarks(open_checkpoint(tmp_path)) == [
+        "score.weight: the head of a BloomForSequenceClassification; a language model ignores it"
+    ]
     assert run([*command, *TEXTS, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)["results"]
     assert results == [{"text": text, "labels": row} for text, row in zip(TEXTS, expected, strict=True)]
