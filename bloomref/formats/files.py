@@ -77,9 +77,14 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write an indented JSON object. NumPy scalars are written as Python numbers."""
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=_python_number) + "\n", encoding="utf-8")
+def write_json(path: Path, data: dict[str, Any], *, ascii_only: bool = False) -> None:
+    """Write an indented JSON object. NumPy scalars are written as Python numbers.
+
+    Args:
+        ascii_only: escape all other characters. Half a surrogate pair, which JSON may have, has no other form.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=ascii_only, default=_python_number)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _python_number(value: object) -> Any:

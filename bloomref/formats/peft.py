@@ -105,4 +105,4 @@ def save(folder: Path, lora: LoraConfig, tensors: PeftTensors, overwrite: bool =
     """
     with staged_model(folder, CONFIG, overwrite) as stage:
         write_safetensors(stage / WEIGHTS, dict(sorted(peft_tensors.stored(tensors, lora))))
-        write_json(stage / CONFIG, lora.to_json())
+        write_json(stage / CONFIG, lora.to_json(), ascii_only=True)

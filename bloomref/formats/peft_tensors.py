@@ -35,6 +35,7 @@ _PARAMETER = {f"{EMBEDDING}.lora_A.weight": "parameter a", f"{EMBEDDING}.lora_B.
 _HEADS = tuple(key for kind in HEAD_KINDS for key in kind.keys)
 _INNER = re.compile(r"\.(base_layer|modules_to_save)\.")
 OTHERS = ("magnitudes", "shifts", "weights", "rows", "heads")
+_AXES = {"magnitudes": 1, "shifts": 1}
 _KINDS = ("a", "b", "parameter a", "parameter b", *OTHERS)
 
 Pairs = dict[str, tuple[Array, Array]]
@@ -91,7 +92,8 @@ def read(file: SafetensorsFile, config: BloomConfig, lora: LoraConfig) -> PeftTe
         if ".original_module." in stored:  # the base's own weight, which the adapter replaces
             continue
         kind, key = _place(stored, table, lora)
-        array = _array(file, stored)
+        axes = len(table[key].hf_shape(config)) if kind == "weights" else _AXES.get(kind, 2)
+        array = _array(file, stored, axes)
         if key in by_kind[kind] and not np.array_equal(by_kind[kind][key], array):
             raise BadWeights(describe(f"{WEIGHTS}: {stored}", "each tensor once", "it again, with other numbers"))
         by_kind[kind][key] = array
@@ -138,11 +140,11 @@ def _tie(weights: dict[str, Array], lora: LoraConfig) -> None:
     del weights[LM_HEAD.hf_key]
 
 
-def _array(file: SafetensorsFile, name: str) -> Array:
+def _array(file: SafetensorsFile, name: str, axes: int) -> Array:
     entry = file.entries[name]
-    if entry.dtype not in FLOATS or not entry.shape or 0 in entry.shape:
+    if entry.dtype not in FLOATS or len(entry.shape) != axes or 0 in entry.shape:
         got = f"{entry.dtype} {entry.shape}"
-        raise BadWeights(describe(f"{WEIGHTS}: {name}", "floating numbers, at least one", got))
+        raise BadWeights(describe(f"{WEIGHTS}: {name}", f"floating numbers in {axes} axes, at least one", got))
     array = file.view(name)
     check_finite(array, name)
     return array.copy()
@@ -214,7 +216,7 @@ def stored(tensors: PeftTensors, lora: LoraConfig) -> Iterator[tuple[str, Array]
         for key, array in getattr(tensors, kind).items():
             yield f"{_OUTER}{full_key(key).removesuffix('.weight')}.{suffix}", array
     weights = dict(tensors.weights)
-    if WORD_EMBEDDING.hf_key in weights and lora.saves(LM_HEAD.hf_key):
+    if WORD_EMBEDDING.hf_key in weights and lora.saves(LM_HEAD.hf_key) and not lora.unties():
         weights.setdefault(LM_HEAD.hf_key, weights[WORD_EMBEDDING.hf_key])
     for key, array in weights.items():
         module, _, part = full_key(key).rpartition(".")

@@ -134,7 +134,7 @@ def test_some_modules_are_enough(folder: Path):
 
 
 def test_facts_are_written_again(folder: Path, tmp_path: Path):
-    facts = {"base_model_name_or_path": "bigscience/bloom-560m", "revision": "main", "inference_mode": False}
+    facts = {"base_model_name_or_path": "bigscience/bloom-560m", "revision": "\ud800é", "inference_mode": False}
     edit(folder, **facts)
     model = backbone()
     model.load_adapter(folder)
@@ -190,6 +190,7 @@ BAD_WEIGHTS = {
         {f"{OUTER}h.0.self_attention.dense.lora_B.bias": np.ones(1)}
     ),
     "shape": lambda arrays: arrays.update({QKV_A: arrays[QKV_A].T.copy()}),
+    "a vector": lambda arrays: arrays.update({f"{OUTER}word_embeddings.lora_embedding_A": np.ones(23)}),
     "integers": lambda arrays: arrays.update({QKV_A: arrays[QKV_A].astype(np.int32)}),
     "nan": lambda arrays: arrays[QKV_A].__setitem__((0, 0), np.nan),
     "nothing": lambda arrays: arrays.clear(),
