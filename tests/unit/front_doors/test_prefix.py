@@ -12,6 +12,7 @@ from small_models import make_lm, models, text_lm
 
 from bloomref import BadWeights, BloomBackbone, BloomCausalLM, BloomConfig, InvalidInput, LoraConfig
 from bloomref.generation.scoring import Score
+from bloomref.runtime.model_digest import digest
 
 CONFIG = BloomConfig(vocabulary_size=20, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=24)
 LM = make_lm(CONFIG)
@@ -156,6 +157,18 @@ def test_another_model_refuses_the_file(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match=r"a\.prefix: expected a prefix of this model"):
             lm.load_prefix(path)
     assert other().load_prefix(path).text == "the"
+
+
+@pytest.mark.clause("KVC-10")
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["ln_f"]}], ids=str)
+def test_every_variable_of_an_adapter_is_in_the_digest(options: Any) -> None:
+    lm = make_lm(CONFIG)
+    lm.add_adapter(LoraConfig(r=1, **options))
+    variables, digests = lm.trainable_variables(), {digest(lm.backbone.engine)}
+    for name, array in variables.items():
+        lm.assign_variables({**variables, name: array + 1})
+        digests.add(digest(lm.backbone.engine))
+    assert len(digests) == len(variables) + 1
 
 
 @pytest.mark.parametrize(
