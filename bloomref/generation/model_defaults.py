@@ -128,6 +128,9 @@ class ModelDefaults:
         unused = tuple(key for key in stated if not _is_of(key, strategy))
         if "max_new_tokens" in used:
             used.pop("max_length", None)
+        results = used.get("num_return_sequences")
+        if is_integer(results) and _is_above_one(arguments.get("num_beams")):
+            used["num_return_sequences"] = min(results, arguments["num_beams"])  # no more than the caller's beams have
         if _samples(stated, arguments) and "num_beams" in used:
             raise self._unsupported("do_sample with num_beams", used["num_beams"])
         open_top_k = "top_k" not in arguments and self.values.get("top_k") is None
@@ -263,4 +266,4 @@ def _is_of(key: str, strategy: Strategy) -> bool:
 
 
 def _is_above_one(value: Any) -> bool:
-    return isinstance(value, int) and value > 1
+    return is_integer(value) and value > 1

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -31,12 +32,13 @@ FILES = st.fixed_dictionaries(
         "repetition_penalty": st.sampled_from([1.0, 1.3]),
         "stop_strings": st.sampled_from([["x"], None]),
         "suppress_tokens": st.lists(st.integers(0, 9)),
+        "num_return_sequences": st.integers(1, 3),
         "eos_token_id": st.integers(0, 9) | st.lists(st.integers(0, 9)),
     },
 )
 ARGUMENTS: list[dict[str, Any]] = [
     {},
-    {"num_beams": 4},
+    {"num_beams": np.int64(4)},
     {"num_beams": 1},
     {"num_beams": 2, "length_penalty": 0.5},
     {"temperature": 0},
