@@ -79,12 +79,27 @@ def load_on(
     language_model = load(model, dtype, revision, backend, generation_config)
     if adapter is not None:
         language_model.load_adapter(adapter)
+        language_model = _with_its_tokens(language_model, adapter)
     engine = language_model.backbone.engine
     note(f"backend {engine.backend}")
     for sentence in registry.hidden_backends() if backend == registry.AUTO else ():
         note(sentence)
     compile_kernels(engine.runs_on, engine.policy, quiet)
     return language_model
+
+
+def _with_its_tokens(language_model: "BloomCausalLM", adapter: str) -> "BloomCausalLM":
+    """The model with the tokenizer beside its adapter, if that one has more ids: tokens were added with the adapter."""
+    from bloomref.causal_lm import BloomCausalLM
+    from bloomref.presets.resolver import resolve_adapter
+    from bloomref.tokenizer import BloomTokenizer
+
+    folder, present = resolve_adapter(adapter), language_model.tokenizer
+    larger = BloomTokenizer.find(folder) if folder.is_dir() and present is not None else None
+    if larger is None or present is None or larger.vocabulary_size() <= present.vocabulary_size():
+        return language_model
+    note(f"tokenizer of the adapter, with {larger.vocabulary_size() - present.vocabulary_size()} more ids")
+    return BloomCausalLM(language_model.backbone, larger, language_model.generation_config)
 
 
 def compile_kernels(backend: interface.Backend, policy: DTypePolicy, quiet: bool) -> None:
