@@ -38,7 +38,7 @@ def command(
     shared.note(f"backend {engine.backend}")
     shared.compile_kernels(engine.runs_on, engine.policy, json)
     with shared.working(f"labelling {len(texts)} texts"):
-        ranked = classifier.classify(texts, top_k)
+        ranked = classifier.classify(list(texts), top_k)
     if json:
         results = [{"text": text, "labels": labels} for text, labels in zip(texts, ranked, strict=True)]
         shared.print_json({"model": model, "backend": engine.backend, "results": results})

@@ -45,7 +45,7 @@ of the embedding (V, D): A (R, V), B (D, R)."""
 
 @dataclass(frozen=True, eq=False)
 class PeftTensors:
-    """What an adapter adds to a model or replaces, by Hugging Face keys of weights (without `transformer.`).
+    """The tensors of an adapter, by Hugging Face keys of weights (without `transformer.`).
 
     Args:
         pairs: A and B of the adapted matrices.

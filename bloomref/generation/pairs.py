@@ -14,7 +14,7 @@ from bloomref.generation.windows import Scored
 
 @dataclass(frozen=True)
 class Reader:
-    """How a model reads texts.
+    """The tokenizer of a model, as functions on texts.
 
     Args:
         vocabulary_size: V; ids are in [0, V).

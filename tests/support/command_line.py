@@ -1,4 +1,4 @@
-"""The command line in this process: the same arguments, output and exit code as `python -m bloomref`, ten times faster."""
+"""The command line in this process: arguments, output and exit code of `python -m bloomref`, ten times faster."""
 
 import io
 import sys
