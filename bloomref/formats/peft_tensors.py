@@ -92,8 +92,7 @@ def read(file: SafetensorsFile, config: BloomConfig, lora: LoraConfig) -> PeftTe
         if ".original_module." in stored:  # the base's own weight, which the adapter replaces
             continue
         kind, key = _place(stored, table, lora)
-        axes = len(table[key].hf_shape(config)) if kind == "weights" else _AXES.get(kind, 2)
-        array = _array(file, stored, axes)
+        array = _array(file, stored, _axes(kind, key, table, config))
         if key in by_kind[kind] and not np.array_equal(by_kind[kind][key], array):
             raise BadWeights(describe(f"{WEIGHTS}: {stored}", "each tensor once", "it again, with other numbers"))
         by_kind[kind][key] = array
@@ -138,6 +137,12 @@ def _tie(weights: dict[str, Array], lora: LoraConfig) -> None:
     if not np.array_equal(embedding, head):
         raise BadWeights(describe(WEIGHTS, "one matrix for the embedding and the tied LM head", "two that differ"))
     del weights[LM_HEAD.hf_key]
+
+
+def _axes(kind: str, key: str, table: Mapping[str, Weight], config: BloomConfig) -> int:
+    if kind == "weights":
+        return len(table[key].hf_shape(config))
+    return 1 if kind == "heads" and key.endswith(".bias") else _AXES.get(kind, 2)
 
 
 def _array(file: SafetensorsFile, name: str, axes: int) -> Array:
