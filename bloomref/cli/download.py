@@ -12,7 +12,7 @@ def command(
     revision: Revision = None,
     json: Json = False,
 ) -> None:
-    """Download a checkpoint and print its folder. An interrupted download is resumed.
+    """Download a checkpoint and print its folder. After an interruption, complete files are kept.
 
     Example: bloomref download bloom_560m_multi
     """

@@ -1,4 +1,4 @@
-"""Downloads from the Hugging Face hub with huggingface_hub: its cache, progress bars, resume and offline mode.
+"""Downloads from the Hugging Face hub with huggingface_hub: its cache, progress bars and offline mode.
 
 Config and tokenizer come first, and decide which weight files to fetch by name. So weights are fetched in one format
 only, and pickles never. huggingface_hub checks the size of a downloaded file, this module its digest.
@@ -203,7 +203,7 @@ def _transport_error(error: Exception, name: str) -> BloomrefError:
     if isinstance(error, errors.LocalEntryNotFoundError) or _is_network(causes):
         return Unsupported(
             f"{name}: expected its files in the cache or a connection to the hub, got {first_line(causes[-1])}; check "
-            "the network, then try again: the download is resumed"
+            "the network, then try again: complete files are kept"
         )
     return Unsupported(f"{name}: expected a download, got {type(error).__name__}: {first_line(error)}")
 

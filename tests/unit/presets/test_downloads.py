@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,7 @@ def test_weights_are_left_out_on_request(tmp_path: Path, single: dict[str, bytes
     assert (outcome, "HF_HUB_OFFLINE" in message) == ("Unsupported", True), message
 
 
+@pytest.mark.skipif(version("huggingface_hub") < "2", reason="huggingface_hub before 2.0 begins such a file anew")
 def test_cut_connection_is_resumed_where_it_broke(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     config = CONFIG.replace(vocabulary_size=120_000)  # 11.5 MB: huggingface_hub keeps what it has by pieces of 10 MiB
     folder = tmp_path_factory.mktemp("repository")
