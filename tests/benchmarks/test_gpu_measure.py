@@ -149,7 +149,7 @@ def test_each_participant_runs_its_kind_of_step(emulated_backend: str, monkeypat
         steps.clear()
         measured = figures_of(ours.bloomref, one, name)
         assert set(steps) == {expected}
-        assert measured["step_seconds"]["2"] > 0
+        assert np.isfinite(measured["step_seconds"]["2"])  # a difference of two times
         assert ("prefill_seconds" in measured) == (name == "bloomref")
     prepared.device.starts_early = False
     with pytest.raises(Absent, match="no programmatic dependent launch"):
@@ -258,7 +258,7 @@ def test_transformers_has_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> N
     measured = figures_of(others.transformers, one, "transformers")
     assert torch.get_default_dtype() is torch.float32  # unchanged
     assert measured["logit_error_rms"] < 0.02
-    assert measured["step_seconds"]["2"] > 0
+    assert np.isfinite(measured["step_seconds"]["2"])  # a difference of two times
     monkeypatch.setattr(others, "_tensor", lambda torch, _, shape: torch.zeros(shape))
     with pytest.raises(Absent, match="logits off by"):
         figures_of(others.transformers, one, "transformers")

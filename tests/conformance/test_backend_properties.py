@@ -319,7 +319,8 @@ def test_the_budget_of_a_block_is_neither_tight_nor_loose(dtype):
     assert {j.name for j in judge_blocks(WIDE, tier, outputs) if j.verdict == "fail" and j.where == (1, 7)} == (
         set(outputs) if WIDE.is_real[1, 7] else set(outputs) - {"attention_block"}
     )
-    assert BACKEND_PROPERTIES["blocks"].check(Subject(Backend(), dtype), WIDE) > 0.3
+    if dtype != "float64":  # there the oracle is the reference itself, up to the order of sums
+        assert BACKEND_PROPERTIES["blocks"].check(Subject(Backend(), dtype), WIDE) > 0.3
 
 
 def test_a_block_of_another_shape_or_not_finite_fails():

@@ -15,7 +15,7 @@ from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.subject import named_weights
 from bloomref.conformance.vectors.author.draft import Draft, answer, ask, case_of, with_adapter
 from bloomref.conformance.vectors.author.vector_models import MODELS
-from bloomref.formats import hf, peft
+from bloomref.formats import hf, peft, saved_folder
 from bloomref.formats.files import write_json
 from bloomref.formats.peft_config import EMBEDDING as EMBEDDING_MODULE
 from bloomref.formats.peft_config import LINEARS
@@ -33,6 +33,12 @@ IDS = [[0, 4, 2, 1], [3, 3, 0, 4]]
 def write_model(folder: Path, case: Case) -> None:
     """Write a model folder in Hugging Face's layout."""
     hf.save(folder, case.config, case.params.astype(np.dtype(np.float32)))
+    _without_list(folder)
+
+
+def _without_list(folder: Path) -> None:
+    """Remove the list of files that a save leaves for the next one: a vector's folder is written once."""
+    (folder / saved_folder.LIST).unlink()
 
 
 # --- folders of weights ----------------------------------------------------------------------------------------------
@@ -191,6 +197,7 @@ def write_adapter(folder: Path, adapter: Lora, **changes: Any) -> None:
     folder.parent.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as scratch:
         adapter.write(Path(scratch), MODELS[ADAPTED].config).rename(folder)
+    _without_list(folder)
     if changes:
         write_json(folder / peft.CONFIG, dict(sorted((adapter.settings().to_json() | changes).items())))
 
