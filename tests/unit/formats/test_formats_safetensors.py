@@ -200,8 +200,25 @@ def test_offsets_are_two_integers(tmp_path: Path, offsets: Any) -> None:
 @pytest.mark.clause("WGT-11")
 def test_a_header_may_fill_the_file_but_not_exceed_it(tmp_path: Path) -> None:
     assert SafetensorsFile(raw_file(tmp_path / "a", {}, b"")).entries == {}
-    with pytest.raises(BadWeights, match="expected 3 bytes, got the 2 bytes of the file"):
+    with pytest.raises(BadWeights, match="expected 3 bytes, got the 2 bytes of the file; the file is incomplete"):
         SafetensorsFile(raw_file(tmp_path / "b", {}, b"", declared=3))
+    (tmp_path / "c").write_bytes((3).to_bytes(8, "little") + b"[]")
+    with pytest.raises(BadWeights, match=r"expected 3 bytes, got the 2 bytes of the file$"):
+        SafetensorsFile(tmp_path / "c")
+
+
+@pytest.mark.clause("WGT-14")
+@pytest.mark.parametrize("lost", [1, 3, 6])
+def test_only_a_right_header_proves_that_a_file_is_incomplete(tmp_path: Path, lost: int) -> None:
+    whole = {"a": entry(0, 2), "b": entry(2, 7)}
+    with pytest.raises(BadWeights, match=r"a: incomplete: (\d+) of (\d+) bytes; download it again") as caught:
+        SafetensorsFile(raw_file(tmp_path / "a", whole, bytes(7 - lost)))
+    size, expected = (int(number) for number in re.findall(r"\d+", str(caught.value))[:2])
+    assert (size, expected - size) == ((tmp_path / "a").stat().st_size, lost)
+    gap = {"a": entry(0, 2), "b": entry(3, 8)}
+    with pytest.raises(BadWeights, match="b: data_offsets"):
+        SafetensorsFile(raw_file(tmp_path / "b", gap, bytes(8 - lost)))
+    assert SafetensorsFile(raw_file(tmp_path / "c", {"a": entry(0, 2), "b": entry(2, 2)}, bytes(2))).entries
 
 
 def test_a_misaligned_tensor_is_read_only_too(tmp_path: Path) -> None:
