@@ -420,7 +420,7 @@ def _check_params(config: object, params: object) -> None:
     for key, weight, array in params.named():
         got = (getattr(array, "shape", None), getattr(array, "dtype", None))
         if not isinstance(array, np.ndarray) or got != (weight.shape(config), dtype):
-            raise invalid(f"params: {key}", f"an array of {dtype} {weight.shape(config)}", f"{got[1]} {got[0]}")
+            raise invalid(f"params: {key}", f"shape {weight.shape(config)} in {dtype}", f"{got[0]} in {got[1]}")
 
 
 def _random(config: BloomConfig, seed: int, dtype: DType) -> Params:

@@ -99,7 +99,10 @@ class Process:
     """
 
     def __init__(self, command: str, timeout: float, keep: Path | None) -> None:
-        self.command, self.timeout = shlex.split(command), timeout
+        try:
+            self.command, self.timeout = shlex.split(command), timeout
+        except ValueError as error:  # an open quotation
+            raise invalid("program", "a command line", repr(command), str(error)) from None
         if not self.command:
             raise invalid("program", "a command", "an empty text")
         self.folders = Folders(command, keep)
@@ -186,7 +189,7 @@ class Process:
     def _parse(self, line: str, request: Mapping[str, Any]) -> dict[str, Any]:
         try:
             reply = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             reply = None
         if not isinstance(reply, dict):
             expected = "one JSON object a line and nothing else (PRG-1)"

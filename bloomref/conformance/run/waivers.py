@@ -85,20 +85,23 @@ def _path(name: str) -> Path:
 def _read(path: Path) -> Iterable[Waiver]:
     try:
         data = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"waivers: expected a TOML file, got {path}; {error}") from None
     if set(data) - {"waiver"}:
         raise invalid(str(path), "only tables [[waiver]]", sorted(data))
-    return [_waiver(path, entry) for entry in data.get("waiver", [])]
+    entries = data.get("waiver", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise invalid(str(path), "tables [[waiver]]", entries)
+    return [_waiver(path, entry) for entry in entries]
 
 
 def _waiver(path: Path, entry: dict[str, Any]) -> Waiver:
     unknown = set(entry) - {item.name for item in fields(Waiver)}
     missing = [key for key in ("where", "reason") if not str(entry.get(key, "")).strip()]
-    if unknown or missing:
+    if unknown or missing or not all(isinstance(value, str) for value in entry.values()):
         raise invalid(
             f"{path}: waiver",
-            "where and reason, optionally link",
+            "the texts where and reason, optionally link",
             entry,
             "give the cause of the failure, and who is right",
         )

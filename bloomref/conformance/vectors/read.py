@@ -1,6 +1,5 @@
 """Read the test vectors of a folder, of the repository, or of the installed package."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -14,7 +13,8 @@ from bloomref.conformance.adapters.common import params_of
 from bloomref.conformance.cases import Arrays, Case
 from bloomref.conformance.lora_cases import StoredLora
 from bloomref.conformance.tags import TAGS
-from bloomref.errors import Unsupported, invalid
+from bloomref.errors import BadWeights, Unsupported, describe, invalid
+from bloomref.formats.files import read_json, shard_path
 from bloomref.formats.safetensors_io import SafetensorsFile
 from bloomref.shapes import Array, Bool, Int
 
@@ -104,7 +104,7 @@ def kind(is_real: Bool[Array, "B T"]) -> str:
 @lru_cache(64)
 def _model(folder: Path) -> Case:
     """Read the model of a folder."""
-    config = BloomConfig.from_hf(json.loads((folder / "config.json").read_text("utf-8")))
+    config = BloomConfig.from_hf(read_json(folder / "config.json"))
     file = SafetensorsFile(folder / "model.safetensors")
     weights = {name: file.view(name).astype(np.float64) for name in file.entries}
     return Case(config, arrays=Arrays(params_of(config, weights)))
@@ -132,8 +132,40 @@ def read(folder: Path) -> tuple[Vector, ...]:
     """Read every vector of a folder, sorted by topic."""
     vectors: list[Vector] = []
     for path in sorted(folder.glob("*.json")):
-        data = json.loads(path.read_text("utf-8"))
+        data = read_json(path)
         if "tests" in data:
-            tensors = SafetensorsFile(folder / data["expected"]) if "expected" in data else None
+            _check_types(path.name, data, {"tests": list, "topic": str, "tiers": list})
+            tensors = SafetensorsFile(shard_path(folder, data["expected"], path.name)) if "expected" in data else None
+            for number, test in enumerate(data["tests"]):
+                _check_test(f"{path.name}: test {number}", test, tensors)
             vectors += [Vector(folder, data["topic"], tuple(data["tiers"]), test, tensors) for test in data["tests"]]
     return tuple(vectors)
+
+
+def _check_types(place: str, data: Any, types: dict[str, type]) -> None:
+    if not isinstance(data, dict):
+        raise BadWeights(describe(place, "an object", type(data).__name__))
+    for name, kind_of in types.items():
+        if not isinstance(data.get(name), kind_of):
+            raise BadWeights(describe(f"{place}: {name}", f"a {kind_of.__name__}", data.get(name)))
+
+
+def _check_test(place: str, test: Any, tensors: SafetensorsFile | None) -> None:
+    """Refuse a test of another form, and one whose expected tensors are not there.
+
+    Raises:
+        BadWeights: naming the test and the key.
+    """
+    _check_types(place, test, {"id": str, "expect": str, "flags": list})
+    place = f"{place}, {test['id']}"
+    if not all(isinstance(flag, str) for flag in test["flags"]) or not isinstance(test.get("input", {}), dict):
+        raise BadWeights(describe(place, "flags that are texts, and an object `input`", "another form"))
+    answers = test.get("answers", [])
+    if not isinstance(answers, list) or (answers and tensors is None):
+        raise BadWeights(describe(f"{place}: answers", "a list, and a file of expected tensors", answers))
+    for answer in answers:
+        _check_types(f"{place}: answers", answer, {"note": str, "tensors": dict})
+        for key in answer["tensors"].values():
+            entries = tensors.entries if tensors is not None else {}
+            if not isinstance(key, str) or not {key, f"{key}/sigma"} <= entries.keys():
+                raise BadWeights(describe(f"{place}: answers", "names of expected tensors with their sigma", key))
