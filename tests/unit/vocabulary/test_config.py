@@ -49,6 +49,8 @@ BAD = [
     ("eos_token_id", 2.0),
     ("bos_token_id", True),
     ("bos_token_id", [1]),
+    ("vocabulary_size", 2**31),
+    ("num_layers", 2**16),
 ]
 
 
@@ -75,6 +77,7 @@ def test_values_outside_the_domain_are_refused(name, value):
         {"pad_token_id": None},
         {"eos_token_id": 0},
         {"bos_token_id": 0, "pad_token_id": 0},
+        {"vocabulary_size": 2**31 - 1, "num_layers": 2**16 - 1},
         {"eos_token_id": (0, 11)},
     ],
     ids=repr,
