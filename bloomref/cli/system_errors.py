@@ -30,6 +30,8 @@ def sentence(error: BaseException) -> tuple[str, int] | None:
         return _of_system(error)
     if isinstance(error, UnicodeError):
         return _of_unicode(error)
+    if isinstance(error, RuntimeError) and str(error).startswith("Could not determine home"):
+        return "path: expected the home of a user after ~, got one that the system does not know", WRONG_INPUT
     if isinstance(error, RecursionError):
         return "input: expected less nesting; Python's limit is reached", WRONG_INPUT
     if isinstance(error, OverflowError) or (isinstance(error, ValueError) and str(error).startswith(_SIZES)):

@@ -62,6 +62,7 @@ def memory_error() -> MemoryError:
         (memory_error(), 3, "Unable to allocate"),
         (OverflowError("Python int too large to convert to C long"), 2, "too large"),
         (ValueError("Maximum allowed dimension exceeded"), 2, "too large"),
+        (RuntimeError("Could not determine home directory."), 2, "home of a user"),
         (RecursionError("maximum recursion depth exceeded"), 2, "nesting"),
         (UnicodeDecodeError("utf-8", b"ab\xff", 2, 3, "invalid start byte"), 2, "0xff at 2"),
         (UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"), 2, "lone surrogate"),
