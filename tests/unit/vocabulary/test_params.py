@@ -7,7 +7,17 @@ from hypothesis import given
 
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights
-from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, LoraFactors, Params, count_params, init_params, keys
+from bloomref.params import (
+    LAYER_WEIGHTS,
+    LM_HEAD,
+    MODEL_WEIGHTS,
+    LoraFactors,
+    Params,
+    count_params,
+    full_key,
+    init_params,
+    keys,
+)
 
 CONFIG = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)
 UNTIED = CONFIG.replace(tie_word_embeddings=False)
@@ -192,3 +202,8 @@ def test_initial_weights_have_the_digits_of_their_dtype():
     wide, single, half = (init_params(config, 0, np.dtype(name)).word_embedding for name in ("f8", "f4", "f2"))
     assert (wide.astype(np.float32) != wide).mean() > 0.9
     np.testing.assert_array_equal(half, single.astype(np.float16))
+
+
+def test_every_name_in_a_checkpoint_of_a_language_model_has_the_prefix_but_the_head():
+    assert full_key("h.0.mlp.dense_h_to_4h.bias") == "transformer.h.0.mlp.dense_h_to_4h.bias"
+    assert full_key(LM_HEAD.hf_key) == "lm_head.weight"
