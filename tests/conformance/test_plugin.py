@@ -170,9 +170,9 @@ def test_a_part_of_the_suite_says_nothing_about_waivers(here):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ('where = "logits"', "expected where and reason"),
-        ('where = "logits"\nreason = "  "', "expected where and reason"),
-        ('where = "logits"\nreason = "x"\nuntil = "2030"', "expected where and reason"),
+        ('where = "logits"', "where and reason, optionally link"),
+        ('where = "logits"\nreason = "  "', "where and reason, optionally link"),
+        ('where = "logits"\nreason = "x"\nuntil = "2030"', "where and reason, optionally link"),
         ("where = ", "expected a TOML file"),
     ],
 )

@@ -100,7 +100,7 @@ REMARKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing odd": (lambda _: None, ""),
     "heads": (
         lambda f: stored(f, lambda w: w.update({"score.weight": np.ones(2, np.float32)})),
-        "score.weight: ignored",
+        "a language model ignores it",
     ),
     "head twice": (lambda f: stored(f, lambda w: w.update({HEAD: w[EMBEDDING]})), "the tied LM head is stored twice"),
     "only the head": (
@@ -139,7 +139,10 @@ def test_info_says_what_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert words or remarks == []
     if case == "heads":
         assert run(["info", str(folder), "--backend", "numpy"]) == 0
-        assert "remark: score.weight: ignored" in capsys.readouterr().out
+        assert (
+            "remark: score.weight: the head of a BloomForSequenceClassification; a language model ignores it"
+            in capsys.readouterr().out
+        )
 
 
 def test_info_compares_an_index_with_its_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
