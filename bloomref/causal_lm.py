@@ -1,9 +1,9 @@
 """BloomCausalLM: a backbone with its tokenizer, that generates text and scores it."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
+from typing import Any, Literal, Unpack, overload
 
 from bloomref.backbone import BloomBackbone, Presets
 from bloomref.decodable import Vocabulary
@@ -29,16 +29,13 @@ from bloomref.prefix import Prefix
 from bloomref.runtime.inputs import labelled_batch, named_inputs
 from bloomref.shapes import Array, Float
 from bloomref.tokenizer import BloomTokenizer
+from bloomref.training_methods import TrainingMethods
 from bloomref.validation import check_bool
-
-if TYPE_CHECKING:
-    from bloomref.training.fit import Data, Texts
-    from bloomref.training.history import History
 
 StopTokens = Literal["auto"] | int | Sequence[int] | None
 
 
-class BloomCausalLM(LoraMethods, ManyPrompts):
+class BloomCausalLM(LoraMethods, ManyPrompts, TrainingMethods):
     """A BLOOM language model: continues text, scores it, and can be trained.
 
     Args:
@@ -179,59 +176,6 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         sources = adapters.gradient_sources()
         loss, _, gradients = self.backbone.engine.loss_and_gradients(batch, labels, sources.__contains__)
         return loss, adapters.gradients(gradients)
-
-    # --- training --------------------------------------------------------------------------------
-
-    def fit(
-        self,
-        data: "Data",
-        *,
-        held_out: "float | Texts" = 0.0,
-        separator: str | None = None,
-        evaluate: Callable[["BloomCausalLM"], float] | None = None,
-        checkpoints: str | Path | None = None,
-        save_every: int = 100,
-        resume: bool = False,
-        progress: bool = False,
-        **settings: Any,
-    ) -> "History":
-        """Train in place: all weights or, with active adapters, only their factors.
-
-        Args:
-            data: the path of a text file or of a `.jsonl` file of {"text"} or {"prompt", "completion"}; a list of
-                `Path`s, of texts or of such objects; or batches: a function of their number, or an iterable
-                (`bloomref.training.packing.Batch`).
-            held_out: evaluation data: a share in [0, 1) of the documents, or separate documents in a form of `data`.
-            separator: text between two documents of a text file; None: a file is one document.
-            evaluate: a function of this model that replaces the held-out loss. Lower is better.
-            checkpoints: a folder for the state of the run.
-            save_every: steps between two checkpoints; 0: only at the end.
-            resume: continue from the newest checkpoint, if there is one.
-            progress: show loss, tokens per second and remaining time on stderr.
-            **settings: the fields of `bloomref.training.settings.Settings`, such as `steps`, `batch`, `learning_rate`.
-
-        Returns:
-            The losses of all steps and evaluations. Clauses: TRN-1 ... TRN-19.
-
-        Raises:
-            InvalidInput: naming the setting, or the file and the line; Unsupported: weights that cannot be trained;
-            KeyboardInterrupt: after Ctrl-C, once the step is done and the state is saved.
-
-        Example:
-            >>> lm = BloomCausalLM.from_preset("bloom_tiny_udhr")
-            >>> history = lm.fit(["Every line counts."] * 4, steps=3, batch=2, learning_rate=1e-3)
-            >>> history.losses[0] > history.losses[-1]
-            True
-        """
-        from bloomref.training.fit import Run, fit
-        from bloomref.training.settings import Settings
-
-        is_share = isinstance(held_out, (int, float))
-        chosen = Settings.create(**settings, **({"held_out": held_out} if is_share else {}))
-        folder = None if checkpoints is None else Path(checkpoints)
-        run = Run(folder=folder, save_every=save_every, resume=resume, progress=progress)
-        documents = None if is_share else cast("Texts", held_out)
-        return fit(self, data, chosen, run, held_out=documents, separator=separator, evaluate=evaluate)
 
     # --- generation ------------------------------------------------------------------------------
 
@@ -377,6 +321,11 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
         end = None if self.tokenizer is None else self.tokenizer.end_token_id
         return ModelDefaults(self.generation_config, self._vocabulary_size, self.backbone.config.end_token_ids, end)
 
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Ids at which generation ends by default. Training ends each document with the first."""
+        return self.generation_defaults.end_ids()
+
     def _options(self, **arguments: Any) -> GenerationOptions:
         options = self.generation_defaults.options(arguments)
         options.check_ids(self._vocabulary_size)
@@ -397,7 +346,7 @@ class BloomCausalLM(LoraMethods, ManyPrompts):
     def _stopping(self, options: GenerationOptions) -> Stopping:
         ids = options.stop_ids
         if ids is None:
-            ids = self.generation_defaults.end_ids()
+            ids = self.end_token_ids
         return Stopping(frozenset(ids), options.stop_bytes, self._vocabulary.token_bytes)
 
     def _pad_id(self, options: GenerationOptions) -> int:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bloomref.chat_answers import with_answers
 from bloomref.chat_template import render
 from bloomref.errors import InvalidInput, describe, invalid
 from bloomref.formats.tokenizer_facts import TokenizerFacts
@@ -99,6 +100,27 @@ class ChatMethods(ABC):
             columns["assistant_masks"] = [chat.mask(encoding.offsets) for chat, encoding in both]
         result = {name: rows[0] if is_one else rows for name, rows in columns.items()}
         return result if return_dict else result["input_ids"]
+
+    def encode_answers(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+    ) -> tuple[list[int], list[int]]:
+        """Token ids of a conversation, and 1 for each token of an answer: what training reads. Clause: TRN-22.
+
+        Args:
+            messages: one conversation.
+            tools, chat_template: as in `apply_chat_template`.
+
+        Raises:
+            InvalidInput: as `apply_chat_template`, and when the template's text does not show the answers.
+        """
+        template = _choose(self._facts.templates, chat_template, tools is not None)
+        values = {**self.special_tokens_map, "tools": _objects("tools", tools), "documents": None}
+        chat = with_answers(template, messages, {**values, "add_generation_prompt": False})
+        encoding = self._backend.encode(chat.text, add_special_tokens=False)
+        return encoding.ids, chat.mask(encoding.offsets)
 
 
 def _choose(templates: Mapping[str, str], named: str | None, has_tools: bool) -> str:

@@ -83,12 +83,15 @@ ROOMS = {
     "generation": room("bloomref.generation", "vocabulary interface inputs engine"),
     "formats": room("bloomref.formats", "vocabulary"),
     "presets": room("bloomref.presets", "vocabulary formats"),
-    "tokenizer": room("bloomref.tokenizer bloomref.chat_methods bloomref.chat_template", "vocabulary formats presets"),
+    "tokenizer": room(
+        "bloomref.tokenizer bloomref.chat_methods bloomref.chat_template bloomref.chat_answers",
+        "vocabulary formats presets",
+    ),
     "lora": room("bloomref.lora", "vocabulary reference formats presets"),
     "backbone": room("bloomref.backbone", "vocabulary interface registry inputs engine formats presets lora"),
     "training": room("bloomref.training", "vocabulary reference inputs engine formats tokenizer backbone"),
     "causal_lm": room(
-        "bloomref.causal_lm bloomref.decodable bloomref.many_prompts bloomref.prefix",
+        "bloomref.causal_lm bloomref.decodable bloomref.many_prompts bloomref.prefix bloomref.training_methods",
         "vocabulary inputs engine generation formats tokenizer lora backbone training",
     ),
     "heads": room("bloomref.heads", "vocabulary inputs generation formats tokenizer lora backbone"),

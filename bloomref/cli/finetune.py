@@ -17,7 +17,7 @@ STATE = "training"
 
 
 def command(
-    data: Annotated[list[Path], typer.Argument(help="Text files, or .jsonl files of {text} or {prompt, completion}.")],
+    data: Annotated[list[Path], typer.Argument(help="Files of text, JSON, JSON lines, CSV or TSV.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write: an adapter, or a model with --full.")],
     model: shared.Model = shared.DEFAULT_PRESET,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of an adapter.")] = False,
@@ -54,7 +54,16 @@ def command(
     ] = "0",
     eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: only at the end.")] = 0,
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Write the weights of the best evaluation.")] = False,
-    completion_only: Annotated[bool, typer.Option("--completion-only", help="Exclude prompts from the loss.")] = False,
+    completion_only: Annotated[
+        bool, typer.Option(help="The loss counts answers only, or prompts, too; a text counts whole.")
+    ] = True,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            help="Writes conversations, and pairs as such: a file, the name of one of the model's templates, or default. "
+            "Default: the model's, for conversations only."
+        ),
+    ] = None,
     separator: Annotated[
         str | None,
         typer.Option(help=r"String between the documents of a text file; \n is a line end. Default: one document."),
@@ -119,6 +128,7 @@ def command(
         facts={"preset": model, "full": full, "lora": lora},
         held_out=own,
         separator=None if separator is None else separator.replace("\\n", "\n"),
+        chat_template=_template(language_model, chat_template),
     )
     _write(language_model, history, out, full)
     _report(history, out, full, json)
@@ -143,6 +153,18 @@ def _held_out(value: str) -> tuple[float, list[Path] | None]:
         return 0.0, [Path(value)]
 
 
+def _template(language_model: "BloomCausalLM", value: str | None) -> str | None:
+    """A chat template from the command line: its text, its name among the model's, or the text of a file."""
+    own = shared.tokenizer_of(language_model).chat_template
+    if value is None or value == "default" or "{" in value or (isinstance(own, dict) and value in own):
+        return value
+    try:
+        return Path(value).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        expected = "a file of a template, default, or the name of one of the model's templates"
+        raise invalid("--chat-template", expected, f"{value}: {error}") from None
+
+
 def _lora(full: bool, **options: Any) -> dict[str, Any] | None:
     """Options of the adapter that the command line sets, named as in PEFT's LoraConfig; None with `--full`."""
     named = {name: value for name, value in options.items() if value is not None}
@@ -163,13 +185,16 @@ def _train(
     facts: dict[str, Any],
     held_out: list[Path] | None,
     separator: str | None,
+    chat_template: str | None,
 ) -> "History":
     from bloomref.training import training_state
     from bloomref.training.fit import Run, fit
 
     run = Run(folder=folder, save_every=save_every, resume=resume, progress=progress, facts=facts)
     try:
-        return fit(language_model, data, settings, run, held_out=held_out, separator=separator)
+        return fit(
+            language_model, data, settings, run, held_out=held_out, separator=separator, chat_template=chat_template
+        )
     except KeyboardInterrupt:
         if checkpoint := training_state.latest(folder):
             shared.note(f"saved {checkpoint}; the same command with --resume continues from it")

@@ -1,20 +1,21 @@
 """`BloomCausalLM.fit`: combines model, data and settings, and runs the training loop."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from bloomref.errors import invalid
-from bloomref.training import documents, training_state
+from bloomref.training import data_files, documents, training_state
 from bloomref.training.batches import BatchSource, Packed, as_source, fingerprint, source_fingerprint, steps_of
-from bloomref.training.documents import Document, Text
+from bloomref.training.documents import Document
 from bloomref.training.evaluation import in_rows, mean_loss
 from bloomref.training.history import History
 from bloomref.training.loop import train
 from bloomref.training.optimizer import AdamW
 from bloomref.training.packing import Batch, cut
+from bloomref.training.records import Record, is_conversation, of_record
 from bloomref.training.settings import Settings
 from bloomref.training.trainable import Trainable, trainable
 from bloomref.training.trainer import Trainer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from bloomref.backbone import BloomBackbone
     from bloomref.tokenizer import BloomTokenizer
 
-Texts = str | Path | Sequence[Path | str | Mapping[str, str]]
+Texts = str | Path | Sequence[Path | str | Mapping[str, Any] | Sequence[Mapping[str, Any]]]
 Data = Texts | Callable[[int], Batch] | Iterable[Batch]
 
 
@@ -35,6 +36,9 @@ class LanguageModel(Protocol):
 
     @property
     def tokenizer(self) -> "BloomTokenizer | None": ...
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]: ...
 
 
 M = TypeVar("M", bound=LanguageModel)
@@ -59,6 +63,21 @@ class Run:
     facts: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Rules by which files and records become documents.
+
+    Args:
+        separator: text between the documents of a text file; None: a file is one.
+        chat_template: that of `documents.tokenize`.
+        completion_only: only answers count in the loss.
+    """
+
+    separator: str | None
+    chat_template: str | None
+    completion_only: bool
+
+
 def fit(
     model: M,
     data: Data,
@@ -67,6 +86,7 @@ def fit(
     *,
     held_out: Texts | None = None,
     separator: str | None = None,
+    chat_template: str | None = None,
     evaluate: Callable[[M], float] | None = None,
 ) -> History:
     """Train the model in place. The arguments are those of `BloomCausalLM.fit`.
@@ -76,7 +96,8 @@ def fit(
         Unsupported: when the weights cannot be trained.
         KeyboardInterrupt: after Ctrl-C, when the state has been saved.
     """
-    source, kept_back = _data(model, data, held_out, separator, settings)
+    reading = Reading(separator, chat_template, settings.completion_only)
+    source, kept_back = _data(model, data, held_out, reading, settings)
     part = trainable(model.backbone, settings)
     measure = _measure(model, part, kept_back, settings, evaluate)
     facts = {**(run.facts or {}), "data": _identity(source, kept_back), "model": part.identity}
@@ -118,13 +139,13 @@ def _resume(trainer: Trainer, run: Run) -> None:
 
 
 def _data(
-    model: LanguageModel, data: Data, held_out: Texts | None, separator: str | None, settings: Settings
+    model: LanguageModel, data: Data, held_out: Texts | None, reading: Reading, settings: Settings
 ) -> tuple[BatchSource, list[Document]]:
     """Return the source of batches and the held-out documents."""
-    own = [] if held_out is None else _documents(model, held_out, separator, settings)
+    own = [] if held_out is None else _documents(model, held_out, reading)
     if not _is_texts(data):
         return as_source(cast("Callable[[int], Batch] | Iterable[Batch]", data)), own
-    learned, drawn = documents.split(_documents(model, data, separator, settings), settings.held_out, settings.seed)
+    learned, drawn = documents.split(_documents(model, data, reading), settings.held_out, settings.seed)
     return Packed(learned, settings, _padding(model)), own + drawn
 
 
@@ -135,24 +156,39 @@ def _padding(model: LanguageModel) -> int:
 
 
 def _is_texts(data: Any) -> bool:
-    """True if `data` is texts or files, not a source of batches."""
-    return isinstance(data, (str, Path)) or (isinstance(data, Sequence) and not any(isinstance(d, Batch) for d in data))
+    """True if `data` is texts, records or files; False if it is a source of batches.
+
+    Raises:
+        InvalidInput: when it is neither.
+    """
+    if isinstance(data, (str, Path)) or (isinstance(data, Sequence) and not any(isinstance(d, Batch) for d in data)):
+        return True
+    if callable(data) or isinstance(data, (Sequence, Iterator)):
+        return False
+    first = next(iter(data), None) if isinstance(data, Iterable) else None
+    if not isinstance(first, (Mapping, Batch)):
+        expected = "a path, a list of texts or records, or batches"
+        raise invalid("data", expected, type(data).__name__, "of a DataFrame, pass df.to_dict('records')")
+    return isinstance(first, Mapping)
 
 
-def _documents(model: LanguageModel, data: Any, separator: str | None, settings: Settings) -> list[Document]:
+def _documents(model: LanguageModel, data: Any, reading: Reading) -> list[Document]:
     if model.tokenizer is None:
         raise invalid("data", "batches of token ids, because the model has no tokenizer", "text")
-    texts = documents.read([Path(data)], separator) if isinstance(data, (str, Path)) else _texts(data, separator)
-    return documents.tokenize(texts, model.tokenizer, settings.completion_only)
+    is_path = isinstance(data, (str, Path))
+    records = data_files.read([Path(data)], reading.separator) if is_path else _records(data, reading.separator)
+    return documents.tokenize(
+        records, model.tokenizer, reading.completion_only, model.end_token_ids, reading.chat_template
+    )
 
 
-def _texts(data: Sequence[Any], separator: str | None) -> list[Text]:
-    """Texts of a sequence of paths, strings and records."""
-    texts: list[Text] = []
-    for index, item in enumerate(data):
+def _records(data: Sequence[Any], separator: str | None) -> list[Record]:
+    """Records of a sequence of paths, strings, mappings and lists of messages; a list of messages is one of them."""
+    records: list[Record] = []
+    for index, item in enumerate([data] if is_conversation(data) else data):
         is_path = isinstance(item, Path)
-        texts += documents.read([item], separator) if is_path else [documents.of_record(item, f"data[{index}]")]
-    return texts
+        records += data_files.read([item], separator) if is_path else [of_record(item, f"data[{index}]")]
+    return records
 
 
 def _identity(source: BatchSource, kept_back: Sequence[Document]) -> str:

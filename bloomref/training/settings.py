@@ -57,8 +57,8 @@ class Settings:
     """Steps between two evaluations; 0: only at the end. The last step is always evaluated."""
     keep_best: bool = False
     """End with the weights of the best evaluation instead of the last step's."""
-    completion_only: bool = False
-    """Exclude the prompt of a document from the loss."""
+    completion_only: bool = True
+    """Of a record with a prompt, and of a conversation, only the answers count in the loss. A text counts whole."""
 
     def __post_init__(self) -> None:
         for name, least in _INTEGERS.items():

@@ -20,9 +20,10 @@ from parity import hugging_face
 from peft import PeftModel
 
 from bloomref import BloomCausalLM
-from bloomref.training.documents import Text, tokenize
+from bloomref.training.documents import tokenize
 from bloomref.training.optimizer import learning_rate
 from bloomref.training.packing import Batch, cut, lay_out
+from bloomref.training.records import Text
 from bloomref.training.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -16,7 +16,7 @@ from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, BloomTokenizer, 
 from bloomref.conformance.diff import trace_files
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput
 from bloomref.params import init_params
-from bloomref.training import documents
+from bloomref.training import data_files
 
 CONFIG = BloomConfig(vocabulary_size=9, num_layers=2, num_heads=2, hidden_dim=8, intermediate_dim=12)
 PARAMS = init_params(CONFIG, 0)
@@ -169,7 +169,7 @@ def test_training_data_and_traces_that_are_no_files_are_refused(kind: str, tmp_p
     }
     makers[kind]()
     with pytest.raises(InvalidInput, match="regular file"):
-        documents.read([path])
+        data_files.read([path])
     with pytest.raises(BadWeights, match="expected a file"):
         trace_files.metadata(path)
 
@@ -179,4 +179,4 @@ def test_lone_surrogates_are_named_by_file_and_line(record: object, tmp_path: Pa
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(json.dumps(r) for r in ({"text": "good"}, record)))
     with pytest.raises(InvalidInput, match=r"data\.jsonl, line 2: expected \w+ in valid Unicode"):
-        documents.read([path])
+        data_files.read([path])

@@ -13,11 +13,12 @@ from bloomref.config import IGNORED_LABEL
 from bloomref.errors import InvalidInput
 from bloomref.reference.vjp import loss_and_gradients
 from bloomref.runtime.engine import Engine
-from bloomref.training import documents
 from bloomref.training.batches import Packed, Replayed, steps_of
-from bloomref.training.documents import Document, Text, read, split, tokenize
+from bloomref.training.data_files import read
+from bloomref.training.documents import Document, split, tokenize
 from bloomref.training.evaluation import in_rows, mean_loss
 from bloomref.training.packing import Batch, best_fit, cut, lay_out
+from bloomref.training.records import Text
 from bloomref.training.settings import Settings
 
 TOKENIZER = small_tokenizer()
@@ -57,12 +58,12 @@ def test_json_lines(tmp_path: Path) -> None:
     [
         ("{", "invalid JSON"),
         ("3", "got int"),
-        ("{}", "prompt = None"),
-        ('{"prompt": "a"}', "completion = None"),
+        ("{}", "got no keys"),
+        ('{"prompt": "a"}', "got the keys prompt"),
         ('{"text": 3}', "text = 3"),
         ('{"text": ""}', "text that is not empty"),
         ('{"prompt": "a", "completion": ""}', "completion that is not empty"),
-        ('{"text": "a", "completion": "b"}', "got both"),
+        ('{"text": "a", "completion": "b"}', "got the keys text, completion; remove completion"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
@@ -277,9 +278,3 @@ def test_how_many_steps_a_run_has() -> None:
     assert steps_of(Settings(steps=7), Replayed([])) == 7
     with pytest.raises(InvalidInput, match="steps: expected a number"):
         steps_of(Settings(), Replayed([]))
-
-
-def test_records_in_memory() -> None:
-    assert documents.of_record("a", "x") == Text("", "a")
-    with pytest.raises(InvalidInput, match=r"^x: expected a text, or an object"):
-        documents.of_record(3, "x")

@@ -145,7 +145,7 @@ def test_documents_of_their_own_are_held_out(tmp_path: Path) -> None:
     path = tmp_path / "held out.jsonl"
     path.write_text('{"prompt": "the", "completion": " is"}\n', "utf-8")
     lm = make()
-    history = lm.fit(TEXTS, steps=2, held_out=[path], eval_every=1)
+    history = lm.fit(TEXTS, steps=2, held_out=[path], eval_every=1, completion_only=False)
     assert [evaluation.step for evaluation in history.evaluations] == [1, 2]
     expected = -lm.score([*lm.tokenizer.tokenize("the is"), lm.tokenizer.end_token_id]).log_likelihood / 2
     assert history.evaluations[-1].loss == pytest.approx(expected, rel=1e-5)
