@@ -1,5 +1,6 @@
 """`bloomref finetune`: train an adapter, or all weights, on text. An interrupted run can be resumed."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from bloomref.training.settings import Settings
 
 STATE = "training"
+# the options of one panel of `--help`
+adapter = partial(typer.Option, rich_help_panel="Adapter")
+training = partial(typer.Option, rich_help_panel="Training")
+evaluation = partial(typer.Option, rich_help_panel="Evaluation")
+documents = partial(typer.Option, rich_help_panel="Documents")
 
 
 def command(
@@ -21,52 +27,50 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write: an adapter, or a model with --full.")],
     model: shared.Model = shared.DEFAULT_PRESET,
     full: Annotated[bool, typer.Option("--full", help="Train all weights instead of an adapter.")] = False,
-    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapter. Default: 8.")] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="The adapter is scaled by alpha / rank. Default: 8.")] = None,
-    lora_dropout: Annotated[float | None, typer.Option(help="Dropout of the adapter's input. Default: 0.")] = None,
+    lora_rank: Annotated[int | None, adapter(help="Rank of the adapter. Default: 8.")] = None,
+    lora_alpha: Annotated[float | None, adapter(help="The adapter is scaled by alpha / rank. Default: 8.")] = None,
+    lora_dropout: Annotated[float | None, adapter(help="Dropout of the adapter's input. Default: 0.")] = None,
     target_modules: Annotated[
         list[str] | None,
-        typer.Option(help="Layers to adapt, or all-linear; may be repeated. Default: query_key_value."),
+        adapter(help="Layers to adapt, or all-linear; may be repeated. Default: query_key_value."),
     ] = None,
     modules_to_save: Annotated[
-        list[str] | None, typer.Option(help="Modules to train whole, such as lm_head or ln_f; may be repeated.")
+        list[str] | None, adapter(help="Modules to train whole, such as lm_head or ln_f; may be repeated.")
     ] = None,
     train_token: Annotated[
-        list[int] | None, typer.Option(help="Id of a row of the embedding to train; may be repeated.")
+        list[int] | None, adapter(help="Id of a row of the embedding to train; may be repeated.")
     ] = None,
-    bias: Annotated[str | None, typer.Option(help="Biases to train: none, all or lora_only. Default: none.")] = None,
-    dora: Annotated[bool, typer.Option("--dora", help="Train magnitudes, too (DoRA).")] = False,
-    steps: Annotated[int | None, typer.Option(help="Number of updates. Default: the updates of --epochs.")] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 1.0,
-    batch: Annotated[int, typer.Option(help="Rows of one forward and backward pass.")] = 8,
-    context: Annotated[int, typer.Option(help="Tokens per row.")] = 256,
-    accumulate: Annotated[int, typer.Option(help="Forward and backward passes per update.")] = 1,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up to the peak.")] = 0,
-    weight_decay: Annotated[float, typer.Option(help="Decoupled weight decay, for matrices only.")] = 0.0,
-    clip: Annotated[float | None, typer.Option(help="Largest global norm of the gradients.")] = 1.0,
+    bias: Annotated[str | None, adapter(help="Biases to train: none, all or lora_only. Default: none.")] = None,
+    dora: Annotated[bool, adapter("--dora", help="Train magnitudes, too (DoRA).")] = False,
+    steps: Annotated[int | None, training(help="Number of updates. Default: the updates of --epochs.")] = None,
+    epochs: Annotated[float, training(help="Passes over the data.")] = 1.0,
+    batch: Annotated[int, training(help="Rows of one forward and backward pass.")] = 8,
+    context: Annotated[int, training(help="Tokens per row.")] = 256,
+    accumulate: Annotated[int, training(help="Forward and backward passes per update.")] = 1,
+    lr: Annotated[float, training(help="Peak learning rate.")] = 1e-3,
+    warmup: Annotated[int, training(help="Steps of linear warm-up to the peak.")] = 0,
+    weight_decay: Annotated[float, training(help="Decoupled weight decay, for matrices only.")] = 0.0,
+    clip: Annotated[float | None, training(help="Largest global norm of the gradients.")] = 1.0,
     dropout: Annotated[
-        float | None, typer.Option(help="Dropout rate of the outputs of attention block and MLP. Default: the model's.")
+        float | None, training(help="Dropout rate of the outputs of attention block and MLP. Default: the model's.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the order of the data, dropout and a new adapter.")] = 0,
-    held_out: Annotated[
-        str, typer.Option(help="Share of the documents to hold out, or a file of held-out text.")
-    ] = "0",
-    eval_every: Annotated[int, typer.Option(help="Steps between evaluations; 0: only at the end.")] = 0,
-    keep_best: Annotated[bool, typer.Option("--keep-best", help="Write the weights of the best evaluation.")] = False,
+    seed: Annotated[int, training(help="Seed of the order of the data, dropout and a new adapter.")] = 0,
+    held_out: Annotated[str, evaluation(help="Share of the documents to hold out, or a file of held-out text.")] = "0",
+    eval_every: Annotated[int, evaluation(help="Steps between evaluations; 0: only at the end.")] = 0,
+    keep_best: Annotated[bool, evaluation("--keep-best", help="Write the weights of the best evaluation.")] = False,
     completion_only: Annotated[
-        bool, typer.Option(help="The loss counts answers only, or prompts, too; a text counts whole.")
+        bool, documents(help="The loss counts answers only, or prompts, too; a text counts whole.")
     ] = True,
     chat_template: Annotated[
         str | None,
-        typer.Option(
+        documents(
             help="Writes conversations, and pairs as such: a file, the name of one of the model's templates, or default. "
             "Default: the model's, for conversations only."
         ),
     ] = None,
     separator: Annotated[
         str | None,
-        typer.Option(help=r"String between the documents of a text file; \n is a line end. Default: one document."),
+        documents(help=r"String between the documents of a text file; \n is a line end. Default: one document."),
     ] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints; 0: only at the end and on Ctrl-C.")] = 100,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,

@@ -3,6 +3,7 @@
 import json as parser
 import time
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from bloomref.causal_lm import BloomCausalLM
 
 DEFAULT_NEW_TOKENS = 64
+# the options of one panel of `--help`
+sampling = partial(typer.Option, rich_help_panel="Sampling")
+search = partial(typer.Option, rich_help_panel="Beam search and contrastive search")
+repetition = partial(typer.Option, rich_help_panel="Repetition and length")
+files = partial(typer.Option, rich_help_panel="Prompts of a file")
 
 
 def command(
@@ -25,55 +31,49 @@ def command(
         int | None,
         typer.Option("--max-new-tokens", "-n", help="Largest number of new tokens. Default: the model's, or 64."),
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sample; lower is closer to greedy. Without a sampling option: greedy search.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample among the k most likely tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample among the fewest tokens whose probabilities sum to p.")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Sample among tokens at least p times as likely as the most likely one.")
-    ] = None,
-    typical_p: Annotated[
-        float | None, typer.Option(help="Sample among the most typical tokens whose probabilities sum to p.")
-    ] = None,
-    min_new_tokens: Annotated[int | None, typer.Option(help="No stop token before so many new tokens.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 makes repeated tokens less likely.")] = None,
-    no_repeat_ngram_size: Annotated[int | None, typer.Option(help="No n-gram of this size occurs twice.")] = None,
-    num_beams: Annotated[int | None, typer.Option(help="Beam search with this number of beams.")] = None,
-    length_penalty: Annotated[float | None, typer.Option(help="Beam search: above 0 prefers longer texts.")] = None,
-    num_return_sequences: Annotated[
-        int | None, typer.Option(help="Number of results, of sampling or beam search.")
-    ] = None,
-    best_of: Annotated[int | None, typer.Option(help="Draw so many texts and print the likeliest.")] = None,
-    penalty_alpha: Annotated[float | None, typer.Option(help="Contrastive search; needs --top-k.")] = None,
     stop_strings: Annotated[
         list[str] | None, typer.Option("--stop", help="Stop string, which ends the text; may be repeated.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    generation_config: Annotated[
-        bool,
-        typer.Option(
-            "--generation-config/--no-generation-config",
-            help="Take what the options leave open from the model's generation_config.json.",
-        ),
-    ] = True,
-    input: Annotated[
-        Path | None,
-        typer.Option("--input", help="Continue the prompts of a .jsonl or .txt file.", metavar="FILE"),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="With --input: the .jsonl file of results.", metavar="FILE"),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="With --input: prompts of a batch.")] = 16,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUTPUT.")] = False,
     chat: Annotated[
         bool,
         typer.Option("--chat", help="PROMPT is a message to a chat model, or a JSON array of messages."),
     ] = False,
     adapter: shared.AdapterOption = None,
+    no_generation_config: Annotated[
+        bool, typer.Option("--no-generation-config", help="Ignore the model's generation_config.json.")
+    ] = False,
+    temperature: Annotated[
+        float | None, sampling(help="Sample; lower is closer to greedy. Without a sampling option: greedy search.")
+    ] = None,
+    top_k: Annotated[int | None, sampling(help="Sample among the k most likely tokens.")] = None,
+    top_p: Annotated[
+        float | None, sampling(help="Sample among the fewest tokens whose probabilities sum to p.")
+    ] = None,
+    min_p: Annotated[
+        float | None, sampling(help="Sample among tokens at least p times as likely as the most likely one.")
+    ] = None,
+    typical_p: Annotated[
+        float | None, sampling(help="Sample among the most typical tokens whose probabilities sum to p.")
+    ] = None,
+    best_of: Annotated[int | None, sampling(help="Draw so many texts and print the likeliest.")] = None,
+    seed: Annotated[int | None, sampling(help="Makes sampling repeatable.")] = None,
+    num_beams: Annotated[int | None, search(help="Beam search with this number of beams.")] = None,
+    length_penalty: Annotated[float | None, search(help="Beam search: above 0 prefers longer texts.")] = None,
+    num_return_sequences: Annotated[int | None, search(help="Number of results, of sampling or beam search.")] = None,
+    penalty_alpha: Annotated[float | None, search(help="Contrastive search; needs --top-k.")] = None,
+    repetition_penalty: Annotated[float | None, repetition(help="Above 1 makes repeated tokens less likely.")] = None,
+    no_repeat_ngram_size: Annotated[int | None, repetition(help="No n-gram of this size occurs twice.")] = None,
+    min_new_tokens: Annotated[int | None, repetition(help="No stop token before so many new tokens.")] = None,
+    input: Annotated[
+        Path | None,
+        files("--input", help="Continue the prompts of a .jsonl or .txt file.", metavar="FILE"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        files("--output", "-o", help="With --input: the .jsonl file of results.", metavar="FILE"),
+    ] = None,
+    batch: Annotated[int, files(min=1, help="With --input: prompts of a batch.")] = 16,
+    force: Annotated[bool, files("--force", help="Replace OUTPUT.")] = False,
     backend: shared.Backend = "auto",
     dtype: shared.DType = None,
     revision: shared.Revision = None,
@@ -87,6 +87,7 @@ def command(
 
     Example: bloomref generate --input prompts.jsonl --output results.jsonl -n 40
     """
+    generation_config = not no_generation_config
     names = GenerationArguments.__annotations__.keys()
     options = {name: value for name, value in locals().items() if name in names and value is not None}
     _check_forms(prompt, input, output, chat, options)

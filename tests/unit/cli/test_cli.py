@@ -10,8 +10,10 @@ from typing import Any
 import command_line
 import numpy as np
 import pytest
+import typer
 
 from bloomref import BloomBackbone, BloomCausalLM
+from bloomref.cli import app as bloomref_cli
 from bloomref.cli.shared import compile_kernels
 from bloomref.dtypes import POLICIES, DTypePolicy, dtype_policy
 from bloomref.presets.preset_registry import PRESETS
@@ -45,6 +47,15 @@ def test_help_shows_an_example(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0
     assert f"Example: bloomref {command}" in done.stdout
+
+
+@pytest.mark.parametrize("command", bloomref_cli.COMMANDS)
+def test_help_shows_whole_names_on_a_narrow_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(command, "--help").stdout
+    parameters = typer.main.get_command(bloomref_cli.app).commands[command].params  # type: ignore[attr-defined]
+    names = [name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)]
+    assert [name for name in names if name.startswith("-") and name not in shown] == []
 
 
 def test_version_and_command_list() -> None:
