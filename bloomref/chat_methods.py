@@ -106,19 +106,21 @@ class ChatMethods(ABC):
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
+        asked: int = 0,
     ) -> tuple[list[int], list[int]]:
         """Token ids of a conversation, and 1 for each token of an answer: what training reads. Clause: TRN-22.
 
         Args:
             messages: one conversation.
             tools, chat_template: as in `apply_chat_template`.
+            asked: number of messages at the beginning whose answers do not count.
 
         Raises:
             InvalidInput: as `apply_chat_template`, and when the template's text does not show the answers.
         """
         template = _choose(self._facts.templates, chat_template, tools is not None)
         values = {**self.special_tokens_map, "tools": _objects("tools", tools), "documents": None}
-        chat = with_answers(template, messages, {**values, "add_generation_prompt": False})
+        chat = with_answers(template, messages, {**values, "add_generation_prompt": False}, asked)
         encoding = self._backend.encode(chat.text, add_special_tokens=False)
         return encoding.ids, chat.mask(encoding.offsets)
 

@@ -61,7 +61,7 @@ class TrainingMethods(ABC):
             **settings: the fields of `bloomref.training.settings.Settings`, such as `steps`, `batch`, `learning_rate`.
 
         Returns:
-            The losses of all steps and evaluations. Clauses: TRN-1 ... TRN-22.
+            The losses of all steps and evaluations. Clauses: TRN-1 ... TRN-23.
 
         Raises:
             InvalidInput: naming the setting, or the file and the line; Unsupported: weights that cannot be trained;

@@ -81,6 +81,8 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"\x28\xb5\x2f\xfd", Kind("a zstd archive", _UNPACK)),
     (b"7z\xbc\xaf\x27\x1c", Kind("a 7z archive", _UNPACK)),
     (b"\x93NUMPY", Kind("a NumPy array", _ORIGINAL)),
+    (b"PAR1", Kind("a Parquet file", _ORIGINAL)),
+    (b"ARROW1", Kind("an Arrow file", _ORIGINAL)),
     (b"%PDF", Kind("a PDF document", AGAIN, BadWeights)),
 )
 # in this order: the first pattern that fits a file's lower-case name

@@ -98,7 +98,7 @@ def _of_conversation(
         hint = "pass one: --chat-template FILE, or chat_template= in Python; or use a model that was trained on conversations"
         raise invalid(chat.place, "a model with a chat template, for conversations", "one without", hint)
     try:
-        ids, answers = tokenizer.encode_answers(chat.messages, chat.tools, chat_template)
+        ids, answers = tokenizer.encode_answers(chat.messages, chat.tools, chat_template, chat.asked)
     except InvalidInput as error:
         raise InvalidInput(f"{chat.place}: {error}") from None
     if not any(answers):

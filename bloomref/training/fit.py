@@ -1,5 +1,6 @@
 """`BloomCausalLM.fit`: combines model, data and settings, and runs the training loop."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from bloomref.errors import invalid
-from bloomref.training import data_files, documents, training_state
+from bloomref.training import data_files, documents, memory_need, training_state
 from bloomref.training.batches import BatchSource, Packed, as_source, fingerprint, source_fingerprint, steps_of
 from bloomref.training.documents import Document
 from bloomref.training.evaluation import in_rows, mean_loss
@@ -52,7 +53,7 @@ class Run:
         folder: folder of the checkpoints; None: no checkpoints are written.
         save_every: steps between two checkpoints; 0: only at the end, and on Ctrl-C.
         resume: continue from the newest checkpoint of the folder, if there is one.
-        progress: show a progress bar on stderr.
+        progress: show the memory that is needed and a progress bar on stderr.
         facts: name -> value; further values that must be equal when the run is resumed.
     """
 
@@ -93,11 +94,12 @@ def fit(
 
     Raises:
         InvalidInput: when a setting or the data are invalid, naming the setting, or the file and line.
-        Unsupported: when the weights cannot be trained.
+        Unsupported: when the weights cannot be trained, or not in this machine's memory.
         KeyboardInterrupt: after Ctrl-C, when the state has been saved.
     """
     reading = Reading(separator, chat_template, settings.completion_only)
     source, kept_back = _data(model, data, held_out, reading, settings)
+    _check_memory(model.backbone, settings, source(0), run.progress)
     part = trainable(model.backbone, settings)
     measure = _measure(model, part, kept_back, settings, evaluate)
     facts = {**(run.facts or {}), "data": _identity(source, kept_back), "model": part.identity}
@@ -110,6 +112,14 @@ def fit(
         finally:
             part.commit()
     return trainer.history
+
+
+def _check_memory(backbone: "BloomBackbone", settings: Settings, batch: Batch, say: bool) -> None:
+    """Refuse what cannot fit before anything is allocated; with `say`, tell the need on stderr. Clause: TRN-23."""
+    need = memory_need.of_training(backbone.config, backbone.policy, backbone.trainable_variables(), settings, batch)
+    need.check()
+    if say:
+        print(f"memory: at least {need.total / 1e9:,.2f} GB ({need.parts()})", file=sys.stderr)
 
 
 def _trainer(

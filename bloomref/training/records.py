@@ -1,7 +1,7 @@
 """Records of training data: a text, a pair, an instruction or a conversation. Their keys decide. Clause: TRN-2."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bloomref.errors import InvalidInput, describe
@@ -38,11 +38,13 @@ class Conversation:
         messages: as the template takes them: {"role", "content"}, and other keys that it may read.
         tools: JSON schemas of functions, for the template; None: none.
         place: its name in error messages.
+        asked: number of messages at its beginning that belong to the prompt.
     """
 
     messages: tuple[Mapping[str, Any], ...]
     tools: list[Any] | None
     place: str
+    asked: int = 0
 
 
 Record = Text | Conversation
@@ -121,7 +123,14 @@ def _text(record: Mapping[str, Any], place: str) -> Text:
     return Text("", _answer(record, "text", place))
 
 
-def _pair(record: Mapping[str, Any], place: str) -> Text:
+def _pair(record: Mapping[str, Any], place: str) -> Record:
+    prompt, completion = record["prompt"], record["completion"]
+    if is_conversation(prompt) and is_conversation(completion):
+        asked = len(prompt)
+        chat = _conversation([*prompt, *completion], record.get("tools"), place)
+        if not any(message["role"] == "assistant" for message in chat.messages[asked:]):
+            raise InvalidInput(describe(place, "a completion with an answer (role assistant)", "none"))
+        return replace(chat, asked=asked)
     return Text(_string(record, "prompt", place), _answer(record, "completion", place))
 
 
@@ -149,7 +158,7 @@ def _conversations(record: Mapping[str, Any], place: str) -> Conversation:
 
 FORMATS = (
     Format(("text",), (), _text),
-    Format(("prompt", "completion"), (), _pair),
+    Format(("prompt", "completion"), ("tools",), _pair),
     Format(("instruction", "output"), ("input",), _instruction),
     Format(("input", "target"), (), _task),
     Format(("messages",), ("tools",), _messages),

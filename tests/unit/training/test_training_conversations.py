@@ -99,6 +99,14 @@ def test_the_end_token_of_a_template_is_not_repeated() -> None:
 
 
 @pytest.mark.clause("TRN-22")
+@pytest.mark.parametrize(("template", "expected"), [(MARKED, "d</s>"), (CHATML, "d<|im_end|>Ċ</s>")])
+def test_answers_in_a_prompt_are_not_learned(template: str, expected: str) -> None:
+    messages = list(chat("a", "b", "c", "d").messages)
+    record = of_record({"prompt": messages[:3], "completion": messages[3:]}, "here")
+    assert learned(document(record, template)) == expected
+
+
+@pytest.mark.clause("TRN-22")
 def test_pairs_become_conversations_when_a_template_is_passed() -> None:
     record = of_record({"instruction": "a", "input": "b", "output": "c"}, "here")
     assert learned(document(record, None)) == "c</s>"

@@ -53,6 +53,7 @@ def test_json_is_read_by_its_content(tmp_path: Path, name: str, layout: Any) -> 
         ({"text": "a", "url": "b", "label": 3}, Text("", "a")),
         ({"prompt": "a", "completion": " b", "text": None}, Text("a", " b")),
         ({"prompt": "a", "completion": " b", "history": []}, Text("a", " b")),
+        ({"prompt": CHAT, "completion": CHAT[1:]}, Conversation((*CHAT, CHAT[1]), None, "here", asked=2)),
         ({"input": "a", "target": "b"}, Text("a", "b", "\n")),
         ({"input": "", "target": "b"}, Text("", "b")),
         ({"instruction": "", "input": "a", "output": "b"}, Text("a", "b", "\n")),
@@ -153,7 +154,11 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path, name: str, con
 @pytest.mark.clause("TRN-1")
 @pytest.mark.parametrize(
     ("data", "problem"),
-    [("prompt,completion\n".encode("utf-16"), "UTF-16; save it as UTF-8"), (b"\x1f\x8b\x08\xff", "a gzip archive")],
+    [
+        ("prompt,completion\n".encode("utf-16"), "UTF-16; save it as UTF-8"),
+        (b"\x1f\x8b\x08\xff", "a gzip archive"),
+        (b"PAR1\xff", "a Parquet file"),
+    ],
 )
 def test_bytes_are_named_for_what_they_are(tmp_path: Path, data: bytes, problem: str) -> None:
     (tmp_path / "a.csv").write_bytes(data)
@@ -182,6 +187,8 @@ def test_text_stays_text(tmp_path: Path, text: str) -> None:
         ({"instruction": "a", "output": ["b"]}, r"output to be a text, got output = \['b'\]"),
         ({"instruction": 1, "output": "b"}, "instruction to be a text"),
         ({"input": "a", "target": ""}, "target that is not empty"),
+        ({"prompt": CHAT, "completion": "b"}, "prompt to be a text"),
+        ({"prompt": CHAT, "completion": CHAT[:1]}, "a completion with an answer"),
         ({"messages": "Hi"}, "a list of messages, got Hi"),
         ({"messages": []}, r"an answer \(role assistant\), got none"),
         ({"messages": CHAT[:1]}, "an answer"),
