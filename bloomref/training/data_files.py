@@ -18,6 +18,7 @@ from bloomref.training.records import EXPECTED, KEYS, Record, Text, formats_of, 
 _JSON_NAMES = (".json", ".jsonl", ".ndjson")
 _TABLE_NAMES = (".csv", ".tsv")
 _DELIMITERS = (",", "\t", ";")
+_JSON = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OBJECT = re.compile(r'[\s\[]*\{\s*"(?:[^"\\]|\\.)*"\s*:')
 """The beginning of a JSON object, or of an array of such, even if its end was cut off."""
@@ -133,7 +134,7 @@ def _array(path: Path, content: str, start: int) -> tuple[list[tuple[int, object
 
 def _value(path: Path, content: str, position: int) -> tuple[object, int]:
     try:
-        return json.JSONDecoder().raw_decode(content, position)
+        return _JSON.raw_decode(content, position)
     except (ValueError, RecursionError) as error:
         raise _no_json(path, content, position, str(error)) from None
 

@@ -56,7 +56,7 @@ class Format:
 
     Args:
         needs: keys that it must have.
-        may: keys that it reads if they are there.
+        may: other keys that it may have.
         read: makes the document of a record; the second argument is its place.
     """
 
@@ -161,7 +161,7 @@ FORMATS = (
     Format(("prompt", "completion"), ("tools",), _pair),
     Format(("instruction", "output"), ("input",), _instruction),
     Format(("input", "target"), (), _task),
-    Format(("messages",), ("tools",), _messages),
+    Format(("messages",), ("tools", "prompt"), _messages),  # data sets repeat the first message as `prompt`
     Format(("conversations",), ("system", "tools"), _conversations),
 )
 KEYS = frozenset({key for form in FORMATS for key in (*form.needs, *form.may)} | {"history"})

@@ -26,6 +26,16 @@ FORGETFUL = "{% for m in messages %}{% if loop.last or m.role == 'user' %}{{ m.c
 SPACED = "ĠĠĠĠĠĠĠĠĠbĠ</s>Ċ|ĠĠĠĠĠĠĠĠĠdĠ</s>Ċ"
 
 
+class Rows:
+    """Records that can be iterated more than once, as data sets of other libraries are."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)
+
+
 def chat(*contents: str, first: str = "user") -> Conversation:
     roles = ("user", "assistant") if first == "user" else ("assistant", "user")
     record = of_record([{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)], "here")
@@ -99,6 +109,17 @@ def test_the_end_token_of_a_template_is_not_repeated() -> None:
 
 
 @pytest.mark.clause("TRN-22")
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name.startswith("marked")])
+def test_marks_are_those_of_apply_chat_template(name: str) -> None:
+    messages = list(chat("the a", "is the意", "b", "c").messages)
+    options: dict[str, Any] = {"return_dict": True, "return_assistant_tokens_mask": True}
+    expected = TOKENIZER.apply_chat_template(messages, chat_template=TEMPLATES[name], **options)
+    ids, answers = TOKENIZER.encode_answers(messages, chat_template=TEMPLATES[name])
+    assert (ids, answers) == (expected["input_ids"], expected["assistant_masks"])
+    assert 0 < sum(answers) < len(ids)
+
+
+@pytest.mark.clause("TRN-22")
 @pytest.mark.parametrize(("template", "expected"), [(MARKED, "d</s>"), (CHATML, "d<|im_end|>Ċ</s>")])
 def test_answers_in_a_prompt_are_not_learned(template: str, expected: str) -> None:
     messages = list(chat("a", "b", "c", "d").messages)
@@ -147,10 +168,22 @@ def test_records_of_every_kind_in_python(tmp_path: Path) -> None:
     path.write_text("prompt,completion\nthe, is\n")
     messages = [{"role": "user", "content": "the"}, {"role": "assistant", "content": "is"}]
     data = ["the is", {"input": "the", "target": "is"}, path, messages, {"messages": messages}]
-    counts = [text_lm().fit(part, steps=1, batch=1, chat_template=MARKED).steps[0].tokens for part in (data, messages)]
+    parts: list[Any] = [data, messages, Rows(data[1:2])]
+    counts = [text_lm().fit(part, steps=1, batch=1, chat_template=MARKED).steps[0].tokens for part in parts]
     rows = [document(record, MARKED) for record in (of_record(item, "") for item in [*data[:2], *data[3:]])]
     assert counts[0] == sum(int(row.is_target[1:].sum()) for row in rows) + 2
-    assert counts[1] == 2
+    assert counts[1:] == [2, 2]
+
+
+@pytest.mark.clause("TRN-3")
+def test_a_model_ends_its_documents_as_its_settings_say() -> None:
+    lm = text_lm()
+    assert lm.end_token_ids == (END,)
+    lm.generation_config = {"eos_token_id": [9, END]}
+    assert lm.end_token_ids == (9, END)
+    history = lm.fit(["the is"], steps=1, batch=1, held_out=["a b"])
+    ids = [*TOKENIZER.tokenize("a b"), 9]
+    assert history.evaluations[0].loss == pytest.approx(-lm.score(ids).log_likelihood / (len(ids) - 1), rel=1e-6)
 
 
 @pytest.mark.parametrize(("data", "name"), [({"text": ["a"]}, "dict"), (3, "int"), (np.ones(3), "ndarray")])
