@@ -42,7 +42,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_annotations_hold_in_a_few_tests(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("markexpr") != "not slow":
         pytest.skip("every test of this run executes the annotations")
-    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", *TESTS)
+    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", "--hypothesis-profile=fast", *TESTS)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     assert " passed" in done.stdout.splitlines()[-1]
 
