@@ -119,7 +119,7 @@ def _check_memory(backbone: "BloomBackbone", settings: Settings, batch: Batch, s
     need = memory_need.of_training(backbone.config, backbone.policy, backbone.trainable_variables(), settings, batch)
     need.check()
     if say:
-        print(f"memory: at least {need.total / 1e9:,.2f} GB ({need.parts()})", file=sys.stderr)
+        print(f"memory: at least {memory_need.shown(need.total)} ({need.parts()})", file=sys.stderr)
 
 
 def _trainer(

@@ -38,7 +38,7 @@ class MemoryNeed:
     def parts(self) -> str:
         """The parts as a text: "weights 2.2 GB, gradients ..."."""
         sizes = {name: getattr(self, name) for name in ("weights", "gradients", "optimizer", "activations")}
-        return ", ".join(f"{name} {size / 1e9:,.2f} GB" for name, size in sizes.items())
+        return ", ".join(f"{name} {shown(size)}" for name, size in sizes.items())
 
     def check(self) -> None:
         """Refuse a training that cannot fit into this machine.
@@ -47,6 +47,11 @@ class MemoryNeed:
             Unsupported: with the size and its parts.
         """
         check_memory("training", self.total, f"{self.parts()}: a smaller batch or context, or an adapter, needs less")
+
+
+def shown(size: int) -> str:
+    """A number of bytes as a text."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def of_training(

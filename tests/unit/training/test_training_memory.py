@@ -70,15 +70,24 @@ def test_parts_follow_the_settings() -> None:
     assert mixed.weights == weights + weights // 2
 
 
+def test_sizes_are_readable() -> None:
+    assert [memory_need.shown(size) for size in (0, 999_900_000, 10**9, 1_234_567_890_123)] == [
+        "0.0 MB",
+        "999.9 MB",
+        "1.0 GB",
+        "1,234.6 GB",
+    ]
+
+
 @pytest.mark.clause("TRN-23")
 def test_more_than_the_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     lm = model(vocabulary_size=100, hidden_dim=16)
     total = need(lm, (2, 8)).total
     monkeypatch.setattr("bloomref.machine_memory.machine_bytes", lambda: total)
     lm.fit([batch((2, 8))], steps=1, progress=True)
-    assert "memory: at least 0.00 GB (weights" in capsys.readouterr().err
+    assert f"memory: at least {memory_need.shown(total)} (weights " in capsys.readouterr().err
     monkeypatch.setattr("bloomref.machine_memory.machine_bytes", lambda: total - 1)
     before = {name: array.copy() for name, array in lm.trainable_variables().items()}
-    with pytest.raises(Unsupported, match=r"training: expected at most .* got .* GB; weights .*a smaller batch"):
+    with pytest.raises(Unsupported, match=r"training: expected at most .* got .* GB; weights .* MB, .*a smaller batch"):
         lm.fit([batch((2, 8))], steps=1)
     assert all(np.array_equal(before[name], array) for name, array in lm.trainable_variables().items())
