@@ -120,18 +120,18 @@ class HfWeights:
         expected = dict(keys(config))
         tied_copy = {LM_HEAD.hf_key: LM_HEAD} if config.tie_word_embeddings and LM_HEAD.hf_key in self.files else {}
         check_names(expected | tied_copy, {key: name for key, (_, name) in self.files.items()})
-        for key, place in self.copies:
-            if key in expected | tied_copy and not _same_bytes(self.files[key], place):
+        for key, copy in self.copies:
+            if key in expected | tied_copy and not _same_bytes(self.files[key], copy):
                 raise BadWeights(
                     f"weights: expected {key} once, got two different ones, with and without {HF_PREFIX!r}"
                 )
         for key, weight in (expected | tied_copy).items():
-            entry = self.entry(key)
+            entry, place = self.entry(key), f"{self.files[key][0].path.name}: {key}"
             if entry.dtype not in FLOATS:
                 hint = f"these weights are quantised: {QUANTISED_HINT}" if entry.dtype in ("I8", "U8") else ""
-                raise BadWeights(describe(f"{key}: dtype", f"one of {', '.join(FLOATS)}", entry.dtype, hint))
+                raise BadWeights(describe(f"{place}: dtype", f"one of {', '.join(FLOATS)}", entry.dtype, hint))
             if entry.shape != weight.hf_shape(config):
-                raise BadWeights(describe(f"{key}: shape", str(weight.hf_shape(config)), str(entry.shape)))
+                raise BadWeights(describe(f"{place}: shape", str(weight.hf_shape(config)), str(entry.shape)))
 
     def _check_tied(self) -> None:
         if not _same_bytes(*(self.files[key] for key in _TIED)):

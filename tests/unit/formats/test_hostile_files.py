@@ -170,7 +170,7 @@ HF_CASES: dict[str, tuple[Damage, str]] = {
     ),
     "weights cut to half their rows": (
         numbers(lambda arrays: arrays.update({FIRST: arrays[FIRST][:8].copy()})),
-        "word_embeddings.weight: shape",
+        "model.safetensors: word_embeddings.weight: shape",
     ),
     "weights transposed": (
         numbers(
