@@ -150,9 +150,10 @@ def _library() -> Any:
 
 @lru_cache(maxsize=32)
 def _compiled(template: str) -> Any:
+    environment = _environment()
     try:
-        return _environment().from_string(template)
-    except _library().TemplateError as error:
+        return environment.from_string(template)
+    except Exception as error:  # jinja2 leaves some mistakes to Python, such as a `break` outside of a loop
         raise InvalidInput(describe("chat_template", "a template of jinja2", _named(error))) from None
 
 

@@ -91,7 +91,7 @@ class GenerationOptions:
     num_beams: int = 1
     """Number of hypotheses of beam search; 1 is no beam search."""
     length_penalty: float = 1.0
-    """Beam search scores a hypothesis by its log-probability / (number of new tokens) ** length_penalty."""
+    """Beam search scores hypotheses by log-probability / (number of new tokens) ** length_penalty, in [-30, 30]."""
     early_stopping: bool | Literal["never"] | None = False
     """Beam search ends when `num_beams` hypotheses have ended and: True: at once; False: the best running one scores
     below all of them now; "never": it could not score above them at its full length either. None is False."""
@@ -240,7 +240,8 @@ class GenerationOptions:
         for name, minimum in (("top_k", 0), ("seed", 0), ("best_of", 1), ("pad_token_id", 0)):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum)
-        check_real("length_penalty", self.length_penalty)
+        in_range = "a finite number in [-30, 30]"  # the power of a length stays a float64 up to 2^31 tokens
+        check_real("length_penalty", self.length_penalty, in_range, lambda x: -30 <= x <= 30)
         check_real("repetition_penalty", self.repetition_penalty, "a finite number > 0", lambda x: x > 0)
         if self.temperature is not None:
             check_real("temperature", self.temperature, "a finite number >= 0 (0 is greedy)", lambda x: x >= 0)

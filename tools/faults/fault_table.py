@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.faults.surfaces import SURFACES
-from tools.faults.trials import KINDS, Outcome
+from tools.faults.trials import ACCEPTED, KINDS, Outcome
 
 ROOT = Path(__file__).parents[2]
 PAGE, NUMBERS = ROOT / "docs/proof/faults.md", ROOT / "docs/proof/faults.json"
@@ -15,6 +15,7 @@ _HEADER = (
     "surface",
     "inputs",
     "refused well or rightly accepted",
+    "of these accepted",
     "tracebacks",
     "hangs or killed",
     "accepted wrongly",
@@ -40,14 +41,16 @@ class Results:
 
     def add(self, name: str, index: int, outcome: Outcome) -> None:
         """Count an outcome."""
-        self.counts.setdefault(name, Counter())[outcome.kind] += 1
+        counts = self.counts.setdefault(name, Counter())
+        counts[outcome.kind] += 1
+        counts[ACCEPTED] += outcome.note == ACCEPTED
         if outcome.kind != "good":
             note = outcome.note.encode("unicode_escape").decode()[:400]
             self.faults.append({"surface": name, "index": index, "kind": outcome.kind, "note": note})
 
     def to_dict(self, seed: int) -> dict[str, Any]:
         """The numbers as JSON."""
-        counts = {name: {kind: self.counts[name][kind] for kind in KINDS} for name in self._order()}
+        counts = {name: {kind: self.counts[name][kind] for kind in (*KINDS, ACCEPTED)} for name in self._order()}
         return {
             "seed": seed,
             "surfaces": counts,
@@ -64,7 +67,8 @@ class Results:
 
 
 def _row(title: str, counts: Mapping[str, int]) -> str:
-    cells = [sum(counts.values()), *(counts[kind] for kind in KINDS)]
+    inputs, good, *faults = sum(counts[kind] for kind in KINDS), *(counts[kind] for kind in KINDS)
+    cells = (inputs, good, counts[ACCEPTED], *faults)
     return f"| {title} | {' | '.join(f'{cell:,}' for cell in cells)} |"
 
 

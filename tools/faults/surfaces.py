@@ -1,6 +1,7 @@
 """Every surface by name."""
 
-from tools.faults import model_files
+from tools.faults import keras_and_adapters, kit_files, model_files, talking_model, training_files
 from tools.faults.trials import Surface
 
-SURFACES: dict[str, Surface] = {surface.name: surface for surface in (*model_files.SURFACES,)}
+_MODULES = (model_files, talking_model, keras_and_adapters, training_files, kit_files)
+SURFACES: dict[str, Surface] = {surface.name: surface for module in _MODULES for surface in module.SURFACES}

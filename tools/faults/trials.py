@@ -22,6 +22,7 @@ KINDS = ("good", "traceback", "killed", "wrong", "message", "nameless")
 """Refused well or rightly accepted; an exception that is not documented; a hang, a crash or no memory; accepted
 wrongly; a message of many lines, control characters or too many characters; one that names neither file nor argument.
 """
+ACCEPTED = "accepted"
 _EXIT_CODES = (2, 3, 4, 5)
 
 
@@ -67,7 +68,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of one trial: one of `KINDS`, and for a fault what was done and what happened."""
+    """Result of one trial: one of `KINDS`, and what happened."""
 
     kind: str
     note: str = ""
@@ -98,7 +99,7 @@ def outcome(trial: Trial) -> Outcome:
     except BaseException as error:  # a panic of a library in Rust is no Exception
         return Outcome("traceback", f"{trial.what}: {_place(error)}")
     problem = trial.judge(answer)
-    return Outcome("wrong", f"{trial.what}: {problem}") if problem else Outcome("good")
+    return Outcome("wrong", f"{trial.what}: {problem}") if problem else Outcome("good", ACCEPTED)
 
 
 def _message(message: str, trial: Trial) -> Outcome:
@@ -106,7 +107,7 @@ def _message(message: str, trial: Trial) -> Outcome:
         return Outcome("message", f"{trial.what}: {message[:200]!r}")
     if trial.names and not any(name.lower() in message.lower() for name in trial.names if name):
         return Outcome("nameless", f"{trial.what}: {message}")
-    return Outcome("good")
+    return Outcome("good", message)
 
 
 def _place(error: BaseException) -> str:
@@ -155,4 +156,5 @@ def _one_message(text: str) -> str:
         inside = re.findall(r"^│ (.*) │$", text, re.MULTILINE)
         return " ".join(" ".join(inside).split())
     lines = text.splitlines()
-    return lines[-1] if all(line.startswith("bloomref: ") for line in lines) and lines else text
+    is_plain = lines and all(line.startswith("bloomref: ") for line in lines)
+    return lines[-1].removeprefix("bloomref: ") if is_plain else text

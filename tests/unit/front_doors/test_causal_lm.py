@@ -201,6 +201,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "beams and alpha": ({"num_beams": 2, "penalty_alpha": 0.5}, "penalty_alpha: expected none with num_beams"),
     "length penalty alone": ({"length_penalty": 2.0}, "length_penalty: expected 1.0 without beam search, got 2.0"),
     "length penalty inf": ({"num_beams": 2, "length_penalty": float("inf")}, "length_penalty: .*finite.*got inf"),
+    "length penalty of no float": (
+        {"num_beams": 2, "length_penalty": -1e300},
+        r"length_penalty: .*\[-30, 30\], got -1e",
+    ),
     "alpha without top_k": ({"penalty_alpha": 0.5}, "penalty_alpha: expected top_k as well"),
     "alpha > 1": ({"penalty_alpha": 1.5, "top_k": 4}, "penalty_alpha: .*got 1.5"),
     "alpha and top_p": ({"penalty_alpha": 0.5, "top_k": 4, "top_p": 0.9}, "top_p: expected none with penalty_alpha"),

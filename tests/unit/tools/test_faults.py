@@ -21,7 +21,7 @@ def test_damaged_files_are_refused_or_read_rightly(tmp_path: Path) -> None:
     for index in range(3):
         results.add(surface.name, index, attempt(surface, tmp_path / "base", tmp_path / f"input-{index}", 0, index))
     assert results.to_dict(0)["surfaces"]["safetensors"]["good"] == 3
-    assert "| safetensors | 3 | 3 | 0 | 0 | 0 | 0 | 0 |" in results.table()
+    assert "| safetensors | 3 | 3 | 0 | 0 | 0 | 0 | 0 | 0 |" in results.table()
 
 
 def raising(error: BaseException) -> Any:
