@@ -15,7 +15,8 @@ class Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            name = getattr(error, "option_name", None)  # of NoSuchOption; typer has its own copy of click, or none
+            is_unknown = hasattr(error, "possibilities")  # it is NoSuchOption; typer has its own copy of click, or none
+            name = error.option_name if is_unknown else None  # type: ignore[attr-defined]
             hint = None if name is None else hint_of(name, self._spellings())
             if hint is not None:
                 error.message = f"No such option: {name}; {hint}"  # type: ignore[attr-defined]

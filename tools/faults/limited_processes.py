@@ -26,6 +26,8 @@ Job = tuple[str, int]
 def _serve(connection: Connection, name: str, place: str, seed: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for stream in (1, 2):  # the kit writes to the descriptors
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     os.environ |= {"HOME": place, "HF_HUB_OFFLINE": "1", "HF_HOME": f"{place}/hub", "COLUMNS": "120"}
     folder = Path(place, "work", "here")  # `..` is a folder of the worker, too
     folder.mkdir(parents=True)

@@ -1,7 +1,23 @@
 """Every surface by name."""
 
-from tools.faults import keras_and_adapters, kit_files, model_files, talking_model, training_files
+from tools.faults import (
+    hostile_arguments,
+    hostile_options,
+    keras_and_adapters,
+    kit_files,
+    model_files,
+    talking_model,
+    training_files,
+)
 from tools.faults.trials import Surface
 
-_MODULES = (model_files, talking_model, keras_and_adapters, training_files, kit_files)
+_MODULES = (
+    model_files,
+    talking_model,
+    keras_and_adapters,
+    training_files,
+    kit_files,
+    hostile_options,
+    hostile_arguments,
+)
 SURFACES: dict[str, Surface] = {surface.name: surface for module in _MODULES for surface in module.SURFACES}

@@ -152,9 +152,8 @@ def command(arguments: list[str]) -> str:
 
 def _one_message(text: str) -> str:
     """The message on standard error: without earlier remarks, and without the frame of a wrong option."""
-    if "Usage:" in text:
+    if "─ Error ─" in text:
         inside = re.findall(r"^│ (.*) │$", text, re.MULTILINE)
         return " ".join(" ".join(inside).split())
-    lines = text.splitlines()
-    is_plain = lines and all(line.startswith("bloomref: ") for line in lines)
-    return lines[-1].removeprefix("bloomref: ") if is_plain else text
+    _, mark, message = f"\n{text.rstrip()}".rpartition("\nbloomref: ")  # remarks before it are no message
+    return message if mark else text

@@ -205,6 +205,17 @@ def test_an_option_of_another_tool_names_the_one_of_here(
     assert f"No such option: {option}; here it is {here}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["presets", "--json=x"], "does not take a value"), (["generate", "x", "-n"], "requires an argument")],
+)
+def test_an_option_with_too_much_or_too_little_is_not_called_unknown(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_an_option_that_no_tool_has_is_answered_as_before(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "x", "--top-kk", "5"]) == 2
     assert "Possible options: --" in capsys.readouterr().err
