@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
+from bloomref.argument_kinds import as_path, check_kind, check_mapping, check_text
 from bloomref.config import SIZES, BloomConfig
 from bloomref.dtypes import DType, DTypePolicy, dtype_policy
 from bloomref.errors import Unsupported, invalid
@@ -179,6 +180,8 @@ class BloomBackbone(LoraMethods):
         self.config = config
         self.policy = policy
         self.engine = Engine(params, config, policy, backend)
+        if name is not None:
+            check_text("name", name)
         self.name = name or "bloom_backbone"
         self.trainable = trainable
         self._adapters: AdapterSet | None = None
@@ -241,7 +244,7 @@ class BloomBackbone(LoraMethods):
         config = _override(checkpoint.config, changes)
         if load_weights and not needs_head and not checkpoint.has_lm_head:
             config = config.replace(tie_word_embeddings=True)
-        policy = dtype_policy(checkpoint.dtype if dtype == "auto" else dtype)
+        policy = dtype_policy(checkpoint.dtype if isinstance(dtype, str) and dtype == "auto" else dtype)
         backend = registry.choose(run.backend, config, policy)
         if load_weights:
             params = checkpoint.replace_config(config).stored(policy.variable_dtype)
@@ -256,6 +259,9 @@ class BloomBackbone(LoraMethods):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "BloomBackbone":
         """A model with random weights from the dictionary that `get_config` returns."""
+        check_mapping("config", config)
+        if missing := [name for name in SIZES if name not in config]:
+            raise invalid("config", f"the keys {', '.join(SIZES)}", f"none called {missing[0]}")
         return cls(**config)
 
     def get_config(self) -> dict[str, Any]:
@@ -302,6 +308,7 @@ class BloomBackbone(LoraMethods):
             >>> list(model.trace({"token_ids": [[1, 2]]}, "layers.1.attention.s*"))
             ['layers.1.attention.scores']
         """
+        check_text("names", names)
         batch = token_batch(inputs, self.config.vocabulary_size)
         return self.engine.trace(batch, lambda name: fnmatchcase(name, names))
 
@@ -321,6 +328,7 @@ class BloomBackbone(LoraMethods):
 
     def use_adapters(self, adapters: AdapterSet) -> None:
         """Run with these adapters from now on; a failure changes nothing."""
+        check_kind("adapters", adapters, AdapterSet, "the adapter_set of a model")
         self.engine = self.engine.with_params(adapters.params(), adapters.config)
         self.config = adapters.config
         self._adapters = adapters if adapters.loaded else None
@@ -370,7 +378,7 @@ class BloomBackbone(LoraMethods):
             raise invalid("format", "'hf' or 'keras'", repr(format))
         from bloomref.formats import hf, keras
 
-        (hf if format == "hf" else keras).save(Path(path), *self.adapter_set.merged(), overwrite=overwrite)
+        (hf if format == "hf" else keras).save(as_path("path", path), *self.adapter_set.merged(), overwrite=overwrite)
 
 
 class TokenEmbedding:

@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Unpack, overload
 
+from bloomref.argument_kinds import as_path
 from bloomref.backbone import BloomBackbone, Presets
 from bloomref.decodable import Vocabulary
 from bloomref.errors import InvalidInput, invalid
@@ -134,7 +135,9 @@ class BloomCausalLM(LoraMethods, ManyPrompts, TrainingMethods):
             if self.tokenizer is not None:
                 self.tokenizer.save(Path(folder))
             self._beside.write(Path(folder), self.generation_defaults.stored())
-            layout.save(Path(path), *self.adapter_set.merged(), tokenizer_from=Path(folder), overwrite=overwrite)
+            layout.save(
+                as_path("path", path), *self.adapter_set.merged(), tokenizer_from=Path(folder), overwrite=overwrite
+            )
 
     # --- logits ----------------------------------------------------------------------------------
 

@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bloomref.argument_kinds import check_collection
 from bloomref.chat_answers import with_answers
 from bloomref.chat_template import render
 from bloomref.errors import InvalidInput, describe, invalid
 from bloomref.formats.tokenizer_facts import TokenizerFacts
+from bloomref.validation import check_integer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -118,6 +120,11 @@ class ChatMethods(ABC):
         Raises:
             InvalidInput: as `apply_chat_template`, and when the template's text does not show the answers.
         """
+        check_integer("asked", asked, 0)
+        check_collection("messages", messages, "a list of messages")
+        messages = list(messages)
+        if not messages:
+            raise invalid("messages", "one message or more", "none")
         template = _choose(self._facts.templates, chat_template, tools is not None)
         values = {**self.special_tokens_map, "tools": _objects("tools", tools), "documents": None}
         chat = with_answers(template, messages, {**values, "add_generation_prompt": False}, asked)
@@ -156,6 +163,7 @@ def _conversations(conversation: object) -> tuple[list[Sequence[Any]], bool]:
 def _objects(name: str, values: Sequence[Any] | None) -> list[Mapping[str, Any]] | None:
     if values is None:
         return None
+    check_collection(name, values, "a list of dictionaries")
     for index, value in enumerate(values):
         if not isinstance(value, Mapping):
             hint = "transformers.utils.get_json_schema makes that of a function" if callable(value) else ""

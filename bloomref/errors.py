@@ -6,7 +6,7 @@ LONGEST = 1000
 
 def visible(text: object, limit: int = LONGEST) -> str:
     """A text of unknown origin on one line: unprintable characters are escaped, and a long middle is cut out."""
-    whole = text if isinstance(text, str) else _represented(text)
+    whole = text if isinstance(text, str) else represented(text)
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _cut(whole, limit))
     return _cut(line, limit)
 
@@ -15,7 +15,8 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - limit // 3 - 3]}...{text[-(limit // 3) :]}"
 
 
-def _represented(value: object) -> str:
+def represented(value: object) -> str:
+    """`repr` of a value of unknown origin; it never fails."""
     try:
         return repr(value)
     except Exception:  # a number of more digits than Python shows, or an object that fails at it
@@ -51,7 +52,7 @@ class BloomrefWarning(UserWarning):
 
 def describe(name: str, expected: str, got: object, hint: str = "") -> str:
     """`name: expected ..., got ...; hint`: the form of every message. A string is shown bare: pass `repr(value)`."""
-    value = got if isinstance(got, str) else _represented(got)
+    value = got if isinstance(got, str) else represented(got)
     shown = value if len(value) <= 120 else value[:117] + "..."
     message = f"{visible(name, 240)}: expected {visible(expected, 300)}, got {visible(shown)}"
     return message + (f"; {hint}" if hint else "")

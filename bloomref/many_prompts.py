@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
+from bloomref.argument_kinds import check_collection
 from bloomref.errors import invalid
 from bloomref.generation.embedded_prompts import embedded_prompts
 from bloomref.generation.many import Completion, in_batches
@@ -67,6 +68,7 @@ class ManyPrompts(PrefixMethods):
             [0, 1]
         """
         check_integer("batch", batch, 1)
+        check_collection("skip", skip, "a collection of places")
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise invalid("prompts", "a list of texts", type(prompts).__name__)
         request = Request("text", self._after(prefix, list(prompts)), False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bloomref.argument_kinds import as_path
 from bloomref.errors import BadWeights, describe, invalid
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.generation.prompts import read_request
@@ -163,7 +164,7 @@ class PrefixMethods(ABC):
             InvalidInput: when the file is of another model: other weights, adapters, sizes or dtypes, or another
             tokenizer; BadWeights: when it is damaged.
         """
-        path, engine = Path(path), self.backbone.engine
+        path, engine = as_path("path", path), self.backbone.engine
         file = SafetensorsFile(path)
         arrays = {name: np.array(file.view(name)) for name in _TENSORS if name in file.entries}
         if missing := [name for name in _TENSORS[:4] if name not in arrays]:

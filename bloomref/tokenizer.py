@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
+from bloomref.argument_kinds import as_path, check_collection, check_text
 from bloomref.chat_methods import ChatMethods
 from bloomref.errors import BadWeights, BloomrefWarning, InvalidInput, Unsupported, invalid
 from bloomref.formats.byte_alphabet import missing_bytes, named_bytes, to_bytes
@@ -20,7 +21,7 @@ from bloomref.formats.tokenizer_files import (
     keras_added_tokens,
     vocabulary_and_merges,
 )
-from bloomref.validation import check_bool, is_integer
+from bloomref.validation import check_bool, check_known, is_integer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -78,6 +79,7 @@ class BloomTokenizer(ChatMethods):
         """
         from bloomref.presets.adapted_models import locate
 
+        check_known(kwargs, ("revision",), "an argument of BloomTokenizer.from_preset")
         folder = locate(preset, weights=False, **kwargs).tokenizer_folder
         tokenizer = cls.find(folder)
         if tokenizer is None:
@@ -93,6 +95,7 @@ class BloomTokenizer(ChatMethods):
         Raises:
             BadWeights: when a file is damaged, or is that of another kind of tokenizer.
         """
+        folder = as_path("folder", folder)
         if has_keras_tokenizer(folder):
             tokenizer = cls._from_keras(folder)
         elif (folder / "tokenizer.json").is_file() or (folder / "tokenizer.json").is_symlink():
@@ -164,6 +167,7 @@ class BloomTokenizer(ChatMethods):
         Raises:
             InvalidInput: as `tokenize`.
         """
+        check_collection("texts", texts, "a list of texts")
         return [[*self._front, *ids] for ids in self._tokenize(texts, False)]
 
     @cached_property
@@ -175,11 +179,12 @@ class BloomTokenizer(ChatMethods):
 
     def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         self._check_unicode(texts)
-        return [e.ids for e in self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)]
+        return [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)]
 
     @staticmethod
     def _check_unicode(texts: list[str]) -> None:
         for text in texts:
+            check_text("text", text)
             try:
                 text.encode()
             except UnicodeEncodeError as error:
@@ -209,6 +214,7 @@ class BloomTokenizer(ChatMethods):
         Raises:
             InvalidInput: when an id is not an integer, or no token has it.
         """
+        check_bool("skip_special_tokens", skip_special_tokens)
         rows = _rows(ids)
         if rows is not None:
             return [self._detokenize(row, skip_special_tokens) for row in rows]
@@ -282,7 +288,7 @@ class BloomTokenizer(ChatMethods):
 
     def has_token(self, id: int) -> bool:
         """True if a token has this id."""
-        return 0 <= id < len(self._tokens) and self._tokens[id] is not None
+        return is_integer(id) and 0 <= id < len(self._tokens) and self._tokens[id] is not None
 
     @property
     def start_token_id(self) -> int | None:
@@ -348,6 +354,7 @@ class BloomTokenizer(ChatMethods):
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and everything that was read beside it into an existing folder: PRE-12."""
+        folder = as_path("folder", folder)
         write_json(folder / "tokenizer.json", json.loads(self._backend.to_str()))
         present = {role: token for role, token in self.special_tokens_map.items() if role in SPECIAL_TOKENS}
         self._facts.write(folder, present)

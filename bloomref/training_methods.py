@@ -2,11 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from bloomref.argument_kinds import as_path
 from bloomref.backbone import BloomBackbone
+from bloomref.errors import invalid
 from bloomref.tokenizer import BloomTokenizer
+from bloomref.validation import check_integer
 
 if TYPE_CHECKING:
     from bloomref.training.fit import Data, Texts
@@ -77,9 +81,12 @@ class TrainingMethods(ABC):
         from bloomref.training.fit import Run, fit
         from bloomref.training.settings import Settings
 
-        is_share = isinstance(held_out, (int, float))
+        is_share = isinstance(held_out, Real)
+        check_integer("save_every", save_every, 0)
+        if evaluate is not None and not callable(evaluate):
+            raise invalid("evaluate", "a function of the model, or None", evaluate)
         chosen = Settings.create(**settings, **({"held_out": held_out} if is_share else {}))
-        folder = None if checkpoints is None else Path(checkpoints)
+        folder = None if checkpoints is None else as_path("checkpoints", checkpoints)
         run = Run(folder=folder, save_every=save_every, resume=resume, progress=progress)
         documents = None if is_share else cast("Texts", held_out)
         options: dict[str, Any] = {"separator": separator, "chat_template": chat_template, "evaluate": evaluate}

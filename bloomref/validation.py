@@ -5,7 +5,7 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
-from bloomref.errors import InvalidInput, describe, invalid
+from bloomref.errors import InvalidInput, describe, invalid, represented
 
 Domain = Callable[[float], bool]
 
@@ -17,7 +17,7 @@ def is_integer(value: object) -> bool:
 
 def check_integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> None:
     if not is_integer(value) or value < minimum:
-        raise invalid(name, f"an integer >= {minimum}", value if not isinstance(value, str) else repr(value))
+        raise invalid(name, f"an integer >= {minimum}", represented(value))
     if maximum is not None and value > maximum:
         raise invalid(name, f"an integer <= {maximum}", value)
 
@@ -29,20 +29,20 @@ def check_real(name: str, value: Any, expected: str = "a finite number", domain:
     except OverflowError:  # an integer that no float can hold
         is_number = False
     if not is_number or not domain(float(value)):
-        raise invalid(name, expected, repr(value))
+        raise invalid(name, expected, represented(value))
 
 
 def check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise invalid(name, "True or False", repr(value))
+        raise invalid(name, "True or False", represented(value))
 
 
 def check_known(names: Iterable[str], known: Collection[str], kind: str) -> None:
     """Refuse the first name that is not known; `kind` is what a known one would be: "an argument of generate"."""
     for name in names:
         if name not in known:
-            hint = did_you_mean(name, known) or f"known: {', '.join(known)}"
-            raise InvalidInput(describe(name, kind, "an unknown name", hint))
+            hint = did_you_mean(str(name), known) or f"known: {', '.join(known)}"
+            raise InvalidInput(describe(str(name), kind, "an unknown name", hint))
 
 
 def did_you_mean(name: str, known: Collection[str], count: int = 1) -> str:

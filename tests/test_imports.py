@@ -41,6 +41,7 @@ VOCABULARY = " ".join(
         "shapes",
         "errors",
         "validation",
+        "argument_kinds",
         "cache_folder",
         "machine_memory",
         "dtypes",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bloomref.argument_kinds import check_kind, check_mapping, check_text
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights, InvalidInput, invalid
 from bloomref.formats import peft_fields
@@ -137,6 +138,7 @@ class LoraConfig:
             Unsupported: for a method other than LoRA, and for a variant of LoRA (LRA-18).
             BadWeights: for a value outside its domain.
         """
+        check_mapping("data", data)
         used = (*_USED, *_MATCHING, *_SAVED)
         check_supported(data, (*used, *_INERT))
         fields = {name: data[name] for name in used if data.get(name) is not None}
@@ -165,6 +167,7 @@ class LoraConfig:
         Raises:
             InvalidInput: when no module of the model matches, or an expression needs too many steps.
         """
+        check_kind("config", config, BloomConfig, "a BloomConfig")
         patterns = Patterns("target_modules")
         table = dict((*keys(config), (LM_HEAD.hf_key, LM_HEAD)))
         targets = {
@@ -179,6 +182,7 @@ class LoraConfig:
 
     def saves(self, key: str) -> bool:
         """True if `modules_to_save` has the module of a weight, or a module around it."""
+        check_text("key", key)
         parts = full_key(key).split(".")[:-1]
         names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
         return any(name.endswith(end) for name in names for end in self.modules_to_save)
@@ -190,6 +194,7 @@ class LoraConfig:
 
     def token_indices(self, key: str) -> tuple[int, ...]:
         """Rows of the embedding, or of the head, that `trainable_token_indices` names."""
+        check_text("key", key)
         ids = self.trainable_token_indices or ()
         if not isinstance(ids, Mapping):
             return ids if key.startswith(EMBEDDING) else ()
@@ -197,6 +202,7 @@ class LoraConfig:
 
     def adapts_parameter(self, key: str) -> bool:
         """True if `target_parameters` has the weight with this Hugging Face key."""
+        check_text("key", key)
         return any(_ends(full_key(key), name) for name in self.target_parameters)
 
     def base_hint(self) -> str:
@@ -206,6 +212,7 @@ class LoraConfig:
 
     def rank(self, key: str) -> int:
         """Rank of a new adapter of the weight with this Hugging Face key."""
+        check_text("key", key)
         return int(Patterns("rank_pattern").first(self.rank_pattern, module_name(key), self.r))
 
     def scale(self, key: str) -> float:
@@ -218,6 +225,7 @@ class LoraConfig:
         Raises:
             InvalidInput: when an expression of `alpha_pattern` needs too many steps.
         """
+        check_mapping("ranks", ranks)
         patterns = Patterns("alpha_pattern")
         alphas = {key: float(patterns.first(self.alpha_pattern, module_name(key), self.lora_alpha)) for key in ranks}
         return {key: alphas[key] / (math.sqrt(rank) if self.use_rslora else rank) for key, rank in ranks.items()}

@@ -6,6 +6,7 @@ belong to another strategy are left out, so that no error speaks of what nobody 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, Literal
 
 from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe
@@ -237,9 +238,10 @@ def _chosen(arguments: Mapping[str, Any]) -> Strategy | None:
         return "beam"
     if arguments.get("penalty_alpha") is not None:
         return "contrastive"
-    if arguments.get("do_sample"):
+    if arguments.get("do_sample") is True:
         return "sample"
-    if arguments.get("temperature") == 0:
+    temperature = arguments.get("temperature")
+    if isinstance(temperature, Real) and temperature == 0:
         return "greedy"
     draws = any(arguments.get(name) is not None for name in _SAMPLING) or _is_above_one(arguments.get("best_of"))
     return "sample" if arguments.get("do_sample") is None and draws else None

@@ -7,7 +7,7 @@ from itertools import chain
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
-from bloomref.errors import InvalidInput, invalid
+from bloomref.errors import InvalidInput, invalid, represented
 from bloomref.generation.other_tools import translate
 from bloomref.validation import check_integer, check_known, check_real
 
@@ -271,8 +271,8 @@ class GenerationOptions:
                 raise invalid(name, "a list of ids", getattr(self, name))
         for name, ids in (
             ("bad_words_ids", chain.from_iterable(words or ())),
-            ("suppress_tokens", self.suppress_tokens or ()),
-            ("begin_suppress_tokens", self.begin_suppress_tokens or ()),
+            ("suppress_tokens", () if self.suppress_tokens is None else self.suppress_tokens),
+            ("begin_suppress_tokens", () if self.begin_suppress_tokens is None else self.begin_suppress_tokens),
             ("forced_bos_token_id", () if self.forced_bos_token_id is None else (self.forced_bos_token_id,)),
             ("forced_eos_token_id", as_ids(self.forced_eos_token_id)),
         ):
@@ -283,8 +283,12 @@ class GenerationOptions:
         sampling = self._set("temperature", "top_p", "min_p", "typical_p")
         if self.do_sample:
             sampling.insert(0, "do_sample=True")
-        if not (self.early_stopping is None or isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
-            raise invalid("early_stopping", "True, False or 'never'", repr(self.early_stopping))
+        if not (
+            self.early_stopping is None
+            or isinstance(self.early_stopping, bool)
+            or (isinstance(self.early_stopping, str) and self.early_stopping == "never")
+        ):
+            raise invalid("early_stopping", "True, False or 'never'", represented(self.early_stopping))
         if self.num_beams > 1:
             _refuse(sampling + self._set("top_k", "penalty_alpha"), f"num_beams={self.num_beams}")
         elif self.length_penalty != 1.0:

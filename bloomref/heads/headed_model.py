@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from bloomref.argument_kinds import as_path, check_kind, check_mapping
 from bloomref.backbone import BloomBackbone, Presets
 from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype, cast
@@ -70,6 +71,9 @@ class HeadedModel(LoraMethods):
             raise invalid("tokenizer", "a BloomTokenizer or None", type(tokenizer).__name__)
         if num_labels is not None:
             check_integer("num_labels", num_labels, 1)
+        if head is not None:
+            check_mapping("head", head)
+        check_integer("seed", seed, 0)
         self._backbone, self._tokenizer, self._beside = backbone, tokenizer, Beside()
         facts = {**backbone.config.extra, **label_facts(id2label, num_labels, problem_type)}
         if num_labels is not None and id2label is None and number_of_labels(facts) != num_labels:
@@ -141,6 +145,7 @@ class HeadedModel(LoraMethods):
         return self.backbone.adapter_set
 
     def use_adapters(self, adapters: AdapterSet) -> None:
+        check_kind("adapters", adapters, AdapterSet, "the adapter_set of a model")
         head = self._head_under(adapters)
         self.backbone.use_adapters(adapters)
         self.head = head
@@ -156,7 +161,9 @@ class HeadedModel(LoraMethods):
         if isinstance(config, LoraConfig):
             config = replace(config, facts=facts | dict(config.facts))
         else:
-            config = {"facts": facts, **(config or {})}
+            config = {} if config is None else config
+            check_kind("config", config, Mapping, "a LoraConfig, or a dictionary of its fields")
+            config = {"facts": facts, **config}
         super().add_adapter(config, name, seed=seed)
         adapters = self.adapter_set
         adapter = replace(adapters.get(name), heads=self._own_head.named(self.kind))
@@ -239,7 +246,7 @@ class HeadedModel(LoraMethods):
                 self.tokenizer.save(Path(folder))
             self._beside.write(Path(folder), None)
             hf.save(
-                Path(path),
+                as_path("path", path),
                 self.config.replace(tie_word_embeddings=is_tied),
                 replace(params, lm_head=None),
                 tokenizer_from=Path(folder),

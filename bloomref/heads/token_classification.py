@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bloomref.argument_kinds import check_collection
 from bloomref.errors import invalid
 from bloomref.head_params import TOKEN_HEAD
 from bloomref.heads.headed_model import HeadedModel, check_finite_logits, padded
@@ -63,6 +64,7 @@ class BloomForTokenClassification(HeadedModel):
         return [self._entities(text, ignore_labels) for text in inputs]
 
     def _entities(self, text: str, ignore_labels: Sequence[str]) -> list[dict[str, Any]]:
+        check_collection("ignore_labels", ignore_labels, "a list of labels")
         tokenizer = self._need_tokenizer("inputs")
         spans = tokenizer.spans(text)
         scores = softmax(check_finite_logits(self([[span.id for span in spans]])[0]))

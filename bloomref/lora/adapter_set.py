@@ -6,9 +6,10 @@ from itertools import combinations
 
 import numpy as np
 
+from bloomref.argument_kinds import check_kind, check_mapping
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType, DTypePolicy, accumulation_dtype
-from bloomref.errors import InvalidInput, Unsupported, describe, invalid
+from bloomref.errors import InvalidInput, Unsupported, describe, invalid, represented
 from bloomref.lora.adapted_weights import ChangedWeights, adapted
 from bloomref.lora.adapter import Adapter
 from bloomref.lora.adapter_variables import gradients, sources, variables, with_variables
@@ -85,6 +86,8 @@ class AdapterSet:
     def activate(self, adapters: str | Mapping[str, float] | None) -> "AdapterSet":
         """Return a set with other active adapters: one by name, several by name and weight, or none."""
         self._check_not_merged()
+        if adapters is not None:
+            check_kind("adapter", adapters, (str, Mapping), "a name, a dictionary of name and weight, or None")
         weights = {adapters: 1.0} if isinstance(adapters, str) else dict(adapters or {})
         for name, weight in weights.items():
             self.get(name)
@@ -105,12 +108,14 @@ class AdapterSet:
     def assign(self, arrays: Mapping[str, Array]) -> "AdapterSet":
         """Return a set with new variables of the active adapters, under the names of `factors`."""
         self._check_not_merged()
+        check_mapping("variables", arrays)
         known = self.factors()
         for name, array in arrays.items():
             if name not in known:
                 raise invalid("variables", f"names such as {next(iter(known), 'none')}", repr(name))
-            if array.shape != known[name].shape:
-                raise invalid(name, f"shape {known[name].shape}", str(array.shape))
+            shape = getattr(array, "shape", None)
+            if shape != known[name].shape:
+                raise invalid(name, f"shape {known[name].shape}", "no array" if shape is None else str(shape))
         changed = {name: with_variables(name, self.loaded[name], arrays, self.dtype) for name in self.active}
         return replace(self, loaded={**self.loaded, **changed})
 
@@ -165,8 +170,9 @@ class AdapterSet:
         Raises:
             InvalidInput: when there is none.
         """
-        if name not in self.loaded:
-            raise invalid("adapter", f"one of {', '.join(self.loaded) or 'none: there is no adapter'}", repr(name))
+        if not isinstance(name, str) or name not in self.loaded:
+            known = ", ".join(self.loaded) or "none: there is no adapter"
+            raise invalid("adapter", f"one of {known}", represented(name))
         return self.loaded[name]
 
     def only_active(self) -> Adapter:
@@ -182,7 +188,7 @@ class AdapterSet:
     def check_new(self, name: str) -> None:
         """Raise InvalidInput for a name that an adapter cannot have, or has already."""
         if not isinstance(name, str) or not name or "." in name or "/" in name:
-            raise invalid("name", "a name without dots and slashes", repr(name))
+            raise invalid("name", "a name without dots and slashes", represented(name))
         if name in self.loaded:
             raise invalid("name", "a name that is not taken", repr(name), "delete_adapter makes room")
 

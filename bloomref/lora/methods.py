@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bloomref.argument_kinds import as_path, check_collection, check_kind
 from bloomref.errors import invalid
 from bloomref.formats.peft_config import LoraConfig
 from bloomref.lora.adapter import DENSE_LAYERS, KERAS_DEFAULT
@@ -59,6 +60,7 @@ class LoraMethods(ABC):
         size = adapters.config.vocabulary_size if new_num_tokens is None else new_num_tokens
         check_integer("new_num_tokens", size, 1)
         check_bool("mean_resizing", mean_resizing)
+        check_integer("seed", seed, 0)
         if pad_to_multiple_of is not None:
             check_integer("pad_to_multiple_of", pad_to_multiple_of, 1)
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
@@ -87,8 +89,14 @@ class LoraMethods(ABC):
             InvalidInput: for a rank below 1, an unknown or repeated layer name, or a name that is taken.
         """
         check_integer("rank", rank, 1)
+        check_integer("seed", seed, 0)
+        if target_layer_names is not None:
+            check_collection(
+                "target_layer_names", target_layer_names, f"names, each once, of {', '.join(DENSE_LAYERS)}"
+            )
         targets = KERAS_DEFAULT if target_layer_names is None else tuple(target_layer_names)
-        if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(DENSE_LAYERS):
+        are_names = all(isinstance(target, str) and target in DENSE_LAYERS for target in targets)
+        if not targets or not are_names or len(set(targets)) < len(targets):
             raise invalid("target_layer_names", f"names, each once, of {', '.join(DENSE_LAYERS)}", repr(targets))
         adapters = self.adapter_set
         adapters.check_new(name)
@@ -107,7 +115,8 @@ class LoraMethods(ABC):
             InvalidInput: for a config that matches no weight of this model,
             or a name in use; Unsupported: for an initialisation that PEFT alone has.
         """
-        settings = config if isinstance(config, LoraConfig) else _settings(config or {})
+        settings = config if isinstance(config, LoraConfig) else _settings({} if config is None else config)
+        check_integer("seed", seed, 0)
         adapters = self.adapter_set
         adapters.check_new(name)
         adapter = new_peft(name, adapters.base, adapters.config, settings, seed, adapters.dtype)
@@ -149,7 +158,7 @@ class LoraMethods(ABC):
 
         adapters = self.adapter_set
         adapter = adapters.only_active() if name is None else adapters.get(name)
-        adapter_files.save(Path(path), adapter, adapters.config, expand, overwrite)
+        adapter_files.save(as_path("path", path), adapter, adapters.config, expand, overwrite)
 
     def set_adapter(self, adapter: str | Mapping[str, float] | None) -> None:
         """Activate one adapter, several with weights, or none: `set_adapter({"legal": 0.7, "style": 0.3})`.
@@ -204,5 +213,6 @@ class LoraMethods(ABC):
 
 
 def _settings(fields: Mapping[str, Any]) -> LoraConfig:
+    check_kind("config", fields, Mapping, "a LoraConfig, or a dictionary of its fields")
     check_known(fields, LoraConfig.__dataclass_fields__, "a field of LoraConfig")
     return LoraConfig(**fields)

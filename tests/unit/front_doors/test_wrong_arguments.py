@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import text_lm
 
-from bloomref import BloomBackbone, BloomCausalLM, BloomConfig, BloomTokenizer, GenerationOptions, LoraConfig
+from bloomref import (
+    BloomBackbone,
+    BloomCausalLM,
+    BloomConfig,
+    BloomForTokenClassification,
+    BloomTokenizer,
+    GenerationOptions,
+    LoraConfig,
+)
 from bloomref.conformance.diff import trace_files
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput
 from bloomref.params import init_params
@@ -95,7 +103,50 @@ CALLS: dict[str, Any] = {
     "backbone": lambda _, x: BloomCausalLM(x),
     "backend": lambda _, x: BloomBackbone(9, 1, 1, 2, 2, backend=x),
     "seed": lambda _, x: BloomBackbone(9, 1, 1, 2, 2, seed=x) if not callable(x) else None,
+    "names of a trace": lambda lm, x: lm.backbone.trace([[1]], x),
+    "a model's config": lambda _, x: BloomBackbone.from_config(x),
+    "a model's name": lambda _, x: BloomBackbone(9, 1, 1, 2, 2, name=x),
+    "an adapter's config": lambda _, x: small().add_adapter(x),
+    "an adapter's name": lambda _, x: small().add_adapter(name=x),
+    "an adapter's seed": lambda _, x: small().add_adapter(seed=x),
+    "layers of an adapter": lambda _, x: small().enable_lora(1, x),
+    "seed of KerasHub's adapter": lambda _, x: small().enable_lora(1, seed=x),
+    "the active adapter": lambda _, x: small().set_adapter(x),
+    "an adapter to delete": lambda _, x: small().delete_adapter(x),
+    "adapters": lambda _, x: small().use_adapters(x),
+    "variables": lambda _, x: small().assign_variables(x),
+    "keys of an adapter": lambda _, x: [getattr(LoraConfig(), name)(x) for name in KEYED],
+    "targets": lambda _, x: LoraConfig().targets(x),
+    "scales": lambda _, x: LoraConfig().scales(x) if not isinstance(x, dict) else None,
+    "contents of adapter_config.json": lambda _, x: LoraConfig.from_json(x),
+    "a head": lambda lm, x: BloomForTokenClassification(lm.backbone, head=x),
+    "a head's seed": lambda lm, x: BloomForTokenClassification(lm.backbone, seed=x),
+    "a head's adapter": lambda lm, x: BloomForTokenClassification(lm.backbone).use_adapters(x),
+    "config of a head's adapter": lambda _, x: BloomForTokenClassification(small()).add_adapter(x),
+    "labels to ignore": lambda lm, x: tagger(lm).classify("the", ignore_labels=x),
+    "has_token": lambda lm, x: lm.tokenizer.has_token(x),
+    "as_prompts": lambda lm, x: lm.tokenizer.as_prompts(x),
+    "spans": lambda lm, x: lm.tokenizer.spans("the", x),
+    "special tokens": lambda lm, x: lm.tokenizer.detokenize([5], x),
+    "tools": lambda lm, x: lm.tokenizer.apply_chat_template([{}], chat_template="x", tools=x),
+    "messages": lambda lm, x: lm.tokenizer.encode_answers(x, chat_template="x"),
+    "asked": lambda lm, x: lm.tokenizer.encode_answers([{}], chat_template="x", asked=x),
+    "prompts to skip": lambda lm, x: list(lm.generate_each(["the"], max_new_tokens=1, skip=x)),
+    "do_sample": lambda lm, x: lm.generate("the", max_new_tokens=1, do_sample=x),
+    "suppressed tokens": lambda _, x: GenerationOptions(suppress_tokens=x),
+    "early stopping": lambda _, x: GenerationOptions(num_beams=2, early_stopping=x),
+    "evaluate": lambda lm, x: lm.fit(["the a"], steps=1, batch=1, context=4, evaluate=x if not callable(x) else None),
+    "save_every": lambda lm, x: lm.fit(["the a"], steps=1, batch=1, context=4, save_every=x),
 }
+KEYED = ("rank", "scale", "saves", "adapts_parameter", "token_indices")
+
+
+def small() -> BloomBackbone:
+    return BloomBackbone(9, 1, 1, 2, 2)
+
+
+def tagger(lm: BloomCausalLM) -> BloomForTokenClassification:
+    return BloomForTokenClassification(lm.backbone, lm.tokenizer)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -109,6 +160,24 @@ def test_a_wrong_type_is_the_documented_error(call: str, lm: BloomCausalLM) -> N
         except Exception as error:
             wrong.append(f"{value!r:.60}: {type(error).__name__}: {error}"[:200])
     assert wrong == []
+
+
+PATHS: dict[str, Any] = {
+    "save_to_preset": lambda lm, x: lm.save_to_preset(x),
+    "save_to_preset of a backbone": lambda lm, x: lm.backbone.save_to_preset(x),
+    "save_to_preset of a head": lambda lm, x: tagger(lm).save_to_preset(x),
+    "save": lambda lm, x: lm.tokenizer.save(x),
+    "find": lambda _, x: BloomTokenizer.find(x),
+    "load_prefix": lambda lm, x: lm.load_prefix(x),
+    "checkpoints": lambda lm, x: lm.fit(["the a"], steps=1, batch=1, context=4, checkpoints=x),
+}
+
+
+@pytest.mark.parametrize("call", PATHS)
+def test_what_is_no_path_is_refused(call: str, lm: BloomCausalLM) -> None:
+    for value in (3, [1], b"x", object()):
+        with pytest.raises(InvalidInput, match="expected a path"):
+            PATHS[call](lm, value)
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda x: st.lists(x, max_size=3), max_leaves=5))
