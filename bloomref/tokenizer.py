@@ -281,6 +281,7 @@ class BloomTokenizer(ChatMethods):
 
     def lost_characters(self, text: str) -> str:
         """The characters of a text that `tokenize` leaves out: the vocabulary has no token for one of their bytes."""
+        self._check_unicode([text])
         suspects = {c for c in set(text) if not self._missing_bytes.isdisjoint(c.encode())}
         if not suspects or self.detokenize(self.tokenize(text)) == text:  # they may be spelled by a special token
             return ""

@@ -120,7 +120,7 @@ ROOMS = {
     ),
     "kit_run": room(
         "bloomref.conformance.run",
-        "vocabulary kit_cases kit_subject kit_checks kit_adapters kit_properties",
+        "vocabulary formats kit_cases kit_subject kit_checks kit_adapters kit_properties",
     ),
     "kit_vectors": room(
         "bloomref.conformance.vectors",

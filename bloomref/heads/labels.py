@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from bloomref.errors import BadWeights, describe, invalid
+from bloomref.errors import BadWeights, describe, invalid, represented
 from bloomref.shapes import Array, Float
 
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -95,8 +95,8 @@ def label_facts(names: object, num_labels: int | None, problem_type: str | None)
         facts["id2label"] = {str(index): name for index, name in enumerate(listed)}
         facts["label2id"] = {name: index for index, name in enumerate(listed)}
     if problem_type is not None:
-        if problem_type not in PROBLEM_TYPES:
-            raise invalid("problem_type", f"None or one of {', '.join(PROBLEM_TYPES)}", repr(problem_type))
+        if not isinstance(problem_type, str) or problem_type not in PROBLEM_TYPES:
+            raise invalid("problem_type", f"None or one of {', '.join(PROBLEM_TYPES)}", represented(problem_type))
         facts["problem_type"] = problem_type
     return facts
 

@@ -129,7 +129,7 @@ def _trainer(
     measure: Callable[[], float] | None,
     facts: Mapping[str, Any],
 ) -> Trainer:
-    betas = (settings.beta1, settings.beta2, settings.epsilon)
+    betas = (float(settings.beta1), float(settings.beta2), float(settings.epsilon))
     optimizer = AdamW.create(part.variables, part.decays, *betas, settings.weight_decay)
     steps = steps_of(settings, source)
     return Trainer(part.variables, part.gradients, source, settings, steps, optimizer, part.drops, measure, facts)

@@ -58,6 +58,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_waivers_of_a_device_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "w.toml").symlink_to("/dev/zero")
+    with pytest.raises(InvalidInput, match=r"w\.toml.*special file"):
+        read_waivers([str(tmp_path / "w.toml")])
+
+
 def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
     def apply(folder: Path) -> None:
         data = json.loads((folder / "embedding.json").read_text("utf-8"))
@@ -80,6 +86,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a test that is a number": changed(lambda data: data["tests"].append(5)),
     "an empty test": changed(lambda data: data["tests"].append({})),
     "no tiers": changed(lambda data: data.pop("tiers")),
+    "no answer": changed(lambda data: data["tests"].append({"id": "x", "ask": "call", "expect": "valid", "flags": []})),
+    "no question": first(ask=None),
     "an id that is a list": first(id=[1]),
     "flags that are numbers": first(flags=[1]),
     "an input that is a list": first(input=[]),

@@ -204,7 +204,7 @@ PICKLES = file_surface(
     _convert,
     change=_damaged_archive,
     judge=_other_tensors,
-    names=("config.json",),
+    names=("config.json", "model.safetensors"),
     needs="torch",
 )
 SURFACES = (TRACES, VECTORS, WAIVERS, PICKLES)

@@ -17,6 +17,7 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.implementation import Waiver
 from bloomref.conformance.tags import tags_of
 from bloomref.errors import InvalidInput, invalid
+from bloomref.formats.files import regular_file
 
 SHIPPED = Path(__file__).parent / "waivers"
 
@@ -84,7 +85,7 @@ def _path(name: str) -> Path:
 
 def _read(path: Path) -> Iterable[Waiver]:
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        data = tomllib.loads(regular_file(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"waivers: expected a TOML file, got {path}; {error}") from None
     if set(data) - {"waiver"}:

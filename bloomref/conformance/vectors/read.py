@@ -156,10 +156,12 @@ def _check_test(place: str, test: Any, tensors: SafetensorsFile | None) -> None:
     Raises:
         BadWeights: naming the test and the key.
     """
-    _check_types(place, test, {"id": str, "expect": str, "flags": list})
+    _check_types(place, test, {"id": str, "ask": str, "expect": str, "flags": list})
     place = f"{place}, {test['id']}"
     if not all(isinstance(flag, str) for flag in test["flags"]) or not isinstance(test.get("input", {}), dict):
         raise BadWeights(describe(place, "flags that are texts, and an object `input`", "another form"))
+    if test["expect"] != "invalid" and "answers" not in test:
+        _check_types(place, test, {"output": dict})
     answers = test.get("answers", [])
     if not isinstance(answers, list) or (answers and tensors is None):
         raise BadWeights(describe(f"{place}: answers", "a list, and a file of expected tensors", answers))

@@ -124,6 +124,8 @@ CALLS: dict[str, Any] = {
     "a head's adapter": lambda lm, x: BloomForTokenClassification(lm.backbone).use_adapters(x),
     "config of a head's adapter": lambda _, x: BloomForTokenClassification(small()).add_adapter(x),
     "labels to ignore": lambda lm, x: tagger(lm).classify("the", ignore_labels=x),
+    "problem_type": lambda lm, x: BloomForTokenClassification(lm.backbone, problem_type=x),
+    "lost_characters": lambda lm, x: lm.tokenizer.lost_characters(x),
     "has_token": lambda lm, x: lm.tokenizer.has_token(x),
     "as_prompts": lambda lm, x: lm.tokenizer.as_prompts(x),
     "spans": lambda lm, x: lm.tokenizer.spans("the", x),
