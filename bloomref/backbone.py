@@ -23,7 +23,7 @@ from bloomref.runtime.embedding_inputs import embedding_batch, hidden_of
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.inputs import check_token_ids, to_array, token_batch
 from bloomref.shapes import Array, Float
-from bloomref.validation import check_integer, check_known
+from bloomref.validation import check_bool, check_integer, check_known
 
 if TYPE_CHECKING:
     from bloomref.presets.adapted_models import Located
@@ -235,6 +235,7 @@ class BloomBackbone(LoraMethods):
         from bloomref.formats.checkpoint import open_checkpoint
         from bloomref.presets.adapted_models import locate
 
+        check_bool("load_weights", load_weights)
         run, changes = _RunArguments.split(arguments, (*_ARGUMENTS, "dtype", "revision"))
         dtype, revision = changes.pop("dtype", None), changes.pop("revision", None)
         if run.backend != registry.AUTO:

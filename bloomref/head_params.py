@@ -17,6 +17,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.dtypes import FLOAT32, DType, cast
 from bloomref.errors import BadWeights, describe
+from bloomref.machine_memory import check_memory
 from bloomref.shapes import Array, Float
 
 
@@ -94,5 +95,6 @@ class HeadParams:
 
 def init_head(kind: HeadKind, num_labels: int, config: BloomConfig, seed: int, dtype: DType = FLOAT32) -> HeadParams:
     """A fresh head: weight normal with standard deviation `initializer_range`, bias 0; seeded."""
+    check_memory("the head", 8 * num_labels * config.hidden_dim)
     values = config.initializer_range * np.random.default_rng(seed).standard_normal((num_labels, config.hidden_dim))
     return HeadParams(cast(values, dtype), np.zeros(num_labels, dtype) if kind.has_bias else None)

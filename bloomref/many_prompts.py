@@ -69,7 +69,8 @@ class ManyPrompts(PrefixMethods):
         """
         check_integer("batch", batch, 1)
         check_collection("skip", skip, "a collection of places")
-        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        check_collection("prompts", prompts, "a list of texts")
+        if not all(isinstance(prompt, str) for prompt in prompts):
             raise invalid("prompts", "a list of texts", type(prompts).__name__)
         request = Request("text", self._after(prefix, list(prompts)), False)
         whole = self._task(self._prompts("prompts", request), self._options(**options), prefix)

@@ -356,6 +356,8 @@ class BloomTokenizer(ChatMethods):
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and everything that was read beside it into an existing folder: PRE-12."""
         folder = as_path("folder", folder)
+        if not folder.is_dir():
+            raise invalid("folder", "an existing folder", str(folder))
         write_json(folder / "tokenizer.json", json.loads(self._backend.to_str()))
         present = {role: token for role, token in self.special_tokens_map.items() if role in SPECIAL_TOKENS}
         self._facts.write(folder, present)

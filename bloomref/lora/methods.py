@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bloomref.argument_kinds import as_path, check_collection, check_kind
+from bloomref.argument_kinds import as_path, check_kind
 from bloomref.errors import invalid
 from bloomref.formats.peft_config import LoraConfig
 from bloomref.lora.adapter import DENSE_LAYERS, KERAS_DEFAULT
@@ -91,8 +91,11 @@ class LoraMethods(ABC):
         check_integer("rank", rank, 1)
         check_integer("seed", seed, 0)
         if target_layer_names is not None:
-            check_collection(
-                "target_layer_names", target_layer_names, f"names, each once, of {', '.join(DENSE_LAYERS)}"
+            check_kind(
+                "target_layer_names",
+                target_layer_names,
+                (list, tuple),
+                f"names, each once, of {', '.join(DENSE_LAYERS)}",
             )
         targets = KERAS_DEFAULT if target_layer_names is None else tuple(target_layer_names)
         are_names = all(isinstance(target, str) and target in DENSE_LAYERS for target in targets)

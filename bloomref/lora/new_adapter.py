@@ -12,6 +12,7 @@ from bloomref.formats.keras_lora import kernel_shapes
 from bloomref.formats.peft_config import EMBEDDING, LoraConfig
 from bloomref.formats.peft_tensors import PeftTensors
 from bloomref.lora.adapter import Adapter, from_keras, from_peft
+from bloomref.machine_memory import check_memory
 from bloomref.params import LM_HEAD, WORD_EMBEDDING, Params, Weight, keys
 from bloomref.reference.lora import row_norms
 from bloomref.shapes import Array
@@ -40,6 +41,8 @@ def new_peft(name: str, base: Params, config: BloomConfig, settings: LoraConfig,
         bound = 1.0 / math.sqrt(columns)
         return cast(rng.uniform(-bound, bound, (r, columns)), dtype), np.zeros((rows, r), dtype)
 
+    sides = {key: sum(weight.hf_shape(config)) for key, weight in settings.targets(config).items()}
+    check_memory("the new adapter", 8 * sum(settings.rank(key) * side for key, side in sides.items()))
     stored = _Stored(base, config, dtype)
     pairs = {key: pair(key, weight) for key, weight in settings.targets(config).items()}
     rows = {key: stored[key].T if key == stored.embedding else stored[key] for key in pairs if settings.use_dora}
@@ -106,4 +109,6 @@ def new_keras(name: str, config: BloomConfig, r: int, targets: tuple[str, ...], 
         return cast(rng.uniform(-bound, bound, a), dtype), np.zeros(b, dtype)
 
     layers = range(config.num_layers)
+    numbers = sum(math.prod(shape) for dense in targets for shape in kernel_shapes(config, dense, r))
+    check_memory("the new adapter", 8 * config.num_layers * numbers)
     return from_keras(name, {(i, dense): pair(dense) for i in layers for dense in targets}, dtype)

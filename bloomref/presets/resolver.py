@@ -103,7 +103,11 @@ def _repository(argument: str, name: str, revision: str | None) -> tuple[str, st
 
 
 def _folder(path: Path, name: str) -> Path:
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:  # too long, or not allowed
+        raise invalid("preset", "a folder that the system can open", f"{name}: {error}") from None
+    if is_folder:
         return path
     if path.is_file():
         raise file_as_model(path)

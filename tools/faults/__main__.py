@@ -45,6 +45,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.inputs < 1 or options.jobs < 1 or options.seed < 0:
         parser.error("--inputs and --jobs are positive, --seed is not negative")
+    if options.page and len(options.only) < len(SURFACES):
+        parser.error("--page stores every surface: leave --only out")
     if options.repeat is not None and (len(options.only) != 1 or options.repeat < 0):
         parser.error("--repeat takes an index, and one surface with --only")
     return options

@@ -27,7 +27,7 @@ _INTRODUCTION = """# Faults
 `python -m tools.faults` damages files and arguments at random, and counts what the library answers. Each input has {seconds} seconds and {memory} GiB of memory in a
 process of its own kind. It is refused well if the error is of a documented class (for a command: the exit code is 2 to 5) and the message is one printable line that names the
 file or the argument. What is accepted is compared with an independent reader or with the undamaged original, where there is one. The seed was {seed}; the same seed repeats every input.
-[The numbers](faults.json) have each fault, with the index that `--repeat` takes.
+[The numbers](faults.json) have each fault, with the index that `--repeat` takes. A surface is left out where its package (h5py, jinja2 or torch) is not installed.
 
 """
 

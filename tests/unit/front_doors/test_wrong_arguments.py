@@ -22,7 +22,7 @@ from bloomref import (
     LoraConfig,
 )
 from bloomref.conformance.diff import trace_files
-from bloomref.errors import BadWeights, BloomrefError, InvalidInput
+from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
 from bloomref.params import init_params
 from bloomref.training import data_files
 
@@ -133,6 +133,8 @@ CALLS: dict[str, Any] = {
     "tools": lambda lm, x: lm.tokenizer.apply_chat_template([{}], chat_template="x", tools=x),
     "messages": lambda lm, x: lm.tokenizer.encode_answers(x, chat_template="x"),
     "asked": lambda lm, x: lm.tokenizer.encode_answers([{}], chat_template="x", asked=x),
+    "prompts": lambda lm, x: list(lm.generate_each(x, max_new_tokens=1)),
+    "load_weights": lambda _, x: BloomBackbone.from_preset("bloom_tiny_udhr", load_weights=x),
     "prompts to skip": lambda lm, x: list(lm.generate_each(["the"], max_new_tokens=1, skip=x)),
     "do_sample": lambda lm, x: lm.generate("the", max_new_tokens=1, do_sample=x),
     "suppressed tokens": lambda _, x: GenerationOptions(suppress_tokens=x),
@@ -173,6 +175,23 @@ PATHS: dict[str, Any] = {
     "load_prefix": lambda lm, x: lm.load_prefix(x),
     "checkpoints": lambda lm, x: lm.fit(["the a"], steps=1, batch=1, context=4, checkpoints=x),
 }
+
+
+def test_more_than_the_memory_of_the_machine_is_refused(lm: BloomCausalLM) -> None:
+    for call in (
+        lambda: small().enable_lora(2**50),
+        lambda: small().add_adapter({"r": 2**50}),
+        lambda: BloomForTokenClassification(lm.backbone, num_labels=2**50),
+    ):
+        with pytest.raises(Unsupported, match="memory"):
+            call()
+
+
+def test_a_path_that_the_system_refuses_is_named(lm: BloomCausalLM) -> None:
+    with pytest.raises(InvalidInput, match="preset: expected a folder that the system can open"):
+        BloomTokenizer.from_preset("x" * 5000)
+    with pytest.raises(InvalidInput, match="folder: expected an existing folder, got missing"):
+        lm.tokenizer.save(Path("missing"))
 
 
 @pytest.mark.parametrize("call", PATHS)
