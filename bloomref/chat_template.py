@@ -70,6 +70,11 @@ def render(
         hint = "change the messages, or pass another chat_template"
         expected = "a conversation that the chat template accepts"
         raise InvalidInput(describe("messages", expected, _named(error), hint)) from None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        expected = "messages and a template of valid Unicode"
+        raise invalid("messages", expected, repr(text[error.start]), f"at {error.start}") from None
     if continue_last:
         text = _cut(text, ending)
     return _without_marks(text, mark) if mark else Rendered(text)

@@ -151,7 +151,7 @@ def _array(file: SafetensorsFile, name: str, axes: int) -> Array:
         got = f"{entry.dtype} {entry.shape}"
         raise BadWeights(describe(f"{WEIGHTS}: {name}", f"floating numbers in {axes} axes, at least one", got))
     array = file.view(name)
-    check_finite(array, name)
+    check_finite(array, f"{WEIGHTS}: {name}")
     return array.copy()
 
 

@@ -52,11 +52,17 @@ class TokenizerFacts:
         return cls(config, specials, templates, bool(files))
 
     def named(self, role: str) -> str | None:
-        """The special token of a role such as "bos_token"; None if no file names it. tokenizer_config.json wins."""
-        for source in (self.config, self.specials):
+        """The special token of a role such as "bos_token"; None if no file names it. tokenizer_config.json wins.
+
+        Raises:
+            BadWeights: for a token that is no valid Unicode.
+        """
+        for file, source in (("tokenizer_config.json", self.config), ("special_tokens_map.json", self.specials)):
             value = source.get(role)
             token = value.get("content") if isinstance(value, dict) else value
             if isinstance(token, str):
+                if any("\ud800" <= character <= "\udfff" for character in token):
+                    raise BadWeights(describe(f"{file}: {role}", "valid Unicode", repr(token)))
                 return token
         return None
 

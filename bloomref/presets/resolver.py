@@ -46,7 +46,7 @@ def resolve(preset: str | Path, *, weights: bool = True, revision: str | None = 
         return _kaggle(name, weights)
     if built_in:
         return built_in.folder or hub.download(built_in.source, revision or built_in.revision, weights=weights)
-    return _folder(Path(preset).expanduser(), name)
+    return _folder(_expanded("preset", preset), name)
 
 
 def resolve_adapter(adapter: str | Path) -> Path:
@@ -66,7 +66,7 @@ def resolve_adapter(adapter: str | Path) -> Path:
         return hub.download_adapter(*_repository("adapter", name, None))
     if isinstance(adapter, str) and adapter in ADAPTERS:
         return ADAPTERS[adapter].folder
-    path = Path(adapter).expanduser()
+    path = _expanded("adapter", adapter)
     expected = "a folder of PEFT, a .lora.h5 file, hf://user/repo, or the name of an adapter"
     if name in PRESETS and not path.exists():
         raise invalid("adapter", expected, f"the model {name}", f"give it as the model: `-m {name}`, without --adapter")
@@ -100,6 +100,14 @@ def _repository(argument: str, name: str, revision: str | None) -> tuple[str, st
     if named and revision not in (None, named):
         raise invalid("revision", f"{named!r}, as the preset's name says, or None", revision)
     return repo, revision or named or "main"
+
+
+def _expanded(argument: str, path: str | Path) -> Path:
+    """The path with the home of a user in the place of `~`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise invalid(argument, "the home of a user that the system knows", str(path)) from None
 
 
 def _folder(path: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from bloomref.conformance.subject import PROBE, NotAsked, Raised, Subject
 from bloomref.conformance.vectors import questions
 from bloomref.conformance.vectors.judge import judge
 from bloomref.conformance.vectors.read import Vector, locate, read
-from bloomref.errors import Unsupported
+from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.shapes import Array
 
 NAME = "vectors"
@@ -126,6 +126,8 @@ def _answer(subject: Subject, vector: Vector) -> Iterator[Judgement]:
 
 def _best(subject: Subject, vector: Vector, outputs: Mapping[str, Array]) -> list[Judgement]:
     """Judge by the first answer that the outputs pass, or else by the specification's, which is the first."""
+    if subject.tier.stored not in vector.tiers:
+        raise BadWeights(describe(f"{vector.id}: tiers", f"a list with {subject.tier.stored}", vector.tiers))
     tier = vector.tiers.index(subject.tier.stored)
     by_answer = [judge(outputs, tensors, tier, vector.inputs[1]) for _, tensors in vector.answers()]
     return next((each for each in by_answer if all(judgement.verdict != "fail" for judgement in each)), by_answer[0])

@@ -31,6 +31,7 @@ def render(template: str, messages: Any = MESSAGES, **arguments: Any) -> Any:
         ("{{ messages[0]['content'] + 3 }}", {}, "messages: .*TypeError"),
         ("{{ nothing.attribute }}", {}, "messages: .*UndefinedError"),
         ("{% for m in messages %}", {}, "chat_template: expected a template of jinja2, got TemplateSyntaxError"),
+        ("\ud800", {}, "messages: expected messages and a template of valid Unicode"),
         ("{% break %}", {}, "chat_template: expected a template of jinja2, got SyntaxError"),
         ("{{ ''.__class__.__mro__ }}", {}, "SecurityError"),
         ("{{ cycler.__init__.__globals__ }}", {}, "SecurityError"),

@@ -190,6 +190,8 @@ def test_more_than_the_memory_of_the_machine_is_refused(lm: BloomCausalLM) -> No
 def test_a_path_that_the_system_refuses_is_named(lm: BloomCausalLM) -> None:
     with pytest.raises(InvalidInput, match="preset: expected a folder that the system can open"):
         BloomTokenizer.from_preset("x" * 5000)
+    with pytest.raises(InvalidInput, match=r"preset: .*home of a user that the system knows, got ~nosuchuser/x"):
+        BloomTokenizer.from_preset("~nosuchuser/x")
     with pytest.raises(InvalidInput, match="folder: expected an existing folder, got missing"):
         lm.tokenizer.save(Path("missing"))
 
