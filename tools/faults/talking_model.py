@@ -68,7 +68,7 @@ def _tokenize(folder: Path) -> list[list[int]]:
 def _other_ids(ids: list[list[int]], folder: Path, _: Path) -> str:
     from tokenizers import Tokenizer
 
-    if not (folder / "tokenizer.json").exists():
+    if not (folder / "tokenizer.json").is_file():
         return "" if not ids else "ids without a tokenizer"
     try:
         reader = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -127,7 +127,9 @@ def _answer(subject: Subject, vector: Vector) -> Iterator[Judgement]:
 def _best(subject: Subject, vector: Vector, outputs: Mapping[str, Array]) -> list[Judgement]:
     """Judge by the first answer that the outputs pass, or else by the specification's, which is the first."""
     if subject.tier.stored not in vector.tiers:
-        raise BadWeights(describe(f"{vector.id}: tiers", f"a list with {subject.tier.stored}", vector.tiers))
+        raise BadWeights(
+            describe(f"{vector.topic}: {vector.id}: tiers", f"a list with {subject.tier.stored}", list(vector.tiers))
+        )
     tier = vector.tiers.index(subject.tier.stored)
     by_answer = [judge(outputs, tensors, tier, vector.inputs[1]) for _, tensors in vector.answers()]
     return next((each for each in by_answer if all(judgement.verdict != "fail" for judgement in each)), by_answer[0])

@@ -83,7 +83,10 @@ class Vector:
     @cached_property
     def inputs(self) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
         """Token ids and mask, as int64 and bool. A single token where the input must be refused."""
-        ids = np.array(self.arguments.get("token_ids", [[0]]))
+        try:
+            ids = np.array(self.arguments.get("token_ids", [[0]]))
+        except ValueError as error:  # rows of other lengths
+            raise BadWeights(describe(f"{self.topic}: {self.id}: token_ids", "an array", str(error))) from None
         if ids.ndim != 2 or ids.dtype.kind != "i" or self.entry["expect"] == "invalid":
             return np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
         return ids, np.array(self.arguments.get("padding_mask", np.ones(ids.shape)), bool)
