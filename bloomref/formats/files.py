@@ -14,6 +14,7 @@ from bloomref.formats.recognise import AGAIN, BROKEN_LINK, JSON, named_for_what_
 from bloomref.shapes import Array
 
 MAX_JSON_BYTES = 100_000_000  # a tokenizer.json of BLOOM has 15 MB, the index of its largest checkpoint 70 kB
+_LONGEST_NAME = 255  # of a file, on the usual file systems
 MAX_CONFIG_BYTES = 2_000_000  # of a config: parsed, JSON takes up to sixty times its size
 
 
@@ -119,7 +120,7 @@ def shard_path(folder: Path, name: object, index: str) -> Path:
         BadWeights: when the name is absolute, leaves the folder, or is not a file name.
     """
     expected = "the name of a file inside the checkpoint's folder"
-    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or "\0" in name or "\\" in name:
         raise BadWeights(describe(f"{index}: weight_map", expected, name))
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in PurePosixPath(name).parts:
         raise BadWeights(describe(f"{index}: weight_map", expected, name))

@@ -238,6 +238,7 @@ HF_CASES: dict[str, tuple[Damage, str]] = {
     "index without a map": (sharded(json_file(INDEX, lambda data: data.pop("weight_map"))), "weight_map"),
     "index with an empty map": (sharded(json_file(INDEX, lambda data: data.update(weight_map={}))), "weight_map"),
     "index names a folder above": (sharded(outside_shard), "inside the checkpoint's folder"),
+    "index names a file that no system can have": (place(FIRST, "x" * 300), "inside the checkpoint's folder"),
     "index names an absolute path": (place(FIRST, "/etc/passwd"), "inside the checkpoint's folder"),
     "index names a Windows path": (place(FIRST, "..\\model.safetensors"), "inside the checkpoint's folder"),
     "index names a drive": (place(FIRST, "C:model.safetensors"), "inside the checkpoint's folder"),
