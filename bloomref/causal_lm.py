@@ -22,13 +22,11 @@ from bloomref.generation.scoring_bar import counted
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.streaming import as_dictionary, as_rows, pieces
 from bloomref.generation.task import Task
-from bloomref.lora.adapter_set import AdapterSet
-from bloomref.lora.methods import LoraMethods
 from bloomref.many_prompts import ManyPrompts
-from bloomref.params import Params
 from bloomref.prefix import Prefix
 from bloomref.runtime.inputs import labelled_batch, named_inputs
 from bloomref.shapes import Array, Float
+from bloomref.text_model import TextModel
 from bloomref.tokenizer import BloomTokenizer
 from bloomref.training_methods import TrainingMethods
 from bloomref.validation import check_bool
@@ -36,7 +34,7 @@ from bloomref.validation import check_bool
 StopTokens = Literal["auto"] | int | Sequence[int] | None
 
 
-class BloomCausalLM(LoraMethods, ManyPrompts, TrainingMethods):
+class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
     """A BLOOM language model: continues text, scores it, and can be trained.
 
     Args:
@@ -61,39 +59,9 @@ class BloomCausalLM(LoraMethods, ManyPrompts, TrainingMethods):
         tokenizer: BloomTokenizer | None = None,
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(backbone, BloomBackbone):
-            raise invalid("backbone", "a BloomBackbone", type(backbone).__name__)
-        if tokenizer is not None and not isinstance(tokenizer, BloomTokenizer):
-            raise invalid("tokenizer", "a BloomTokenizer or None", type(tokenizer).__name__)
-        self._backbone, self._tokenizer = backbone, tokenizer
+        super().__init__(backbone, tokenizer)
         self._decodable: Vocabulary | None = None
         self.generation_config = generation_config or {}
-        self._beside = Beside()
-
-    @property
-    def backbone(self) -> BloomBackbone:
-        return self._backbone
-
-    @property
-    def tokenizer(self) -> BloomTokenizer | None:
-        return self._tokenizer
-
-    @property
-    def adapter_set(self) -> AdapterSet:
-        return self.backbone.adapter_set
-
-    def use_adapters(self, adapters: AdapterSet) -> None:
-        self.backbone.use_adapters(adapters)
-
-    @property
-    def params(self) -> Params:
-        """The backbone's weights, in the variable dtype."""
-        return self.backbone.params
-
-    @property
-    def trainable(self) -> bool:  # type: ignore[override]
-        """False if the backbone's weights are frozen."""
-        return self.backbone.trainable
 
     @classmethod
     def from_preset(

@@ -91,11 +91,12 @@ ROOMS = {
     "lora": room("bloomref.lora", "vocabulary reference formats presets"),
     "backbone": room("bloomref.backbone", "vocabulary interface registry inputs engine formats presets lora"),
     "training": room("bloomref.training", "vocabulary reference inputs engine formats tokenizer backbone"),
+    "text_model": room("bloomref.text_model", "vocabulary formats tokenizer lora backbone"),
     "causal_lm": room(
         "bloomref.causal_lm bloomref.decodable bloomref.many_prompts bloomref.prefix bloomref.training_methods",
-        "vocabulary inputs engine generation formats tokenizer lora backbone training",
+        "vocabulary inputs engine generation formats tokenizer backbone text_model training",
     ),
-    "heads": room("bloomref.heads", "vocabulary inputs generation formats tokenizer lora backbone"),
+    "heads": room("bloomref.heads", "vocabulary inputs generation formats tokenizer lora backbone text_model"),
     "keras_names": room("bloomref.models", "tokenizer backbone causal_lm"),
     "package": room("bloomref", "keras_names vocabulary generation heads lora tokenizer backbone causal_lm old_paths"),
     # the kit: cases <- model <- oracle <- subject <- checks <- properties <- run <- suite, and separate rooms

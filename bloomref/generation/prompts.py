@@ -1,6 +1,6 @@
 """Prompts: read from what callers pass (texts or token ids, one or many), and padded into one batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal
@@ -145,3 +145,18 @@ def right_pad(prompts: Sequence[Prompt], pad_id: int) -> TokenBatch:
         token_ids[row, : len(prompt)] = prompt.token_ids
         is_real[row, : len(prompt)] = prompt.is_real
     return TokenBatch(token_ids, is_real)
+
+
+POSITIONS_AT_ONCE = 4096
+"""Padded positions of one batch: enough for efficient matrix products, and small temporaries."""
+
+
+def by_length(rows: Sequence[Sized]) -> list[list[int]]:
+    """Indices of the rows, shortest first, in groups of at most `POSITIONS_AT_ONCE` padded positions."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if groups and (len(groups[-1]) + 1) * len(rows[i]) <= POSITIONS_AT_ONCE:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups

@@ -10,7 +10,7 @@ import numpy as np
 
 from bloomref.errors import Unsupported, describe
 from bloomref.generation.decoder import finite_logits, forbid
-from bloomref.generation.prompts import Prompt, right_pad
+from bloomref.generation.prompts import Prompt, by_length, right_pad
 from bloomref.generation.sampling import log_softmax
 from bloomref.generation.score_options import DEFAULT_WINDOW, ScoreOptions
 from bloomref.generation.windows import Scored, windows
@@ -20,8 +20,7 @@ from bloomref.shapes import Array, Bool, Float, Int
 
 LONGEST_CONTEXT = 16384
 """Tokens of a text that is one context without being asked for: the time of attention grows by their square."""
-# Large enough for efficient matrix products, small enough for the temporaries.
-_POSITIONS_AT_ONCE = 4096
+# large enough for efficient matrix products, small enough for the temporaries
 _LOGITS_AT_ONCE = 2**24
 _PAIRS_AT_ONCE = 2**24
 """Pairs of a query and a key, over all rows and heads of one piece: the reference stores a score of each."""
@@ -104,7 +103,7 @@ class Scoring:
                 raise _too_long(engine, item, f"at most {LONGEST_CONTEXT} tokens without a window")
         owners = [(i, window) for i, item in enumerate(items) for window in windows(item, self.options)]
         parts: dict[int, _Part] = {}
-        for group in _groups([window for _, window in owners]):
+        for group in by_length([window.token_ids for _, window in owners]):
             members = [owners[i][1] for i in group]
             try:
                 parts |= zip(group, self._group(engine, members), strict=True)
@@ -178,17 +177,6 @@ class _Part:
         self.log_probs += other.log_probs
         self.top += other.top
         self.is_greedy &= other.is_greedy
-
-
-def _groups(items: Sequence[Scored]) -> list[list[int]]:
-    """Indices of the items, shortest first, in groups of at most _POSITIONS_AT_ONCE padded positions."""
-    groups: list[list[int]] = []
-    for i in sorted(range(len(items)), key=lambda i: len(items[i].token_ids)):
-        if groups and (len(groups[-1]) + 1) * len(items[i].token_ids) <= _POSITIONS_AT_ONCE:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
 
 
 def _too_long(engine: Engine, item: Scored, expected: str) -> Unsupported:

@@ -1,6 +1,6 @@
 """HeadedModel: what the three classes with a classification head share. Clauses: HEA-1, HEA-2, HEA-10, HEA-11."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,17 +20,15 @@ from bloomref.generation.prompts import Prompt, read_request, right_pad
 from bloomref.head_params import HeadKind, HeadParams, init_head
 from bloomref.heads.labels import Labels, label_facts, number_of_labels
 from bloomref.lora.adapter_set import AdapterSet
-from bloomref.lora.methods import LoraConfig, LoraMethods
-from bloomref.params import Params
+from bloomref.lora.methods import LoraConfig
 from bloomref.runtime.inputs import TokenBatch, to_array
 from bloomref.shapes import Array, Float
+from bloomref.text_model import TextModel
 from bloomref.tokenizer import BloomTokenizer
 from bloomref.validation import check_integer
 
-_POSITIONS_AT_ONCE = 4096  # of a batch of texts: enough for efficient products, small in memory
 
-
-class HeadedModel(LoraMethods):
+class HeadedModel(TextModel):
     """A backbone with a linear head: `logits = hidden · weightᵀ + bias`.
 
     Args:
@@ -65,16 +63,12 @@ class HeadedModel(LoraMethods):
         problem_type: str | None = None,
         seed: int = 0,
     ) -> None:
-        if not isinstance(backbone, BloomBackbone):
-            raise invalid("backbone", "a BloomBackbone", type(backbone).__name__)
-        if tokenizer is not None and not isinstance(tokenizer, BloomTokenizer):
-            raise invalid("tokenizer", "a BloomTokenizer or None", type(tokenizer).__name__)
+        super().__init__(backbone, tokenizer)
         if num_labels is not None:
             check_integer("num_labels", num_labels, 1)
         if head is not None:
             check_mapping("head", head)
         check_integer("seed", seed, 0)
-        self._backbone, self._tokenizer, self._beside = backbone, tokenizer, Beside()
         facts = {**backbone.config.extra, **label_facts(id2label, num_labels, problem_type)}
         if num_labels is not None and id2label is None and number_of_labels(facts) != num_labels:
             facts |= {"id2label": None, "label2id": None}  # names of another number of labels
@@ -123,14 +117,6 @@ class HeadedModel(LoraMethods):
     # --- parts -----------------------------------------------------------------------------------
 
     @property
-    def backbone(self) -> BloomBackbone:
-        return self._backbone
-
-    @property
-    def tokenizer(self) -> BloomTokenizer | None:
-        return self._tokenizer
-
-    @property
     def num_labels(self) -> int:
         """N, the number of the head's outputs."""
         return self.head.num_labels
@@ -139,10 +125,6 @@ class HeadedModel(LoraMethods):
     def labels(self) -> tuple[str, ...]:
         """The names of the outputs."""
         return self._labels.names
-
-    @property
-    def adapter_set(self) -> AdapterSet:
-        return self.backbone.adapter_set
 
     def use_adapters(self, adapters: AdapterSet) -> None:
         check_kind("adapters", adapters, AdapterSet, "the adapter_set of a model")
@@ -168,16 +150,6 @@ class HeadedModel(LoraMethods):
         adapters = self.adapter_set
         adapter = replace(adapters.get(name), heads=self._own_head.named(self.kind))
         self.use_adapters(replace(adapters, loaded={**adapters.loaded, name: adapter}))
-
-    @property
-    def params(self) -> Params:
-        """The backbone's weights, in the variable dtype."""
-        return self.backbone.params
-
-    @property
-    def trainable(self) -> bool:  # type: ignore[override]
-        """False if the backbone's weights are frozen."""
-        return self.backbone.trainable
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -295,18 +267,6 @@ def _floats(name: str, value: object) -> Array:
 def padded(rows: Sequence[Sequence[int]]) -> TokenBatch:
     """One batch in which every row begins at the first position; padding has id 0."""
     return right_pad([Prompt.of(row) for row in rows], 0)
-
-
-def groups(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of the rows, shortest first, in groups of at most _POSITIONS_AT_ONCE padded positions."""
-    group: list[int] = []
-    for index in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        if group and (len(group) + 1) * len(rows[index]) > _POSITIONS_AT_ONCE:
-            yield group
-            group = []
-        group.append(index)
-    if group:
-        yield group
 
 
 def check_finite_logits(logits: Array) -> Array:

@@ -6,8 +6,9 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from bloomref.errors import invalid
+from bloomref.generation.prompts import by_length
 from bloomref.head_params import SEQUENCE_HEAD
-from bloomref.heads.headed_model import HeadedModel, check_finite_logits, groups, padded
+from bloomref.heads.headed_model import HeadedModel, check_finite_logits, padded
 from bloomref.runtime.inputs import TokenBatch, token_batch
 from bloomref.shapes import Array, Float, Int
 from bloomref.validation import check_integer
@@ -49,7 +50,7 @@ class BloomForSequenceClassification(HeadedModel):
             return self._at(batch, last_tokens(batch, self.config.pad_token_id))
         rows = self._rows("inputs", inputs)
         logits: dict[int, Array] = {}
-        for group in groups(rows):
+        for group in by_length(rows):
             batch = padded([rows[i] for i in group])
             last = [int(last_tokens(padded([rows[i]]), self.config.pad_token_id)[0]) for i in group]
             logits |= dict(zip(group, self._at(batch, np.array(last)), strict=True))

@@ -121,7 +121,7 @@ def test_texts_ids_and_dictionaries_agree(kind: Any):
 def test_a_long_list_of_texts_is_cut_into_batches(monkeypatch: pytest.MonkeyPatch):
     model = build()
     expected = model(TEXTS)
-    monkeypatch.setattr("bloomref.heads.headed_model._POSITIONS_AT_ONCE", 5)
+    monkeypatch.setattr("bloomref.generation.prompts.POSITIONS_AT_ONCE", 5)
     np.testing.assert_allclose(model(TEXTS), expected, rtol=1e-12)
 
 

@@ -12,7 +12,7 @@ from small_models import TOKENS, id_prompts, make_lm, models, text_lm
 
 from bloomref import BloomCausalLM, BloomConfig, InvalidInput
 from bloomref.errors import BadWeights
-from bloomref.generation import scoring
+from bloomref.generation import prompts, scoring
 from bloomref.generation.scoring import Score
 from bloomref.runtime.engine import Engine
 
@@ -130,7 +130,7 @@ def test_hidden_states_and_logits_are_computed_in_pieces(monkeypatch: pytest.Mon
     texts = ["the is a the is a", "a", " the the"]
     whole = LM.score(texts, context="is")
     monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 3 * (TOKENS + 12))
-    monkeypatch.setattr(scoring, "_POSITIONS_AT_ONCE", 12)
+    monkeypatch.setattr(prompts, "POSITIONS_AT_ONCE", 12)
     monkeypatch.setattr(scoring, "_PAIRS_AT_ONCE", 12 * 9)
     monkeypatch.setattr(scoring, "_POSITIONS_AT_LEAST", 1)
     shapes = []

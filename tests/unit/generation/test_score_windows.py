@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_models import TOKENS, text_lm
 
 from bloomref import Unsupported
-from bloomref.generation import scoring
+from bloomref.generation import prompts
 from bloomref.runtime.engine import Engine
 
 LM = text_lm()
@@ -107,7 +107,7 @@ def test_a_window_needs_no_more_memory_for_a_longer_text(monkeypatch: pytest.Mon
     shapes: list[tuple[int, int]] = []
     new_cache = Engine.new_cache
     monkeypatch.setattr(Engine, "new_cache", lambda self, *shape: shapes.append(shape) or new_cache(self, *shape))
-    monkeypatch.setattr(scoring, "_POSITIONS_AT_ONCE", 16)
+    monkeypatch.setattr(prompts, "POSITIONS_AT_ONCE", 16)
     LM.score(LONG, window=8)
     assert max(rows * time for rows, time in shapes) == 16
 
