@@ -58,7 +58,7 @@ def write_model(config: Any, dtype: str, folder: Path, longest: int) -> Any:
     """Write `model` (Hugging Face layout) and `ids.npy`; returns the reference's float32 logits (CHECKED rows, V)."""
     from bloomref.backbone import BloomBackbone
     from bloomref.dtypes import floating_dtype
-    from bloomref.formats import hf
+    from bloomref.formats.layouts import hf
     from bloomref.params import init_params
 
     params = init_params(config, seed=0).astype(floating_dtype(dtype))

@@ -14,6 +14,8 @@ MOVED = {
     "bloomref.conformance.adapters.backend": "bloomref.conformance.adapters.installed_backend",
     "bloomref.conformance.lab": "bloomref.conformance.model.instrumented",
     "bloomref.conformance.lora": "bloomref.conformance.lora_cases",
+    "bloomref.formats.peft": "bloomref.formats.adapters.peft",
+    "bloomref.formats.peft_config": "bloomref.formats.adapters.peft_config",
     "bloomref.runtime.options": "bloomref.generation.options",
 }
 """Old path -> new path, since 0.2.0."""

@@ -232,7 +232,7 @@ class BloomBackbone(LoraMethods):
 
         Without `needs_head`, an untied LM head that the files do not have is not missed: the config is read as tied.
         """
-        from bloomref.formats.checkpoint import open_checkpoint
+        from bloomref.formats.layouts.checkpoint import open_checkpoint
         from bloomref.presets.adapted_models import locate
 
         check_bool("load_weights", load_weights)
@@ -377,7 +377,7 @@ class BloomBackbone(LoraMethods):
         """
         if format not in ("hf", "keras"):
             raise invalid("format", "'hf' or 'keras'", repr(format))
-        from bloomref.formats import hf, keras
+        from bloomref.formats.layouts import hf, keras
 
         (hf if format == "hf" else keras).save(as_path("path", path), *self.adapter_set.merged(), overwrite=overwrite)
 

@@ -9,8 +9,8 @@ from bloomref.argument_kinds import as_path
 from bloomref.backbone import BloomBackbone, Presets
 from bloomref.decodable import Vocabulary
 from bloomref.errors import InvalidInput, invalid
-from bloomref.formats.beside import Beside
 from bloomref.formats.generation_config import read
+from bloomref.formats.layouts.beside import Beside
 from bloomref.generation import search
 from bloomref.generation.model_defaults import NEUTRAL, ModelDefaults
 from bloomref.generation.options import GenerationArguments, GenerationOptions
@@ -96,7 +96,7 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         """
         if format not in ("hf", "keras"):
             raise invalid("format", "'hf' or 'keras'", repr(format))
-        from bloomref.formats import hf, keras
+        from bloomref.formats.layouts import hf, keras
 
         layout = hf if format == "hf" else keras
         with TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from bloomref.argument_kinds import check_collection
 from bloomref.chat_answers import with_answers
 from bloomref.chat_template import render
 from bloomref.errors import InvalidInput, describe, invalid
-from bloomref.formats.tokenizer_facts import TokenizerFacts
+from bloomref.formats.tokenizers.tokenizer_facts import TokenizerFacts
 from bloomref.validation import check_integer
 
 if TYPE_CHECKING:

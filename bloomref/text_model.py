@@ -2,7 +2,7 @@
 
 from bloomref.backbone import BloomBackbone
 from bloomref.errors import invalid
-from bloomref.formats.beside import Beside
+from bloomref.formats.layouts.beside import Beside
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.methods import LoraMethods
 from bloomref.params import Params

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 from bloomref.argument_kinds import as_path, check_collection, check_text
 from bloomref.chat_methods import ChatMethods
 from bloomref.errors import BadWeights, BloomrefWarning, InvalidInput, Unsupported, invalid
-from bloomref.formats.byte_alphabet import missing_bytes, named_bytes, to_bytes
 from bloomref.formats.files import read_json, write_json
 from bloomref.formats.recognise import AGAIN, JSON, named_for_what_it_is
-from bloomref.formats.tokenizer_facts import TokenizerFacts
-from bloomref.formats.tokenizer_files import (
+from bloomref.formats.tokenizers.byte_alphabet import missing_bytes, named_bytes, to_bytes
+from bloomref.formats.tokenizers.tokenizer_facts import TokenizerFacts
+from bloomref.formats.tokenizers.tokenizer_files import (
     bloom_tokenizer_json,
     check_merges,
     has_keras_tokenizer,

@@ -82,25 +82,30 @@ ROOMS = {
     "engine": room("bloomref.runtime", "vocabulary reference interface interface_checks registry inputs"),
     "trial": room("bloomref.runtime.trial", "vocabulary interface interface_checks registry inputs engine"),
     "generation": room("bloomref.generation", "vocabulary interface inputs engine"),
+    # formats: what all files share <- tokenizers, adapters <- models in folders <- pickles, which become such folders
     "formats": room("bloomref.formats", "vocabulary"),
-    "presets": room("bloomref.presets", "vocabulary formats"),
+    "tokenizer_formats": room("bloomref.formats.tokenizers", "vocabulary formats"),
+    "adapter_formats": room("bloomref.formats.adapters", "vocabulary formats"),
+    "layouts": room("bloomref.formats.layouts", "vocabulary formats tokenizer_formats adapter_formats"),
+    "pickles": room("bloomref.formats.pickles", "vocabulary formats adapter_formats layouts"),
+    "presets": room("bloomref.presets", "vocabulary formats tokenizer_formats adapter_formats layouts"),
     "tokenizer": room(
         "bloomref.tokenizer bloomref.chat_methods bloomref.chat_template bloomref.chat_answers",
-        "vocabulary formats presets",
+        "vocabulary formats tokenizer_formats presets",
     ),
-    "lora": room("bloomref.lora", "vocabulary reference formats presets"),
-    "backbone": room("bloomref.backbone", "vocabulary interface registry inputs engine formats presets lora"),
+    "lora": room("bloomref.lora", "vocabulary reference formats adapter_formats presets"),
+    "backbone": room("bloomref.backbone", "vocabulary interface registry inputs engine layouts presets lora"),
     "training": room("bloomref.training", "vocabulary reference inputs engine formats tokenizer backbone"),
-    "text_model": room("bloomref.text_model", "vocabulary formats tokenizer lora backbone"),
+    "text_model": room("bloomref.text_model", "vocabulary layouts tokenizer lora backbone"),
     "causal_lm": room(
         "bloomref.causal_lm bloomref.decodable bloomref.many_prompts bloomref.prefix bloomref.training_methods",
-        "vocabulary inputs engine generation formats tokenizer backbone text_model training",
+        "vocabulary inputs engine generation formats layouts tokenizer backbone training text_model",
     ),
-    "heads": room("bloomref.heads", "vocabulary inputs generation formats tokenizer lora backbone text_model"),
+    "heads": room("bloomref.heads", "vocabulary inputs generation formats layouts tokenizer lora backbone text_model"),
     "keras_names": room("bloomref.models", "tokenizer backbone causal_lm"),
     "package": room("bloomref", "keras_names vocabulary generation heads lora tokenizer backbone causal_lm old_paths"),
     # the kit: cases <- model <- oracle <- subject <- checks <- properties <- run <- suite, and separate rooms
-    "kit_cases": room(KIT_CASES, "vocabulary formats lora"),
+    "kit_cases": room(KIT_CASES, "vocabulary adapter_formats lora"),
     "kit_model": room("bloomref.conformance.model", "vocabulary reference interface inputs lora kit_cases"),
     "kit_oracle": room("bloomref.conformance.oracle", "vocabulary reference interface backbone kit_cases kit_model"),
     "kit_subject": room("bloomref.conformance.subject", "vocabulary kit_cases kit_oracle"),
@@ -108,11 +113,12 @@ ROOMS = {
         "bloomref.conformance.checks", "vocabulary reference interface kit_cases kit_model kit_oracle kit_subject"
     ),
     "kit_mistakes": room(
-        "bloomref.conformance.mistakes", "vocabulary reference interface formats lora kit_cases kit_model"
+        "bloomref.conformance.mistakes", "vocabulary reference interface adapter_formats lora kit_cases kit_model"
     ),
     "kit_adapters": room(
         "bloomref.conformance.adapters",
-        "vocabulary interface registry inputs engine generation formats lora backbone causal_lm package kit_cases kit_model",
+        "vocabulary interface registry inputs engine generation formats adapter_formats layouts lora backbone "
+        "causal_lm package kit_cases kit_model",
     ),
     "kit_properties": room("bloomref.conformance.properties", "kit_cases kit_oracle kit_subject kit_checks"),
     "kit_backends": room(
@@ -129,22 +135,25 @@ ROOMS = {
     ),
     "kit_author": room(
         "bloomref.conformance.vectors.author",
-        "vocabulary formats backbone causal_lm kit_cases kit_oracle kit_subject kit_mistakes kit_adapters kit_vectors",
+        "vocabulary formats adapter_formats layouts backbone causal_lm kit_cases kit_oracle kit_subject "
+        "kit_mistakes kit_adapters kit_vectors",
     ),
     "kit_diff": room(
         "bloomref.conformance.diff",
-        "vocabulary registry inputs formats backbone "
-        "kit_cases kit_oracle kit_subject kit_checks kit_mistakes kit_adapters kit_run kit_vectors",
+        "vocabulary registry inputs formats adapter_formats backbone kit_cases kit_oracle kit_subject kit_checks "
+        "kit_mistakes kit_adapters kit_run kit_vectors",
     ),
     "kit_suite": room(
         "bloomref.conformance.suite bloomref.conformance.plugin",
-        "vocabulary package kit_cases kit_oracle kit_subject kit_checks kit_properties kit_backends kit_run kit_vectors kit_diff",
+        "vocabulary package kit_cases kit_oracle kit_subject kit_checks kit_properties kit_backends kit_run "
+        "kit_vectors kit_diff",
     ),
     "kit": room("bloomref.conformance"),
     "cli": room(
         "bloomref.cli bloomref.__main__",
-        "vocabulary interface interface_checks registry trial generation formats presets tokenizer lora heads training "
-        "causal_lm package kit_cases kit_subject kit_run kit_diff kit_vectors kit_author kit_suite",
+        "vocabulary interface interface_checks registry trial generation formats layouts pickles presets tokenizer "
+        "lora training causal_lm heads package kit_cases kit_subject kit_run kit_vectors kit_author kit_diff "
+        "kit_suite",
     ),
     "tools": room("tools"),
     "old_paths": room("bloomref._moved"),
@@ -229,7 +238,10 @@ def test_imports_follow_the_table(module):
         ("bloomref.reference.model", "def f():\n    from bloomref.backbone import BloomBackbone"),
         ("bloomref.reference.model", "from bloomref.runtime import backend"),
         ("bloomref.runtime.numpy_backend", "from bloomref.runtime.engine import Engine"),
-        ("bloomref.formats.hf", "from bloomref.reference import model"),
+        ("bloomref.formats.layouts.hf", "from bloomref.reference import model"),
+        ("bloomref.formats.files", "from bloomref.formats.layouts import hf"),
+        ("bloomref.formats.adapters.peft", "from bloomref.formats.layouts import hf"),
+        ("bloomref.backbone", "from bloomref.formats.pickles import torch_file"),
         ("bloomref.presets.preset_registry", "from bloomref.runtime.engine import Engine"),
         ("bloomref.runtime.numpy_backend", "from bloomref.runtime import registry"),
         ("bloomref.runtime.backend", "from bloomref.runtime.inputs import TokenBatch"),

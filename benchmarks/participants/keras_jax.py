@@ -14,8 +14,8 @@ from benchmarks.participants.protocol import Stepwise
 
 
 def convert(folder: Path, _dtype: str) -> None:
-    from bloomref.formats import keras
-    from bloomref.formats.checkpoint import open_checkpoint
+    from bloomref.formats.layouts import keras
+    from bloomref.formats.layouts.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(folder / "model")
     keras.save(folder / "keras", checkpoint.config, checkpoint.params(None))

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.participants.protocol import Stepwise
 from bloomref.conformance.adapters.gguf_file import write_gguf
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 
 FILE = "model.gguf"
 BATCH = 512

@@ -86,8 +86,8 @@ def command(
 def _convert_model(folder: Path, target: Path, to: Layout, dtype: str, force: bool) -> tuple[str, list[str]]:
     """Write a model, and return its dtype and the tensors of heads that the layout has no place for."""
     from bloomref.dtypes import floating_dtype
-    from bloomref.formats import hf, hf_heads, keras
-    from bloomref.formats.checkpoint import open_checkpoint
+    from bloomref.formats.layouts import hf, hf_heads, keras
+    from bloomref.formats.layouts.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(folder)
     stored_as = None if dtype == "auto" else floating_dtype(dtype)
@@ -139,7 +139,7 @@ def _convert_merged(
 def _merge_target(source: str, adapters: list[str], to: Layout, dtype: str, revision: str | None) -> Any:
     """The model that adapters are merged into: a classifier if it or one of them has a head."""
     import bloomref
-    from bloomref.formats import hf_heads
+    from bloomref.formats.layouts import hf_heads
     from bloomref.presets.adapted_models import locate
     from bloomref.presets.resolver import resolve_adapter
 
@@ -159,7 +159,7 @@ def _merge_target(source: str, adapters: list[str], to: Layout, dtype: str, revi
 def _convert_pickle(
     source: Path, target: Path, to: Layout, dtype: str, config: Path | None, force: bool, json: bool
 ) -> None:
-    from bloomref.formats.from_pickle import convert, size
+    from bloomref.formats.pickles.from_pickle import convert, size
 
     if to is not Layout.hf or dtype != "auto":
         hint = f"then run bloomref convert {target} NEW --to keras, or with --dtype"
@@ -177,7 +177,7 @@ def _convert_adapter(
     source: Path, target: Path, to: Layout, base: str | None, expand: bool, force: bool, json: bool
 ) -> None:
     from bloomref.dtypes import FLOAT32
-    from bloomref.formats.checkpoint import open_checkpoint
+    from bloomref.formats.layouts.checkpoint import open_checkpoint
     from bloomref.lora import adapter_files
     from bloomref.presets.adapted_models import known_base
     from bloomref.presets.resolver import resolve

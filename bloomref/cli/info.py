@@ -13,7 +13,7 @@ from bloomref.runtime import interface_checks, registry
 from bloomref.runtime.backend import SupportsMemoryEstimate
 
 if TYPE_CHECKING:
-    from bloomref.formats.checkpoint import Checkpoint
+    from bloomref.formats.layouts.checkpoint import Checkpoint
 
 
 def command(
@@ -111,8 +111,8 @@ def _registered(model: str, revision: str | None) -> dict[str, Any] | None:
 
 
 def _opened(model: str, revision: str | None) -> dict[str, Any]:
-    from bloomref.formats.checkpoint import open_checkpoint
-    from bloomref.formats.oddities import remarks
+    from bloomref.formats.layouts.checkpoint import open_checkpoint
+    from bloomref.formats.layouts.oddities import remarks
     from bloomref.presets.resolver import resolve
 
     folder = resolve(model, weights=False, revision=revision)

@@ -5,7 +5,7 @@ from typing import Any
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.lora_cases import Lora
-from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.formats.adapters.peft_config import EMBEDDING, LINEARS
 from bloomref.lora.adapter import DENSE_LAYERS
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from bloomref.config import BloomConfig
-from bloomref.formats import keras_lora, peft
+from bloomref.formats.adapters import keras_lora, peft
 from bloomref.lora.adapter import DENSE_LAYERS
 from bloomref.params import LAYER_WEIGHTS, PROJECTIONS, full_key, keys
 from bloomref.shapes import Array

@@ -14,10 +14,10 @@ import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.conformance.representable import snap
-from bloomref.formats import keras_lora, peft
-from bloomref.formats.keras_lora import Kernels, kernel_shapes
-from bloomref.formats.peft import Pairs, PeftTensors
-from bloomref.formats.peft_config import EMBEDDING, LoraConfig
+from bloomref.formats.adapters import keras_lora, peft
+from bloomref.formats.adapters.keras_lora import Kernels, kernel_shapes
+from bloomref.formats.adapters.peft import Pairs, PeftTensors
+from bloomref.formats.adapters.peft_config import EMBEDDING, LoraConfig
 from bloomref.lora import adapter_files
 from bloomref.lora.adapter import Adapter, from_keras, from_peft
 from bloomref.shapes import Array

@@ -11,7 +11,7 @@ from bloomref.conformance.cases import MASKS, Case
 from bloomref.conformance.implementation import Capabilities
 from bloomref.conformance.lora_cases import FORMS, Lora
 from bloomref.conformance.strategies import ANYTHING, cases
-from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.formats.adapters.peft_config import EMBEDDING, LINEARS
 from bloomref.lora.adapter import DENSE_LAYERS
 
 RANKS = (1, 2, 3, 4, 8)

@@ -13,9 +13,9 @@ from bloomref.backbone import BloomBackbone, Presets
 from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype, cast
 from bloomref.errors import BadWeights, describe, invalid
-from bloomref.formats import hf, hf_heads
-from bloomref.formats.beside import Beside
 from bloomref.formats.files import read_json
+from bloomref.formats.layouts import hf, hf_heads
+from bloomref.formats.layouts.beside import Beside
 from bloomref.generation.prompts import Prompt, read_request, right_pad
 from bloomref.head_params import HeadKind, HeadParams, init_head
 from bloomref.heads.labels import Labels, label_facts, number_of_labels

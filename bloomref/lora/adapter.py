@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bloomref.dtypes import DType, cast
-from bloomref.formats.peft_config import EMBEDDING, LoraConfig
-from bloomref.formats.peft_tensors import OTHERS, PeftTensors
+from bloomref.formats.adapters.peft_config import EMBEDDING, LoraConfig
+from bloomref.formats.adapters.peft_tensors import OTHERS, PeftTensors
 from bloomref.params import (
     LAYER_WEIGHTS,
     LM_HEAD,

@@ -22,9 +22,9 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
 from bloomref.errors import InvalidInput, describe
-from bloomref.formats import keras_lora, peft, peft_tensors
-from bloomref.formats.peft_config import LoraConfig
-from bloomref.formats.peft_tensors import OTHERS, PeftTensors
+from bloomref.formats.adapters import keras_lora, peft, peft_tensors
+from bloomref.formats.adapters.peft_config import LoraConfig
+from bloomref.formats.adapters.peft_tensors import OTHERS, PeftTensors
 from bloomref.lora.adapter import DENSE_LAYERS, ROWS, Adapter, Parts, from_keras, from_peft
 from bloomref.params import PROJECTIONS, LoraFactors, layer_key
 from bloomref.reference import lora
@@ -37,7 +37,7 @@ def load(path: Path, name: str, config: BloomConfig, dtype: DType) -> Adapter:
     """Read the adapter in a folder of PEFT or a file of KerasHub.
 
     Raises:
-        BadWeights, Unsupported: see the readers in `formats.peft` and `formats.keras_lora`.
+        BadWeights, Unsupported: see the readers in `formats.adapters.peft` and `formats.adapters.keras_lora`.
     """
     if path.is_dir():
         settings, tensors = peft.read(path, config)

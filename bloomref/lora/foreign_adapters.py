@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomref.errors import BloomrefError
-from bloomref.formats import peft
+from bloomref.formats.adapters import peft
 from bloomref.formats.files import MAX_CONFIG_BYTES, read_json
 
 

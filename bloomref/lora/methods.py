@@ -7,7 +7,7 @@ from typing import Any
 
 from bloomref.argument_kinds import as_path, check_kind
 from bloomref.errors import invalid
-from bloomref.formats.peft_config import LoraConfig
+from bloomref.formats.adapters.peft_config import LoraConfig
 from bloomref.lora.adapter import DENSE_LAYERS, KERAS_DEFAULT
 from bloomref.lora.adapter_set import AdapterSet
 from bloomref.lora.new_adapter import new_keras, new_peft

@@ -8,9 +8,9 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType, cast
 from bloomref.errors import Unsupported, describe, invalid
-from bloomref.formats.keras_lora import kernel_shapes
-from bloomref.formats.peft_config import EMBEDDING, LoraConfig
-from bloomref.formats.peft_tensors import PeftTensors
+from bloomref.formats.adapters.keras_lora import kernel_shapes
+from bloomref.formats.adapters.peft_config import EMBEDDING, LoraConfig
+from bloomref.formats.adapters.peft_tensors import PeftTensors
 from bloomref.lora.adapter import Adapter, from_keras, from_peft
 from bloomref.machine_memory import check_memory
 from bloomref.params import LM_HEAD, WORD_EMBEDDING, Params, Weight, keys

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bloomref.errors import InvalidInput, describe
-from bloomref.formats import hf, keras, peft
+from bloomref.formats.adapters import peft
 from bloomref.formats.files import read_json
-from bloomref.formats.tokenizer_files import tokenizer_files
+from bloomref.formats.layouts import hf, keras
+from bloomref.formats.tokenizers.tokenizer_files import tokenizer_files
 from bloomref.presets.preset_registry import ADAPTERS, PRESETS
 from bloomref.presets.resolver import resolve
 

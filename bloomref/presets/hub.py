@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported, describe
-from bloomref.formats import generation_config, hf, keras, peft
+from bloomref.formats import generation_config
+from bloomref.formats.adapters import peft
 from bloomref.formats.files import read_json, shard_path, weight_map
 from bloomref.formats.folder_contents import no_weights_among
-from bloomref.formats.tokenizer_facts import TEMPLATES
-from bloomref.formats.tokenizer_files import HF_FILES, KERAS_FILES
+from bloomref.formats.layouts import hf, keras
+from bloomref.formats.tokenizers.tokenizer_facts import TEMPLATES
+from bloomref.formats.tokenizers.tokenizer_files import HF_FILES, KERAS_FILES
 
 _SMALL = (
     hf.CONFIG,

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from bloomref.errors import BloomrefError, Unsupported, invalid
-from bloomref.formats import peft
+from bloomref.formats.adapters import peft
 from bloomref.formats.recognise import by_content, by_name
 
 _ADAPTER_FILES = (peft.CONFIG, peft.WEIGHTS, "adapter_model.bin")

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bloomref.errors import BloomrefError, InvalidInput, Unsupported, invalid
-from bloomref.formats import hf, keras, peft
+from bloomref.formats.adapters import peft
+from bloomref.formats.adapters.keras_lora import SUFFIX as KERAS_ADAPTER
 from bloomref.formats.folder_contents import models_below
-from bloomref.formats.keras_lora import SUFFIX as KERAS_ADAPTER
-from bloomref.formats.tokenizer_files import KERAS_ASSETS
+from bloomref.formats.layouts import hf, keras
+from bloomref.formats.tokenizers.tokenizer_files import KERAS_ASSETS
 from bloomref.presets import hub
 from bloomref.presets.missing_folders import file_as_adapter, file_as_model, is_path, no_such_folder
 from bloomref.presets.preset_registry import ADAPTERS, PRESETS

@@ -19,7 +19,7 @@ from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject, named_weights
 from bloomref.errors import Unsupported
-from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.formats.adapters.peft_config import EMBEDDING, LINEARS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of the imports of torch
 

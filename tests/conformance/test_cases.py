@@ -16,7 +16,7 @@ from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.run.counts import Counts
 from bloomref.conformance.subject import Subject
 from bloomref.errors import InvalidInput, Unsupported
-from bloomref.formats import keras_lora
+from bloomref.formats.adapters import keras_lora
 
 CASE = Case(
     BloomConfig(vocabulary_size=7, num_layers=1, num_heads=2, hidden_dim=6, intermediate_dim=8), batch=1, time=4

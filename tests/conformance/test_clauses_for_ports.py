@@ -11,8 +11,8 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.lora_cases import Lora
 from bloomref.errors import BadWeights, Unsupported
-from bloomref.formats import peft_config
-from bloomref.formats.peft_config import LoraConfig
+from bloomref.formats.adapters import peft_config
+from bloomref.formats.adapters.peft_config import LoraConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIG = BloomConfig(vocabulary_size=9, num_layers=1, num_heads=2, hidden_dim=6, intermediate_dim=24)

@@ -22,7 +22,7 @@ from bloomref.conformance.oracle.choices import possible
 from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.properties import PROPERTIES
 from bloomref.conformance.subject import Subject
-from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.formats.adapters.peft_config import EMBEDDING, LINEARS
 from bloomref.generation import sampling
 from bloomref.generation.options import GenerationOptions
 from bloomref.runtime.backend import Choice

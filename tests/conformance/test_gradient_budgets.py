@@ -14,8 +14,8 @@ from bloomref.conformance.gradient_names import named
 from bloomref.conformance.lora_cases import FORMS, Lora
 from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle import gradient_budgets
-from bloomref.formats import keras_lora, peft
-from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.formats.adapters import keras_lora, peft
+from bloomref.formats.adapters.peft_config import EMBEDDING, LINEARS
 from bloomref.formats.safetensors_io import SafetensorsFile
 from bloomref.lora.adapter import DENSE_LAYERS
 

@@ -18,7 +18,7 @@ from bloomref.conformance.oracle.truth import truth
 from bloomref.conformance.strategies import cases
 from bloomref.conformance.strategies_lora import adapted_cases
 from bloomref.errors import InvalidInput
-from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.formats.adapters.peft_config import EMBEDDING, LINEARS
 from bloomref.reference import lora, model, trace
 
 SMALL = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)

@@ -26,7 +26,7 @@ from bloomref.conformance.strategies_lora import adapted_cases, adapters
 from bloomref.conformance.subject import Subject
 from bloomref.dtypes import floating_dtype
 from bloomref.errors import Unsupported
-from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.formats.adapters.peft_config import EMBEDDING, LINEARS
 from bloomref.lora.adapter import DENSE_LAYERS
 from bloomref.reference.lora import delta_weight
 

@@ -23,7 +23,7 @@ from bloomref.conformance.run.results import Counts, Report
 from bloomref.conformance.run.runner import Runner, Shrinking, applies, lacking
 from bloomref.conformance.subject import PROBE, Subject
 from bloomref.errors import Unsupported
-from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.formats.adapters.peft_config import EMBEDDING, LINEARS
 from bloomref.lora.adapter import DENSE_LAYERS
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=48)

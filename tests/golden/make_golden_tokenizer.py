@@ -14,7 +14,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from small_models import MERGES, small_vocabulary
 
-from bloomref.formats.tokenizer_files import bloom_tokenizer_json
+from bloomref.formats.tokenizers.tokenizer_files import bloom_tokenizer_json
 
 TEXTS = [
     "Everyone has the right to the thing, and is a thief.",

@@ -11,7 +11,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 from accel.numba_cpu import packed_cache
 from bloomref import BloomBackbone
 from bloomref.config import BloomConfig
-from bloomref.formats import hf
+from bloomref.formats.layouts import hf
 from bloomref.params import init_params
 
 CONFIG = BloomConfig(vocabulary_size=60, num_layers=2, num_heads=3, hidden_dim=24, intermediate_dim=40)

@@ -11,7 +11,7 @@ from processes import python, source_root
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import floating_dtype
-from bloomref.formats import hf
+from bloomref.formats.layouts import hf
 from bloomref.params import init_params
 
 MEASURE = str(Path(__file__).with_name("measure_memory.py"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bloomref import BloomCausalLM, BloomConfig
-from bloomref.formats import hf
+from bloomref.formats.layouts import hf
 from bloomref.formats.safetensors_io import write_safetensors
 from bloomref.params import init_params
 

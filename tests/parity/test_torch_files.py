@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 from bloomref import BloomConfig
 from bloomref.errors import BadWeights
-from bloomref.formats.checkpoint import open_checkpoint
-from bloomref.formats.from_pickle import convert
-from bloomref.formats.megatron import joined, layers
-from bloomref.formats.torch_file import TorchFile
+from bloomref.formats.layouts.checkpoint import open_checkpoint
+from bloomref.formats.pickles.from_pickle import convert
+from bloomref.formats.pickles.megatron import joined, layers
+from bloomref.formats.pickles.torch_file import TorchFile
 from bloomref.params import init_params
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=48)

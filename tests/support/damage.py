@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomref.config import BloomConfig
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.params import Params
 
 CONFIG = BloomConfig(vocabulary_size=17, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=20)

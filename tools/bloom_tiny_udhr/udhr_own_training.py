@@ -10,7 +10,7 @@ import numpy as np
 from bloomref.backbone import BloomBackbone
 from bloomref.causal_lm import BloomCausalLM
 from bloomref.dtypes import floating_dtype
-from bloomref.formats import hf
+from bloomref.formats.layouts import hf
 from bloomref.training.documents import Document
 from bloomref.training.evaluation import token_losses
 from bloomref.training.packing import Batch, cut, lay_out

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.random import Generator
 
 from bloomref import BloomBackbone
-from bloomref.formats import keras
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.layouts import keras
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.params import Params, init_params
 from tools.faults.damage import copied, damage_file, damaged_bytes, damaged_json, pick
 from tools.faults.model_files import (

@@ -12,7 +12,7 @@ from numpy.random import Generator
 
 from bloomref.conformance.run.waivers import SHIPPED, read_waivers
 from bloomref.conformance.vectors.read import locate
-from bloomref.formats.from_pickle import convert
+from bloomref.formats.pickles.from_pickle import convert
 from bloomref.params import init_params
 from tools.faults.damage import damaged_bytes, damaged_json, pick
 from tools.faults.model_files import (

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.random import Generator
 
 from bloomref.config import BloomConfig
-from bloomref.formats import hf
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.layouts import hf
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.params import Params, init_params
 from tools.faults.damage import copied, damage_file, damaged_bytes, damaged_json, pick

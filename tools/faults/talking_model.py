@@ -8,7 +8,7 @@ from numpy.random import Generator
 
 import bloomref
 from bloomref import BloomCausalLM, BloomConfig, BloomTokenizer
-from bloomref.formats import hf
+from bloomref.formats.layouts import hf
 from bloomref.params import init_params
 from tools.faults.damage import copied, damaged_bytes, damaged_json, pick
 from tools.faults.model_files import file_surface

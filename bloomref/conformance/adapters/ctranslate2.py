@@ -14,7 +14,7 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import need, params_of, refuse, versions_of
 from bloomref.conformance.implementation import FEATURES, Capabilities
-from bloomref.formats import hf
+from bloomref.formats.layouts import hf
 from bloomref.shapes import Array, Bool, Float, Int
 
 INSTALL = '"ctranslate2>=4.5" "torch>=2.6" "transformers>=5.0"'

@@ -17,8 +17,8 @@ import numpy as np
 from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import need, params_of, refuse, versions_of
 from bloomref.conformance.implementation import FEATURES, Capabilities
-from bloomref.formats import keras_lora
-from bloomref.formats.keras import places
+from bloomref.formats.adapters import keras_lora
+from bloomref.formats.layouts.keras import places
 from bloomref.params import PROJECTIONS, Params
 from bloomref.shapes import Array, Bool, Float, Int
 

@@ -6,7 +6,7 @@ from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.vectors.read import locate, read
 from bloomref.dtypes import floating_dtype
 from bloomref.errors import InvalidInput, invalid
-from bloomref.formats.peft_config import LINEARS
+from bloomref.formats.adapters.peft_config import LINEARS
 from bloomref.validation import did_you_mean
 
 

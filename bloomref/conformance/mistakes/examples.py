@@ -4,7 +4,7 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.cases import Case
 from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.mistakes.mistake import Mistake
-from bloomref.formats.peft_config import EMBEDDING, LINEARS
+from bloomref.formats.adapters.peft_config import EMBEDDING, LINEARS
 
 CONFIG = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=6, hidden_dim=30, intermediate_dim=50)
 

@@ -9,7 +9,7 @@ from bloomref.conformance.mistakes.low_precision import rounded
 from bloomref.conformance.mistakes.mistake import mistake
 from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.dtypes import floating_dtype
-from bloomref.formats.peft_config import LoraConfig
+from bloomref.formats.adapters.peft_config import LoraConfig
 from bloomref.lora.adapter import Adapter, Parts
 from bloomref.params import LayerParams, LoraFactors, Params
 from bloomref.reference import lora

@@ -9,8 +9,8 @@ from damage import CONFIG
 
 from bloomref import BloomCausalLM, BloomForSequenceClassification, BloomForTokenClassification, LoraConfig
 from bloomref.cli.app import run
-from bloomref.formats import hf
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.layouts import hf
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.params import Params, init_params
 
 IDS = {"token_ids": [[3, 1, 4, 1, 5]]}

@@ -11,7 +11,7 @@ import pytest
 from damage import CONFIG
 
 from bloomref.cli.app import run
-from bloomref.formats import hf
+from bloomref.formats.layouts import hf
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.params import init_params
 from bloomref.presets.preset_registry import ADAPTERS, PRESETS

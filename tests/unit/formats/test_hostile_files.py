@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bloomref.errors import BadWeights, BloomrefError, Unsupported
-from bloomref.formats import hf, keras
-from bloomref.formats.checkpoint import open_checkpoint
 from bloomref.formats.files import write_json
+from bloomref.formats.layouts import hf, keras
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.formats.safetensors_io import SafetensorsFile
-from bloomref.formats.tokenizer_files import bloom_tokenizer_json, vocabulary_and_merges
+from bloomref.formats.tokenizers.tokenizer_files import bloom_tokenizer_json, vocabulary_and_merges
 from bloomref.params import init_params
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

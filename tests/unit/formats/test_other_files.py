@@ -17,10 +17,10 @@ import pytest
 from damage import CONFIG
 
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
-from bloomref.formats import hf
-from bloomref.formats.checkpoint import open_checkpoint
 from bloomref.formats.files import read_json
 from bloomref.formats.folder_contents import models_below
+from bloomref.formats.layouts import hf
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.formats.recognise import by_content, by_name
 from bloomref.formats.safetensors_io import SafetensorsFile
 from bloomref.params import init_params

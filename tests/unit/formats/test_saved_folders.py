@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from bloomref import BloomBackbone, BloomConfig
 from bloomref.cli.app import app
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput
-from bloomref.formats import hf, keras, peft
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.adapters import peft
+from bloomref.formats.layouts import hf, keras
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.formats.saved_folder import LIST, staged_model
 from bloomref.formats.staging import stage, staged_file

@@ -7,8 +7,9 @@ import pytest
 
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights
-from bloomref.formats import hf, validation_cache
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats import validation_cache
+from bloomref.formats.layouts import hf
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.params import init_params
 
 CONFIG = BloomConfig(vocabulary_size=7, num_layers=1, num_heads=1, hidden_dim=4, intermediate_dim=4)

@@ -24,8 +24,8 @@ from bloomref import (
 )
 from bloomref.cli.app import run
 from bloomref.dtypes import POLICIES
-from bloomref.formats.checkpoint import open_checkpoint
-from bloomref.formats.oddities import remarks
+from bloomref.formats.layouts.checkpoint import open_checkpoint
+from bloomref.formats.layouts.oddities import remarks
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.heads.labels import Labels, sigmoid, softmax
 from bloomref.heads.question_answering import best_span

@@ -15,8 +15,8 @@ import pytest
 from bloomref import BloomBackbone, BloomCausalLM, BloomTokenizer
 from bloomref.cli.app import run
 from bloomref.errors import BadWeights
-from bloomref.formats.byte_alphabet import BYTES
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
+from bloomref.formats.tokenizers.byte_alphabet import BYTES
 from bloomref.presets.preset_registry import PRESETS
 from bloomref.wider_dtypes import overflow_hint
 

@@ -11,8 +11,8 @@ import pytest
 from bloomref import BloomBackbone, BloomCausalLM, BloomTokenizer
 from bloomref.cli.app import run
 from bloomref.errors import BadWeights, BloomrefWarning, InvalidInput
-from bloomref.formats.byte_alphabet import BYTES, missing_bytes, named_bytes
-from bloomref.formats.tokenizer_files import bloom_tokenizer_json
+from bloomref.formats.tokenizers.byte_alphabet import BYTES, missing_bytes, named_bytes
+from bloomref.formats.tokenizers.tokenizer_files import bloom_tokenizer_json
 
 SPELLING = {byte: character for character, byte in BYTES.items()}
 Vocabulary = dict[str, int]

@@ -13,7 +13,7 @@ from small_models import MERGES, SPECIALS, TOKENS, small_tokenizer, small_vocabu
 
 from bloomref import BloomTokenizer
 from bloomref.errors import BadWeights, InvalidInput
-from bloomref.formats.tokenizer_files import bloom_tokenizer_json
+from bloomref.formats.tokenizers.tokenizer_files import bloom_tokenizer_json
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "tokenizer_ids.json").read_text("utf-8"))
 PRESET = Path(__file__).parents[3] / "bloomref" / "presets" / "bloom_tiny_udhr"

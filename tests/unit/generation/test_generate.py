@@ -20,7 +20,7 @@ from small_models import (
 )
 
 from bloomref import BloomBackbone, BloomCausalLM, BloomConfig
-from bloomref.formats.tokenizer_files import bloom_tokenizer_json
+from bloomref.formats.tokenizers.tokenizer_files import bloom_tokenizer_json
 from bloomref.generation.beam import Beam
 from bloomref.generation.options import GenerationOptions
 from bloomref.generation.prompts import Prompt

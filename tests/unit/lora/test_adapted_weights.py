@@ -9,7 +9,7 @@ import pytest
 from peft_adapters import CONFIG, KINDS, lm, trained
 
 from bloomref import BloomBackbone, BloomCausalLM, InvalidInput, Unsupported
-from bloomref.formats.peft_tensors import OTHERS
+from bloomref.formats.adapters.peft_tensors import OTHERS
 from bloomref.lora.adapter_files import describe_files
 from bloomref.params import Params
 from bloomref.reference.resizing import resized

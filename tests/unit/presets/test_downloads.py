@@ -13,7 +13,7 @@ import pytest
 from local_hub import COMMIT, LocalHub
 
 from bloomref.config import BloomConfig
-from bloomref.formats import hf
+from bloomref.formats.layouts import hf
 from bloomref.params import init_params
 from bloomref.presets import preset_registry
 
@@ -22,7 +22,7 @@ CONFIG = BloomConfig(vocabulary_size=64, num_layers=2, num_heads=3, hidden_dim=2
 SCRIPT = """
 import json, sys
 from bloomref.errors import BloomrefError
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.presets.resolver import resolve, resolve_adapter
 for arguments in json.loads(sys.argv[1]):
     try:
@@ -237,7 +237,7 @@ def test_offline_without_a_cache(tmp_path: Path) -> None:
 
 def test_keras_layout(tmp_path: Path, expected: float, tmp_path_factory: pytest.TempPathFactory) -> None:
     pytest.importorskip("h5py")
-    from bloomref.formats import keras
+    from bloomref.formats.layouts import keras
 
     folder = tmp_path_factory.mktemp("keras")
     keras.save(folder, CONFIG, init_params(CONFIG, 5), max_shard_bytes=30_000)

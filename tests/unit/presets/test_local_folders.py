@@ -12,7 +12,7 @@ from damage import CONFIG
 from bloomref import BloomBackbone, BloomCausalLM, BloomTokenizer
 from bloomref.cli.app import run
 from bloomref.errors import BloomrefError, InvalidInput, Unsupported
-from bloomref.formats import hf
+from bloomref.formats.layouts import hf
 from bloomref.params import init_params
 from bloomref.presets.adapted_models import Located, locate
 from bloomref.presets.preset_registry import ADAPTERS, PRESETS

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.params import count_params
 from bloomref.presets.preset_registry import PRESETS, RAIL_URL, Preset
 

@@ -8,7 +8,7 @@ import pytest
 
 from bloomref import BloomBackbone, InvalidInput
 from bloomref.errors import BadWeights
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.params import count_params
 from bloomref.presets.preset_registry import PRESETS
 from bloomref.presets.resolver import resolve

@@ -9,8 +9,8 @@ import pytest
 
 from bloomref.config import BloomConfig
 from bloomref.errors import InvalidInput, Unsupported
-from bloomref.formats import hf
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.layouts import hf
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.params import init_params
 from bloomref.presets import hub
 from bloomref.presets.preset_registry import ADAPTERS, PRESETS

@@ -81,7 +81,7 @@ def _afresh() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(("module", "name"), [(module, name) for module, names in DOCUMENTED.items() for name in names])
 def test_a_documented_name_can_be_imported(module: str, name: str) -> None:
-    value = getattr(importlib.import_module(module), name)
+    value = getattr(__import__(module, fromlist=[name]), name)  # as `from module import name`, also for submodules
     assert isinstance(value, ModuleType) is ((module, name) in MODULES)
 
 

@@ -15,10 +15,12 @@ from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.subject import named_weights
 from bloomref.conformance.vectors.author.draft import Draft, answer, ask, case_of, with_adapter
 from bloomref.conformance.vectors.author.vector_models import MODELS
-from bloomref.formats import hf, peft, saved_folder
+from bloomref.formats import saved_folder
+from bloomref.formats.adapters import peft
+from bloomref.formats.adapters.peft_config import EMBEDDING as EMBEDDING_MODULE
+from bloomref.formats.adapters.peft_config import LINEARS
 from bloomref.formats.files import write_json
-from bloomref.formats.peft_config import EMBEDDING as EMBEDDING_MODULE
-from bloomref.formats.peft_config import LINEARS
+from bloomref.formats.layouts import hf
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING
 from bloomref.shapes import Array

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloomref import InvalidInput
-from bloomref.formats.module_patterns import Patterns
+from bloomref.formats.adapters.module_patterns import Patterns
 
 ATOMS = ("a", "b", "A", r"\.", ".", "[ab]", "[^a]", r"[\d.]", r"\w", "^", "$", r"\b", r"\B", "(?<=a)", "(?<!b)", "(?!)")
 REPEATS = ("*", "+", "?", "*?", "{2}", "{1,2}", "{0,3}?", "{0}")

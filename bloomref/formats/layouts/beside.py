@@ -7,7 +7,7 @@ from typing import Any
 
 from bloomref.formats.files import write_json
 from bloomref.formats.generation_config import FILE
-from bloomref.formats.tokenizer_files import papers
+from bloomref.formats.tokenizers.tokenizer_files import papers
 
 _MAX_BYTES = 1_000_000
 

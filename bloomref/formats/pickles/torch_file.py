@@ -20,9 +20,9 @@ import numpy as np
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, Unsupported, describe
 from bloomref.formats.files import regular_file
-from bloomref.formats.pickle_machine import MAX_BYTES, Call, Rules, read_pickle
+from bloomref.formats.pickles.pickle_machine import MAX_BYTES, Call, Rules, read_pickle
+from bloomref.formats.pickles.torch_zip import Member, members
 from bloomref.formats.recognise import PICKLE, named_for_what_it_is
-from bloomref.formats.torch_zip import Member, members
 from bloomref.shapes import Array
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older format

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bloomref.errors import BadWeights, InvalidInput, describe
-from bloomref.formats import hf, megatron, peft
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.adapters import peft
 from bloomref.formats.files import regular_file, shard_path, weight_map, write_json
+from bloomref.formats.layouts import hf
+from bloomref.formats.layouts.checkpoint import open_checkpoint
+from bloomref.formats.pickles import megatron
+from bloomref.formats.pickles.torch_file import TorchFile
 from bloomref.formats.recognise import MEGATRON, PICKLE, by_name
 from bloomref.formats.safetensors_io import write_safetensors
 from bloomref.formats.saved_folder import staged_model
-from bloomref.formats.torch_file import TorchFile
 from bloomref.params import LM_HEAD, WORD_EMBEDDING, full_key
 from bloomref.shapes import Array
 

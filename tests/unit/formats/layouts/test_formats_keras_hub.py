@@ -20,10 +20,10 @@ from strategies import draw_params
 
 from bloomref import BloomBackbone, BloomCausalLM, Unsupported
 from bloomref.config import BloomConfig
-from bloomref.formats import hf, keras
-from bloomref.formats.checkpoint import open_checkpoint
 from bloomref.formats.files import write_json
-from bloomref.formats.tokenizer_files import bloom_tokenizer_json, vocabulary_and_merges
+from bloomref.formats.layouts import hf, keras
+from bloomref.formats.layouts.checkpoint import open_checkpoint
+from bloomref.formats.tokenizers.tokenizer_files import bloom_tokenizer_json, vocabulary_and_merges
 from bloomref.params import Params
 
 # Warnings of the imports of Keras, JAX and TensorFlow do not concern the results.

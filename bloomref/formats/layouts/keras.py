@@ -15,7 +15,7 @@ from bloomref.formats.files import into_shards, read_json, write_json
 from bloomref.formats.folder_contents import no_weights
 from bloomref.formats.keras_h5 import Variable, read_sharded, read_single, write_h5
 from bloomref.formats.saved_folder import staged_model
-from bloomref.formats.tokenizer_files import keras_dtype, write_keras_tokenizer
+from bloomref.formats.tokenizers.tokenizer_files import keras_dtype, write_keras_tokenizer
 from bloomref.params import PROJECTIONS, Params, Weight, count_params, keys
 from bloomref.shapes import Array
 from bloomref.wider_dtypes import overflow_hint
@@ -243,7 +243,7 @@ def save(
 ) -> None:
     """Write a folder that KerasHub's BloomBackbone loads. The weights keep their dtype and bits.
 
-    The arguments are those of `formats.hf.save`.
+    The arguments are those of `formats.layouts.hf.save`.
 
     Raises:
         InvalidInput: when the folder cannot be written, or Keras cannot represent the model.

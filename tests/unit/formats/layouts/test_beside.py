@@ -10,8 +10,8 @@ from small_models import MERGES, small_vocabulary, text_lm
 
 from bloomref import BadWeights, BloomCausalLM, BloomTokenizer, InvalidInput
 from bloomref.cli.app import run
-from bloomref.formats.tokenizer_facts import TokenizerFacts
-from bloomref.formats.tokenizer_files import bloom_tokenizer_json
+from bloomref.formats.tokenizers.tokenizer_facts import TokenizerFacts
+from bloomref.formats.tokenizers.tokenizer_files import bloom_tokenizer_json
 
 LM = text_lm()
 USER, BOT = (len(small_vocabulary()) + i for i in range(2))

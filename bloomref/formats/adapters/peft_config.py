@@ -12,9 +12,9 @@ from typing import Any
 from bloomref.argument_kinds import check_kind, check_mapping, check_text
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights, InvalidInput, invalid
-from bloomref.formats import peft_fields
-from bloomref.formats.module_patterns import Patterns
-from bloomref.formats.peft_methods import check_supported
+from bloomref.formats.adapters import peft_fields
+from bloomref.formats.adapters.module_patterns import Patterns
+from bloomref.formats.adapters.peft_methods import check_supported
 from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING, Weight, full_key, keys
 from bloomref.validation import check_bool, check_integer, check_real
 

@@ -17,8 +17,8 @@ from strategies import configs, draw_params
 from bloomref.config import BloomConfig
 from bloomref.dtypes import FLOAT32
 from bloomref.errors import BadWeights, InvalidInput, Unsupported
-from bloomref.formats import hf, keras
-from bloomref.formats.checkpoint import open_checkpoint
+from bloomref.formats.layouts import hf, keras
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.params import Params, count_params, init_params
 from bloomref.presets.resolver import resolve
@@ -222,8 +222,8 @@ def test_embedded_preset_has_the_weights_of_its_config() -> None:
 MEMORY = """
 import resource, sys, numpy as np
 from pathlib import Path
-from bloomref.formats.checkpoint import open_checkpoint
-from bloomref.formats import hf, keras
+from bloomref.formats.layouts.checkpoint import open_checkpoint
+from bloomref.formats.layouts import hf, keras
 from bloomref.params import Params
 import ml_dtypes
 def now():
@@ -268,7 +268,7 @@ def test_saving_needs_no_second_copy_of_the_weights(tmp_path: Path, layout: obje
         "print((peak()",
         f"start, _ = now(), {layout.__name__}.save(sys.argv[1] + '-copy', checkpoint.config, params)\nprint((peak()",
     )
-    script = "import bloomref.formats.hf, bloomref.formats.keras\n" + script
+    script = "import bloomref.formats.layouts.hf, bloomref.formats.layouts.keras\n" + script
     command = [sys.executable, "-c", script, str(tmp_path / "model"), "float32"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) <= 0.1, done.stdout

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bloomref.errors import BadWeights, BloomrefError, Unsupported
-from bloomref.formats import keras
+from bloomref.formats.layouts import keras
 from bloomref.params import init_params
 
 h5py = pytest.importorskip("h5py")

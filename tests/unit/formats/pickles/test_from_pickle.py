@@ -15,10 +15,11 @@ from torch_writer import call, mapping, name, number, pickled, storage, tensor, 
 from bloomref.cli.app import run
 from bloomref.dtypes import FLOAT32, DType, cast
 from bloomref.errors import BadWeights, InvalidInput
-from bloomref.formats import hf, megatron
-from bloomref.formats.checkpoint import open_checkpoint
 from bloomref.formats.files import write_json
-from bloomref.formats.from_pickle import convert, size
+from bloomref.formats.layouts import hf
+from bloomref.formats.layouts.checkpoint import open_checkpoint
+from bloomref.formats.pickles import megatron
+from bloomref.formats.pickles.from_pickle import convert, size
 from bloomref.formats.safetensors_io import SafetensorsFile
 from bloomref.params import full_key, init_params
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bloomref.errors import invalid
-from bloomref.formats.module_patterns import parsed
+from bloomref.formats.adapters.module_patterns import parsed
 
 
 def names(name: str, value: object, absent: tuple[str, ...]) -> str | tuple[str, ...]:

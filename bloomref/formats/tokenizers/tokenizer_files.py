@@ -10,7 +10,7 @@ from typing import Any
 from bloomref.errors import BadWeights, describe
 from bloomref.formats import generation_config
 from bloomref.formats.files import read_json, regular_file, write_json
-from bloomref.formats.tokenizer_facts import CONFIG, SPECIALS, TEMPLATE, TEMPLATES, TokenizerFacts
+from bloomref.formats.tokenizers.tokenizer_facts import CONFIG, SPECIALS, TEMPLATE, TEMPLATES, TokenizerFacts
 
 HF_FILES = (
     "tokenizer.json",

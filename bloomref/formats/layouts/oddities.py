@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bloomref.errors import BadWeights, Unsupported
-from bloomref.formats.checkpoint import Checkpoint
 from bloomref.formats.files import weight_map
 from bloomref.formats.folder_contents import kinds_of
-from bloomref.formats.hf import INDEX, WEIGHTS, HfWeights
-from bloomref.formats.tensor_names import check_names
+from bloomref.formats.layouts.checkpoint import Checkpoint
+from bloomref.formats.layouts.hf import INDEX, WEIGHTS, HfWeights
+from bloomref.formats.layouts.tensor_names import check_names
 from bloomref.head_params import HEAD_KINDS
 from bloomref.params import LM_HEAD, WORD_EMBEDDING, keys
 

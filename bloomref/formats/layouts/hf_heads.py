@@ -7,9 +7,10 @@ from typing import Any
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType
 from bloomref.errors import BadWeights, describe, invalid
-from bloomref.formats import hf, keras, peft
+from bloomref.formats.adapters import peft
 from bloomref.formats.arrays import convert
 from bloomref.formats.files import read_json
+from bloomref.formats.layouts import hf, keras
 from bloomref.formats.safetensors_io import DTYPES, FLOATS, SafetensorsFile
 from bloomref.head_params import HEAD_KINDS, HeadKind, HeadParams
 from bloomref.shapes import Array

@@ -11,9 +11,9 @@ from strategies import draw_params
 
 from bloomref import BloomCausalLM
 from bloomref.config import BloomConfig
-from bloomref.formats import hf, keras
-from bloomref.formats.checkpoint import open_checkpoint
-from bloomref.formats.tokenizer_files import vocabulary_and_merges
+from bloomref.formats.layouts import hf, keras
+from bloomref.formats.layouts.checkpoint import open_checkpoint
+from bloomref.formats.tokenizers.tokenizer_files import vocabulary_and_merges
 from bloomref.params import Params, keys
 
 torch = pytest.importorskip("torch")
@@ -134,7 +134,7 @@ def test_tokenizer_through_the_keras_layout(tmp_path: Path) -> None:
 
 def write_tokenizer(folder: Path) -> None:
     from bloomref.formats.files import write_json
-    from bloomref.formats.tokenizer_files import bloom_tokenizer_json
+    from bloomref.formats.tokenizers.tokenizer_files import bloom_tokenizer_json
 
     os.makedirs(folder)
     write_json(folder / "tokenizer.json", bloom_tokenizer_json(small_vocabulary(), MERGES))

@@ -11,8 +11,8 @@ import numpy as np
 
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights, describe
+from bloomref.formats.adapters.peft_config import EMBEDDING, HEAD, LINEARS, LoraConfig
 from bloomref.formats.arrays import check_finite
-from bloomref.formats.peft_config import EMBEDDING, HEAD, LINEARS, LoraConfig
 from bloomref.formats.safetensors_io import FLOATS, SafetensorsFile
 from bloomref.head_params import HEAD_KINDS
 from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING, Weight, full_key, keys

@@ -8,13 +8,13 @@ from typing import Any, Literal, Protocol
 from bloomref.config import BloomConfig
 from bloomref.dtypes import FLOAT32, POLICIES, DType
 from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe
-from bloomref.formats import hf, keras
 from bloomref.formats.arrays import check_fits
 from bloomref.formats.files import MAX_CONFIG_BYTES, read_json
 from bloomref.formats.folder_contents import QUANTISED_HINT, no_config
-from bloomref.formats.hf import HfWeights
+from bloomref.formats.layouts import hf, keras
+from bloomref.formats.layouts.hf import HfWeights
 from bloomref.formats.saved_folder import check_complete
-from bloomref.formats.tokenizer_files import tokenizer_files
+from bloomref.formats.tokenizers.tokenizer_files import tokenizer_files
 from bloomref.formats.validation_cache import is_validated, record_validated
 from bloomref.params import Params
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from bloomref.config import BloomConfig
 from bloomref.errors import BadWeights, describe
-from bloomref.formats import peft_tensors
+from bloomref.formats.adapters import peft_tensors
+from bloomref.formats.adapters.peft_config import LoraConfig
+from bloomref.formats.adapters.peft_tensors import WEIGHTS, Pairs, PeftTensors, factor_name
 from bloomref.formats.files import MAX_CONFIG_BYTES, read_json, write_json
 from bloomref.formats.folder_contents import no_weights
-from bloomref.formats.peft_config import LoraConfig
-from bloomref.formats.peft_tensors import WEIGHTS, Pairs, PeftTensors, factor_name
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.formats.saved_folder import check_complete, staged_model
 from bloomref.params import LM_HEAD, WORD_EMBEDDING

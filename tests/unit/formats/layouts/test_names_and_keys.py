@@ -11,9 +11,9 @@ from damage import CONFIG, json_file, load
 
 from bloomref import BloomBackbone, BloomCausalLM, BloomConfig
 from bloomref.errors import BadWeights, BloomrefError, Unsupported
-from bloomref.formats import hf, keras
-from bloomref.formats.checkpoint import open_checkpoint
 from bloomref.formats.files import read_json
+from bloomref.formats.layouts import hf, keras
+from bloomref.formats.layouts.checkpoint import open_checkpoint
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.params import Params, init_params
 from bloomref.shapes import Array

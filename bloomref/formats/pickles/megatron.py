@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from bloomref.errors import BadWeights, describe
-from bloomref.formats.pickle_machine import Inert
-from bloomref.formats.torch_file import TorchFile
+from bloomref.formats.pickles.pickle_machine import Inert
+from bloomref.formats.pickles.torch_file import TorchFile
 from bloomref.params import HF_PREFIX
 from bloomref.shapes import Array
 

@@ -31,9 +31,9 @@ from torch_writer import (
 )
 
 from bloomref.errors import BadWeights, BloomrefError, Unsupported
-from bloomref.formats import pickle_machine, torch_file
-from bloomref.formats.pickle_machine import Inert, Rules, read_pickle
-from bloomref.formats.torch_file import TorchFile
+from bloomref.formats.pickles import pickle_machine, torch_file
+from bloomref.formats.pickles.pickle_machine import Inert, Rules, read_pickle
+from bloomref.formats.pickles.torch_file import TorchFile
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
 BODY, DATA = state_dict({"w": ARRAY})
@@ -76,7 +76,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "torch.load": (call("torch", "load", text("x")), "'torch.load'"),
     "torch.hub": (call("torch.hub", "load", text("x")), "'torch.hub.load'"),
     "a name with a newline's neighbours": (name("collections", "OrderedDict\0"), "OrderedDict"),
-    "a name of this library": (call("bloomref.formats.torch_file", "TorchFile", text("x")), "TorchFile"),
+    "a name of this library": (call("bloomref.formats.pickles.torch_file", "TorchFile", text("x")), "TorchFile"),
     "an endless name": (b"c" + b"a" * 5000, "a name of at most"),
     "a tensor from a text": (text("0") + b"Q", "another persistent id"),
     "a persistent id of protocol 0": (b"P0\n", r"opcode b'P'"),

@@ -12,11 +12,11 @@ from bloomref.errors import BadWeights, describe
 from bloomref.formats.arrays import check_finite, common_dtype, convert
 from bloomref.formats.files import into_shards, regular_file, shard_path, weight_map, write_json
 from bloomref.formats.folder_contents import QUANTISED_HINT, no_weights
+from bloomref.formats.layouts.tensor_names import check_names, is_used, key_of
 from bloomref.formats.recognise import AGAIN
 from bloomref.formats.safetensors_io import DTYPES, FLOATS, Entry, SafetensorsFile, write_safetensors
 from bloomref.formats.saved_folder import staged_model
-from bloomref.formats.tensor_names import check_names, is_used, key_of
-from bloomref.formats.tokenizer_files import write_hf_tokenizer
+from bloomref.formats.tokenizers.tokenizer_files import write_hf_tokenizer
 from bloomref.formats.validation_cache import is_validated, record_validated
 from bloomref.params import HF_PREFIX, LM_HEAD, WORD_EMBEDDING, Params, Source, Weight, full_key, keys
 from bloomref.shapes import Array

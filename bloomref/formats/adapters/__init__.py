@@ -1,0 +1,1 @@
+"""Files of LoRA adapters: folders of PEFT, `.lora.h5` files of KerasHub."""

@@ -1,0 +1,1 @@
+"""Files of tokenizers: vocabularies, added tokens, chat templates."""
