@@ -1,7 +1,9 @@
 """Executes the shape annotations of bloomref; adds `--network`, `--require-backend` and `--emulated-cupy`."""
 
+import gc
 import signal
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,17 @@ def pytest_configure(config: pytest.Config) -> None:
         sys.path.insert(0, str(EMULATED_CUPY))  # as if it were installed
         settings.load_profile("emulated")
         config.getoption("--require-backend").append("cupy-emulated")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Import the tests without the garbage collector: to walk their modules again and again is a third of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()  # nor does it walk them later
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -200,13 +200,35 @@ def imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
         yield from (name for name in targets if OURS.fullmatch(name))
 
 
-def violations(module: str, source: str) -> list[str]:
+@dataclass(frozen=True)
+class Facts:
+    """What the checks below ask of a file, from one syntax tree."""
+
+    targets: set[str]
+    """Our modules that it imports, by a statement or a string."""
+    stated: set[str]
+    """Those of a statement."""
+    privileges: list[str]
+
+
+def facts(source: str) -> Facts:
+    nodes = list(ast.walk(ast.parse(source)))
+    privileges = [ast.unparse(node) for node in nodes if is_privilege(node)]
+    return Facts(set(imports(nodes)), set(imports(statements(nodes))), privileges)
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, Facts]:
+    """Module -> facts of its file."""
+    return {name: facts(path.read_text("utf-8")) for name, path in MODULES.items()}
+
+
+def violations(module: str, targets: set[str]) -> list[str]:
     own = room_of(module)
     if own is None:
         return [f"{module} is in no room"]
-    targets = sorted(set(imports(ast.walk(ast.parse(source)))))
     allowed = {own, *(ROOMS if own in UNRESTRICTED else ROOMS[own].imports)}
-    return [f"{module} ({own}) imports {t} ({room_of(t)})" for t in targets if room_of(t) not in allowed]
+    return [f"{module} ({own}) imports {t} ({room_of(t)})" for t in sorted(targets) if room_of(t) not in allowed]
 
 
 def test_every_room_imports_only_rooms_above_it_in_the_table():
@@ -215,19 +237,14 @@ def test_every_room_imports_only_rooms_above_it_in_the_table():
     assert upward == [("package", "old_paths")]  # the table of old paths is installed by the package
 
 
-def test_every_permission_is_used():
+def test_every_permission_is_used(files):
     """A permission that no import needs would let one in unseen."""
-    used = {
-        (room_of(module), room_of(target))
-        for module, path in MODULES.items()
-        for target in imports(ast.walk(ast.parse(path.read_text("utf-8"))))
-    }
+    used = {(room_of(module), room_of(target)) for module, file in files.items() for target in file.targets}
     assert [(name, t) for name, room in ROOMS.items() for t in sorted(room.imports) if (name, t) not in used] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_follow_the_table(module):
-    assert violations(module, MODULES[module].read_text("utf-8")) == []
+def test_imports_follow_the_table(files):
+    assert [problem for module, file in files.items() for problem in violations(module, file.targets)] == []
 
 
 @pytest.mark.parametrize(
@@ -261,7 +278,7 @@ def test_imports_follow_the_table(module):
     ],
 )
 def test_a_forbidden_import_is_found(module, source):
-    assert violations(module, source)
+    assert violations(module, facts(source).targets)
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:
@@ -272,22 +289,19 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def statements(tree: ast.AST) -> list[ast.AST]:
+def statements(nodes: Iterable[ast.AST]) -> list[ast.AST]:
     """Every import statement: at the top, in functions, and for type checkers alone."""
-    return [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
-def test_modules_do_not_import_each_other_in_a_circle():
-    graph = {
-        name: set(imports(statements(ast.parse(path.read_text("utf-8"))))) - {name} for name, path in MODULES.items()
-    }
-    assert cycle(graph) == []
+def test_modules_do_not_import_each_other_in_a_circle(files):
+    assert cycle({name: file.stated - {name} for name, file in files.items()}) == []
 
 
 def test_a_circle_is_found_in_functions_too():
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}})
     source = "if TYPE_CHECKING:\n    from bloomref import backbone\ndef f():\n    import bloomref.tokenizer"
-    assert set(imports(statements(ast.parse(source)))) == {"bloomref.backbone", "bloomref.tokenizer"}
+    assert facts(source).stated == {"bloomref.backbone", "bloomref.tokenizer"}
 
 
 # --- a reference without privileges ------------------------------------------------------------------------------
@@ -296,25 +310,25 @@ NAMES = {"numpy", "numba", "cupy"}
 CLASSES = {"NumpyPrepared", "NumpyBackend", "NumbaBackend", "NumbaPrepared", "CupyBackend", "CupyPrepared"}
 
 
+def name_of(node: ast.AST) -> str:
+    """The last part of a dotted name; empty for anything else."""
+    return str(getattr(node, "id", getattr(node, "attr", "")))
+
+
 def is_privilege(node: ast.AST) -> bool:
+    """True for a comparison with a backend's name, and for a question for a backend's class."""
     if isinstance(node, ast.Compare):
         operands = [node.left, *node.comparators]
-        return any(getattr(o, "value", None) in NAMES or ast.unparse(o).endswith("REFERENCE") for o in operands)
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+        return any(name_of(o).endswith("REFERENCE") or getattr(o, "value", None) in NAMES for o in operands)
+    if isinstance(node, ast.Call) and name_of(node.func) == "isinstance":
         return bool(CLASSES & {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)})
     return False
 
 
-def privileges(source: str) -> list[str]:
-    """Comparisons with a backend's name, and questions for a backend's class."""
-    return [ast.unparse(node) for node in ast.walk(ast.parse(source)) if is_privilege(node)]
-
-
-@pytest.mark.parametrize(
-    "module", [m for m in MODULES if m.startswith("bloomref") and m != "bloomref.runtime.registry"]
-)
-def test_nobody_asks_for_a_backend_by_name_or_class(module):
-    assert privileges(MODULES[module].read_text("utf-8")) == []
+def test_nobody_asks_for_a_backend_by_name_or_class(files):
+    asked = {module: file.privileges for module, file in files.items() if module.startswith("bloomref")}
+    del asked["bloomref.runtime.registry"]
+    assert {module: found for module, found in asked.items() if found} == {}
 
 
 @pytest.mark.parametrize(
@@ -322,7 +336,7 @@ def test_nobody_asks_for_a_backend_by_name_or_class(module):
     ["engine.backend == 'numpy'", "name != registry.REFERENCE", "isinstance(x, NumpyPrepared)", "'cupy' in name"],
 )
 def test_a_question_for_a_backend_is_found(source):
-    assert privileges(source)
+    assert facts(source).privileges
 
 
 # --- what an import loads, and what it costs ---------------------------------------------------------------------

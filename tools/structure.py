@@ -130,6 +130,22 @@ def _upward_within(rooms: list[str], counts: Mapping[tuple[str, str], int]) -> i
     return fewest[-1]
 
 
+def cycles(graph: Graph) -> list[set[str]]:
+    """Groups of modules that import each other in a circle."""
+    return components(graph, [(a, b) for a, targets in graph.items() for b in targets])
+
+
+def of_library(graph: Graph) -> Graph:
+    """The part of the modules that are in the wheel."""
+    return {module: targets for module, targets in graph.items() if not module.startswith("tools")}
+
+
+def of_kit(graph: Graph) -> Graph:
+    """The part of the modules of the conformance kit, with the imports among them."""
+    kit = {module: targets for module, targets in graph.items() if module.startswith("bloomref.conformance.")}
+    return {module: {t for t in targets if t in kit} for module, targets in kit.items()}
+
+
 def layers(graph: Graph) -> int:
     """Length of the longest chain of imports between rooms, where the rooms of a cycle count as one."""
     edges = between(graph, room)
@@ -175,30 +191,30 @@ def repeated_names(sources: Sources) -> list[str]:
     return sorted(name for name, places in homes.items() if len(places) > 1)
 
 
-def definitions(sources: Sources, name: str) -> int:
-    """Number of top-level classes, functions and aliases with a name."""
-    count = 0
+def definitions(sources: Sources) -> Counter[str]:
+    """Count the top-level classes, functions and aliases of each name."""
+    count: Counter[str] = Counter()
     for text in sources.values():
         for node in ast.parse(text).body:
-            count += isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name
-            count += isinstance(node, ast.Assign) and any(ast.unparse(t) == name for t in node.targets)
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                count[node.name] += 1
+            elif isinstance(node, ast.Assign):
+                count.update({target.id for target in node.targets if isinstance(target, ast.Name)})
     return count
 
 
 def figures(sources: Sources) -> dict[str, Any]:
     """All measurements of one version of the library, by description."""
     graph = import_graph(sources)
-    library = {module: targets for module, targets in graph.items() if not module.startswith("tools")}
-    kit = {module: targets for module, targets in graph.items() if module.startswith("bloomref.conformance.")}
-    kit = {module: {t for t in targets if t in kit} for module, targets in kit.items()}
+    library, kit = of_library(graph), of_kit(graph)
     reader = read_by_a_reader(sources, graph)
-    edges = [(a, b) for a, targets in library.items() for b in targets]
+    defined = definitions(sources)
     return {
         "modules of the wheel": len(library),
         "lines of the wheel": lines(sources, library),
         "lines of tools": lines(sources, graph.keys() - library.keys()),
         "imports that point upward": upward(between(library, room)),
-        "import cycles": len(components(library, edges)),
+        "import cycles": len(cycles(library)),
         "layers of rooms": layers(library),
         "kit: rooms": len({kit_room(module) for module in kit}),
         "kit: imports between rooms": len(between(kit, kit_room)),
@@ -206,7 +222,7 @@ def figures(sources: Sources) -> dict[str, Any]:
         "lines that the reference imports": lines(sources, reader),
         "modules that the reference imports": len(reader),
         "base names of several modules": len(repeated_names(sources)),
-        **{f"definitions called {name}": definitions(sources, name) for name in FIELD_NAMES},
+        **{f"definitions called {name}": defined[name] for name in FIELD_NAMES},
         "longest module": max(len(text.splitlines()) for text in sources.values()),
     }
 

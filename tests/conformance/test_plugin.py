@@ -115,6 +115,7 @@ def test_an_exception_is_shown_where_it_was_raised(here):
     assert "instrumented_model.py" not in result.stdout  # no file of the kit
 
 
+@pytest.mark.slow
 def test_the_report_as_json(here):
     result = ask(here, "--implementation", "mine:Right", *FEW, "--conformance-json", "report.json")
     report = json.loads((here / "report.json").read_text("utf-8"))
@@ -130,6 +131,12 @@ def test_the_report_as_json(here):
 
 
 # --- waivers -------------------------------------------------------------------------------------------------------
+
+
+def first_fast(*values: object) -> list[object]:
+    """The first case is among the fast tests; each starts a process."""
+    return [values[0], *(pytest.param(*value, marks=pytest.mark.slow) for value in values[1:])]
+
 
 WAIVER = 'where = "{}"\nreason = "it sees padding; the specification is right"'
 WRONG = ("--implementation", "mine:wrong", "--dtype", "float32", "--examples", "2")
@@ -169,12 +176,12 @@ def test_a_part_of_the_suite_says_nothing_about_waivers(here):
 @pytest.mark.clause("CNF-4")
 @pytest.mark.parametrize(
     ("entry", "message"),
-    [
+    first_fast(
         ('where = "logits"', "where and reason, optionally link"),
         ('where = "logits"\nreason = "  "', "where and reason, optionally link"),
         ('where = "logits"\nreason = "x"\nuntil = "2030"', "where and reason, optionally link"),
         ("where = ", "expected a TOML file"),
-    ],
+    ),
 )
 def test_a_waiver_gives_a_reason(here, entry, message):
     result = ask(here, "--implementation", "mine:Right", *waivers(here, entry))
@@ -182,6 +189,7 @@ def test_a_waiver_gives_a_reason(here, entry, message):
     assert message in result.stderr
 
 
+@pytest.mark.slow
 def test_a_waiver_file_by_name_comes_with_bloomref(here):
     result = ask(here, "--implementation", "mine:Right", "--waivers", "nobody")
     assert result.returncode == 4
@@ -205,7 +213,7 @@ def test_not_available_is_a_skip_or_with_require_a_failure(here):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
+    first_fast(
         (("--implementation", "no_such_module:Adapter"), "No module named 'no_such_module'"),
         (("--implementation", "mine:NoSuchName"), "NoSuchName"),
         (("--implementation", "mine"), "expected package.module:Name"),
@@ -213,7 +221,7 @@ def test_not_available_is_a_skip_or_with_require_a_failure(here):
         (("--implementation", "mine:Right", "--backend", "numpy"), "expected one of --implementation, --backend and"),
         (("--implementation", "mine:Right", "--dtype", "int8"), "int8"),
         ((), "expected one of --implementation, --backend and --program"),
-    ],
+    ),
 )
 def test_a_wrong_command_line_is_one_sentence(here, arguments, message):
     result = ask(here, *arguments)
@@ -266,6 +274,7 @@ def test_the_command_asks_the_same(here):
     assert json.loads(result.stdout)["verdicts"] == {"float32": "does not conform"}
 
 
+@pytest.mark.slow
 def test_the_command_refuses_what_it_does_not_understand(here):
     assert conform(here).returncode == 2
     assert conform(here, "--implementation", "mine:NoSuchName").returncode == 2

@@ -70,17 +70,23 @@ OPERATORS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
 }
 
 
+Path_ = tuple[tuple[str, int | None], ...]
+
+
 def mutants(source: str) -> Iterator[tuple[str, str]]:
     """(description, changed source) of every single change."""
     tree = ast.parse(source)
+    for what, path, change in changes(tree):
+        changed = copy.deepcopy(tree)
+        _replace(changed, path, change)
+        yield what, ast.unparse(ast.fix_missing_locations(changed))
+
+
+def changes(tree: ast.Module) -> Iterator[tuple[str, Path_, ast.AST]]:
+    """(description, path of a node, the node in its place) of every single change."""
     for path, node in _walk(tree, ()):
         for what, change in (*_changes(node), *_removals(node)):
-            changed = copy.deepcopy(tree)
-            _replace(changed, path, change)
-            yield f"{_scope(tree, path)}: {what}", ast.unparse(ast.fix_missing_locations(changed))
-
-
-Path_ = tuple[tuple[str, int | None], ...]
+            yield f"{_scope(tree, path)}: {what}", path, change
 
 
 def _walk(node: ast.AST, path: Path_) -> Iterator[tuple[Path_, ast.AST]]:

@@ -2,11 +2,16 @@
 
 import io
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
+from importlib import invalidate_caches
+from pathlib import Path
 from subprocess import CompletedProcess
 from unittest import mock
 
 from bloomref.cli.app import run as run_here
+from bloomref.runtime import registry
 
 
 def run(*arguments: str, stdin: str = "") -> "CompletedProcess[str]":
@@ -16,6 +21,19 @@ def run(*arguments: str, stdin: str = "") -> "CompletedProcess[str]":
         code = run_here(list(arguments))
     texts = [_written(stream) for stream in streams[1:]]
     return CompletedProcess(arguments, code, *texts)
+
+
+@contextmanager
+def packages_of(folder: Path) -> Iterator[None]:
+    """Let the packages of a folder be installed, backends among them."""
+    before = set(sys.modules)
+    loading = cache(registry.load.__wrapped__)
+    with mock.patch.object(sys, "path", [str(folder), *sys.path]), mock.patch.object(registry, "load", loading):
+        invalidate_caches()
+        yield
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
 
 
 def _written(stream: io.TextIOWrapper) -> str:

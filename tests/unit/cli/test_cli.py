@@ -1,9 +1,9 @@
 """The command line, judged by output and exit code."""
 
 import json
-import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,9 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 
 
 def run(*arguments: str, stdin: str = "", search: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run one command line, in a process of its own if packages are to be searched in a folder."""
-    if search is None:
+    """Run one command line, where packages may be searched in a folder."""
+    with command_line.packages_of(search) if search else nullcontext():
         return command_line.run(*arguments, stdin=stdin)
-    command = [sys.executable, "-m", "bloomref", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(search)}
-    return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, timeout=120, check=False, env=environment
-    )
 
 
 def answer(*arguments: str, search: Path | None = None) -> Any:

@@ -67,6 +67,7 @@ def test_keras_hub_in_float32(path: Path):
     assert outside(files.read(path)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "by"), [(path, 1e-6) for path in FLOAT64] + [(path, 1e-3) for path in FLOAT32])
 def test_a_small_change_of_any_weight_is_detected(path: Path, by: float):
     assert unnoticed(files.read(path), by) == []

@@ -196,6 +196,7 @@ def test_an_index_cannot_reach_out_of_the_repository(tmp_path: Path, sharded: di
     assert (outcome, "inside the checkpoint" in message) == ("BadWeights", True), message
 
 
+@pytest.mark.slow
 def test_refusals_of_the_hub(tmp_path: Path, single: dict[str, bytes]) -> None:
     expected = {
         "acme/gated": ((401, "GatedRepo"), "Unsupported", "accept its conditions"),
@@ -213,6 +214,7 @@ def test_refusals_of_the_hub(tmp_path: Path, single: dict[str, bytes]) -> None:
         assert (found, words in message, name in message) == (kind, True, True), message
 
 
+@pytest.mark.slow
 def test_names_that_the_hub_does_not_have(tmp_path: Path, single: dict[str, bytes]) -> None:
     with LocalHub(single) as hub:
         calls = [{"preset": "hf://acme/bloom@nowhere"}, {"preset": "hf://acme/other"}, {"preset": "hf://acme/a b"}]
@@ -222,6 +224,7 @@ def test_names_that_the_hub_does_not_have(tmp_path: Path, single: dict[str, byte
     assert (malformed[0], "hf://user/repo" in malformed[1]) == ("InvalidInput", True), malformed
 
 
+@pytest.mark.slow
 def test_no_network(tmp_path: Path) -> None:
     with socket.socket() as listener:  # a port that was free, and on which nobody listens
         listener.bind(("127.0.0.1", 0))
@@ -230,11 +233,13 @@ def test_no_network(tmp_path: Path) -> None:
     assert (outcome, "check the network" in message) == ("Unsupported", True), message
 
 
+@pytest.mark.slow
 def test_offline_without_a_cache(tmp_path: Path) -> None:
     outcome, message, _ = load(tmp_path, "http://127.0.0.1:9", offline=True)
     assert (outcome, "HF_HUB_OFFLINE" in message) == ("Unsupported", True), message
 
 
+@pytest.mark.slow
 def test_keras_layout(tmp_path: Path, expected: float, tmp_path_factory: pytest.TempPathFactory) -> None:
     pytest.importorskip("h5py")
     from bloomref.formats.layouts import keras

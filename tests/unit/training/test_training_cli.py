@@ -9,17 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
 
 from bloomref import BloomCausalLM
 from bloomref.training import training_state
 from bloomref.training.history import History
 
 TINY = ("--context", "24", "--batch", "2", "--lr", "0.01")
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bloomref", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture
