@@ -37,6 +37,7 @@ _OUTPUTS = 4  # outputs of a group of gemv warps: the 16-byte loads that a lane 
 _TILE = 64  # queries of a thread block of attention_flash and attention_tiled
 _TENSOR_STEP = 32  # elements of k that a warp of tensor.cu multiplies at a time
 _TENSOR_TILE = 16  # outputs of an mma instruction
+_TENSOR_DEPTH = {1: 4, 2: 3}  # steps in flight, by the tiles of a warp
 _CHOICE_WARPS = 16
 _MERGED_LISTS = _ROW_WARPS * WARP  # lists that choose_top merges: one per thread
 
@@ -324,7 +325,8 @@ def _tensor(name: str, dtype: str, rows: int, width: int, outputs: int, sms: int
     splits = _splits(groups, -(-width // _TENSOR_STEP), sms)
     blocks_per_sm = 2 if padded_rows <= 32 else 1  # BLOCKS of tensor.cu
     blocks = _blocks(groups, splits, blocks_per_sm * sms)
-    shared = _MATVEC_WARPS * padded_rows * (_TENSOR_TILE * tiles + 4) * 4
+    ring = _TENSOR_DEPTH[tiles] * tiles * 2 * _MATVEC_WARPS * WARP * 16
+    shared = ring + _MATVEC_WARPS * padded_rows * (_TENSOR_TILE + 4) * 4
     chosen = kernel("tensor", name, dtype, padded_rows, tiles)
     return Launch(chosen, (blocks, 1, 1), _MATVEC_WARPS * WARP, shared, splits, True)
 

@@ -339,6 +339,8 @@ inline void copy_16_async(void* to, const void* from, bool zeros) {
         emulated::block.running->copies.back().push_back(copy);
 }
 
+inline void copy_16_once_async(void* to, const void* from, bool zeros) { copy_16_async(to, from, zeros); }
+
 inline void close_copy_group() { emulated::block.running->copies.emplace_back(); }
 
 template <int LATEST>

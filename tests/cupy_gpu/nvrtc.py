@@ -105,7 +105,7 @@ def _disassemble(cubin: bytes) -> list[tuple[str, str]]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(toolchain.wheel_file("*/bin/nvdisasm")), "-c", file.name]
+        command = [str(toolchain.wheel_file("*/bin/nvdisasm")), "-c", "-hex", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     sections = re.split(r"^\.section\s+\.text\.(\w+)|^//-+ \.text\.(\w+)", text, flags=re.MULTILINE)
     names = [a or b for a, b in zip(sections[1::3], sections[2::3], strict=True)]

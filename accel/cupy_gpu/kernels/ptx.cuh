@@ -58,6 +58,17 @@ __device__ __forceinline__ void copy_16_async(void* to, const void* from, bool z
 #endif
 }
 
+/// Start an asynchronous copy of 16 bytes, or of 16 zeros, that no kernel writes and no thread loads again: weights.
+__device__ __forceinline__ void copy_16_once_async(void* to, const void* from, bool zeros) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(zeros ? 0 : 16)
+                 : "memory");
+#else
+    copy_16_async(to, from, zeros);
+#endif
+}
+
 /// Commit the copies that this thread started since the last call as one group.
 __device__ __forceinline__ void close_copy_group() {
 #if __CUDA_ARCH__ >= 800

@@ -1,6 +1,7 @@
 // Tensor-core products of weight matrices and 5 to 64 rows, fused with the operations that follow. They are still bound
-// by memory bandwidth: each weight is read once, 16 bytes per lane, from global memory into the registers of the mma
-// operand.
+// by memory bandwidth: each weight is read once, 16 bytes per lane, through a ring of asynchronous copies in shared
+// memory. A lane copies what it multiplies itself, so the ring needs no barrier. A ring in registers would be waited for
+// too early: a warp has six scoreboards, and the compiler shares them between weights and rows of x.
 //
 // A step is 32 elements of k. The order of a sum over k is free, as long as both operands use the same: lane 4 g + i
 // loads the eight elements from k + 8 i on, of rows g and g + 8 of a weight tile and of row g of each tile of x, and
@@ -10,7 +11,7 @@
 // (split-K). A thread block of 8 warps has 8 / splits groups and loops over further outputs until all are done.
 //
 // x (rows, width) in T; width a multiple of 8; weight (outputs, weight_stride) with zeros beyond the width. Grid: any
-// number of thread blocks. Shared memory: 8 ROWS (16 TILES + 4) floats.
+// number of thread blocks. Shared memory: the ring, 32 KB for one tile and 48 KB for two, then 160 ROWS floats.
 
 constexpr int WARPS = 8, STEP = 32;
 
@@ -18,30 +19,31 @@ constexpr int WARPS = 8, STEP = 32;
 template <int ROWS>
 constexpr int BLOCKS = ROWS > 32 ? 1 : 2;
 
-/// Steps whose weight loads are in flight at once: at least 32 KB per SM, which is the latency-bandwidth product of an
-/// SM's share of the memory bandwidth of a large GPU.
+/// Entries of the ring: steps whose weights are in flight at once. One less, while a step is multiplied, is 24 KB per
+/// thread block or more, the latency-bandwidth product of an SM's share of the memory bandwidth of a large GPU.
 template <int TILES>
-constexpr int DEPTH = 4 / TILES;
+constexpr int DEPTH = TILES == 1 ? 4 : 3;
 
 /// Row stride of the sums in shared memory, in floats, padded so that the stores of a warp have no bank conflicts.
-template <int TILES>
-constexpr int PITCH = 16 * TILES + 4;
+constexpr int PITCH = 16 + 4;
 
-/// Eight elements of two rows of a weight tile, eight outputs apart, with zeros beyond the width.
-struct Weights {
-    uint4 low, high;
-};
+/// Bytes of the ring: two loads per thread, tile and entry.
+template <int TILES>
+constexpr int RING = DEPTH<TILES> * TILES * 2 * WARPS * WARP * sizeof(uint4);
 
 /// The weights that a lane reads for the outputs from `first` on: two rows of each tile, eight outputs apart. The
-/// lane's warp has the steps part, part + splits, ...
+/// lane's warp has the steps part, part + splits, ... Step i is copied to entry i % DEPTH of the ring.
 template <int TILES, class T>
 struct Lane {
     const uint4* weight;
+    uint4* ring;                       // this lane's: 2 TILES loads per entry, WARPS * WARP apart
     unsigned low[TILES], high[TILES];  // offsets of the rows, in units of 16 bytes
     int width, begin, apart;
 
-    __device__ __forceinline__ Lane(const T* weight, int stride, int first, int outputs, int width, int part, int splits)
-        : weight(reinterpret_cast<const uint4*>(weight)), width(width), begin(part * STEP), apart(splits * STEP) {
+    __device__ __forceinline__ Lane(
+        const T* weight, void* ring, int stride, int first, int outputs, int width, int part, int splits)
+        : weight(reinterpret_cast<const uint4*>(weight)), ring(static_cast<uint4*>(ring) + threadIdx.x), width(width),
+          begin(part * STEP), apart(splits * STEP) {
 #pragma unroll
         for (int t = 0; t < TILES; ++t) {
             const int n = first + 16 * t + threadIdx.x % WARP / 4;
@@ -53,29 +55,36 @@ struct Lane {
     /// First element of this lane in a step.
     __device__ __forceinline__ int at(int step) const { return step + threadIdx.x % 4 * 8; }
 
-    __device__ __forceinline__ void load(int step, Weights (&to)[TILES]) const {
-        const int k = at(step);
-        const uint4 zeros = make_uint4(0, 0, 0, 0);
-#pragma unroll
-        for (int t = 0; t < TILES; ++t) {
-            to[t].low = k < width ? load_16_once(weight + (low[t] + k / 8)) : zeros;
-            to[t].high = k < width ? load_16_once(weight + (high[t] + k / 8)) : zeros;
-        }
+    /// Place of eight elements in an entry of the ring: of the lower (0) or upper (1) row of a tile.
+    __device__ __forceinline__ uint4* place(int entry, int tile, int upper) const {
+        return ring + ((entry * TILES + tile) * 2 + upper) * WARPS * WARP;
     }
 
-    __device__ __forceinline__ void load_first(Weights (&to)[DEPTH<TILES>][TILES]) const {
+    /// Start copying a step, with zeros beyond the width, where nothing is read. It is one group of copies, which is empty
+    /// after the last step.
+    __device__ __forceinline__ void copy(int step, int entry) const {
+        const int k = at(step);
+        if (step < width) {
 #pragma unroll
-        for (int d = 0; d < DEPTH<TILES>; ++d) load(begin + d * apart, to[d]);
+            for (int t = 0; t < TILES; ++t) {
+                copy_16_once_async(place(entry, t, 0), weight + (low[t] + k / 8), k >= width);
+                copy_16_once_async(place(entry, t, 1), weight + (high[t] + k / 8), k >= width);
+            }
+        }
+        close_copy_group();
+    }
+
+    __device__ __forceinline__ void copy_first() const {
+#pragma unroll
+        for (int d = 0; d < DEPTH<TILES>; ++d) copy(begin + d * apart, d);
     }
 };
 
 /// sum[t][r] = this warp's partial sums of the 16 outputs of tile t and the rows 8 r ... 8 r + 7, in the layout of c of
-/// `multiply_tiles`. `prefetched` is a rolling buffer: once the weights of a step are used, the loads of a later step
-/// replace them.
+/// `multiply_tiles`. The copies of the first steps are in flight. Once a step is multiplied, a later one replaces it.
 template <int ROWS, int TILES, class T>
 __device__ __forceinline__ void tile_products(
-    const T* x, const Lane<TILES, T>& weights, int rows, Weights (&prefetched)[DEPTH<TILES>][TILES],
-    float (&sum)[TILES][ROWS / 8][4]) {
+    const T* x, const Lane<TILES, T>& weights, int rows, float (&sum)[TILES][ROWS / 8][4]) {
 #pragma unroll
     for (int i = 0; i < TILES * ROWS / 2; ++i) sum[i / (ROWS / 2)][i / 4 % (ROWS / 8)][i % 4] = 0.f;
     const int width = weights.width, turn = DEPTH<TILES> * weights.apart;
@@ -84,10 +93,13 @@ __device__ __forceinline__ void tile_products(
         for (int d = 0; d < DEPTH<TILES>; ++d) {
             const int step = begin + d * weights.apart, k = weights.at(step);
             if (step >= width) break;
-            Weights now[TILES];
+            wait_for_copies<DEPTH<TILES> - 1>();
+            uint4 low[TILES], high[TILES];
 #pragma unroll
-            for (int t = 0; t < TILES; ++t) now[t] = prefetched[d][t];
-            weights.load(step + turn, prefetched[d]);
+            for (int t = 0; t < TILES; ++t) {
+                low[t] = load_16(weights.place(d, t, 0));
+                high[t] = load_16(weights.place(d, t, 1));
+            }
 #pragma unroll
             for (int r = 0; r < ROWS / 8; ++r) {
                 const int row = 8 * r + threadIdx.x % WARP / 4;
@@ -95,54 +107,57 @@ __device__ __forceinline__ void tile_products(
                 if (row < rows && k < width) b = load_16(x + size_t(row) * width + k);
 #pragma unroll
                 for (int t = 0; t < TILES; ++t) {
-                    const uint4 low = now[t].low, high = now[t].high;
-                    const unsigned left[4] = {low.x, high.x, low.y, high.y}, right[4] = {low.z, high.z, low.w, high.w};
+                    const unsigned left[4] = {low[t].x, high[t].x, low[t].y, high[t].y};
+                    const unsigned right[4] = {low[t].z, high[t].z, low[t].w, high[t].w};
                     multiply_tiles<T>(sum[t][r], left, b.x, b.y);
                     multiply_tiles<T>(sum[t][r], right, b.z, b.w);
                 }
             }
+            weights.copy(step + turn, d);  // behind the last use of the entry
         }
     }
 }
 
 /// Call store(row, n, sum) for every row and output, each in one thread. It is the whole kernel body, so it also
-/// handles programmatic dependent launch: it loads the first weights before it waits for the preceding kernel.
+/// handles programmatic dependent launch: it starts copying the first weights before it waits for the preceding kernel.
 template <int ROWS, int TILES, class T, class Store>
 __device__ __forceinline__ void products(
-    const T* x, const T* weight, int stride, int rows, int width, int outputs, int splits, float* scratch, const Store& store) {
-    constexpr int OUTPUTS = 16 * TILES, SUMS = ROWS * PITCH<TILES>;
+    const T* x, const T* weight, int stride, int rows, int width, int outputs, int splits, unsigned char* shared,
+    const Store& store) {
+    constexpr int OUTPUTS = 16 * TILES, SUMS = ROWS * PITCH;
+    float* const scratch = reinterpret_cast<float*>(shared + RING<TILES>);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, groups = WARPS / splits;
     const int begin = blockIdx.x * groups * OUTPUTS, apart = gridDim.x * groups * OUTPUTS;
     const int first = warp / splits * OUTPUTS, part = warp % splits;
-    Lane<TILES, T> weights(weight, stride, begin + first, outputs, width, part, splits);
-    Weights prefetched[DEPTH<TILES>][TILES];
+    Lane<TILES, T> weights(weight, shared, stride, begin + first, outputs, width, part, splits);
     let_next_start();
-    weights.load_first(prefetched);
+    weights.copy_first();
     prefetch_weights<OUTPUTS>(weight, stride, begin + first, outputs, DEPTH<TILES> * splits * STEP, width, part);
     wait_for_previous();
     for (int base = begin; base < outputs; base += apart) {
         float sum[TILES][ROWS / 8][4];
-        tile_products<ROWS, TILES>(x, weights, rows, prefetched, sum);
+        tile_products<ROWS, TILES>(x, weights, rows, sum);
         if (base + apart < outputs) {
-            weights = Lane<TILES, T>(weight, stride, base + apart + first, outputs, width, part, splits);
-            weights.load_first(prefetched);
+            weights = Lane<TILES, T>(weight, shared, stride, base + apart + first, outputs, width, part, splits);
+            weights.copy_first();
         }
 #pragma unroll
-        for (int i = 0; i < TILES * ROWS / 2; ++i) {
-            const int t = i / (ROWS / 2), r = i / 4 % (ROWS / 8), e = i % 4;
-            const int row = 8 * r + lane % 4 * 2 + e % 2, n = 16 * t + lane / 4 + e / 2 * 8;
-            scratch[warp * SUMS + row * PITCH<TILES> + n] = sum[t][r][e];
+        for (int t = 0; t < TILES; ++t) {
+#pragma unroll
+            for (int i = 0; i < ROWS / 2; ++i) {
+                const int row = 8 * (i / 4) + lane % 4 * 2 + i % 2, n = lane / 4 + i / 2 % 2 * 8;
+                scratch[warp * SUMS + row * PITCH + n] = sum[t][i / 4][i % 4];
+            }
+            __syncthreads();
+            for (int i = threadIdx.x; i < groups * ROWS * 16; i += blockDim.x) {
+                const int group = i / (ROWS * 16), row = i / 16 % ROWS, n = i % 16;
+                float all = 0.f;
+                for (int part = 0; part < splits; ++part) all += scratch[(group * splits + part) * SUMS + row * PITCH + n];
+                const int output = base + group * OUTPUTS + 16 * t + n;
+                if (row < rows && output < outputs) store(row, output, all);
+            }
+            __syncthreads();  // the scratch space may be written again
         }
-        __syncthreads();
-        for (int i = threadIdx.x; i < groups * ROWS * OUTPUTS; i += blockDim.x) {
-            const int group = i / (ROWS * OUTPUTS), row = i / OUTPUTS % ROWS, n = i % OUTPUTS;
-            float all = 0.f;
-            for (int part = 0; part < splits; ++part)
-                all += scratch[(group * splits + part) * SUMS + row * PITCH<TILES> + n];
-            const int output = base + group * OUTPUTS + n;
-            if (row < rows && output < outputs) store(row, output, all);
-        }
-        __syncthreads();  // the scratch space may be written again
     }
 }
 
@@ -152,9 +167,9 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) qkv_tensor(
     const T* x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias,
     float* query, T* keys, T* values, const int* start, int rows, int width, int time, int heads, int head_width,
     int head_stride, int capacity, int splits) {
-    DYNAMIC_SHARED(float, scratch);
+    DYNAMIC_SHARED(unsigned char, shared);
     const CacheShape cache{heads, head_width, head_stride, capacity};
-    products<ROWS, TILES>(x, weight, weight_stride, rows, width, 3 * width, splits, scratch, [&](int row, int n, float y) {
+    products<ROWS, TILES>(x, weight, weight_stride, rows, width, 3 * width, splits, shared, [&](int row, int n, float y) {
         store_projected<T>(query, keys, values, cache, row, row / time, *start + row % time, n, y + bias[n]);
     });
 }
@@ -164,8 +179,8 @@ template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) gelu_tensor(
     const T* x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias, T* out, int rows,
     int width, int outputs, int splits) {
-    DYNAMIC_SHARED(float, scratch);
-    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, scratch, [&](int row, int n, float y) {
+    DYNAMIC_SHARED(unsigned char, shared);
+    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, shared, [&](int row, int n, float y) {
         out[size_t(row) * outputs + n] = round_to<T>(gelu(y + bias[n]));
     });
 }
@@ -175,8 +190,8 @@ template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) residual_tensor(
     const T* x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias,
     const T* residual, T* out, int rows, int width, int outputs, int splits) {
-    DYNAMIC_SHARED(float, scratch);
-    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, scratch, [&](int row, int n, float y) {
+    DYNAMIC_SHARED(unsigned char, shared);
+    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, shared, [&](int row, int n, float y) {
         const size_t at = size_t(row) * outputs + n;
         out[at] = round_to<T>(widen(residual[at]) + (y + bias[n]));
     });
@@ -188,8 +203,8 @@ template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) head_tensor(
     const T* x, const T* __restrict__ weight, int weight_stride, float* logits, int* broken, int rows,
     int width, int outputs, int splits) {
-    DYNAMIC_SHARED(float, scratch);
-    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, scratch, [&](int row, int n, float y) {
+    DYNAMIC_SHARED(unsigned char, shared);
+    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, shared, [&](int row, int n, float y) {
         logits[size_t(row) * outputs + n] = y;
         if (broken && !(fabsf(y) <= -LOWEST)) *broken = 1;
     });
