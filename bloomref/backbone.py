@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
-from bloomref.argument_kinds import as_path, check_kind, check_mapping, check_text
+from bloomref.argument_kinds import as_path, check_kind, check_mapping, check_text, check_word
 from bloomref.config import SIZES, BloomConfig
 from bloomref.dtypes import DType, DTypePolicy, dtype_policy
 from bloomref.errors import Unsupported, invalid
@@ -375,8 +375,7 @@ class BloomBackbone(LoraMethods):
         Raises:
             InvalidInput: for an unknown format, a folder in use, or a model that the layout cannot represent.
         """
-        if format not in ("hf", "keras"):
-            raise invalid("format", "'hf' or 'keras'", repr(format))
+        check_word("format", format, ("hf", "keras"))
         from bloomref.formats.layouts import hf, keras
 
         (hf if format == "hf" else keras).save(as_path("path", path), *self.adapter_set.merged(), overwrite=overwrite)

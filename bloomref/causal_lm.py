@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Unpack, overload
 
-from bloomref.argument_kinds import as_path
+from bloomref.argument_kinds import as_path, check_mapping, check_word
 from bloomref.backbone import BloomBackbone, Presets
 from bloomref.decodable import Vocabulary
 from bloomref.errors import InvalidInput, invalid
@@ -61,6 +61,8 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
     ) -> None:
         super().__init__(backbone, tokenizer)
         self._decodable: Vocabulary | None = None
+        if generation_config is not None:
+            check_mapping("generation_config", generation_config)
         self.generation_config = generation_config or {}
 
     @classmethod
@@ -94,8 +96,7 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         Raises:
             InvalidInput: an unknown format, a folder in use, or a model that the layout cannot express.
         """
-        if format not in ("hf", "keras"):
-            raise invalid("format", "'hf' or 'keras'", repr(format))
+        check_word("format", format, ("hf", "keras"))
         from bloomref.formats.layouts import hf, keras
 
         layout = hf if format == "hf" else keras

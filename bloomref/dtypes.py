@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bloomref.errors import invalid
+from bloomref.errors import invalid, represented
 from bloomref.shapes import Array
 
 DType = np.dtype[Any]
@@ -52,17 +52,17 @@ def dtype_policy(dtype: object = None) -> DTypePolicy:
     if not isinstance(name, str):
         try:
             name = np.dtype(name).name  # type: ignore[call-overload]
-        except (TypeError, ValueError):  # a Keras policy, a torch dtype, or anything
+        except (TypeError, ValueError, RecursionError):  # a Keras policy, a torch dtype, or anything
             name = getattr(dtype, "name", "")
     if not isinstance(name, str) or name not in POLICIES:
-        raise invalid("dtype", f"one of {', '.join(POLICIES)}", repr(dtype))
+        raise invalid("dtype", f"one of {', '.join(POLICIES)}", represented(dtype))
     return POLICIES[name]
 
 
 def floating_dtype(name: str) -> DType:
     """The dtype of one storage name (float64, float32, float16 or bfloat16)."""
     if name not in _FLOATS:
-        raise invalid("dtype", f"one of {', '.join(_FLOATS)}", repr(name))
+        raise invalid("dtype", f"one of {', '.join(_FLOATS)}", represented(name))
     return _FLOATS[name]
 
 

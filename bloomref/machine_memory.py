@@ -1,10 +1,14 @@
 """The memory of this machine, and the check that a request can fit into it before anything is allocated."""
 
 import os
+import sys
 from functools import cache
 from pathlib import Path
 
 from bloomref.errors import Unsupported
+
+if sys.platform != "win32":
+    import resource
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Files in which Linux states the limit of a container."""
@@ -12,11 +16,16 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 @cache
 def machine_bytes() -> int:
-    """Bytes of memory of the machine, or of the container if it has fewer. 2^63 - 1 where the system does not say."""
+    """Bytes of memory of the machine, or of the container or this process if they may have less.
+
+    2^63 - 1 where the system does not say.
+    """
     try:
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (ValueError, OSError, AttributeError):  # no such value, or Windows
         limits = [2**63 - 1]
+    if sys.platform != "win32":
+        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])  # -1: none
     for name in _LIMITS:
         try:
             limits.append(int(Path(name).read_text()))

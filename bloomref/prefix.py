@@ -115,7 +115,7 @@ class Prefix:
         arrays["model"] = np.frombuffer(digest(self._engine), np.uint8)
         if self.text is not None:
             arrays["text"] = np.frombuffer(self.text.encode(), np.uint8)
-        write_safetensors(Path(path), arrays)
+        write_safetensors(as_path("path", path), arrays)
 
 
 class PrefixMethods(ABC):

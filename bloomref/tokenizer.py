@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
-from bloomref.argument_kinds import as_path, check_collection, check_text
+from bloomref.argument_kinds import as_path, check_collection, check_text, check_unicode
 from bloomref.chat_methods import ChatMethods
 from bloomref.errors import BadWeights, BloomrefWarning, InvalidInput, Unsupported, invalid
 from bloomref.formats.files import read_json, write_json
@@ -185,10 +185,7 @@ class BloomTokenizer(ChatMethods):
     def _check_unicode(texts: list[str]) -> None:
         for text in texts:
             check_text("text", text)
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise invalid("text", "valid Unicode", repr(text[error.start]), f"at {error.start}") from None
+            check_unicode("text", text)
 
     @overload
     def __call__(self, text: str, add_special_tokens: bool = False) -> list[int]: ...

@@ -4,13 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from bloomref.argument_kinds import as_path
+from bloomref.argument_kinds import as_path, check_kind
 from bloomref.backbone import BloomBackbone
 from bloomref.errors import invalid
 from bloomref.tokenizer import BloomTokenizer
-from bloomref.validation import check_integer
+from bloomref.validation import check_bool, check_integer
 
 if TYPE_CHECKING:
     from bloomref.training.fit import Data, Texts
@@ -82,7 +83,11 @@ class TrainingMethods(ABC):
         from bloomref.training.settings import Settings
 
         is_share = isinstance(held_out, Real)
+        check_kind("separator", separator, (str, NoneType), "a text or None")
+        check_kind("chat_template", chat_template, (str, NoneType), "a template, the name of one, 'default' or None")
         check_integer("save_every", save_every, 0)
+        check_bool("resume", resume)
+        check_bool("progress", progress)
         if evaluate is not None and not callable(evaluate):
             raise invalid("evaluate", "a function of the model, or None", evaluate)
         chosen = Settings.create(**settings, **({"held_out": held_out} if is_share else {}))

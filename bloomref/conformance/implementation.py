@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from bloomref.config import BloomConfig
 from bloomref.conformance.cases import MASKS
 from bloomref.conformance.lora_cases import FORMS
-from bloomref.errors import invalid
+from bloomref.errors import invalid, represented
 from bloomref.shapes import Array, Bool, Float, Int
 from bloomref.validation import check_bool, check_integer, did_you_mean
 
@@ -90,10 +90,10 @@ def _check_words(name: str, words: object, known: Sequence[str]) -> None:
     if words is None and name.endswith("gradients"):
         return
     if isinstance(words, str) or not isinstance(words, Collection):
-        raise invalid(name, f"a tuple of {', '.join(known)}", repr(words))
+        raise invalid(name, f"a tuple of {', '.join(known)}", represented(words))
     for word in words:
         if word not in known:
-            raise invalid(name, f"some of {', '.join(known)}", repr(word), did_you_mean(str(word), known))
+            raise invalid(name, f"some of {', '.join(known)}", represented(word), did_you_mean(str(word), known))
 
 
 @runtime_checkable

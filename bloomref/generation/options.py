@@ -7,11 +7,21 @@ from itertools import chain
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
+from bloomref.argument_kinds import check_unicode
 from bloomref.errors import InvalidInput, invalid, represented
 from bloomref.generation.other_tools import translate
 from bloomref.validation import check_integer, check_known, check_real
 
 DEFAULT_NEW_TOKENS = 128
+_COLLECTIONS = (
+    "stop_token_ids",
+    "stop_strings",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_eos_token_id",
+)
+"""Options that may be a collection."""
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "best_of")
 """Options that select sampling."""
 
@@ -120,6 +130,8 @@ class GenerationOptions:
     """The id at the largest length, or the ids of which one stands there."""
 
     def __post_init__(self) -> None:
+        for name in _COLLECTIONS:
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
         self._check_lengths()
         self._check_stops()
         self._check_numbers()
@@ -219,15 +231,17 @@ class GenerationOptions:
 
     def _check_stops(self) -> None:
         ids: Any = self.stop_token_ids
-        if isinstance(ids, (str, bool)) or not (ids is None or isinstance(ids, Integral) or _is_collection(ids)):
+        if isinstance(ids, (str, bool)) or not (ids is None or isinstance(ids, Integral | tuple)):
             if ids != "auto":
                 raise invalid("stop_token_ids", "'auto', None, an id or a list of ids", ids)
-        elif _is_collection(ids):
+        elif isinstance(ids, tuple):
             for token_id in ids:
                 check_integer("stop_token_ids", token_id, 0)
         strings: Any = (self.stop_strings,) if isinstance(self.stop_strings, str) else self.stop_strings
-        if strings is not None and not (_is_collection(strings) and all(isinstance(s, str) and s for s in strings)):
+        if strings is not None and not (isinstance(strings, tuple) and all(isinstance(s, str) and s for s in strings)):
             raise invalid("stop_strings", "a text or a list of texts, none of them empty", self.stop_strings)
+        for text in strings or ():
+            check_unicode("stop_strings", text)
 
     def _check_numbers(self) -> None:
         if self.do_sample is not None and not isinstance(self.do_sample, bool):
@@ -263,11 +277,13 @@ class GenerationOptions:
 
     def _check_forbidden(self) -> None:
         words: Any = self.bad_words_ids
-        if words is not None and not (_is_collection(words) and all(_is_collection(word) and word for word in words)):
+        if words is not None and not (
+            isinstance(words, tuple) and all(isinstance(word, tuple) and word for word in words)
+        ):
             hint = "a word is a list of its ids: [[5], [8, 9]]"
             raise invalid("bad_words_ids", "a list of lists of ids, none of them empty", words, hint)
         for name in self._set("suppress_tokens", "begin_suppress_tokens"):
-            if not _is_collection(getattr(self, name)):
+            if not isinstance(getattr(self, name), tuple):
                 raise invalid(name, "a list of ids", getattr(self, name))
         for name, ids in (
             ("bad_words_ids", chain.from_iterable(words or ())),
@@ -334,6 +350,20 @@ def _refuse(others: list[str], chosen: str) -> None:
 def as_ids(value: Any) -> tuple[Any, ...]:
     """An id or a list of ids as a tuple; empty for None."""
     return () if value is None else tuple(value) if _is_collection(value) else (value,)
+
+
+def _frozen(value: object) -> object:
+    """A collection, and the collections in it, as tuples: an array has no truth value, an iterator is read once.
+
+    What is no collection, or cannot be read, stays as it is for the checks to refuse.
+    """
+    if not _is_collection(value):
+        return value
+    items: Any = value
+    try:
+        return tuple(tuple(item) if _is_collection(item) else item for item in items)
+    except Exception:  # of the object that was passed
+        return value
 
 
 def _is_collection(value: object) -> bool:

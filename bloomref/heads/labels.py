@@ -37,7 +37,9 @@ class Labels:
         problem_type = extra.get("problem_type")
         if problem_type not in (None, *PROBLEM_TYPES):
             raise BadWeights(
-                describe("config.json: problem_type", f"null or one of {', '.join(PROBLEM_TYPES)}", repr(problem_type))
+                describe(
+                    "config.json: problem_type", f"null or one of {', '.join(PROBLEM_TYPES)}", represented(problem_type)
+                )
             )
         return cls(_names(extra.get("id2label"), count), problem_type)
 

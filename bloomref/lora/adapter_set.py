@@ -13,6 +13,7 @@ from bloomref.errors import InvalidInput, Unsupported, describe, invalid, repres
 from bloomref.lora.adapted_weights import ChangedWeights, adapted
 from bloomref.lora.adapter import Adapter
 from bloomref.lora.adapter_variables import gradients, sources, variables, with_variables
+from bloomref.machine_memory import check_memory
 from bloomref.params import LM_HEAD, Params
 from bloomref.reference import lora
 from bloomref.reference.resizing import resized
@@ -72,6 +73,8 @@ class AdapterSet:
             if adapter.vocabulary_size(0) > 0:
                 got = f"the adapter {name!r}, made for {self.config.vocabulary_size}"
                 raise invalid("vocabulary", f"adapters that fit {size} tokens", got, f"delete_adapter({name!r}) first")
+        numbers = (size - self.config.vocabulary_size) * self.config.hidden_dim
+        check_memory("the new rows of the embedding", (8 + self.dtype.itemsize) * numbers)  # drawn in float64
         spread = None if mean else self.config.initializer_range
         base = resized(self.base, size, initializer_range=spread, rng=np.random.default_rng(seed))
         return replace(self, config=self.config.replace(vocabulary_size=size), base=base)
@@ -112,7 +115,7 @@ class AdapterSet:
         known = self.factors()
         for name, array in arrays.items():
             if name not in known:
-                raise invalid("variables", f"names such as {next(iter(known), 'none')}", repr(name))
+                raise invalid("variables", f"names such as {next(iter(known), 'none')}", represented(name))
             shape = getattr(array, "shape", None)
             if shape != known[name].shape:
                 raise invalid(name, f"shape {known[name].shape}", "no array" if shape is None else str(shape))
@@ -190,7 +193,7 @@ class AdapterSet:
         if not isinstance(name, str) or not name or "." in name or "/" in name:
             raise invalid("name", "a name without dots and slashes", represented(name))
         if name in self.loaded:
-            raise invalid("name", "a name that is not taken", repr(name), "delete_adapter makes room")
+            raise invalid("name", "a name that is not taken", represented(name), "delete_adapter makes room")
 
     def _check_not_merged(self) -> None:
         if self.is_merged:
@@ -204,7 +207,7 @@ class AdapterSet:
             replaces = self.loaded[name].replaces
             if replaces and weight != 1:
                 hint = f"it replaces {replaces[0]}, which cannot be weighted"
-                raise invalid(f"weight of {name!r}", "1.0", repr(weight), hint)
+                raise invalid(f"weight of {name!r}", "1.0", represented(weight), hint)
         for one, other in combinations(weights, 2):
             if key := self.loaded[one].overlaps(self.loaded[other]):
                 hint = "activate one of them at a time"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomref.argument_kinds import as_path, check_kind
-from bloomref.errors import invalid
+from bloomref.errors import invalid, represented
 from bloomref.formats.adapters.peft_config import LoraConfig
 from bloomref.lora.adapter import DENSE_LAYERS, KERAS_DEFAULT
 from bloomref.lora.adapter_set import AdapterSet
@@ -100,7 +100,7 @@ class LoraMethods(ABC):
         targets = KERAS_DEFAULT if target_layer_names is None else tuple(target_layer_names)
         are_names = all(isinstance(target, str) and target in DENSE_LAYERS for target in targets)
         if not targets or not are_names or len(set(targets)) < len(targets):
-            raise invalid("target_layer_names", f"names, each once, of {', '.join(DENSE_LAYERS)}", repr(targets))
+            raise invalid("target_layer_names", f"names, each once, of {', '.join(DENSE_LAYERS)}", represented(targets))
         adapters = self.adapter_set
         adapters.check_new(name)
         adapter = new_keras(name, adapters.config, rank, targets, seed, adapters.dtype)

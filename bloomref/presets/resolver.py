@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from bloomref.argument_kinds import as_path
 from bloomref.errors import BloomrefError, InvalidInput, Unsupported, invalid
 from bloomref.formats.adapters import peft
 from bloomref.formats.adapters.keras_lora import SUFFIX as KERAS_ADAPTER
@@ -106,7 +107,7 @@ def _repository(argument: str, name: str, revision: str | None) -> tuple[str, st
 def _expanded(argument: str, path: str | Path) -> Path:
     """The path with the home of a user in the place of `~`."""
     try:
-        return Path(path).expanduser()
+        return as_path(argument, path).expanduser()
     except RuntimeError:
         raise invalid(argument, "the home of a user that the system knows", str(path)) from None
 

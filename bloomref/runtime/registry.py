@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
-from bloomref.errors import BloomrefError, InvalidInput, Unsupported, invalid
+from bloomref.errors import BloomrefError, InvalidInput, Unsupported, invalid, represented
 from bloomref.runtime import interface_checks
 from bloomref.runtime.backend import API_VERSION, GROUP, Backend
 from bloomref.validation import did_you_mean
@@ -84,7 +84,12 @@ def is_loaded(name: str, backend: Backend) -> bool:
 
 def _unknown(name: object) -> InvalidInput:
     known = [*names(), AUTO]
-    return invalid("backend", f"one of {', '.join(known)}", repr(name), did_you_mean(str(name), known))
+    return invalid(
+        "backend",
+        f"one of {', '.join(known)}",
+        represented(name),
+        did_you_mean(name, known) if isinstance(name, str) else "",
+    )
 
 
 def _call(name: str, point: EntryPoint) -> Backend:
@@ -95,7 +100,7 @@ def _call(name: str, point: EntryPoint) -> Backend:
         if not separator:
             return factory()
         if not signature(factory).parameters:
-            raise invalid("backend", f"{point.name}, which takes no argument", repr(name))
+            raise invalid("backend", f"{point.name}, which takes no argument", represented(name))
         return factory(argument)
     except ImportError as error:
         raise Unsupported(f"backend {name!r}: {hidden(point) or error}; {_install(point)}") from error

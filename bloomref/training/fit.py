@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from bloomref.argument_kinds import as_path
 from bloomref.errors import invalid
 from bloomref.training import data_files, documents, memory_need, training_state
 from bloomref.training.batches import BatchSource, Packed, as_source, fingerprint, source_fingerprint, steps_of
@@ -152,10 +153,10 @@ def _data(
     model: LanguageModel, data: Data, held_out: Texts | None, reading: Reading, settings: Settings
 ) -> tuple[BatchSource, list[Document]]:
     """Return the source of batches and the held-out documents."""
-    own = [] if held_out is None else _documents(model, held_out, reading)
+    own = [] if held_out is None else _documents(model, "held_out", held_out, reading)
     if not _is_texts(data):
         return as_source(cast("Callable[[int], Batch] | Iterable[Batch]", data)), own
-    learned, drawn = documents.split(_documents(model, data, reading), settings.held_out, settings.seed)
+    learned, drawn = documents.split(_documents(model, "data", data, reading), settings.held_out, settings.seed)
     return Packed(learned, settings, _padding(model)), own + drawn
 
 
@@ -182,22 +183,29 @@ def _is_texts(data: Any) -> bool:
     return isinstance(first, Mapping)
 
 
-def _documents(model: LanguageModel, data: Any, reading: Reading) -> list[Document]:
+def _documents(model: LanguageModel, name: str, data: Any, reading: Reading) -> list[Document]:
     if model.tokenizer is None:
-        raise invalid("data", "batches of token ids, because the model has no tokenizer", "text")
+        raise invalid(name, "batches of token ids, because the model has no tokenizer", "text")
     is_path = isinstance(data, (str, Path))
-    records = data_files.read([Path(data)], reading.separator) if is_path else _records(data, reading.separator)
+    records = (
+        data_files.read([as_path(name, data)], reading.separator)
+        if is_path
+        else _records(name, data, reading.separator)
+    )
     return documents.tokenize(
         records, model.tokenizer, reading.completion_only, model.end_token_ids, reading.chat_template
     )
 
 
-def _records(data: Sequence[Any], separator: str | None) -> list[Record]:
+def _records(name: str, data: Sequence[Any], separator: str | None) -> list[Record]:
     """Records of a sequence of paths, strings, mappings and lists of messages; a list of messages is one of them."""
     records: list[Record] = []
     for index, item in enumerate([data] if is_conversation(data) else data):
-        is_path = isinstance(item, Path)
-        records += data_files.read([item], separator) if is_path else [of_record(item, f"data[{index}]")]
+        place = f"{name}[{index}]"
+        if isinstance(item, Path):
+            records += data_files.read([as_path(place, item)], separator)
+        else:
+            records.append(of_record(item, place))
     return records
 
 

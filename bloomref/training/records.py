@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bloomref.errors import InvalidInput, describe
+from bloomref.errors import InvalidInput, describe, represented
 
 EXPECTED = (
     "a text, a list of messages, or an object with text; prompt and completion; instruction and output; input and "
@@ -109,7 +109,12 @@ def _is_message(value: object) -> bool:
 def _others(record: Mapping[str, Any], form: Format) -> list[str]:
     """Keys of other formats that have a value: the text of such a record is uncertain."""
     known = {*form.needs, *form.may}
-    return [key for key, value in record.items() if key in KEYS and key not in known and value not in ("", [], {})]
+    return [key for key, value in record.items() if key in KEYS and key not in known and not _is_empty(value)]
+
+
+def _is_empty(value: object) -> bool:
+    """True for an empty text or list; an array, of which no one may ask its truth value, is none."""
+    return isinstance(value, (str, list, tuple, dict)) and not value
 
 
 def _keys_of(record: Mapping[Any, Any]) -> str:
@@ -151,7 +156,7 @@ def _messages(record: Mapping[str, Any], place: str) -> Conversation:
 
 def _conversations(record: Mapping[str, Any], place: str) -> Conversation:
     messages = record["conversations"]
-    if record.get("system") and isinstance(messages, (list, tuple)):
+    if not _is_empty(record.get("system", "")) and isinstance(messages, (list, tuple)):
         messages = [{"role": "system", "content": _string(record, "system", place)}, *messages]
     return _conversation(messages, record.get("tools"), place)
 
@@ -181,7 +186,7 @@ def _answer(record: Mapping[str, Any], key: str, place: str) -> str:
 def _string(record: Mapping[str, Any], key: str, place: str) -> str:
     value = record[key]
     if not isinstance(value, str):
-        raise InvalidInput(describe(place, f"{key} to be a text", f"{key} = {value!r}"))
+        raise InvalidInput(describe(place, f"{key} to be a text", f"{key} = {represented(value)}"))
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -193,7 +198,7 @@ def _conversation(messages: object, tools: object, place: str) -> Conversation:
     if not isinstance(messages, (list, tuple)):
         raise InvalidInput(describe(place, "a list of messages", messages if messages != "" else "an empty text"))
     if tools is not None and not isinstance(tools, list):
-        raise InvalidInput(describe(place, "tools to be a list of JSON schemas", f"tools = {tools!r}"))
+        raise InvalidInput(describe(place, "tools to be a list of JSON schemas", f"tools = {represented(tools)}"))
     read = tuple(_message(item, f"{place}, message {index}") for index, item in enumerate(messages))
     if not any(message["role"] == "assistant" for message in read):
         raise InvalidInput(describe(place, "a conversation with an answer (role assistant)", "none"))
@@ -211,7 +216,9 @@ def _message(item: object, place: str) -> Mapping[str, Any]:
     if "role" not in item:
         speaker = item["from"]
         if not isinstance(speaker, str) or speaker not in _ROLES:
-            raise InvalidInput(describe(place, f"from to be one of {', '.join(_ROLES)}", f"from = {speaker!r}"))
+            raise InvalidInput(
+                describe(place, f"from to be one of {', '.join(_ROLES)}", f"from = {represented(speaker)}")
+            )
         item = {"role": _ROLES[speaker], "content": item["value"]}
         _string(item, "content", place)
     _string(item, "role", place)

@@ -23,6 +23,7 @@ from bloomref import (
     GenerationOptions,
     LoraConfig,
 )
+from bloomref.errors import visible
 from bloomref.generation.score_options import ScoreOptions
 from bloomref.training.settings import Settings
 from tools.faults.damage import pick
@@ -30,7 +31,7 @@ from tools.faults.talking_model import MESSAGES, TEXTS, write_talker
 from tools.faults.trials import Surface, Trial
 
 _ADAPTER = "adapter"
-_UNBOUNDED = {"steps", "epochs"}
+_UNBOUNDED = {"steps", "epochs", "accumulate"}
 
 
 class _Liar:
@@ -76,7 +77,7 @@ def _values() -> list[Any]:
             "",
             "x",
             "auto",
-            "x" * 100_000,
+            "x" * 2_000,
             "a\nb",
             "\x1b[2J",
             "\ud800",
@@ -142,9 +143,11 @@ def _write(folder: Path) -> None:
     lm.save_adapter(folder / _ADAPTER)
 
 
-def _receivers(folder: Path) -> dict[str, Any]:
-    """Name of each public class -> an object of it."""
+def _receivers(folder: Path, method: str) -> dict[str, Any]:
+    """Name of each public class -> an object of it, with an adapter if the method is about one."""
     lm = BloomCausalLM.from_preset(folder)
+    if "adapter" in method and method not in ("add_adapter", "load_adapter"):
+        lm.add_adapter({"r": 2})
     heads = (BloomForQuestionAnswering, BloomForSequenceClassification, BloomForTokenClassification)
     objects: list[Any] = [lm, lm.backbone, lm.backbone.config, lm.tokenizer, GenerationOptions(), LoraConfig()]
     return {type(item).__name__: item for item in objects} | {
@@ -214,6 +217,8 @@ _KEYWORDS: dict[str, list[str]] = {
     "apply_chat_template": ["bos_token", "x"],
 }
 """Method with `**keywords` -> some of them."""
+_FILES = {"data": ("config.json",), "backend": ("numpy",)}
+"""Argument -> the file or the object that it is the content of."""
 
 
 def _methods() -> list[tuple[str, str]]:
@@ -250,9 +255,9 @@ def _consumed(answer: Any) -> Any:
 def _trial(base: Path, scratch: Path, rng: Generator) -> Trial:
     scratch.mkdir()
     (scratch / "deep").mkdir()
-    receivers = _receivers(base)
     called = [(c, m, n) for c, m in _methods() for n in _parameters(getattr(getattr(bloomref, c), m), m)[0]]
     owner, method, name = pick(rng, called)
+    receivers = _receivers(base, method)
     place = int(rng.integers(len(_values())))
     value = _values()[place]
     if name in _UNBOUNDED and isinstance(value, int | float) and value > 1:
@@ -260,7 +265,7 @@ def _trial(base: Path, scratch: Path, rng: Generator) -> Trial:
     function = getattr(bloomref, owner) if method == "__init__" else getattr(receivers[owner], method)
     _, required = _parameters(function, method)
     sane = _sane(base, receivers) | _SANE_OF.get(method, {})
-    arguments = {**{key: sane[key] for key in required}, **_extra(method), name: value}
+    arguments = {**{key: sane[key] for key in required}, **_SANE_OF.get(method, {}), name: value}
 
     def ask() -> None:
         before = Path.cwd()
@@ -270,11 +275,17 @@ def _trial(base: Path, scratch: Path, rng: Generator) -> Trial:
         finally:
             os.chdir(before)
 
-    return Trial(f"{owner}.{method}({name}={_shown(value)})", ask)
+    return Trial(f"{owner}.{method}({name}={_shown(value)})", ask, names=_names(method, name, value))
 
 
-def _extra(method: str) -> dict[str, Any]:
-    return {key: value for key, value in _SANE_OF.get(method, {}).items() if key not in ("inputs", "path", "folder")}
+def _names(method: str, name: str, value: Any) -> tuple[str, ...]:
+    """Words of which a message has one: the argument, the method or a word of it (`adapter`), what was passed."""
+    own = (
+        [str(value), str(Path(value))] if isinstance(value, str | Path) else [*value] if isinstance(value, dict) else []
+    )
+    texts = [visible(text)[:30].strip() for text in own if isinstance(text, str)]
+    about = [] if method.startswith("_") else [method, *(word for word in method.split("_") if len(word) > 4)]
+    return (name, *about, *texts, *_FILES.get(name, ()))
 
 
 def _shown(value: Any) -> str:

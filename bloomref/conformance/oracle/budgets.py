@@ -14,7 +14,7 @@ from bloomref.conformance.oracle import montecarlo
 from bloomref.conformance.oracle.intermediates import observable, per_head, per_position
 from bloomref.conformance.oracle.precision import TIERS, Tier, tier_of
 from bloomref.conformance.oracle.truth import CACHED_CASES, truth
-from bloomref.errors import invalid
+from bloomref.errors import invalid, represented
 from bloomref.shapes import Array, Bool, Float
 
 __all__ = ["LIMIT", "TIERS", "Judgement", "Tier", "judge", "sigma", "tier_of"]
@@ -156,7 +156,7 @@ def judge(case: Case, tier: Tier, outputs: Mapping[str, Array]) -> list[Judgemen
     exact = truth(case)
     for name in outputs:
         if name not in exact.values:
-            raise invalid("outputs", f"names of intermediates: {', '.join(exact.values)}", repr(name))
+            raise invalid("outputs", f"names of intermediates: {', '.join(exact.values)}", represented(name))
     return [_judge(case, tier, name, outputs[name]) for name in exact.values if name in outputs]
 
 

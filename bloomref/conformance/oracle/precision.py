@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bloomref.errors import invalid
+from bloomref.errors import invalid, represented
 
 FLOAT16_MAX = 65504.0
 WORDS = ("float32", "model")
@@ -85,9 +85,9 @@ def tier_of(dtype: str, scores: str = "float32", products: str = "model") -> Tie
     """
     for name, word in (("scores", scores), ("products", products)):
         if word not in WORDS:
-            raise invalid(name, "'float32' or 'model'", repr(word))
+            raise invalid(name, "'float32' or 'model'", represented(word))
     if dtype not in TIERS:
-        raise invalid("dtype", "one of float64, float32, float16, bfloat16", repr(dtype))
+        raise invalid("dtype", "one of float64, float32, float16, bfloat16", represented(dtype))
     if dtype not in ("float16", "bfloat16"):
         return TIERS[dtype]
     if scores == "model":  # then its products cannot be of float32

@@ -16,7 +16,7 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.model.instrumented import GELU_CONSTANT, GELU_CUBIC, Arithmetic, InstrumentedModel
 from bloomref.conformance.oracle.intermediates import observable
 from bloomref.dtypes import DType, cast, floating_dtype
-from bloomref.errors import invalid
+from bloomref.errors import invalid, represented
 from bloomref.params import Params
 from bloomref.shapes import Array, Bool, Float
 
@@ -115,7 +115,7 @@ def emulate(case: Case, profile: str, inputs: Mapping[str, Array] | None = None)
         InvalidInput: for an unknown profile.
     """
     if profile not in PROFILES:
-        raise invalid("profile", f"one of {', '.join(PROFILES)}", repr(profile))
+        raise invalid("profile", f"one of {', '.join(PROFILES)}", represented(profile))
     emulation = PROFILES[profile](case.config, case.params, inputs)
     emulation.run(case.token_ids, case.is_real)
     return emulation.emulated

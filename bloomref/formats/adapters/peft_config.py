@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bloomref.argument_kinds import check_kind, check_mapping, check_text
+from bloomref.argument_kinds import check_kind, check_mapping, check_text, check_word
 from bloomref.config import BloomConfig
-from bloomref.errors import BadWeights, InvalidInput, invalid
+from bloomref.errors import BadWeights, InvalidInput, invalid, represented
 from bloomref.formats.adapters import peft_fields
 from bloomref.formats.adapters.module_patterns import Patterns
 from bloomref.formats.adapters.peft_methods import check_supported
@@ -108,16 +108,15 @@ class LoraConfig:
         check_real("lora_dropout", self.lora_dropout, "a probability in [0, 1)", lambda p: 0 <= p < 1)
         for name in ("use_rslora", "use_dora", "lora_bias", "ensure_weight_tying"):
             check_bool(name, getattr(self, name))
-        if self.bias not in ("none", "all", "lora_only"):
-            raise invalid("bias", "'none', 'all' or 'lora_only'", repr(self.bias))
-        if not isinstance(self.init_lora_weights, bool | str):
-            raise invalid("init_lora_weights", "True, False or a name", repr(self.init_lora_weights))
-        absent = {"target_modules": () if self.target_parameters else DEFAULT_TARGETS}
-        for name in ("target_modules", "target_parameters", "exclude_modules", "layers_pattern", "modules_to_save"):
-            self._set(name, peft_fields.names(name, getattr(self, name), absent.get(name, ())))
+        check_word("bias", self.bias, ("none", "all", "lora_only"))
+        check_kind("init_lora_weights", self.init_lora_weights, (bool, str), "True, False or a name")
+        for name in ("target_parameters", "exclude_modules", "layers_pattern", "modules_to_save"):
+            self._set(name, peft_fields.names(name, getattr(self, name), ()))
+        absent = () if self.target_parameters else DEFAULT_TARGETS
+        self._set("target_modules", peft_fields.names("target_modules", self.target_modules, absent))
         for name in ("target_parameters", "modules_to_save"):
             if isinstance(getattr(self, name), str):
-                raise invalid(name, "a list of names", repr(getattr(self, name)))
+                raise invalid(name, "a list of names", represented(getattr(self, name)))
         self._set("layers_to_transform", peft_fields.layers(self.layers_to_transform))
         self._set("trainable_token_indices", peft_fields.indices(self.trainable_token_indices))
         for name in ("rank_pattern", "alpha_pattern"):
@@ -141,9 +140,7 @@ class LoraConfig:
         check_mapping("data", data)
         used = (*_USED, *_MATCHING, *_SAVED)
         check_supported(data, (*used, *_INERT))
-        fields = {name: data[name] for name in used if data.get(name) is not None}
-        if fields.get("target_parameters"):
-            fields.setdefault("target_modules", ())
+        fields = {"target_modules": None} | {name: data[name] for name in used if data.get(name) is not None}
         try:
             return cls(**fields, facts={name: data[name] for name in _INERT if name in data})
         except InvalidInput as error:

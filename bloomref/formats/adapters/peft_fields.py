@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bloomref.errors import invalid
+from bloomref.errors import invalid, represented
 from bloomref.formats.adapters.module_patterns import parsed
 
 
@@ -14,14 +14,14 @@ def names(name: str, value: object, absent: tuple[str, ...]) -> str | tuple[str,
         parsed(name, value)
         return value
     if not isinstance(value, list | tuple | set) or not all(isinstance(item, str) for item in value):
-        raise invalid(name, "names of modules, or one regular expression", repr(value))
+        raise invalid(name, "names of modules, or one regular expression", represented(value))
     return tuple(sorted(value) if isinstance(value, set) else value)
 
 
 def layers(value: object) -> int | tuple[int, ...] | None:
     numbers = (value,) if not isinstance(value, Iterable) or isinstance(value, str) else tuple(value)
     if value is not None and not all(type(item) is int and item >= 0 for item in numbers):
-        raise invalid("layers_to_transform", "numbers of layers", repr(value))
+        raise invalid("layers_to_transform", "numbers of layers", represented(value))
     return value if value is None or isinstance(value, int) else numbers
 
 
@@ -29,7 +29,7 @@ def pattern(name: str, value: object) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping) or not all(isinstance(item, str) for item in value):
-        raise invalid(name, "a dictionary from names of modules", repr(value))
+        raise invalid(name, "a dictionary from names of modules", represented(value))
     for expression in value:
         parsed(name, expression)
     return value
@@ -49,5 +49,7 @@ def _ids(value: object) -> tuple[int, ...]:
         or len(set(ids)) < len(ids)
         or not isinstance(value, Iterable)
     ):
-        raise invalid("trainable_token_indices", "token ids, each once, or a dictionary of them by module", repr(value))
+        raise invalid(
+            "trainable_token_indices", "token ids, each once, or a dictionary of them by module", represented(value)
+        )
     return ids

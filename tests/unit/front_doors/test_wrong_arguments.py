@@ -188,7 +188,7 @@ def test_more_than_the_memory_of_the_machine_is_refused(lm: BloomCausalLM) -> No
 
 
 def test_a_path_that_the_system_refuses_is_named(lm: BloomCausalLM) -> None:
-    with pytest.raises(InvalidInput, match="preset: expected a folder that the system can open"):
+    with pytest.raises(InvalidInput, match=r"preset: expected a path that the system can have.*too long"):
         BloomTokenizer.from_preset("x" * 5000)
     with pytest.raises(InvalidInput, match=r"preset: .*home of a user that the system knows, got ~nosuchuser/x"):
         BloomTokenizer.from_preset("~nosuchuser/x")
@@ -201,6 +201,69 @@ def test_what_is_no_path_is_refused(call: str, lm: BloomCausalLM) -> None:
     for value in (3, [1], b"x", object()):
         with pytest.raises(InvalidInput, match="expected a path"):
             PATHS[call](lm, value)
+
+
+@pytest.mark.parametrize("call", [*PATHS, "load_adapter", "held_out"])
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "\ud800", Path("a\0b"), Path("\udfff/x")])
+def test_a_path_that_no_file_system_has_is_refused(call: str, path: Any, lm: BloomCausalLM) -> None:
+    others = {
+        "load_adapter": lambda lm, x: lm.load_adapter(x),
+        "held_out": lambda lm, x: lm.fit(["the a"], steps=1, batch=1, context=4, held_out=x),
+    }
+    with pytest.raises(InvalidInput, match="expected a path that the system can have"):
+        {**PATHS, **others}[call](lm, path)
+
+
+def deep() -> list[Any]:
+    nested: list[Any] = []
+    for _ in range(5000):
+        nested = [nested]
+    return nested
+
+
+ARRAYS = [np.array([]), np.array([[1, 2]]), np.array([None, "x"]), np.zeros((2, 0))]
+WORDS: dict[str, Any] = {
+    "dtype": lambda _, x: BloomBackbone.from_params(CONFIG, PARAMS, x),
+    "backend": lambda _, x: BloomBackbone.from_params(CONFIG, PARAMS, backend=x),
+    "format": lambda lm, x: lm.save_to_preset("missing/x", format=x),
+    "target_layer_names": lambda _, x: small().enable_lora(2, x),
+    "chat_template": lambda lm, x: lm.fit(["the a"], steps=1, batch=1, context=4, chat_template=x),
+    "separator": lambda lm, x: lm.fit(["the a"], steps=1, batch=1, context=4, separator=x),
+    "generation_config": lambda lm, x: BloomCausalLM(lm.backbone, generation_config=x),
+    **{
+        name: lambda _, x, name=name: LoraConfig(**{name: x})
+        for name in ("bias", "target_modules", "target_parameters", "modules_to_save", "rank_pattern")
+    },
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize("value", [deep(), *ARRAYS], ids=lambda value: type(value).__name__)
+def test_nested_lists_and_arrays_are_no_words(name: str, value: Any, lm: BloomCausalLM) -> None:
+    with pytest.raises(InvalidInput, match=name):
+        WORDS[name](lm, value)
+
+
+IDS = st.lists(st.integers(0, 8), min_size=1, max_size=4)
+
+
+@given(IDS, st.sampled_from(["stop_token_ids", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"]))
+def test_ids_are_the_same_in_a_list_an_array_and_an_iterator(ids: list[int], name: str) -> None:
+    options = GenerationOptions(**{name: ids})
+    assert options == GenerationOptions(**{name: iter(ids)})
+    assert list(getattr(options, name)) == list(getattr(GenerationOptions(**{name: np.array(ids)}), name)) == ids
+
+
+@given(st.lists(IDS, min_size=1, max_size=3))
+def test_words_of_ids_are_the_same_in_lists_arrays_and_iterators(words: list[list[int]]) -> None:
+    options = GenerationOptions(bad_words_ids=words)
+    assert options == GenerationOptions(bad_words_ids=iter([iter(word) for word in words]))
+    assert options == GenerationOptions(bad_words_ids=[np.array(word) for word in words])
+
+
+def test_a_stop_string_is_valid_unicode() -> None:
+    with pytest.raises(InvalidInput, match="stop_strings: expected valid Unicode"):
+        GenerationOptions(stop_strings=["x", "\ud800"])
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(max_size=3), lambda x: st.lists(x, max_size=3), max_leaves=5))
