@@ -3,11 +3,12 @@
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, Union, Unpack, overload
 
 from bloomref.argument_kinds import as_path, check_mapping, check_word
 from bloomref.backbone import BloomBackbone, Presets
 from bloomref.decodable import Vocabulary
+from bloomref.drafts import DraftMethods
 from bloomref.errors import InvalidInput, invalid
 from bloomref.formats.generation_config import read
 from bloomref.formats.layouts.beside import Beside
@@ -19,9 +20,10 @@ from bloomref.generation.prompts import Prompt, Request, read_request
 from bloomref.generation.score_options import ScoreArguments, ScoreOptions
 from bloomref.generation.scoring import Score, Scoring
 from bloomref.generation.scoring_bar import counted
+from bloomref.generation.speculation import check_speculation
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.streaming import as_dictionary, as_rows, pieces
-from bloomref.generation.task import Task
+from bloomref.generation.task import Draft, Task
 from bloomref.many_prompts import ManyPrompts
 from bloomref.prefix import Prefix
 from bloomref.runtime.inputs import labelled_batch, named_inputs
@@ -32,9 +34,10 @@ from bloomref.training_methods import TrainingMethods
 from bloomref.validation import check_bool
 
 StopTokens = Literal["auto"] | int | Sequence[int] | None
+DraftSource = Union[str, Path, "BloomCausalLM", Draft, None]
 
 
-class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
+class BloomCausalLM(TextModel, ManyPrompts, DraftMethods, TrainingMethods):
     """A BLOOM language model: continues text, scores it, and can be trained.
 
     Args:
@@ -159,6 +162,7 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
         prefix: Prefix | None = None,
+        draft: DraftSource = None,
         **options: Unpack[GenerationArguments],
     ) -> str: ...
     @overload
@@ -169,6 +173,7 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
         prefix: Prefix | None = None,
+        draft: DraftSource = None,
         **options: Unpack[GenerationArguments],
     ) -> list[str]: ...
     @overload
@@ -179,6 +184,7 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
         prefix: Prefix | None = None,
+        draft: DraftSource = None,
         **options: Unpack[GenerationArguments],
     ) -> list[int]: ...
     @overload
@@ -189,6 +195,7 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
         prefix: Prefix | None = None,
+        draft: DraftSource = None,
         **options: Unpack[GenerationArguments],
     ) -> list[list[int]]: ...
     @overload
@@ -199,6 +206,7 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
         prefix: Prefix | None = None,
+        draft: DraftSource = None,
         **options: Unpack[GenerationArguments],
     ) -> dict[str, Array]: ...
     def generate(
@@ -208,6 +216,7 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         stop_token_ids: StopTokens = "auto",
         strip_prompt: bool = False,
         prefix: Prefix | None = None,
+        draft: DraftSource = None,
         **options: Any,
     ) -> Any:
         """Continue prompts. The result has the form of the input.
@@ -220,6 +229,9 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
             stop_token_ids: "auto" (the end token), None (none), an id or ids. The result includes the id that ended it.
             strip_prompt: return only the continuation.
             prefix: what every prompt begins with, read before (`prefix`). It is part of the prompt, and of the result.
+            draft: proposes tokens, of which the model checks several in one pass: "prompt", which copies from the text;
+                a smaller model with the same tokens, or its name; or what `draft` returns. The result is the same, bit
+                for bit (GEN-21). For greedy search and sampling, on a backend with equal bits, such as numba.
             **options: the fields of `bloomref.GenerationOptions`, in transformers' names:
                 `max_new_tokens` (128 without any length), `min_new_tokens`; sampling by `temperature` (0 is greedy),
                 `top_k`, `top_p`, `min_p`, `typical_p`, `seed`, `do_sample`; beam search by `num_beams`,
@@ -238,7 +250,7 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
 
         Raises:
             InvalidInput: for a wrong argument; the message names it, the expected and the actual value. BadWeights: for
-            logits that are not finite.
+            logits that are not finite. Unsupported: for a draft on another backend.
         """
         if inputs is None:
             inputs, options = named_inputs(options)
@@ -246,10 +258,10 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **options)
         check_bool("strip_prompt", strip_prompt)
         if isinstance(inputs, Mapping):
-            task = self._task(self._dictionary_prompts(inputs), chosen)
+            task = self._task(self._dictionary_prompts(inputs), chosen, draft=draft)
             return as_dictionary(task.results(search.generate(task)), self._pad_id(chosen), strip_prompt)
         request = read_request("inputs", inputs, self._vocabulary_size)
-        task = self._task(self._prompts("inputs", request), chosen, prefix)
+        task = self._task(self._prompts("inputs", request), chosen, prefix, draft)
         generated = task.results(search.generate(task))
         results = as_rows(request, task, generated, strip_prompt)
         return results[0] if request.is_single and chosen.num_return_sequences == 1 else results
@@ -260,6 +272,7 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         max_length: int | None = None,
         stop_token_ids: StopTokens = "auto",
         prefix: Prefix | None = None,
+        draft: DraftSource = None,
         **options: Unpack[GenerationArguments],
     ) -> Generator[str, None, int]:
         """The continuation of one text, or of its ids, in pieces, each as soon as it is final.
@@ -285,7 +298,7 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         chosen = self._options(max_length=max_length, stop_token_ids=stop_token_ids, **arguments)
         if chosen.num_return_sequences > 1 or chosen.best_of is not None:
             raise InvalidInput("stream: expected one result, got num_return_sequences or best_of; use generate")
-        return pieces(self._task(self._prompts("prompt", request), chosen, prefix))
+        return pieces(self._task(self._prompts("prompt", request), chosen, prefix, draft))
 
     @property
     def generation_defaults(self) -> ModelDefaults:
@@ -310,10 +323,19 @@ class BloomCausalLM(TextModel, ManyPrompts, TrainingMethods):
         rows = self._need_tokenizer(name).as_prompts(request.rows) if texts else request.rows
         return [Prompt.of(ids) if ids else self._start() for ids in rows]
 
-    def _task(self, prompts: Sequence[Prompt], options: GenerationOptions, prefix: Prefix | None = None) -> Task:
+    def _task(
+        self,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions,
+        prefix: Prefix | None = None,
+        draft: DraftSource = None,
+    ) -> Task:
         budgets, stopping = [options.budget(len(prompt)) for prompt in prompts], self._stopping(options)
         states, forbidden = None if prefix is None else prefix.states, self._vocabulary.forbidden
-        return Task(self.backbone.engine, prompts, budgets, options, stopping, forbidden, prefix=states)
+        if draft is not None:
+            check_speculation(self.backbone.engine, options)
+            draft = self.draft(draft)
+        return Task(self.backbone.engine, prompts, budgets, options, stopping, forbidden, prefix=states, draft=draft)
 
     def _stopping(self, options: GenerationOptions) -> Stopping:
         ids = options.stop_ids

@@ -28,7 +28,9 @@ class ManyPrompts(PrefixMethods):
     def _prompts(self, name: str, request: Request) -> list[Prompt]: ...
 
     @abstractmethod
-    def _task(self, prompts: Sequence[Prompt], options: GenerationOptions, prefix: Prefix | None = None) -> Task: ...
+    def _task(
+        self, prompts: Sequence[Prompt], options: GenerationOptions, prefix: Prefix | None = None, draft: Any = None
+    ) -> Task: ...
 
     @abstractmethod
     def _start(self) -> Prompt: ...
@@ -48,6 +50,7 @@ class ManyPrompts(PrefixMethods):
         batch: int = 16,
         skip: Container[int] = (),
         prefix: Prefix | None = None,
+        draft: Any = None,
         **options: Any,
     ) -> Iterator[Completion]:
         """Continue many texts in batches of similar length; each batch's results as soon as they are there.
@@ -56,7 +59,7 @@ class ManyPrompts(PrefixMethods):
             prompts: the texts. Their results are those of one `generate(prompts, ...)`, in another order.
             batch: number of prompts of a batch.
             skip: places of prompts that are left out, such as those that an interrupted run has done.
-            prefix: as for `generate`.
+            prefix, draft: as for `generate`.
             **options: those of `generate`.
 
         Raises:
@@ -73,7 +76,7 @@ class ManyPrompts(PrefixMethods):
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise invalid("prompts", "a list of texts", type(prompts).__name__)
         request = Request("text", self._after(prefix, list(prompts)), False)
-        whole = self._task(self._prompts("prompts", request), self._options(**options), prefix)
+        whole = self._task(self._prompts("prompts", request), self._options(**options), prefix, draft)
         for places, part, generated in in_batches(whole, batch, skip):
             count = part.options.num_return_sequences
             texts = as_texts(["" for _ in places], part, generated, strip_prompt=True)

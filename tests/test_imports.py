@@ -98,7 +98,8 @@ ROOMS = {
     "training": room("bloomref.training", "vocabulary reference inputs engine formats tokenizer backbone"),
     "text_model": room("bloomref.text_model", "vocabulary layouts tokenizer lora backbone"),
     "causal_lm": room(
-        "bloomref.causal_lm bloomref.decodable bloomref.many_prompts bloomref.prefix bloomref.training_methods",
+        "bloomref.causal_lm bloomref.decodable bloomref.drafts bloomref.many_prompts bloomref.prefix "
+        "bloomref.training_methods",
         "vocabulary inputs engine generation formats layouts tokenizer backbone training text_model",
     ),
     "heads": room("bloomref.heads", "vocabulary inputs generation formats layouts tokenizer lora backbone text_model"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bloomref.cli import generate_file, prompt_file, shared
+from bloomref.cli.drafted import Drafted
 from bloomref.errors import invalid
 from bloomref.generation.options import GenerationArguments
 
@@ -22,6 +23,7 @@ sampling = partial(typer.Option, rich_help_panel="Sampling")
 search = partial(typer.Option, rich_help_panel="Beam search and contrastive search")
 repetition = partial(typer.Option, rich_help_panel="Repetition and length")
 files = partial(typer.Option, rich_help_panel="Prompts of a file")
+speed = partial(typer.Option, rich_help_panel="Speed")
 
 
 def command(
@@ -74,6 +76,10 @@ def command(
     ] = None,
     batch: Annotated[int, files(min=1, help="With --input: prompts of a batch.")] = 16,
     force: Annotated[bool, files("--force", help="Replace OUTPUT.")] = False,
+    draft: Annotated[
+        str | None,
+        speed(help="Faster, with the same result: prompt (copy from the text), or a smaller model with its tokens."),
+    ] = None,
     backend: shared.Backend = "auto",
     dtype: shared.DType = None,
     revision: shared.Revision = None,
@@ -97,17 +103,21 @@ def command(
         language_model = shared.load_on(backend, model, dtype, revision, json, adapter, generation_config)
         conditions: dict[str, Any] = {"model": model, "revision": revision, "dtype": dtype, "adapter": adapter}
         conditions |= {"generation_config": _settings_of(language_model, options), **options}
-        figures = generate_file.run(language_model, prompts, output, conditions, options, batch)
-        _report(figures, output, json)
+        drafted = Drafted.of(language_model, draft)
+        arguments = options | drafted.arguments  # a draft changes no result: it is no condition
+        figures = generate_file.run(language_model, prompts, output, conditions, arguments, batch)
+        _report(figures | drafted.report(), output, json)
+        drafted.show(json)
         return
     text = shared.text_or_stdin(prompt, "prompt")
     language_model = shared.load_on(backend, model, dtype, revision, json, adapter, generation_config)
     shared.tokenizer_of(language_model)
-    from_files = _settings_of(language_model, options)
+    from_files, drafted = _settings_of(language_model, options), Drafted.of(language_model, draft)
     if not chat and (options.keys() | from_files.keys()) & {"num_return_sequences", "best_of"}:
-        _show_results(language_model, text, options, from_files, model, json)
+        _show_results(language_model, text, options, from_files, model, json, drafted)
         return
-    stream = language_model.stream(_conversation(language_model, text) if chat else text, **options)
+    prompt_or_ids = _conversation(language_model, text) if chat else text
+    stream = language_model.stream(prompt_or_ids, **options, **drafted.arguments)
     began = time.perf_counter()
     if not json and not chat:
         typer.echo(text, nl=False, color=True)
@@ -116,10 +126,12 @@ def command(
     if json:
         report = {"model": model, "prompt": text, "continuation": continuation, "tokens": count, "seconds": seconds}
         run = {"backend": language_model.backbone.engine.backend, "dtype": language_model.backbone.policy.name}
-        shared.print_json(report | run | {"options": options, "generation_config": from_files})
+        settings = {"options": options, "generation_config": from_files}
+        shared.print_json(report | run | settings | drafted.report())
         return
     typer.echo()
     shared.note(f"{count} tokens in {seconds:.2f} s, {count / max(seconds, 1e-9):.1f} tokens/s ({model})")
+    drafted.show(json)
 
 
 def _settings_of(language_model: "BloomCausalLM", options: dict[str, Any]) -> dict[str, Any]:
@@ -186,19 +198,22 @@ def _show_results(
     from_files: dict[str, Any],
     model: str,
     json: bool,
+    drafted: Drafted,
 ) -> None:
     """Print several results of one prompt, with an empty line between them."""
     began = time.perf_counter()
-    (completion,) = language_model.generate_each([text], **options)
+    (completion,) = language_model.generate_each([text], **options, **drafted.arguments)
     seconds = time.perf_counter() - began
     if json:
         run = {"backend": language_model.backbone.engine.backend, "dtype": language_model.backbone.policy.name}
         results = {"continuations": completion.continuations, "tokens": completion.tokens}
         settings = {"options": options, "generation_config": from_files}
-        shared.print_json({"model": model, "prompt": text, **results, "seconds": seconds, **run, **settings})
+        report = {"model": model, "prompt": text, **results, "seconds": seconds}
+        shared.print_json(report | run | settings | drafted.report())
         return
     typer.echo("\n\n".join(text + continuation for continuation in completion.continuations))
     shared.note(f"{sum(completion.tokens)} tokens in {seconds:.2f} s ({model})")
+    drafted.show(json)
 
 
 def _report(figures: dict[str, Any], output: Path, json: bool) -> None:

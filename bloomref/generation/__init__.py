@@ -4,8 +4,10 @@
 2. `task`: the arguments of one generation; `decoder`: the sequences of a batch and their KV cache.
 3. `logits_processors`: bias, penalties, forbidden sequences; `sampling`: top-k, top-p, min-p, typical-p and the draw.
 4. `search`: dispatch to a decoding strategy, greedy search, sampling; `beam` and `contrastive`: the other strategies.
-5. `stopping`: stop tokens and stop strings; `streaming`: text from tokens, as they arrive.
-6. `scoring`: log-likelihoods of given tokens; `pairs`: the tokens of a text behind its context; `windows`: of a long
+5. `speculation`: greedy search and sampling with a draft; `chooser`: one token of a row; `proposals`: the drafts;
+   `pace`: how much is proposed.
+6. `stopping`: stop tokens and stop strings; `streaming`: text from tokens, as they arrive.
+7. `scoring`: log-likelihoods of given tokens; `pairs`: the tokens of a text behind its context; `windows`: of a long
    text; `score_options`: what a caller may set; `scoring_bar`: progress.
-7. `many`: many prompts in batches; `other_tools`: names of options elsewhere.
+8. `many`: many prompts in batches; `other_tools`: names of options elsewhere.
 """

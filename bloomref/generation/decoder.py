@@ -92,6 +92,41 @@ class Decoder:
         self.select(rows)
         self._read(np.asarray(token_ids, np.int64)[:, None])
 
+    @property
+    def position(self) -> int:
+        """Number of columns in the cache."""
+        return self._position
+
+    def append(self, token_ids: Int[Array, "B T"]) -> None:
+        """Append tokens to each sequence, and compute the logits after the last."""
+        self._read(token_ids)
+
+    def rewind(self, position: int) -> None:
+        """Forget the columns from this one on. `logits` are those from before, until the next `append`."""
+        self._cache.forget(position)
+        self._position = position
+
+    def logits_after(
+        self, token_ids: Int[Array, "B T"], rows: Sequence[int], columns: Sequence[int]
+    ) -> Float[Array, "N V"]:
+        """Logits after some of the next T tokens of each sequence, as they are: not checked, no id forbidden.
+
+        The position stays: what was read is behind it, until `rewind` sets it.
+
+        Args:
+            rows, columns: of the N tokens in `token_ids`.
+        """
+        hidden = self._engine.extend(self._cache, self._position, token_ids)
+        return self._engine.logits(hidden[np.asarray(rows), np.asarray(columns)][None])[0]
+
+    def checked(self, logits: Float[Array, " V"]) -> Float[Array, " V"]:
+        """Logits that a token is chosen from: finite, and -inf where forbidden.
+
+        Raises:
+            BadWeights: when a logit is NaN or infinite.
+        """
+        return forbid(finite_logits(self._engine, lambda: logits[None]), self._forbidden_ids)[0]
+
     def choose(self, token_ids: Sequence[int], choice: Choice, count: int) -> Int[Array, "B N"] | None:
         """Append its token to each sequence, then `count` tokens that the backend chooses.
 

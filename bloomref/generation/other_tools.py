@@ -70,10 +70,13 @@ HINTS: dict[str, str] = {
     ),
     **dict.fromkeys(("echo", "return_full_text"), "strip_prompt=True returns the continuation alone"),
     **dict.fromkeys(("skip_special_tokens",), "special tokens of the continuation are not shown; pass ids to see them"),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size"), "here it is draft='prompt'"),
+    **dict.fromkeys(("assistant_model", "draft_model"), "here it is draft, a model or the name of one"),
     **dict.fromkeys(
-        ("prompt_lookup_num_tokens", "assistant_model", "num_assistant_tokens", "dola_layers"),
-        "there is no speculative decoding",
+        ("num_assistant_tokens", "num_draft_tokens", "assistant_confidence_threshold"),
+        "draft proposes as many tokens as save time",
     ),
+    **dict.fromkeys(("dola_layers",), "there is none"),
     **dict.fromkeys(
         ("epsilon_cutoff", "eta_cutoff", "tfs_z", "top_a", "top_h", "mirostat", "dynatemp_range", "xtc_probability"),
         "there is none; top_k, top_p, min_p and typical_p truncate the distribution",

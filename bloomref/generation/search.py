@@ -1,6 +1,6 @@
 """Dispatch to a decoding strategy, and the two strategies that choose token by token: greedy search and sampling."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +9,12 @@ from bloomref.generation.beam import beam_search
 from bloomref.generation.contrastive import contrastive_search
 from bloomref.generation.decoder import Decoder
 from bloomref.generation.sampling import choose, log_softmax
+from bloomref.generation.speculation import Observe, speculative_search
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.task import Row, Task
 from bloomref.runtime.backend import Choice
 from bloomref.shapes import Array, Float, Int
 
-Observe = Callable[[Row, int, Float[Array, " V"]], None]
 TOKENS_PER_DEVICE_CALL = 8
 """Number of tokens that a backend chooses in one call; tokens past a stop are discarded."""
 
@@ -70,6 +70,9 @@ def next_token_search(task: Task, observe: Observe | None = None) -> Iterator[tu
     Args:
         observe: called with each new token and the logits that it was chosen from; then no backend chooses tokens.
     """
+    if task.draft is not None:
+        yield from speculative_search(task, observe)
+        return
     rows, decoder, process = task.rows(), task.decoder(), task.processors()
     seeds, drawn = task.seeds(), 0
     device_choice = choice(task, seeds) if observe is None else None

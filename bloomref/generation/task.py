@@ -1,11 +1,13 @@
-"""Task: the arguments that every decoding strategy takes. Row: the state of one of its sequences."""
+"""Task: the arguments that every decoding strategy takes. Row: the state of one of its sequences. Draft: proposes."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bloomref.generation.decoder import Decoder
 from bloomref.generation.logits_processors import LogitsProcessors
 from bloomref.generation.options import GenerationOptions
+from bloomref.generation.pace import Figures, Pace
 from bloomref.generation.prompts import Prompt
 from bloomref.generation.sampling import row_seeds
 from bloomref.generation.stopping import Stopping
@@ -28,6 +30,7 @@ class Task:
         forbidden: ids that are never chosen.
         prefix: states of a sequence that prompts begin with, which need not be computed again.
         places: the place of each prompt in the request, which decides its seeds; None: their order.
+        draft: proposes tokens in greedy search and sampling; it changes no result.
     """
 
     engine: Engine
@@ -38,6 +41,7 @@ class Task:
     forbidden: Bool[Array, " V"]
     places: Sequence[int] | None = None
     prefix: PrefixStates | None = None
+    draft: "Draft | None" = None
 
     def seeds(self) -> Int[Array, " B"]:
         """The seed of each of `rows` (GEN-9, GEN-11)."""
@@ -95,8 +99,46 @@ class Row:
     prompt_length: int
     ended: bool = False
 
+    @property
+    def new_ids(self) -> list[int]:
+        """The continuation so far."""
+        return self.history[self.prompt_length :]
+
     def append(self, token_id: int, stopping: Stopping) -> None:
         """Add a new token; `ended` becomes True at a stop or when the budget is spent."""
         self.history.append(token_id)
         self.budget -= 1
         self.ended = self.budget == 0 or stopping.ends(self.history)
+
+
+class Proposals(ABC):
+    """What a draft proposes for the rows of one generation."""
+
+    @abstractmethod
+    def propose(self, rows: Sequence[Row], counts: Sequence[int]) -> list[list[int]]:
+        """Tokens that may follow each row: as many as `counts` asks for, or fewer, or none.
+
+        Args:
+            rows: in the order of the last `select`, each with a new token at least.
+            counts: larger where a row is shorter: count plus length is the same for all rows with a count above 0.
+        """
+
+    @abstractmethod
+    def select(self, indices: Sequence[int]) -> None:
+        """Keep the rows at these indices; the others have ended."""
+
+
+class Draft(ABC):
+    """What proposes tokens for the model to check (`lm.draft`). It may serve several calls, one after the other.
+
+    Attributes:
+        figures: what was proposed and accepted so far.
+        pace: chooses the number of proposals.
+    """
+
+    def __init__(self) -> None:
+        self.figures, self.pace = Figures(), Pace()
+
+    @abstractmethod
+    def open(self, task: Task) -> Proposals:
+        """Begin one generation."""

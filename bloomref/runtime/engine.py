@@ -59,6 +59,10 @@ class EngineCache:
         check_within("rows", rows, len(self.is_real), "rows in {}, those of the cache")
         return EngineCache(self.blocks.select(rows), self.is_real[rows])
 
+    def forget(self, start: int) -> None:
+        """Mark the positions from `start` on as never written (KVC-6). Later calls overwrite their keys and values."""
+        self.is_real[:, start:] = False
+
 
 class Engine:
     """One model on one backend.
