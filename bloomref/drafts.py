@@ -34,7 +34,7 @@ class DraftMethods(ABC):
     ) -> Any: ...
 
     def draft(self, source: Any) -> Draft:
-        """What proposes tokens for `generate(..., draft=...)`, to be used again and again.
+        """Make a draft for `generate(..., draft=...)`, to be used again and again.
 
         Args:
             source: "prompt", which copies from prompt and continuation; a model with the same tokens, on any backend;

@@ -1,4 +1,4 @@
-"""How many tokens a draft proposes for a pass, which changes no result; and how many of them were accepted."""
+"""The number of tokens that a draft proposes for a pass, which changes no result; and counts of the accepted ones."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ LARGEST = 15
 POSITIONS = 64
 """Largest number of positions of a pass over all rows: their logits take 64 MB in BLOOM's vocabulary."""
 _GUESS = 0.1
-"""What one more position is thought to take, of a pass without proposals, before any is measured."""
+"""The time of one more position, as a part of a pass without proposals, before any is measured."""
 _PASSES = 256
 """Passes whose times are remembered."""
 _FEWEST = 3

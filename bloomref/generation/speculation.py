@@ -126,7 +126,7 @@ class _Search:
         return width - certain, self._read + 1 - shortest
 
     def _propose(self, shortest: int) -> list[list[int]]:
-        """What the draft proposes for each row: as much as the pace allows behind the shortest one."""
+        """Proposals of the draft for each row: as many as the pace allows behind the shortest one."""
         rows = self._rows
         room = max(len(row.new_ids) + row.budget for row in rows) - 1 - shortest  # the last token is not read
         count = self._draft.pace.count(len(rows), room)

@@ -112,11 +112,11 @@ class Row:
 
 
 class Proposals(ABC):
-    """What a draft proposes for the rows of one generation."""
+    """The proposals of a draft for the rows of one generation."""
 
     @abstractmethod
     def propose(self, rows: Sequence[Row], counts: Sequence[int]) -> list[list[int]]:
-        """Tokens that may follow each row: as many as `counts` asks for, or fewer, or none.
+        """Tokens that may follow each row: as many as `counts` says, or fewer, or none.
 
         Args:
             rows: in the order of the last `select`, each with a new token at least.
@@ -129,7 +129,7 @@ class Proposals(ABC):
 
 
 class Draft(ABC):
-    """What proposes tokens for the model to check (`lm.draft`). It may serve several calls, one after the other.
+    """A source of tokens for the model to check (`lm.draft`). It may serve several calls, one after the other.
 
     Attributes:
         figures: what was proposed and accepted so far.
