@@ -30,7 +30,7 @@ OPTIONAL_METHODS = (
     "generate",
 )
 """Methods of a `Model` in addition to `logits`."""
-QUESTIONS = ("config", "slopes", "choose", "round", "policy")
+QUESTIONS = ("config", "slopes", "choose", "draw", "round", "policy")
 """Questions of the test vectors that need no model: keys of the attribute `answers` of an `Implementation`."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ROUNDED_TO = ("float32", "model")

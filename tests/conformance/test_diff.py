@@ -32,7 +32,15 @@ from tools.mutation_score import naming
 
 SMALL = BloomConfig(vocabulary_size=11, num_layers=2, num_heads=6, hidden_dim=30, intermediate_dim=40)
 CASE = Case(SMALL, seed=3, batch=2, time=10, kind="left")
-SAMPLE = ["qkv-in-blocks", "no-embedding-norm", "gelu-quick", "alibi-restarted", "head-of-one-rank", "epsilon-1e-6"]
+SAMPLE = [
+    "qkv-in-blocks",
+    "no-embedding-norm",
+    "gelu-quick",
+    "alibi-restarted",
+    "head-of-one-rank",
+    "epsilon-1e-6",
+    "matrices-in-int8",
+]
 
 
 def compare(a: str, b: str = "oracle", case: Case = CASE, dtype: str = "float32") -> Difference:
@@ -59,6 +67,12 @@ def test_it_names_the_mistake_and_where_it_begins(name):
     entry = naming(known)
     assert entry["named"][0] == entry["named_by_logits"][0] == name
     assert entry["first"] == known.first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["weights-in-int8", "log-sum-exp", "split-keys-averaged"])
+def test_what_is_quantised_or_loses_digits_is_named_by_its_intermediates(name):
+    assert naming(get_mistake(name))["named"] == [name]
 
 
 def test_of_two_implementations_it_names_the_one_that_is_wrong():

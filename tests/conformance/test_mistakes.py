@@ -15,7 +15,8 @@ from bloomref.conformance.cases import Case
 from bloomref.conformance.checks import gradients
 from bloomref.conformance.diff import backward
 from bloomref.conformance.mistakes import CATALOGUE, EQUIVALENTS, MISTAKES, NO_INTERMEDIATE, Mistake, get_mistake
-from bloomref.conformance.mistakes.examples import example
+from bloomref.conformance.mistakes.examples import CONFIG, example
+from bloomref.conformance.mistakes.inexact_softmax import SplitKeys
 from bloomref.conformance.mistakes.mistake import OTHER_NEEDS, REGISTRY, mistake
 from bloomref.conformance.model.instrumented import InstrumentedModel
 from bloomref.conformance.oracle.budgets import LIMIT, judge, tier_of
@@ -55,6 +56,14 @@ def test_the_names_of_the_catalogue_are_distinct_and_its_mistakes_are_those_of_t
     assert set(CATALOGUE) == set(REGISTRY)
     proof = json.loads((ROOT / "docs/proof/mistakes.json").read_text("utf-8"))
     assert list(proof["catalogue"]) == [known.name for known in (*MISTAKES, *EQUIVALENTS)]
+
+
+def test_blocks_of_keys_joined_rightly_are_one_softmax():
+    """So the mistakes of `SplitKeys` are their own."""
+    for kind in ("real", "left", "holes"):
+        case = Case(config=CONFIG, time=11, kind=kind)
+        right, joined = outputs(InstrumentedModel, case), outputs(SplitKeys, case)
+        assert all(np.allclose(joined[name], value, rtol=0, atol=1e-13) for name, value in right.items())
 
 
 @pytest.mark.parametrize("known", VISIBLE, ids=named)

@@ -1,4 +1,4 @@
-"""bloomref's exact answers: configs, slopes, the choice of a token, greedy search, rounding, dtype policies.
+"""bloomref's exact answers: configs, slopes, the choice of a token, draws, greedy search, rounding, dtype policies.
 
 Every function takes the object `input` of a vector and returns its `output` (specs/98-vectors.md).
 """
@@ -13,7 +13,9 @@ from bloomref.causal_lm import BloomCausalLM
 from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype, cast, dtype_policy, floating_dtype
 from bloomref.generation.logits_processors import penalize_repetition
-from bloomref.generation.sampling import argmax, top_p
+from bloomref.generation.options import GenerationOptions
+from bloomref.generation.sampling import argmax, top_p, uniform
+from bloomref.generation.sampling import choose as sampled
 from bloomref.shapes import Array
 
 
@@ -39,6 +41,18 @@ def choose(arguments: Mapping[str, Any]) -> dict[str, Any]:
         penalize_repetition(scores, arguments["history"], arguments["repetition_penalty"])
         return {"scores": scores.tolist()}
     return {"token": argmax(scores)}
+
+
+def draw(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Number of a draw (GEN-9) and, of scores, the token that it takes (GEN-10)."""
+    seed, drawn = arguments["seed"], arguments["drawn"]
+    answer: dict[str, Any] = {"number": uniform(seed, drawn)}
+    if "scores" in arguments:
+        scores = np.array(arguments["scores"], np.float64)
+        scores[arguments.get("forbidden", [])] = -np.inf
+        options = {name: arguments[name] for name in ("temperature", "top_k", "top_p") if name in arguments}
+        answer["token"] = sampled(scores, GenerationOptions(do_sample=True, **options), seed, drawn)
+    return answer
 
 
 def generate(model: BloomCausalLM, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +84,7 @@ ANSWERS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "config": read_config,
     "slopes": read_slopes,
     "choose": choose,
+    "draw": draw,
     "round": round_to,
     "policy": policy,
 }

@@ -133,6 +133,58 @@ class OnlineSumNotRescaled(RunningMaximum):
         return powers / np.where(self.stale == 0.0, 1.0, self.stale)
 
 
+class SplitKeys(OtherSoftmax):
+    """Attention to each block of keys by itself; the logarithms of the sums of exponentials join the blocks."""
+
+    def softmax(self, scores: Array, visible: Array) -> Array:
+        count, lowest = scores.shape[-1], np.finfo(self.dtype).min
+        first, block = np.arange(0, count, BLOCK), np.arange(count) // BLOCK
+        maxima = np.maximum.reduceat(np.where(visible, scores, lowest), first, axis=-1)
+        powers = np.where(visible, self.exponential(scores - maxima[..., block]), 0.0)
+        sums = np.add.reduceat(powers, first, axis=-1)
+        shares = self.shares(maxima, sums)
+        total = sums * shares.sum(axis=-1, keepdims=True)
+        factors = shares / np.where(total == 0.0, 1.0, total)
+        return self.arithmetic.operand((powers * factors[..., block]).astype(scores.dtype))
+
+    def shares(self, maxima: Array, sums: Array) -> Array:
+        """Weight of each block, not yet divided by their sum."""
+        return sums * np.exp(maxima - maxima.max(axis=-1, keepdims=True))
+
+
+@mistake(
+    "split-keys-averaged",
+    "attends to blocks of keys by themselves and averages the results, without the weights of log-sum-exp",
+    "ATT-6",
+    first="attention.probabilities",
+)
+class SplitKeysAveraged(SplitKeys):
+    def shares(self, maxima: Array, sums: Array) -> Array:  # noqa: ARG002
+        return (sums > 0.0).astype(sums.dtype)
+
+
+@mistake(
+    "split-keys-without-maxima",
+    "joins blocks of keys by their sums of exponentials, each of which has another maximum",
+    "ATT-6",
+    first="attention.probabilities",
+)
+class SplitKeysWithoutMaxima(SplitKeys):
+    def shares(self, maxima: Array, sums: Array) -> Array:  # noqa: ARG002
+        return sums
+
+
+@mistake(
+    "log-sum-exp-of-another-base",
+    "joins blocks of keys by the power e of a log-sum-exp in base 2",
+    "ATT-6",
+    first="attention.probabilities",
+)
+class LogSumExpOfAnotherBase(SplitKeys):
+    def shares(self, maxima: Array, sums: Array) -> Array:
+        return super().shares(maxima, sums) ** (1.0 / math.log(2.0))
+
+
 # --- another exponential --------------------------------------------------------------------------------------------
 
 
@@ -228,7 +280,7 @@ class ReciprocalOf12Bits(OtherSoftmax):
 class LogSumExp(OtherSoftmax):
     def softmax(self, scores: Array, visible: Array) -> Array:
         narrow = scores.astype(np.float32)
-        maximum = self.maximum(narrow, visible)
+        maximum = self.maximum(narrow, visible).astype(np.float32)  # that of a float64 model is wider
         total = maximum + np.log(np.where(visible, self.exponential(narrow - maximum), 0.0).sum(axis=-1, keepdims=True))
         powers = np.where(visible, self.exponential(narrow - total), 0.0)
         return self.arithmetic.operand(powers.astype(scores.dtype))

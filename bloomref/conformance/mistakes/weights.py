@@ -140,11 +140,42 @@ class LastLayerSkipped(InstrumentedModel):
         return x if self.index == len(self.params.layers) - 1 else y
 
 
-@mistake("weights-in-int8", "quantises weights to 8 bits", "WGT-6", "NUM-1", first="word_embedding")
+def in_int8(x: Array, axis: int | None = None) -> Array:
+    """x as whole multiples of 1/127 of its largest magnitude, along an axis. In float64, so that a tie is one."""
+    wide = x.astype(np.float64)
+    largest = np.maximum(np.abs(wide).max(axis=axis, keepdims=True, initial=0.0), 1e-30)
+    return (np.round(wide * 127.0 / largest) * (largest / 127.0)).astype(x.dtype)
+
+
+@mistake(
+    "weights-in-int8",
+    "quantises weights to 8 bits, with one scale for each array",
+    "WGT-6",
+    "NUM-1",
+    first="word_embedding",
+)
 class WeightsInInt8(InstrumentedModel):
     def load(self, params: Params) -> Params:
-        def quantised(x: Array) -> Array:
-            step = np.maximum(np.abs(x).max(initial=0.0), 1e-30) / 127.0
-            return (np.round(x / step) * step).astype(x.dtype)
+        return params.map(in_int8)
 
-        return params.map(quantised)
+
+@mistake(
+    "matrices-in-int8",
+    "quantises the matrices of the blocks to 8 bits, with one scale for each row",
+    "WGT-6",
+    "NUM-1",
+    first="attention.query",
+)
+class MatricesInInt8(InstrumentedModel):
+    def load(self, params: Params) -> Params:
+        def change(layer: LayerParams) -> LayerParams:
+            out = layer.attn_out_weight
+            return replace(
+                layer,
+                qkv_weight=in_int8(layer.qkv_weight, -1),
+                attn_out_weight=in_int8(out.reshape(len(out), -1), -1).reshape(out.shape),
+                mlp_up_weight=in_int8(layer.mlp_up_weight, -1),
+                mlp_down_weight=in_int8(layer.mlp_down_weight, -1),
+            )
+
+        return in_every_layer(params, change)

@@ -1,5 +1,5 @@
 """Vectors with an exact output, stored in the JSON:
-configs, slopes, the choice of a token, rounding, dtype policies.
+configs, slopes, the choice of a token, draws, rounding, dtype policies.
 """
 
 from typing import Any
@@ -8,7 +8,15 @@ import numpy as np
 
 from bloomref.backbone import BloomBackbone
 from bloomref.causal_lm import BloomCausalLM
-from bloomref.conformance.adapters.exact_answers import choose, generate, policy, read_config, read_slopes, round_to
+from bloomref.conformance.adapters.exact_answers import (
+    choose,
+    draw,
+    generate,
+    policy,
+    read_config,
+    read_slopes,
+    round_to,
+)
 from bloomref.conformance.cases import Case
 from bloomref.conformance.oracle.budgets import sigma
 from bloomref.conformance.oracle.precision import TIERS
@@ -78,6 +86,14 @@ def generation() -> list[Draft]:
     def one(name: str, clause: str, comment: str, flag: str, **arguments: Any) -> Draft:
         return Draft(name, (clause,), comment, "choose", (flag,), arguments=arguments, output=choose(arguments))
 
+    def drawn(name: str, clauses: str, comment: str, seed: int, earlier: int = 0, **arguments: Any) -> Draft:
+        inputs = {"seed": seed, "drawn": earlier, **arguments}
+        flag = "truncated-draw" if arguments.keys() & {"top_k", "top_p"} else "draw"
+        return Draft(
+            f"gen-draw-{name}", tuple(clauses.split()), comment, "draw", (flag,), arguments=inputs, output=draw(inputs)
+        )
+
+    six = [1.5, -0.5, 3.0, 0.25, 2.5, 1.0]
     halves = [0.5, 0.25, 0.125, 0.125]
     logs = [float(x) for x in np.log(halves)]
     return [
@@ -88,6 +104,21 @@ def generation() -> list[Draft]:
         one("gen-top-p-one", "GEN-7", "one token always stays", "top-p", scores=logs, top_p=0.001),
         one("gen-top-p-most", "GEN-7", "the order of the scores decides, not that of the ids", "top-p", scores=logs[::-1], top_p=0.8),
         one("gen-penalty", "GEN-8", "a positive score is divided, a negative one multiplied, once for each token", "penalty", scores=[2.0, -2.0, 3.0, 0.0], history=[0, 1, 1, 3], repetition_penalty=2.0),
+        drawn("number", "GEN-9", "the first number of a seed", 1),
+        drawn("number-later", "GEN-9", "the number depends on the seed and on the count of earlier draws alone", 1, 5),
+        drawn("number-of-large-seed", "GEN-9", "a seed has 64 bits", 2**64 - 1, 5),
+        drawn("number-of-large-count", "GEN-9", "after many draws", 0, 2**31 - 1),
+        drawn("order", "GEN-10", "the probabilities are added in the order of ids", 7, scores=six, temperature=1.0),
+        drawn("temperature", "GEN-10", "the scores are divided by the temperature", 9, scores=six, temperature=2.5),
+        drawn("later", "GEN-9 GEN-10", "the eighth draw of a row", 3, 7, scores=six, temperature=2.0),
+        drawn("large-seed", "GEN-9 GEN-10", "a token by a seed of 64 bits", 2**64 - 1, scores=six, temperature=2.0),
+        drawn("forbidden", "GEN-10", "forbidden tokens have no probability", 1, scores=six, temperature=1.0, forbidden=[2, 0]),
+        drawn("equal", "GEN-10", "all scores are equal: the draw decides, not the lowest id", 1, scores=[0.5] * 5, temperature=0.7),
+        drawn("top-k", "GEN-10", "the probabilities of the tokens that are left are renormalised", 3, scores=six, temperature=1.5, top_k=3),
+        drawn("top-k-tie", "GEN-10", "scores that equal the lowest that is kept may stay or not: the token is the same", 11, scores=[2.0, 3.0, 2.0, 2.0, 0.5], temperature=1.0, top_k=2),
+        drawn("top-p", "GEN-7 GEN-10", "the token that crosses p can be drawn", 11, scores=six, temperature=1.5, top_p=0.7),
+        drawn("top-p-after-temperature", "GEN-10", "top-p sums the probabilities after the division by the temperature", 3, scores=six, temperature=3.0, top_p=0.7),
+        drawn("top-p-after-top-k", "GEN-7 GEN-10", "top-p sums the probabilities among the tokens that top-k left", 3, scores=six, temperature=2.0, top_k=4, top_p=0.8),
         _greedy("gen-greedy", "heads3", "GEN-1 GEN-3", "the likeliest token, up to a length that counts the prompt", [[7, 3, 11]], 9),
         _greedy("gen-greedy-batch", "untied", "GEN-5", "prompts of different lengths: each as if it were alone", [[7, 3, 11, 0], [19], [4, 4]], 8),
         _greedy("gen-stop", "heads3", "GEN-4", "the first generated stop token ends a row, and is part of the result", [[7, 3, 11]], 9, stop=3),

@@ -9,7 +9,7 @@ from bloomref.conformance.vectors.author.draft import TIER_NAMES
 
 ASKS = (
     "logits", "in_pieces", "call", "loss_and_gradients",
-    "config", "slopes", "load", "adapter", "generate", "choose", "round", "policy",
+    "config", "slopes", "load", "adapter", "generate", "choose", "draw", "round", "policy",
 )  # fmt: skip
 """Kinds of questions; the first four are requests of specs/97-program-protocol.md."""
 FOLDER = {"type": "string", "pattern": r"^[a-z]+/[\w-]+$"}
