@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from bloomref import _moved
+from bloomref.formats import config_json
 
 if TYPE_CHECKING:
     from bloomref import models
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _moved.install()
+config_json.register()
 
-# Imported on first use, so that `import bloomref` costs no more than the interpreter's own start.
+# Imported on first use, so that `import bloomref` costs little more than the interpreter's own start: not even NumPy.
 _HOMES = {
     "BloomBackbone": "bloomref.backbone",
     "BloomCausalLM": "bloomref.causal_lm",

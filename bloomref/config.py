@@ -1,36 +1,28 @@
-"""BloomConfig: the numbers that define a BLOOM, validated once, and their two spellings on disk."""
+"""BloomConfig: the numbers that define a BLOOM, validated once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from bloomref.errors import BadWeights, invalid
+from bloomref.errors import invalid
 from bloomref.validation import check_bool, check_integer, check_real
 
-# canonical field <- the keys under which Hugging Face checkpoints store it; the first one present wins
-_HF_KEYS: dict[str, tuple[str, ...]] = {
-    "vocabulary_size": ("vocab_size",),
-    "hidden_dim": ("n_embed", "hidden_size"),
-    "num_layers": ("n_layer", "num_hidden_layers"),
-    "num_heads": ("n_head", "num_attention_heads"),
-    "intermediate_dim": ("intermediate_size",),
-    "attention_dropout": ("attention_dropout",),
-    "hidden_dropout": ("hidden_dropout",),
-    "layer_norm_epsilon": ("layer_norm_epsilon",),
-    "apply_residual_connection_post_layernorm": ("apply_residual_connection_post_layernorm",),
-    "tie_word_embeddings": ("tie_word_embeddings",),
-    "initializer_range": ("initializer_range",),
-    "bos_token_id": ("bos_token_id",),
-    "eos_token_id": ("eos_token_id",),
-    "pad_token_id": ("pad_token_id",),
-}
-_REQUIRED = ("vocabulary_size", "hidden_dim", "num_layers", "num_heads")
 SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim")
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 MAX_SIZE = 2**31 - 1
 """Largest vocabulary and width: products of two sizes and a number of bytes fit into 64 bits."""
 MAX_LAYERS = 2**16 - 1
 IGNORED_LABEL = -100  # a label that does not count in the loss, as in torch
+
+
+class Spelling(NamedTuple):
+    """A form of a config in JSON: `read` returns the fields, `write` the JSON object."""
+
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+    write: Callable[["BloomConfig"], dict[str, Any]]
+
+
+SPELLINGS: dict[str, Spelling] = {}
+"""Layout -> spelling. `bloomref.formats.config_json` registers them, so that no model has to know files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,77 +103,24 @@ class BloomConfig:
     def from_hf(cls, data: Mapping[str, Any]) -> "BloomConfig":
         """Read a Hugging Face `config.json`, in the old or the new spelling of its keys.
 
-        If both spellings are present, the one that transformers reads wins (`n_embed` over `hidden_size`).
-
         Raises:
             BadWeights: when it is not a BLOOM or lacks a size; InvalidInput: when a value is out of its domain.
         """
-        if data.get("model_type") not in (None, "bloom"):
-            raise BadWeights(f"config.json: expected model_type 'bloom', got {data['model_type']!r}")
-        present = {
-            name: next((key for key in keys if _states(data, key, name)), None) for name, keys in _HF_KEYS.items()
-        }
-        missing = [" or ".join(_HF_KEYS[name]) for name in _REQUIRED if present[name] is None]
-        if missing:
-            raise BadWeights(f"config.json: expected the keys {', '.join(missing)}, got {sorted(data)}")
-        fields = {name: data[key] for name, key in present.items() if key is not None}
-        check_integer("hidden_dim", fields["hidden_dim"], 1, MAX_SIZE)
-        fields.setdefault("intermediate_dim", 4 * fields["hidden_dim"])
-        extra = {key: value for key, value in data.items() if key not in _KNOWN_HF}
-        return cls(**fields, extra=extra)
+        return cls(**SPELLINGS["hf"].read(data))
 
     def to_hf(self) -> dict[str, Any]:
-        """A `config.json` that transformers reads. An MLP width other than 4 D is stored as `intermediate_size`."""
-        data: dict[str, Any] = {"architectures": ["BloomForCausalLM"], "model_type": "bloom", **self.extra}
-        data |= {keys[-1]: getattr(self, name) for name, keys in _HF_KEYS.items()}
-        if isinstance(self.eos_token_id, tuple):
-            data["eos_token_id"] = list(self.eos_token_id)
-        data["n_layer"], data["n_head"] = data.pop("num_hidden_layers"), data.pop("num_attention_heads")
-        if self.intermediate_dim == 4 * self.hidden_dim:
-            del data["intermediate_size"]
-        return data
+        """A `config.json` that transformers reads."""
+        return SPELLINGS["hf"].write(self)
 
     @classmethod
     def from_keras(cls, data: Mapping[str, Any]) -> "BloomConfig":
-        """Read the `config` object of a KerasHub BloomBackbone.
-
-        Raises:
-            BadWeights: when a size is missing; InvalidInput: when a value is out of its domain.
-        """
-        data = {key: value for key, value in data.items() if value is not None}
-        missing = [key for key in SIZES if key not in data]
-        if missing:
-            raise BadWeights(f"config.json: expected the keys {', '.join(missing)}, got {sorted(data)}")
-        rate = data.get("dropout", 0.0)
-        fields = {key: data[key] for key in (*SIZES, "layer_norm_epsilon") if key in data}
-        return cls(**fields, attention_dropout=rate, hidden_dropout=rate)
+        """Read the `config` object of a KerasHub BloomBackbone. The errors are those of `from_hf`."""
+        return cls(**SPELLINGS["keras"].read(data))
 
     def to_keras(self) -> dict[str, Any]:
-        """The constructor arguments of KerasHub's BloomBackbone.
-
-        Raises:
-            InvalidInput: for an untied LM head, the post-layernorm residual, or two dropout rates: KerasHub has none.
-                Clause: CFG-9.
-        """
-        expressible = {
-            "apply_residual_connection_post_layernorm": False,
-            "tie_word_embeddings": True,
-            "attention_dropout": self.hidden_dropout,
-        }
-        for name, expected in expressible.items():
-            if getattr(self, name) != expected:
-                hint = "save with format='hf'"
-                raise invalid(name, f"{expected}, the one value of the Keras layout", getattr(self, name), hint)
-        return {key: getattr(self, key) for key in (*SIZES, "layer_norm_epsilon")} | {"dropout": self.hidden_dropout}
+        """The constructor arguments of KerasHub's BloomBackbone; InvalidInput for what it does not have (CFG-9)."""
+        return SPELLINGS["keras"].write(self)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as plain JSON-compatible values."""
         return asdict(self)
-
-
-def _states(data: Mapping[str, Any], key: str, name: str) -> bool:
-    """True if a config.json states a field by this key. Null counts as absent (CFG-7), and is a value of token ids."""
-    return key in data and (data[key] is not None or name in _TOKEN_IDS)
-
-
-_KNOWN_HF = {key for keys in _HF_KEYS.values() for key in keys} | {"architectures", "model_type"}

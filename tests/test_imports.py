@@ -104,7 +104,9 @@ ROOMS = {
     ),
     "heads": room("bloomref.heads", "vocabulary inputs generation formats layouts tokenizer lora backbone text_model"),
     "keras_names": room("bloomref.models", "tokenizer backbone causal_lm"),
-    "package": room("bloomref", "keras_names vocabulary generation heads lora tokenizer backbone causal_lm old_paths"),
+    "package": room(
+        "bloomref", "keras_names vocabulary generation formats heads lora tokenizer backbone causal_lm old_paths"
+    ),
     # the kit: cases <- model <- oracle <- subject <- checks <- properties <- run <- suite, and separate rooms
     "kit_cases": room(KIT_CASES, "vocabulary adapter_formats lora"),
     "kit_model": room("bloomref.conformance.model", "vocabulary reference interface inputs lora kit_cases"),

@@ -46,6 +46,7 @@ TESTS: dict[str, list[str]] = {
     "bloomref/dtypes.py": _unit("vocabulary/test_dtypes", "reference/test_model"),
     "bloomref/config.py": _unit("vocabulary/test_config"),
     "bloomref/params.py": _unit("vocabulary/test_params", "lora/test_lora"),
+    "bloomref/formats/config_json.py": _unit("formats/test_config_json"),
     "bloomref/formats/safetensors_io.py": _unit("formats/test_formats_safetensors", "formats/test_hostile_files"),
 }
 """File -> the fast tests that belong to it, in the order in which they run."""
