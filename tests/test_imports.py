@@ -102,7 +102,9 @@ ROOMS = {
         "bloomref.training_methods",
         "vocabulary inputs engine generation formats layouts tokenizer backbone training text_model",
     ),
-    "heads": room("bloomref.heads", "vocabulary inputs generation formats layouts tokenizer lora backbone text_model"),
+    "heads": room(
+        "bloomref.heads", "vocabulary inputs engine generation formats layouts tokenizer lora backbone text_model"
+    ),
     "keras_names": room("bloomref.models", "tokenizer backbone causal_lm"),
     "package": room(
         "bloomref", "keras_names vocabulary generation formats heads lora tokenizer backbone causal_lm old_paths"

@@ -5,15 +5,14 @@ from functools import partial
 
 import numpy as np
 
-from bloomref.errors import BadWeights
 from bloomref.generation.embedded_prompts import left_padded_vectors
 from bloomref.generation.prompts import Prompt, left_pad
 from bloomref.runtime.backend import Choice, Hidden
 from bloomref.runtime.embedding_inputs import EmbeddingBatch, run_vectors
 from bloomref.runtime.engine import Engine
+from bloomref.runtime.finite_logits import finite_logits
 from bloomref.runtime.prefix_states import PrefixStates, load_prefix
 from bloomref.shapes import Array, Bool, Float, Int
-from bloomref.wider_dtypes import overflow_hint
 
 
 class Decoder:
@@ -147,25 +146,6 @@ class Decoder:
             self._logits = self._logits[index]
             if self._keep_hidden:
                 self.last_hidden = self.last_hidden[index]
-
-
-def finite_logits(engine: Engine, compute: Callable[[], Array]) -> Float[Array, "*B V"]:
-    """The logits that `compute` returns, in the accumulation dtype.
-
-    Raises:
-        BadWeights: when a logit is NaN or infinite.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        logits = compute()
-        extremes = np.array(
-            [logits.max(), logits.min()]
-        )  # NaN if any logit is; and no temporary of the size of the logits
-    if not np.isfinite(extremes).all():
-        raise BadWeights(
-            f"logits: expected finite numbers, got {logits[~np.isfinite(logits)][0]}; the weights hold NaN or overflow "
-            f"in {engine.policy.name}{overflow_hint(engine.policy.name)}"
-        )
-    return logits
 
 
 def forbid(logits: Float[Array, "N V"], token_ids: Int[Array, " M"]) -> Float[Array, "N V"]:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from bloomref.errors import Unsupported, describe
-from bloomref.generation.decoder import finite_logits, forbid
+from bloomref.generation.decoder import forbid
 from bloomref.generation.prompts import Prompt, by_length, right_pad
 from bloomref.generation.sampling import log_softmax
 from bloomref.generation.score_options import DEFAULT_WINDOW, ScoreOptions
 from bloomref.generation.windows import Scored, windows
 from bloomref.runtime.engine import Engine
+from bloomref.runtime.finite_logits import finite_logits
 from bloomref.runtime.prefix_states import load_prefix
 from bloomref.shapes import Array, Bool, Float, Int
 

@@ -269,17 +269,6 @@ def padded(rows: Sequence[Sequence[int]]) -> TokenBatch:
     return right_pad([Prompt.of(row) for row in rows], 0)
 
 
-def check_finite_logits(logits: Array) -> Array:
-    """Return the logits.
-
-    Raises:
-        BadWeights: when one is NaN or infinite: no label would be right.
-    """
-    if not np.isfinite(logits).all():
-        raise BadWeights("logits: expected finite numbers, got NaN or infinity; dtype='float32' has a wider range")
-    return logits
-
-
 def _no_head(kind: HeadKind, folder: Path) -> BadWeights:
     names = read_json(folder / hf.CONFIG).get("architectures") or ["no head"]
     hint = "in Python, from_preset(..., num_labels=2) puts a random one on it"

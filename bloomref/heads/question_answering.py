@@ -7,8 +7,9 @@ import numpy as np
 
 from bloomref.errors import invalid
 from bloomref.head_params import QUESTION_HEAD
-from bloomref.heads.headed_model import HeadedModel, check_finite_logits, padded
+from bloomref.heads.headed_model import HeadedModel, padded
 from bloomref.heads.labels import softmax
+from bloomref.runtime.finite_logits import check_finite_logits
 from bloomref.runtime.inputs import token_batch
 from bloomref.shapes import Array, Bool, Float
 from bloomref.tokenizer import TokenSpan
@@ -73,7 +74,8 @@ class BloomForQuestionAnswering(HeadedModel):
         in_context = np.array([span.part == 1 for span in spans], bool)
         if not in_context.any():
             raise invalid("context", "at least one token", repr(context))
-        start_logits, end_logits = (check_finite_logits(x)[0] for x in self([[span.id for span in spans]]))
+        logits = self([[span.id for span in spans]])
+        [start_logits], [end_logits] = (check_finite_logits(x, self.backbone.policy.name) for x in logits)
         first, last, score = best_span(start_logits, end_logits, in_context, max_answer_length)
         start, end = _characters(spans, first, last)
         while start < end and context[start].isspace():

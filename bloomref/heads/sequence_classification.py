@@ -8,7 +8,8 @@ import numpy as np
 from bloomref.errors import invalid
 from bloomref.generation.prompts import by_length
 from bloomref.head_params import SEQUENCE_HEAD
-from bloomref.heads.headed_model import HeadedModel, check_finite_logits, padded
+from bloomref.heads.headed_model import HeadedModel, padded
+from bloomref.runtime.finite_logits import check_finite_logits
 from bloomref.runtime.inputs import TokenBatch, token_batch
 from bloomref.shapes import Array, Float, Int
 from bloomref.validation import check_integer
@@ -83,7 +84,7 @@ class BloomForSequenceClassification(HeadedModel):
         """
         if top_k not in ("best", None):
             check_integer("top_k", top_k, 1)
-        scores = self._labels.probabilities(check_finite_logits(self(self._pairs(inputs))))
+        scores = self._labels.probabilities(check_finite_logits(self(self._pairs(inputs)), self.backbone.policy.name))
         ranked = [self._labels.best(row) for row in scores]
         results: list[Any] = [row[0] for row in ranked] if top_k == "best" else [row[:top_k] for row in ranked]
         return results[0] if isinstance(inputs, (str, Mapping)) else results

@@ -6,8 +6,9 @@ from typing import Any
 from bloomref.argument_kinds import check_collection
 from bloomref.errors import invalid
 from bloomref.head_params import TOKEN_HEAD
-from bloomref.heads.headed_model import HeadedModel, check_finite_logits, padded
+from bloomref.heads.headed_model import HeadedModel, padded
 from bloomref.heads.labels import softmax
+from bloomref.runtime.finite_logits import check_finite_logits
 from bloomref.runtime.inputs import token_batch
 from bloomref.shapes import Array, Float
 
@@ -67,7 +68,8 @@ class BloomForTokenClassification(HeadedModel):
         check_collection("ignore_labels", ignore_labels, "a list of labels")
         tokenizer = self._need_tokenizer("inputs")
         spans = tokenizer.spans(text)
-        scores = softmax(check_finite_logits(self([[span.id for span in spans]])[0]))
+        logits = check_finite_logits(self([[span.id for span in spans]]), self.backbone.policy.name)
+        scores = softmax(logits[0])
         entities = []
         for index, (span, row) in enumerate(zip(spans, scores, strict=True)):
             label = self.labels[int(row.argmax())]

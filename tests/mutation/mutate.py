@@ -44,7 +44,7 @@ TESTS: dict[str, list[str]] = {
     "bloomref/reference/lora_ops.py": _unit("lora/test_lora"),
     "bloomref/alibi.py": _unit("vocabulary/test_alibi"),
     "bloomref/dtypes.py": _unit("vocabulary/test_dtypes", "reference/test_model"),
-    "bloomref/config.py": _unit("vocabulary/test_config"),
+    "bloomref/config.py": _unit("vocabulary/test_config", "formats/test_config_json"),
     "bloomref/params.py": _unit("vocabulary/test_params", "lora/test_lora"),
     "bloomref/formats/config_json.py": _unit("formats/test_config_json"),
     "bloomref/formats/safetensors_io.py": _unit("formats/test_formats_safetensors", "formats/test_hostile_files"),

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import CONFIG
+from refusals import refusal
 
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
 from bloomref.formats.files import read_json
@@ -82,13 +84,9 @@ def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path: Path, name: st
     data, words, error = CONTENTS[content]
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(error, match=words) as caught:
-        READERS[name](path)
-    message = str(caught.value)
+    message = refusal(error, lambda: READERS[name](path))
+    assert re.search(words, message)
     assert name in message
-    assert "\n" not in message
-    assert "\x1b" not in message
-    assert len(message) < 700
 
 
 def h5(path: Path) -> object:
@@ -199,10 +197,9 @@ def test_a_folder_of_another_format_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(bytes(64))
     (tmp_path / "optimizer.pt").write_bytes(bytes(64))  # the state of a training is not the model
     (tmp_path / "training_args.bin").write_bytes(bytes(64))
-    with pytest.raises(error) as caught:
-        open_checkpoint(tmp_path).params()
-    assert kind in str(caught.value)
-    assert remedy in str(caught.value)
+    message = refusal(error, lambda: read_model(tmp_path))
+    assert kind in message
+    assert remedy in message
 
 
 def test_the_config_of_a_quantiser_states_bits(tmp_path: Path) -> None:
@@ -240,10 +237,9 @@ def test_a_folder_above_a_model_names_the_newest(tmp_path: Path, places: list[st
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "config.json").write_text("{}")
     (tmp_path / "runs").mkdir()
-    with pytest.raises(InvalidInput) as caught:
-        open_checkpoint(tmp_path)
-    assert str(caught.value).endswith(f": {tmp_path / newest}")
-    assert all(place in str(caught.value) for place in places)
+    message = refusal(InvalidInput, lambda: open_checkpoint(tmp_path))
+    assert message.endswith(f": {tmp_path / newest}")
+    assert all(place in message for place in places)
 
 
 def test_a_large_tree_is_not_searched_for_ever(tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import deterministic_options, id_prompts, models
 
-from bloomref import BadWeights, BloomBackbone, BloomCausalLM
-from bloomref.generation.decoder import Decoder, finite_logits, forbid
+from bloomref import BloomBackbone, BloomCausalLM
+from bloomref.generation.decoder import Decoder, forbid
 from bloomref.generation.logits_processors import LogitsProcessors
 from bloomref.generation.options import GenerationOptions
 from bloomref.generation.prompts import Prompt
@@ -69,22 +68,3 @@ def test_forbidden_ids_of_a_read_only_array() -> None:
     np.testing.assert_array_equal(forbid(logits, np.array([1])), [[0, -np.inf, 0]] * 2)
     np.testing.assert_array_equal(logits, np.zeros((2, 3)))
     assert forbid(logits, np.array([], np.int64)) is logits
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
-@pytest.mark.parametrize("place", [(0, 0), (1, 2), (2, 4)], ids=str)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_logit_that_is_not_finite_is_found(value: float, place: tuple[int, int], dtype: str) -> None:
-    engine = BloomBackbone(9, 1, 2, 8, 16).engine
-    logits = np.zeros((3, 5), dtype)
-    logits[place] = value
-    with pytest.raises(BadWeights, match=f"logits: expected finite numbers, got {value}; .* in float32"):
-        finite_logits(engine, lambda: logits)
-
-
-def test_the_largest_finite_logits_are_accepted() -> None:
-    """The sum of these logits overflows; the logits do not."""
-    engine = BloomBackbone(9, 1, 2, 8, 16).engine
-    logits = np.full((2, 5), np.finfo(np.float32).max)
-    logits[:, 3] *= -1
-    assert finite_logits(engine, lambda: logits) is logits
