@@ -1,4 +1,4 @@
-"""Rules for names and docstrings: one name for one thing, the field's words, sentences that stand alone.
+"""Rules for files, parameters and docstrings: names that say what a value is, sentences that stand alone.
 
 Each check can fail.
 """
@@ -39,46 +39,6 @@ def test_the_wheel_has_the_two_packages_and_nothing_else():
     targets = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]["build"]["targets"]
     assert targets["wheel"]["packages"] == ["bloomref", "accel"]
     assert all(place.startswith("bloomref/") for place in targets["wheel"]["force-include"].values())
-
-
-# --- classes and functions ---------------------------------------------------------------------------------------
-
-ONCE = {
-    "Step": "bloomref/runtime/backend.py",
-    "Adapter": "bloomref/lora/adapter.py",
-    "Case": "bloomref/conformance/cases.py",
-}
-"""Class name -> the file that may define it."""
-NEVER = ("Kept",)
-
-
-def misplaced(trees: Trees) -> list[str]:
-    """Classes of a name that means something else, names that mean nothing, and a second function called `note`."""
-    problems, notes = [], []
-    for path, tree in trees.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and ONCE.get(node.name, path) != path:
-                problems.append(f"{path}: class {node.name} belongs to {ONCE[node.name]}")
-            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name in NEVER:
-                problems.append(f"{path}: {node.name}")
-            if isinstance(node, ast.FunctionDef) and node.name == "note":
-                notes.append(f"{path}: note")
-    return problems + notes[1:]
-
-
-def test_a_class_name_means_one_thing(trees):
-    assert misplaced(trees) == []
-    for name, path in ONCE.items():
-        assert [node.name for node in trees[path].body if isinstance(node, ast.ClassDef) and node.name == name] == [
-            name
-        ]
-
-
-@pytest.mark.parametrize(
-    "source", ["class Step: ...", "def f():\n    class Kept: ...", "def note(): ...\nclass A:\n    def note(self): ..."]
-)
-def test_a_misplaced_name_is_found(source):
-    assert misplaced({"bloomref/other.py": ast.parse(source)})
 
 
 # --- parameters --------------------------------------------------------------------------------------------------

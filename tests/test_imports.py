@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.structure import PACKAGES, module_name
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -168,14 +170,9 @@ UNRESTRICTED = {"tools", "old_paths"}
 OURS = re.compile(r"(bloomref|accel|tools)(\.\w+)*")
 
 
-def module_name(path: Path, root: Path = ROOT) -> str:
-    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
-
-
 MODULES = {
-    module_name(p): p for folder in ("bloomref", "accel", "tools") for p in sorted((ROOT / folder).rglob("*.py"))
+    module_name(path.relative_to(ROOT)): path for folder in PACKAGES for path in sorted((ROOT / folder).rglob("*.py"))
 }
-
 
 PREFIXES = {prefix: name for name, room in ROOMS.items() for prefix in room.modules}
 

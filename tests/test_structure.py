@@ -67,7 +67,10 @@ def test_one_role_in_both_accelerators_may_have_one_name():
 
 
 def test_classes_functions_and_aliases_are_definitions():
-    assert definitions(SOURCES)["Step"] == 2
+    inner = {"tools.other": "class A:\n    def note(self): ...\ndef f():\n    class Kept: ...\n    note = 1"}
+    homes = definitions(SOURCES | inner)
+    assert homes["Step"] == ["accel.one.memory", "accel.two.memory"]
+    assert homes["note"] == homes["Kept"] == ["tools.other"]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,18 @@ def test_the_forward_pass_can_be_held_in_mind(graph):
 
 def test_a_file_name_belongs_to_one_room():
     assert repeated_names(working_tree()) == []
+
+
+def test_a_word_of_the_field_means_one_thing():
+    """In the library and its tools; one function may make notes, and no name says only that something was kept."""
+    homes = definitions(working_tree())
+    assert len(homes.pop("note")) <= 1
+    assert homes == {
+        "Step": ["bloomref.runtime.backend"],
+        "Adapter": ["bloomref.lora.adapter"],
+        "Case": ["bloomref.conformance.cases"],
+        "Kept": [],
+    }
 
 
 def test_an_unknown_commit_is_refused():

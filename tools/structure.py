@@ -191,16 +191,20 @@ def repeated_names(sources: Sources) -> list[str]:
     return sorted(name for name, places in homes.items() if len(places) > 1)
 
 
-def definitions(sources: Sources) -> Counter[str]:
-    """Count the top-level classes, functions and aliases of each name."""
-    count: Counter[str] = Counter()
-    for text in sources.values():
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                count[node.name] += 1
-            elif isinstance(node, ast.Assign):
-                count.update({target.id for target in node.targets if isinstance(target, ast.Name)})
-    return count
+def definitions(sources: Sources) -> dict[str, list[str]]:
+    """Map each name of `FIELD_NAMES` to the modules that define it.
+
+    Classes and functions count at any depth, aliases at the top of a module.
+    """
+    homes: dict[str, list[str]] = {name: [] for name in FIELD_NAMES}
+    for module, text in sources.items():
+        tree = ast.parse(text)
+        names = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+        targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+        for name in FIELD_NAMES:
+            homes[name] += [module] * names.count(name)
+    return homes
 
 
 def figures(sources: Sources) -> dict[str, Any]:
@@ -208,7 +212,6 @@ def figures(sources: Sources) -> dict[str, Any]:
     graph = import_graph(sources)
     library, kit = of_library(graph), of_kit(graph)
     reader = read_by_a_reader(sources, graph)
-    defined = definitions(sources)
     return {
         "modules of the wheel": len(library),
         "lines of the wheel": lines(sources, library),
@@ -222,7 +225,7 @@ def figures(sources: Sources) -> dict[str, Any]:
         "lines that the reference imports": lines(sources, reader),
         "modules that the reference imports": len(reader),
         "base names of several modules": len(repeated_names(sources)),
-        **{f"definitions called {name}": defined[name] for name in FIELD_NAMES},
+        **{f"definitions called {name}": len(modules) for name, modules in definitions(sources).items()},
         "longest module": max(len(text.splitlines()) for text in sources.values()),
     }
 
