@@ -2,7 +2,9 @@
 
 import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from threading import local
 from typing import Any, NamedTuple
 
 import cupy
@@ -17,6 +19,8 @@ from accel.cupy_gpu.launches import Launch
 from accel.cupy_gpu.sources import OPTIONS, Kernel, source
 from bloomref.errors import Unsupported, invalid
 
+_NO_HEADERS = "Failed to find CUDA headers"
+"""CuPy's message of a RuntimeError, before it calls the compiler."""
 _STATIC_SHARED = 48 * 1024
 """Bytes of dynamic shared memory that a kernel may use without opting in to more."""
 _EXACT_SUMS = 16
@@ -27,9 +31,20 @@ _CUDA_TYPE = {
     "float32": runtime.CUDA_R_32F,
     "float64": runtime.CUDA_R_64F,
 }
+_PINNED = 1 << 16, 1 << 26
+"""Fewest and most bytes that are downloaded to page-locked memory, which CuPy's pool keeps for the next download.
+
+Copies of less take no longer from pageable memory; more would keep too much of the host's memory locked.
+"""
 _EARLY_ARCH = 90  # the first with programmatic dependent launch
 _CUDA_MEMORY = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+class _Mode(local):
+    """What `launch` does in this thread: if `only_loads`, it loads the kernel and does not launch it."""
+
+    only_loads = False
 
 
 @cache
@@ -51,6 +66,7 @@ class CudaDevice:
             self.arch >= _EARLY_ARCH and runtime.driverGetVersion() >= driver.OLDEST and driver.library() is not None
         )
         self._kernels: dict[Kernel, Any] = {}
+        self._mode = _Mode()
         self._scalars = {np.dtype(t): (np.ones(1, t), np.zeros(1, t)) for t in (np.float32, np.float64)}
         with self._device:
             self._copies = cupy.cuda.Stream(non_blocking=True)
@@ -89,8 +105,11 @@ class CudaDevice:
 
     def download(self, array: Array) -> Any:
         with self._device:
-            host: Any = _bits(array).get().view(array.dtype)
-            return host
+            bits, host = _bits(array), None
+            if _PINNED[0] <= array.nbytes <= _PINNED[1]:
+                host = cupyx.empty_pinned(array.shape, bits.dtype)
+            copied: Any = bits.get(out=host).view(array.dtype)
+            return copied
 
     def copy(self, target: Array, source: Array) -> None:
         with self._device:
@@ -100,7 +119,7 @@ class CudaDevice:
         taken = self.empty((len(rows), *array.shape[1:]), array.dtype)
         with self._device:
             if taken.size:
-                cupy.take(_bits(array), cupy.asarray(rows), axis=0, out=_bits(taken))
+                cupy.take(_words(array), cupy.asarray(rows), axis=0, out=_words(taken))
         return taken
 
     def pinned(self, nbytes: int) -> Any:
@@ -134,6 +153,8 @@ class CudaDevice:
             return
         with self._device:
             kernel = self._kernels.get(launch.kernel) or self._load(launch)
+            if self._mode.only_loads:
+                return
             is_early = launch.starts_early and self.starts_early
             values = tuple(_kernel_argument(a, CTYPES if is_early else CUPY_TYPES) for a in arguments)
             if is_early:
@@ -145,14 +166,23 @@ class CudaDevice:
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture a CUDA graph on a separate stream.
 
-        The caller's stream may be the default stream, which cannot be captured.
+        The caller's stream may be the default stream, which cannot be captured. A kernel cannot be loaded in a capture
+        either, so `work` is called once before to load them.
         """
+        self._mode.only_loads = True
+        try:
+            work()
+        finally:
+            self._mode.only_loads = False
         with self._device, cupy.cuda.Stream(non_blocking=True) as stream:
             stream.begin_capture()
             try:
                 work()
-            finally:
-                graph = stream.end_capture()
+            except BaseException:
+                with suppress(runtime.CUDARuntimeError):  # the capture may be invalid; the first error says why
+                    stream.end_capture()
+                raise
+            graph = stream.end_capture()
         return lambda: self._replay(graph)
 
     def _replay(self, graph: Any) -> None:
@@ -170,7 +200,9 @@ class CudaDevice:
             kernel = module.get_function(name)
             if launch.shared > _STATIC_SHARED:
                 kernel.max_dynamic_shared_size_bytes = launch.shared
-        except cupy.cuda.compiler.CompileException as error:
+        except (cupy.cuda.compiler.CompileException, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and _NO_HEADERS not in str(error):
+                raise
             raise Unsupported(_why_not_compiled(str(error))) from error
         return self._kernels.setdefault(launch.kernel, kernel)
 
@@ -201,6 +233,13 @@ def _bits(array: Array) -> Array:
     return array.view(_BITS[array.dtype.itemsize])
 
 
+def _words(array: Array) -> Array:
+    """View a contiguous array as rows of the widest unsigned integers, of which CuPy copies one per thread."""
+    rows = _bits(array).reshape(len(array), -1)
+    nbytes = rows.shape[1] * rows.itemsize
+    return rows.view(_BITS[next(size for size in (8, 4, 2, 1) if nbytes % size == 0)])
+
+
 class ArgumentTypes(NamedTuple):
     """Constructors of a kernel's arguments by the type of the Python value."""
 
@@ -225,6 +264,6 @@ def _kernel_argument(value: Array | int | float | None, types: ArgumentTypes) ->
 
 
 def _why_not_compiled(message: str) -> str:
-    if "cannot open source file" in message:
+    if "cannot open source file" in message or _NO_HEADERS in message:
         return "a kernel needs the headers of CUDA, which are not installed; pip install 'bloomref[cuda13]'"
     return f"a kernel does not compile with this version of CUDA: {message.strip().splitlines()[0]}"

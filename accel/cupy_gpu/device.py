@@ -79,8 +79,9 @@ class Device(Protocol):
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture the kernels that `work` launches, without running them, and return a function that replays them.
 
-        `work` may only launch kernels, and each of them must have been launched before. The replay runs on the stream
-        that is current when it is called. The caller must keep every array of the launches alive as long as it replays.
+        `work` is called twice: first to load the kernels, when it may allocate memory as well, then to capture the
+        launches, when it may do nothing else. The replay runs on the stream that is current when it is called. The
+        caller must keep every array of the launches alive as long as it replays.
         """
         ...
 

@@ -58,6 +58,22 @@ class Cache:
 
     def select(self, rows: Any) -> Self:
         """Return a copy of these rows (integers on the host)."""
-        take = self.device.take
-        layers = [LayerCache(take(layer.keys, rows), take(layer.values, rows)) for layer in self.layers]
+        layers = [self._taken(layer, rows) for layer in self.layers]
         return self.of(self.device, self.config, layers, len(rows), self.capacity)
+
+    def reduced(self, rows: Any) -> Self:
+        """Return these rows. This cache must not be used afterwards: its memory is released layer by layer.
+
+        As many rows as before stay in the same memory, so the graphs of decoding steps stay valid.
+        """
+        if len(rows) != self.batch:
+            for i in range(len(self.layers)):
+                self.layers[i] = self._taken(self.layers[i], rows)
+            return self.of(self.device, self.config, self.layers, len(rows), self.capacity)
+        for layer in self.layers:
+            for array in (layer.keys, layer.values):
+                self.device.copy(array, self.device.take(array, rows))
+        return self
+
+    def _taken(self, layer: LayerCache, rows: Any) -> LayerCache:
+        return LayerCache(self.device.take(layer.keys, rows), self.device.take(layer.values, rows))

@@ -14,6 +14,7 @@ from accel.cupy_gpu.blocks import AttentionArgs, Blocks
 from accel.cupy_gpu.decode import ChoosingStep, DecodeStep, DecodingCache, chooses
 from accel.cupy_gpu.device import Array, Device
 from accel.cupy_gpu.launches import TENSOR_ROWS, TOP_K
+from accel.cupy_gpu.lazy_cache import LazyCache
 from accel.cupy_gpu.loading import load
 from bloomref import alibi
 from bloomref.config import BloomConfig
@@ -94,33 +95,34 @@ class CupyPrepared:
 
     # --- the interface ---------------------------------------------------------------------------
 
-    def new_cache(self, batch: int, capacity: int) -> DecodingCache:
+    def new_cache(self, batch: int, capacity: int) -> LazyCache:
         """Return an empty cache of `batch` rows and `capacity` columns.
 
         Raises:
             Unsupported: The device has too little free memory. The message names what would fit.
         """
         memory.check_cache_fits(self.device, self.config, self.policy, batch, capacity)
-        return DecodingCache.zeros(self.device, self.config, self.dtype, batch, capacity)
+        return LazyCache(DecodingCache.zeros(self.device, self.config, self.dtype, batch, capacity))
 
     def embed(self, token_ids: Any) -> Hidden:
         ids = self.device.upload(np.ascontiguousarray(token_ids, np.int32).reshape(-1))
         weights = self._weights
         return Hidden(self._blocks.embed(ids, weights.embedding, weights.ln_embedding), *token_ids.shape)
 
-    def attention_block(self, layer: int, x: Hidden, cache: DecodingCache, step: Step) -> Hidden:
+    def attention_block(self, layer: int, x: Hidden, cache: LazyCache, step: Step) -> Hidden:
         weights, (starts, is_real) = self._weights.layers[layer], self._columns(step, cache)
+        state = cache.state()
         out = self._blocks.narrow_rows("attended", *x.rows.shape)
         for chunk in chunks(x.batch, x.time, memory.CHUNK_ROWS):
             args = AttentionArgs(
                 starts[chunk.number : chunk.number + 1],
                 None if is_real is None else is_real[chunk.sequences],
-                cache.layers[layer][chunk.sequences],
-                cache.partials,
-                cache.arrival_counter,
+                state.layers[layer][chunk.sequences],
+                state.partials,
+                state.arrival_counter,
                 chunk.batch,
                 chunk.time,
-                cache.capacity,
+                state.capacity,
             )
             self._blocks.attention(weights, x.rows[chunk.rows], args, out[chunk.rows])
         return Hidden(out, x.batch, x.time)
@@ -154,19 +156,19 @@ class CupyPrepared:
 
     # --- whole decoding steps --------------------------------------------------------------------
 
-    def step(self, token_ids: Any, cache: DecodingCache, step: Step) -> Any:
+    def step(self, token_ids: Any, cache: LazyCache, step: Step) -> Any:
         """Return logits (B, V) on the host.
 
         Steps that use cuBLAS are launched kernel by kernel, since CuPy cannot capture it.
         """
         if self._blocks.uses_cublas(cache.batch, 1) or cache.batch == 0:
             return self._step_cublas(token_ids, cache, step)
-        decode = self._decode_step(cache, step.is_dense)
+        decode = self._decode_step(cache.state(), step.is_dense)
         decode.place(token_ids, step.start, step.key_is_real)
         decode.run()
         return self.device.download(decode.scores)
 
-    def tokens(self, token_ids: Any, cache: DecodingCache, step: Step, choice: Choice, count: int) -> Any:
+    def tokens(self, token_ids: Any, cache: LazyCache, step: Step, choice: Choice, count: int) -> Any:
         """Return the next tokens (B, count), chosen on the device. The host only waits after the last step.
 
         Raises:
@@ -177,7 +179,7 @@ class CupyPrepared:
             raise Unsupported(
                 f"tokens: chosen on the device for 1 to {TENSOR_ROWS} rows in 16 or 32 bits, and top_k up to {TOP_K}"
             )
-        choosing = self._choosing_step(cache, step.is_dense, choice)
+        choosing = self._choosing_step(cache.state(), step.is_dense, choice)
         choosing.begin(np.zeros(cache.batch, np.uint64) if choice.seeds is None else choice.seeds, choice.drawn)
         choosing.place(token_ids, step.start, step.key_is_real)
         for _ in range(count):
@@ -191,7 +193,7 @@ class CupyPrepared:
             )
         return chosen
 
-    def _step_cublas(self, token_ids: Any, cache: DecodingCache, step: Step) -> Any:
+    def _step_cublas(self, token_ids: Any, cache: LazyCache, step: Step) -> Any:
         x = self.embed(np.asarray(token_ids)[:, None])
         for layer in range(self.config.num_layers):
             x = self.mlp_block(layer, self.attention_block(layer, x, cache, step))
@@ -242,7 +244,7 @@ class CupyPrepared:
 
     # --- positions -------------------------------------------------------------------------------
 
-    def _columns(self, step: Step, cache: DecodingCache) -> tuple[Array, Array | None]:
+    def _columns(self, step: Step, cache: LazyCache) -> tuple[Array, Array | None]:
         """Return the first column of each chunk of a sequence, and the mask of real columns.
 
         The mask is None if all columns are real. Both are uploaded once per call.

@@ -1,16 +1,20 @@
 """Detection of the GPU. If none can be used, the error names the cause and the remedy in one sentence."""
 
 import importlib
+import re
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+import numpy as np
 
 from accel.cupy_gpu.device import Device
 from bloomref.errors import Unsupported, invalid
 
 PACKAGES = ("cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x", "cupy-rocm-7-0")
 """Packages that provide the module `cupy`; only one may be installed."""
-OLDEST_CUPY = 14
+OLDEST = {"cupy": (14, 2), "numpy": (2, 1, 2)}
+"""Oldest versions: CuPy that keeps compiled kernels by name, and NumPy with which it knows bfloat16."""
 OLDEST_ARCH = 75
 _NO_DRIVER, _NO_DEVICE = 35, 100  # cudaErrorInsufficientDriver, cudaErrorNoDevice
 _NO_GPU = "there is no NVIDIA GPU, or CUDA_VISIBLE_DEVICES hides it; use another backend"
@@ -88,11 +92,19 @@ def _import_cupy() -> Any:
         raise Unsupported(
             f"cupy cannot be imported ({reason[0].strip()}); pip install --force-reinstall 'bloomref[cuda13]'"
         ) from error
-    if int(cupy.__version__.split(".")[0]) < OLDEST_CUPY:
-        raise Unsupported(
-            f"cupy {cupy.__version__} is older than the {OLDEST_CUPY}.0 needed; pip install --upgrade 'bloomref[cuda13]'"
-        )
+    for module in (cupy, np):
+        name, oldest = module.__name__, OLDEST[module.__name__]
+        if _parts(module.__version__) < oldest:
+            needed = ".".join(map(str, oldest))
+            raise Unsupported(
+                f"{name} {module.__version__} is older than the {needed} needed; pip install --upgrade 'bloomref[cuda13]'"
+            )
     return cupy
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    """Return the numbers that a version begins with, such as (14, 2, 0) of 14.2.0rc1."""
+    return tuple(map(int, re.findall(r"\d+", re.split(r"[a-z+]", version)[0])))
 
 
 def _count_devices(runtime: Any) -> int:

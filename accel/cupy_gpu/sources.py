@@ -28,9 +28,9 @@ class Kernel:
 def kernel(module: str, name: str, *arguments: str | int) -> Kernel:
     """Return the instantiation of `name` for template arguments.
 
-    An argument is the NumPy name of a dtype, a number, or a bool, which is written as 0 or 1.
+    An argument is the NumPy name of a dtype, a number, or a bool, which is written as in C++.
     """
-    listed = ", ".join(CPP_TYPE.get(str(a), str(int(a)) if isinstance(a, bool) else str(a)) for a in arguments)
+    listed = ", ".join(CPP_TYPE.get(str(a), str(a).lower() if isinstance(a, bool) else str(a)) for a in arguments)
     return Kernel(module, f"{name}<{listed}>" if listed else name)
 
 

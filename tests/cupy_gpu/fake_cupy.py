@@ -22,7 +22,7 @@ from emulator import compile_kernel, run_grid
 from accel.cupy_gpu.sources import MODULES, Kernel, source
 
 NAMES = (
-    "empty", "zeros", "take", "cuda.Stream.begin_capture", "cuda.Stream.end_capture", "cuda.Graph.launch", "asarray", "from_dlpack", "RawModule", "ndarray.view", "ndarray.set", "ndarray.get",
+    "empty", "zeros", "take", "cuda.Stream.begin_capture", "cuda.Stream.end_capture", "cuda.Graph.launch", "asarray", "from_dlpack", "RawModule", "ndarray.view", "ndarray.reshape", "ndarray.set", "ndarray.get",
     "ndarray.data", "ndarray.flags", "get_default_memory_pool", "cuda.Device", "cuda.Device.compute_capability",
     "cuda.Device.attributes", "cuda.Device.id", "cuda.Stream.wait_event", "cuda.Stream.record",
     "cuda.Event.synchronize", "cuda.get_current_stream", "cuda.MemoryPointer.copy_from_host_async", "cuda.MemoryPointer.ptr",
@@ -74,9 +74,13 @@ class Array(np.ndarray[Any, Any]):
         assert (host.shape, host.dtype, host.flags.c_contiguous) == (self.shape, self.dtype, True)
         np.copyto(self, host)
 
-    def get(self) -> Any:
+    def get(self, out: Any = None) -> Any:
         assert Stream.capturing() is None
-        return np.array(self)
+        if out is None:
+            return np.array(self)
+        assert (out.shape, out.dtype, out.flags.c_contiguous) == (self.shape, self.dtype, True)
+        np.copyto(out, self)
+        return out
 
 
 class Stream:
@@ -203,6 +207,7 @@ class RawModule:
         self.names = name_expressions
 
     def get_function(self, name: str) -> RawKernel:
+        assert Stream.capturing() is None, "a kernel is loaded in a capture"
         assert name in self.names
         return RawKernel(Kernel(self.module, name))
 

@@ -1,5 +1,6 @@
 """`CudaDevice` with a fake of CuPy, which executes the calls on the CPU."""
 
+import importlib
 from functools import reduce
 from importlib.util import find_spec
 from typing import Any
@@ -90,6 +91,20 @@ def test_arrays_are_copied_and_allocated_on_the_device(device: Any, fake: FakeCu
     assert fake.entered == [0]  # the current device is unchanged
 
 
+@pytest.mark.parametrize("count", [100, 20_000])
+def test_many_bytes_are_downloaded_to_pinned_memory(device: Any, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """The result is new each time, and the caller may write to it."""
+    cupyx, pinned = importlib.import_module("cupyx"), []
+    empty = cupyx.empty_pinned
+    monkeypatch.setattr(cupyx, "empty_pinned", lambda *a: pinned.append(empty(*a)) or pinned[-1])
+    host = np.arange(count, dtype=np.float32)
+    array = device.upload(host)
+    first = device.download(array)
+    first[:] = 0
+    assert np.array_equal(device.download(array), host)
+    assert len(pinned) == (2 if host.nbytes >= 1 << 16 else 0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (5, 7, 3), (17, 24, 16), (0, 4, 8)])
 def test_a_product_is_exact_in_the_accumulation_dtype(
@@ -129,6 +144,20 @@ def test_bytes_are_sent_after_queued_work_and_arrive_with_the_wait(device: Any, 
     assert device.download(target).tolist() == [0, 0, 0, 0]  # still pending
     wait()
     assert device.download(target).tolist() == [1, 2, 3, 4]
+
+
+def test_an_error_in_a_capture_is_not_hidden_by_the_end_of_it(
+    device: Any, fake: FakeCupy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def invalid(_: Any) -> None:
+        raise fake.cuda.runtime.CUDARuntimeError(901)  # cudaErrorStreamCaptureInvalidated
+
+    def fail() -> None:
+        raise RuntimeError("the first error")
+
+    monkeypatch.setattr(fake.cuda.Stream, "end_capture", invalid)
+    with pytest.raises(RuntimeError, match="the first error"):
+        device.capture(fail)
 
 
 class Theirs:

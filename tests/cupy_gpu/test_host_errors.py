@@ -6,8 +6,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
-from fake_cupy import FakeCupy, install
+from fake_cupy import CompileException, FakeCupy, install
 
 from accel import cupy_gpu
 from accel.cupy_gpu import probe
@@ -55,9 +56,19 @@ def test_two_versions_of_cupy_are_reported(monkeypatch: pytest.MonkeyPatch) -> N
     )
 
 
-def test_an_old_cupy_is_reported(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(fake), "__version__", "13.6.0")
-    assert reason() == "cupy 13.6.0 is older than the 14.0 needed; pip install --upgrade 'bloomref[cuda13]'"
+@pytest.mark.parametrize("old", ["13.6.0", "14.1.1", "14.0.0rc1"])
+def test_an_old_cupy_is_reported(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch, old: str) -> None:
+    monkeypatch.setattr(type(fake), "__version__", old)
+    assert reason() == f"cupy {old} is older than the 14.2 needed; pip install --upgrade 'bloomref[cuda13]'"
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_numpy_whose_bfloat16_cupy_does_not_know_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as old:
+        old.setattr(np, "__version__", "2.1.1")
+        assert reason() == "numpy 2.1.1 is older than the 2.1.2 needed; pip install --upgrade 'bloomref[cuda13]'"
+        old.setattr(np, "__version__", "2.10.0")
+        assert reason() is None
 
 
 @pytest.mark.parametrize(
@@ -174,23 +185,40 @@ def test_running_out_of_memory_is_unsupported(fake: FakeCupy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "expected"),
+    ("kind", "message", "expected"),
     [
-        ("x.cu(1): error: cannot open source file \"cuda_fp16.h\"", r"needs the headers of CUDA.*; pip install 'bloomref\[cuda13\]'$"),
-        ("x.cu(1): error: no\nmore\n", r"does not compile with this version of CUDA: x.cu\(1\): error: no$"),
+        (RuntimeError, "Failed to find CUDA headers. Please install", r"needs the headers of CUDA.*; pip install 'bloomref\[cuda13\]'$"),
+        (CompileException, "x.cu(1): error: cannot open source file \"cuda_fp16.h\"", r"needs the headers of CUDA.*; pip install 'bloomref\[cuda13\]'$"),
+        (CompileException, "x.cu(1): error: no\nmore\n", r"does not compile with this version of CUDA: x.cu\(1\): error: no$"),
     ],
 )  # fmt: skip
 def test_a_kernel_that_cannot_be_compiled_is_unsupported(
-    fake: FakeCupy, monkeypatch: pytest.MonkeyPatch, message: str, expected: str
+    fake: FakeCupy, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], message: str, expected: str
 ) -> None:
-    prepared = cupy_gpu.make_backend().prepare(init_params(CONFIG, 0), CONFIG, POLICIES["float32"])
+    raises(fake, monkeypatch, kind(message))
+    with pytest.raises(Unsupported, match=expected):
+        first_kernel()
+
+
+def test_another_error_of_cupy_is_not_hidden(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch) -> None:
+    raises(fake, monkeypatch, RuntimeError("the disk is full"))
+    with pytest.raises(RuntimeError, match=r"^the disk is full$"):
+        first_kernel()
+
+
+def raises(fake: FakeCupy, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let CuPy raise an error when it loads a kernel."""
 
     def fail(*_: object) -> None:
-        raise fake.cuda.compiler.CompileException(message)
+        raise error
 
     monkeypatch.setattr(fake.RawModule, "get_function", fail)
-    with pytest.raises(Unsupported, match=expected):
-        prepared.final_norm(prepared.from_host(init_params(CONFIG, 0).word_embedding[None, :2]))
+
+
+def first_kernel() -> None:
+    params = init_params(CONFIG, 0)
+    prepared = cupy_gpu.make_backend().prepare(params, CONFIG, POLICIES["float32"])
+    prepared.final_norm(prepared.from_host(params.word_embedding[None, :2]))
 
 
 def test_nothing_is_imported_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
