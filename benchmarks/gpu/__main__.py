@@ -7,8 +7,10 @@
     emulated    the kernels run on the CPU, alone and as whole models in the parity suite
     device      on a GPU: the parity suite, the reference's greedy tokens, repeated runs, compute-sanitizer
 
-It prints a table; `--output` writes it as JSON. Exit status: 0 if everything passed, 1 if a check failed, 2 if there is
-no GPU and all other checks passed.
+It prints a table; `--output` writes it as JSON after every check, and the same command goes on where that report ends:
+what has passed with the same code on the same machine is not run again. A check takes 500 seconds at most. Where a
+command may take only ten minutes, `--budget 590` starts no check that may not finish in time. `--only` names checks.
+Exit status: 0 if everything passed, 1 if a check failed, 2 if there is no GPU or checks are left, and none failed.
 
 `--measure` times decoding and prompts of bloomref, transformers, cuBLAS alone and copies. It checks the logits of each
 participant first (see measure.py), and reports which aims hold (see aims.py). The report is written after every figure,
@@ -18,16 +20,21 @@ every kernel, the third compiles transformers.
 
 Examples:
   python -m benchmarks.gpu --check --output gpu-check.json
+  python -m benchmarks.gpu --check --stages device --budget 590 --output gpu-check.json
+  python -m benchmarks.gpu --check --only kernels tokens repeat
   timeout 590 python -m benchmarks.gpu --measure --output benchmarks/results/gpu.json
   python -m benchmarks.gpu --measure --participants copy bloomref --presets bloom_560m_multi --fresh
   python -m benchmarks.gpu.table benchmarks/results/gpu.json
 """
 
 import argparse
+import json
+import math
 import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from rich.console import Console
@@ -37,7 +44,7 @@ from benchmarks import machine
 from benchmarks.gpu import figures, stages, table
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.paper import PRESETS as MEASURED
-from benchmarks.gpu.stages import Result
+from benchmarks.gpu.stages import Check, Result
 from benchmarks.machine import command_line, versions
 from bloomref.dtypes import dtype_policy
 from bloomref.errors import Unsupported
@@ -61,6 +68,10 @@ def main() -> None:
         default=list(stages.STAGES),
         help="run only these stages of --check",
     )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="run only these of --check; a wrong name lists all")
+    parser.add_argument(
+        "--budget", type=float, default=math.inf, help="seconds after which no check of --check may be running"
+    )
     parser.add_argument("--backend", default="cupy", help="cupy, or cupy:1 for the second GPU (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="write the report to this JSON file")
     add_measured(parser)
@@ -69,10 +80,13 @@ def main() -> None:
     if arguments.measure:
         measured(reason, arguments)
         return
-    results = checked(reason, arguments)
+    chosen = chosen_checks(reason, arguments, parser)
+    results = checked(chosen, about(reason), arguments)
     show(results)
+    if left := len(chosen) - len(results):
+        print(f"{left} of {len(chosen)} checks are left: the same command goes on")
     print(f"device: none ({reason})" if reason else f"device: {device()['name']}")
-    sys.exit(stages.status(results, reason))
+    sys.exit(stages.status(results, reason, left))
 
 
 def add_measured(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +104,7 @@ def add_measured(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--runs", type=int, default=Job.runs, help="timed runs; the median is reported")
     group.add_argument("--torch", default=Job.torch, help="torch device; cpu for a dry run")
     group.add_argument("--limit", type=float, default=240.0, help="time limit of a participant in seconds")
-    group.add_argument("--fresh", action="store_true", help="ignore the existing report in --output")
+    parser.add_argument("--fresh", action="store_true", help="ignore the existing report in --output")
 
 
 def measured(reason: str | None, arguments: argparse.Namespace) -> None:
@@ -104,17 +118,46 @@ def measured(reason: str | None, arguments: argparse.Namespace) -> None:
 # --- checks ------------------------------------------------------------------------------------------------------
 
 
-def checked(reason: str | None, arguments: argparse.Namespace) -> list[Result]:
-    """Run the checks in order, and write the report after each."""
+def chosen_checks(reason: str | None, arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Check]:
+    """Return the checks that `--stages` and `--only` choose, in order."""
+    checks = stages.checks(arguments.backend, reason)
+    keys = [check.key for check in checks]
+    if unknown := [name for name in arguments.only or () if name not in keys]:
+        parser.error(f"--only: expected some of {', '.join(keys)}, got {', '.join(unknown)}")
+    return [
+        check
+        for check in checks
+        if check.stage in arguments.stages and (arguments.only is None or check.key in arguments.only)
+    ]
+
+
+def checked(chosen: list[Check], about: dict[str, Any], arguments: argparse.Namespace) -> list[Result]:
+    """Run the checks in order, and write the report after each. Those that passed before are taken from the report."""
+    report = {**about, "code": figures.code()}
+    passed = {} if arguments.fresh else passed_before(arguments.output, report)
+    ends = perf_counter() + arguments.budget
     results: list[Result] = []
-    for check in stages.checks(arguments.backend, reason):
-        if check.stage in arguments.stages:
-            results.append(stages.run(check))
-            print(f"{check.stage}, {check.name}: {results[-1].outcome}, {results[-1].detail}", file=sys.stderr)
-            if arguments.output:
-                report = {**about(reason), "results": [asdict(result) for result in results]}
-                figures.write_whole(arguments.output, report)
+    for check in chosen:
+        waits = check.key not in passed and check.missing is None
+        if waits and results and perf_counter() + stages.LIMIT > ends:
+            break
+        results.append(passed.get(check.key) or stages.run(check))
+        print(f"{check.stage}, {check.name}: {results[-1].outcome}, {results[-1].detail}", file=sys.stderr)
+        if arguments.output:
+            others = [result for key, result in passed.items() if key not in {result.key for result in results}]
+            listed = [asdict(result) for result in (*results, *others)]
+            figures.write_whole(arguments.output, {**report, "results": listed})
     return results
+
+
+def passed_before(path: Path | None, report: dict[str, Any]) -> dict[str, Result]:
+    """Return the checks that have passed in an existing report of the same code, machine and packages, by key."""
+    if path is None or not path.exists():
+        return {}
+    before = json.loads(path.read_text("utf-8"))
+    same = all(before.get(name) == json.loads(json.dumps(report[name])) for name in report if name != "command")
+    results = [Result(**result) for result in before["results"]] if same else []
+    return {result.key: result for result in results if result.outcome == stages.PASSED}
 
 
 def show(results: list[Result]) -> None:

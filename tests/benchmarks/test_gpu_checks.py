@@ -1,5 +1,6 @@
 """`python -m benchmarks.gpu --check`: stages, exit status, and its own checks on the emulated backend."""
 
+import importlib
 import json
 import re
 import sys
@@ -20,7 +21,7 @@ SLEEPS = (sys.executable, "-c", "import time; time.sleep(9)")
 
 
 def some(outcomes: tuple[str, ...]) -> list[Result]:
-    return [Result("host", "x", outcome, "", 0.0) for outcome in outcomes]
+    return [Result("host", "x", "x", outcome, "", 0.0) for outcome in outcomes]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,8 @@ def some(outcomes: tuple[str, ...]) -> list[Result]:
 def test_the_exit_status_reports_failures_and_a_missing_gpu(
     outcomes: tuple[str, ...], reason: str | None, expected: int
 ) -> None:
-    assert stages.status(some(outcomes), reason) == expected
+    assert stages.status(some(outcomes), reason, left=0) == expected
+    assert stages.status(some(outcomes), reason, left=1) == (expected or 2)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_the_exit_status_reports_failures_and_a_missing_gpu(
 def test_a_check_reports_its_outcome_and_last_line(
     command: tuple[str, ...], missing: str | None, outcome: str, detail: str
 ) -> None:
-    result = stages.run(Check("device", "x", command, missing))
+    result = stages.run(Check("device", "x", "x", command, missing))
     assert (result.outcome, result.detail) == (outcome, detail)
 
 
@@ -59,6 +61,7 @@ def test_without_a_gpu_the_other_stages_run(
 ) -> None:
     monkeypatch.setattr(gpu, "no_device", lambda _: "no NVIDIA driver")
     monkeypatch.setattr(stages, "pytest", lambda *_: SUCCEEDS)
+    monkeypatch.setattr(stages, "missing_tools", lambda _: None)
     monkeypatch.setattr(sys, "argv", ["gpu", "--check", "--output", str(tmp_path / "report.json")])
     with pytest.raises(SystemExit) as ended:
         gpu.main()
@@ -70,6 +73,69 @@ def test_without_a_gpu_the_other_stages_run(
     assert outcomes == {("host", "passed"), ("compiled", "passed"), ("emulated", "passed"), ("device", "not run")}
 
 
+def check_of(key: str, command: tuple[str, ...]) -> Check:
+    return Check("device", key, f"the check {key}", command)
+
+
+@pytest.fixture
+def reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Return a function that runs `--check` with options, and returns its exit status and its report's outcomes."""
+    monkeypatch.setattr(gpu, "no_device", lambda _: None)
+    monkeypatch.setattr(gpu, "device", lambda: {"name": "a GPU"})
+
+    def run(*options: str, **commands: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
+        monkeypatch.setattr(stages, "checks", lambda *_: [check_of(*item) for item in commands.items()])
+        monkeypatch.setattr(sys, "argv", ["gpu", "--check", "--output", str(tmp_path / "report.json"), *options])
+        with pytest.raises(SystemExit) as ended:
+            gpu.main()
+        report = json.loads((tmp_path / "report.json").read_text("utf-8"))
+        return ended.value.code, {result["key"]: result["outcome"] for result in report["results"]}
+
+    return run
+
+
+def test_the_same_command_goes_on_where_the_report_ends(reported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has passed is kept; what failed is run again. After a change of the code, all is."""
+    assert reported(a=SUCCEEDS, b=FAILS, c=SUCCEEDS) == (1, {"a": PASSED, "b": FAILED, "c": PASSED})
+    assert reported(a=FAILS, b=SUCCEEDS, c=FAILS) == (0, {"a": PASSED, "b": PASSED, "c": PASSED})
+    assert reported("--fresh", a=FAILS, b=SUCCEEDS) == (1, {"a": FAILED, "b": PASSED})
+    monkeypatch.setattr(gpu.figures, "code", lambda: "changed")
+    assert reported(a=SUCCEEDS, b=FAILS) == (1, {"a": PASSED, "b": FAILED})
+
+
+def test_a_budget_starts_no_check_that_may_not_finish(reported: Any) -> None:
+    assert reported("--budget", "1", a=SUCCEEDS, b=SUCCEEDS, c=SUCCEEDS) == (2, {"a": PASSED})
+    assert reported("--budget", "1", a=SUCCEEDS, b=SUCCEEDS, c=SUCCEEDS) == (2, {"a": PASSED})
+    assert reported("--budget", "1000", a=SUCCEEDS, b=SUCCEEDS, c=SUCCEEDS)[0] == 0
+
+
+def test_checks_are_chosen_by_name(reported: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reported("--only", "b", a=FAILS, b=SUCCEEDS) == (0, {"b": PASSED})
+    assert reported("--only", "a", a=SUCCEEDS, b=FAILS) == (0, {"a": PASSED, "b": PASSED})
+    assert reported("--only", "x", "b", a=SUCCEEDS, b=SUCCEEDS)[0] == 2
+    assert "--only: expected some of a, b, got x" in capsys.readouterr().err
+
+
+def test_names_of_checks_are_unique_and_every_test_belongs_to_one_check() -> None:
+    checks = stages.checks("cupy", None)
+    assert len({check.key for check in checks}) == len(checks)
+    files = [word for check in checks if check.key != "compiled" for word in check.command if word.endswith(".py")]
+    tests = {path.relative_to(stages.ROOT).as_posix() for path in (stages.ROOT / stages.KERNELS).glob("test_*.py")}
+    assert tests <= set(files)
+
+
+def test_a_missing_tool_is_a_check_that_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU may have neither nvdisasm nor all headers: that is no failure of a kernel."""
+    toolchain = importlib.import_module("toolchain")
+    monkeypatch.setattr(stages, "no_tools", lambda: None)
+    monkeypatch.setattr(toolchain, "compiler_missing", lambda: "nvdisasm not installed")
+    monkeypatch.setattr(toolchain, "emulator_missing", lambda: None)
+    missing = {check.key: check.missing for check in stages.checks("cupy", "no GPU")}
+    assert (missing["sm_90"], missing["tensor"], missing["kernels"]) == ("nvdisasm not installed", None, "no GPU")
+    monkeypatch.setattr(stages, "no_tools", lambda: "hypothesis not installed")
+    assert stages.checks("cupy", None)[0].missing == "hypothesis not installed"
+
+
 def test_every_command_names_files_that_are_there() -> None:
     words = [word for check in stages.checks("cupy", None) for word in check.command]
     paths = [word.partition("=")[2] or word for word in words if "tests/" in word]
@@ -78,10 +144,10 @@ def test_every_command_names_files_that_are_there() -> None:
 
 
 def test_a_failed_check_shows_its_output_and_a_slow_one_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = stages.run(Check("device", "x", FAILS))
+    failed = stages.run(Check("device", "x", "x", FAILS))
     assert "1 failed" in failed.output
     monkeypatch.setattr(stages, "LIMIT", 0.2)
-    slow = stages.run(Check("device", "x", SLEEPS))
+    slow = stages.run(Check("device", "x", "x", SLEEPS))
     assert (slow.outcome, slow.detail) == (FAILED, "ran out of time: 0.2 s")
 
 

@@ -67,7 +67,7 @@ def _hash(text: str) -> str:
 @cache
 def _folder() -> Path:
     """Return the folder of the libraries built with this shim, headers and flags. The shim is precompiled there."""
-    headers = str(toolchain.headers())
+    headers = str(toolchain.host_headers())
     folder = (
         Path(tempfile.gettempdir())
         / f"bloomref-emulated-{os.getuid()}"
@@ -83,7 +83,7 @@ def _folder() -> Path:
 def _compile(source: str, path: Path, language: str, text: str = "") -> None:
     """Compile a file, or `text` if `source` is "-"."""
     partial = path.with_suffix(f".{os.getpid()}{path.suffix}")
-    includes = (f"-I{path.parent}", f"-I{SHIM.parent}", f"-I{toolchain.headers()}")
+    includes = (f"-I{path.parent}", f"-I{SHIM.parent}", f"-I{toolchain.host_headers()}")
     command = [shutil.which("g++") or "g++", *FLAGS, *includes, "-x", language, source, "-o", str(partial)]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:

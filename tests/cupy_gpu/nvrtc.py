@@ -66,8 +66,8 @@ def compile_module(module: str, expressions: Sequence[str], arch: int) -> Compil
 
 @cache
 def _library() -> Any:
-    for name in ("libnvrtc-builtins.so*", "libnvrtc.so*"):  # the second does not find the first
-        library = ctypes.CDLL(str(toolchain.wheel_file(f"*/lib/{name}")), mode=ctypes.RTLD_GLOBAL)
+    for name in ("libnvrtc-builtins", "libnvrtc"):  # the second does not find the first
+        library = ctypes.CDLL(str(toolchain.library(name)), mode=ctypes.RTLD_GLOBAL)
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
     return library
 
@@ -105,7 +105,7 @@ def _disassemble(cubin: bytes) -> list[tuple[str, str]]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(toolchain.wheel_file("*/bin/nvdisasm")), "-c", "-hex", file.name]
+        command = [str(toolchain.cuda_file("bin/nvdisasm")), "-c", "-hex", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     sections = re.split(r"^\.section\s+\.text\.(\w+)|^//-+ \.text\.(\w+)", text, flags=re.MULTILINE)
     names = [a or b for a, b in zip(sections[1::3], sections[2::3], strict=True)]

@@ -42,7 +42,7 @@ unsigned sizes[] = {sizeof(CUlaunchConfig), sizeof(CUlaunchAttribute)};
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    header = toolchain.wheel_file("*/include/cuda.h")
+    header = toolchain.cuda_file("include/cuda.h")
     if header is None or shutil.which("g++") is None:
         pytest.skip(f"g++ or cuda.h is not installed: {toolchain.PACKAGES}")
     path = tmp_path_factory.mktemp("driver") / "libdriver.so"
