@@ -96,6 +96,7 @@ class Blocks:
         self.slopes = slopes
         self.scale = 1.0 / float(np.sqrt(config.head_dim))
         self.d, self.f = config.hidden_dim, config.intermediate_dim
+        self._has_tensor_cores = launches.supports_tensor_cores(config, self.name, device.arch)
 
     # --- single kernels --------------------------------------------------------------------------
 
@@ -162,17 +163,18 @@ class Blocks:
         else:
             self._attention_gemv(layer, x, args, out)
 
-    def mlp(self, layer: Layer, x: Array, time: int, out: Array) -> None:
+    def mlp(self, layer: Layer, x: Array, time: int, out: Array, following: Array | None = None) -> None:
         """MLP sub-block, from LayerNorm to residual: x (rows, D) to `out` (rows, D).
 
-        `time` is the number of positions per sequence.
+        `time` is the number of positions per sequence. `following` is the weight of the product after this block, which
+        is prefetched.
         """
         if self.uses_tensor_cores(len(x)):
-            self._mlp_tensor_cores(layer, x, out)
+            self._mlp_tensor_cores(layer, x, out, following)
         elif self.uses_cublas(len(x), time):
             self._mlp_cublas(layer, x, out)
         else:
-            self._mlp_gemv(layer, x, out)
+            self._mlp_gemv(layer, x, out, following)
 
     def uses_cublas(self, rows: int, time: int) -> bool:
         """True if cuBLAS multiplies this many rows, `time` positions per sequence.
@@ -188,8 +190,7 @@ class Blocks:
 
     def uses_tensor_cores(self, rows: int) -> bool:
         """True if the fused tensor-core kernels multiply this many rows."""
-        is_supported = launches.supports_tensor_cores(self.config, self.name, self.device.arch)
-        return is_supported and FEW_ROWS < rows <= TENSOR_ROWS
+        return self._has_tensor_cores and FEW_ROWS < rows <= TENSOR_ROWS
 
     # --- gemv path: few rows ---------------------------------------------------------------------
 
@@ -199,26 +200,28 @@ class Blocks:
         self.device.launch(
             launch, x, *self._norm(layer.ln_attn), layer.qkv.weight, layer.qkv.weight.shape[1], layer.qkv.bias, query,
             args.cache.keys, args.cache.values, args.start, len(x), self.d, args.time, *self._cache_shape(args),
-            launch.splits,
+            launch.splits, *_prefetched(layer.dense.weight),
         )  # fmt: skip
         self._attend_decode(query, args, context)
-        self._residual_matvec(context, layer.dense, x, layer.ln_attn, out)
+        self._residual_matvec(context, layer.dense, x, layer.ln_attn, out, layer.up.weight)
 
-    def _mlp_gemv(self, layer: Layer, x: Array, out: Array) -> None:
+    def _mlp_gemv(self, layer: Layer, x: Array, out: Array, following: Array | None) -> None:
         inner = self.wide_rows("inner", len(x), self.f)
         launch = launches.gelu_matvec(self.name, len(x), self.d, self.f, self.device.sms)
         self.device.launch(
             launch, x, *self._norm(layer.ln_mlp), layer.up.weight, layer.up.weight.shape[1], layer.up.bias, inner,
-            len(x), self.d, self.f, launch.splits,
+            len(x), self.d, self.f, launch.splits, *_prefetched(layer.down.weight),
         )  # fmt: skip
-        self._residual_matvec(inner, layer.down, x, layer.ln_mlp, out)
+        self._residual_matvec(inner, layer.down, x, layer.ln_mlp, out, following)
 
-    def _residual_matvec(self, inner: Array, linear: Linear, x: Array, norm: Norm, out: Array) -> None:
+    def _residual_matvec(
+        self, inner: Array, linear: Linear, x: Array, norm: Norm, out: Array, following: Array | None
+    ) -> None:
         width = inner.shape[1]
         launch = launches.residual_matvec(self.name, len(x), width, self.d, self.device.sms)
         self.device.launch(
             launch, inner, linear.weight, linear.weight.shape[1], linear.bias, x, *self._residual(norm), out,
-            len(x), width, self.d, launch.splits,
+            len(x), width, self.d, launch.splits, *_prefetched(following),
         )  # fmt: skip
 
     # --- tensor-core path: up to TENSOR_ROWS rows ------------------------------------------------
@@ -229,27 +232,29 @@ class Blocks:
         self.device.launch(
             launch, self.norm(x, layer.ln_attn), layer.qkv.weight, layer.qkv.weight.shape[1], layer.qkv.bias, query,
             args.cache.keys, args.cache.values, args.start, rows, self.d, args.time, *self._cache_shape(args),
-            launch.splits,
+            launch.splits, *_prefetched(layer.dense.weight),
         )  # fmt: skip
         context = self.narrow_rows("context", rows, self.d)
         self._attend(query, args, context)
-        self._residual_tensor_cores(context, layer.dense, x, out)
+        self._residual_tensor_cores(context, layer.dense, x, out, layer.up.weight)
 
-    def _mlp_tensor_cores(self, layer: Layer, x: Array, out: Array) -> None:
+    def _mlp_tensor_cores(self, layer: Layer, x: Array, out: Array, following: Array | None) -> None:
         rows, inner = len(x), self.narrow_rows("inner", len(x), self.f)
         launch = launches.gelu_tensor(self.name, rows, self.d, self.f, self.device.sms)
         self.device.launch(
             launch, self.norm(x, layer.ln_mlp), layer.up.weight, layer.up.weight.shape[1], layer.up.bias, inner, rows,
-            self.d, self.f, launch.splits,
+            self.d, self.f, launch.splits, *_prefetched(layer.down.weight),
         )  # fmt: skip
-        self._residual_tensor_cores(inner, layer.down, x, out)
+        self._residual_tensor_cores(inner, layer.down, x, out, following)
 
-    def _residual_tensor_cores(self, inner: Array, linear: Linear, x: Array, out: Array) -> None:
+    def _residual_tensor_cores(
+        self, inner: Array, linear: Linear, x: Array, out: Array, following: Array | None
+    ) -> None:
         rows, width = inner.shape
         launch = launches.residual_tensor(self.name, rows, width, self.d, self.device.sms)
         self.device.launch(
             launch, inner, linear.weight, linear.weight.shape[1], linear.bias, x, out, rows, width, self.d,
-            launch.splits,
+            launch.splits, *_prefetched(following),
         )  # fmt: skip
 
     def _head_tensor_cores(self, x: Array, head: Array, out: Array, broken: Array | None) -> None:
@@ -345,3 +350,8 @@ class Blocks:
 
     def wide_rows(self, name: str, rows: int, width: int) -> Array:
         return self._allocate(name, (rows, width), self.wide)
+
+
+def _prefetched(weight: Array | None) -> tuple[Array | None, int]:
+    """Arguments of a product that prefetches the weights of the next one."""
+    return weight, 0 if weight is None else launches.prefetched_loads(weight.nbytes)

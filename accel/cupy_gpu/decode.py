@@ -1,4 +1,4 @@
-"""Decoding steps over persistent buffers: the first run launches kernel by kernel, later runs replay one CUDA graph.
+"""Decoding steps over persistent buffers: the first run captures a CUDA graph, and every run replays it.
 
 Tokens, position, mask and sampling state are in device memory, where every kernel reads them. So one graph serves every
 position, and a chosen token feeds the next step without the host. The graph holds no references to arrays; the step
@@ -16,11 +16,11 @@ from accel.cupy_gpu import launches
 from accel.cupy_gpu.blocks import LOGITS_ONLY, AttentionArgs, Blocks, HeadOutputs
 from accel.cupy_gpu.device import Array, Device
 from accel.cupy_gpu.device_cache import Cache
-from accel.cupy_gpu.launches import TOP_K
+from accel.cupy_gpu.launches import DIGIT_VALUES, SCORE_DIGITS, TOP_K
 from accel.cupy_gpu.loading import Weights
 from bloomref.runtime.backend import Choice
 
-_INT, _FLOAT, _BYTE = np.dtype(np.int32), np.dtype(np.float32), np.dtype(np.uint8)
+_INT, _FLOAT, _BYTE, _SUM = (np.dtype(dtype) for dtype in (np.int32, np.float32, np.uint8, np.uint64))
 
 
 class Workspace:
@@ -59,7 +59,6 @@ class DecodeStep:
         self._partials, self._arrival_counter, self.batch = cache.partials, cache.arrival_counter, batch
         self.scores = workspace("scores", (batch, len(weights.head)), blocks.wide)
         self._replay: Callable[[], None] | None = None
-        self._is_warm = False
 
     def place(self, token_ids: Any, start: int, key_is_real: Any) -> None:
         """Write the inputs of the next run: tokens (B,) of column `start`, and key_is_real (B, start + 1).
@@ -76,27 +75,21 @@ class DecodeStep:
                 self._host_is_real = is_real
 
     def run(self) -> None:
-        """Queue one step.
-
-        The first run loads the kernels, which a capture cannot do; the second run captures the graph.
-        """
-        if self._graph and self._is_warm and self._replay is None:
+        """Queue one step."""
+        if self._graph and self._replay is None:
             self._replay = self.device.capture(self._queue)
-        if self._replay is not None:
-            self._replay()
-        else:
-            self._queue()
-        self._is_warm = True
+        (self._replay or self._queue)()
 
     def _queue(self) -> None:
         weights, blocks, (attended, hidden) = self._weights, self._blocks, self._hidden
         x = blocks.embed(self.ids, weights.embedding, weights.ln_embedding)
-        for layer, cached in zip(weights.layers, self.cache_layers, strict=True):
+        following = (*(layer.qkv.weight for layer in weights.layers[1:]), weights.head)
+        for layer, cached, after in zip(weights.layers, self.cache_layers, following, strict=True):
             args = AttentionArgs(
                 self.position, self.is_real, cached, self._partials, self._arrival_counter, self.batch, 1, self.capacity
             )
             blocks.attention(layer, x, args, attended)
-            blocks.mlp(layer, attended, 1, hidden)
+            blocks.mlp(layer, attended, 1, hidden, after)
             x = hidden
         blocks.normed_scores(x, weights.ln_final, weights.head, self._head_outputs())
 
@@ -147,10 +140,28 @@ class ChoosingStep(DecodeStep):
         elif self._choice.top_k is not None:
             self._choose_top(record, self._choice.top_k)
         else:
-            self.device.launch(
-                launches.choose_any(self.batch), self.scores, self.forbidden, self.keys, *record, self.scores.shape[1],
-                *self._truncation,
-            )  # fmt: skip
+            self._choose_any(record)
+
+    def _choose_any(self, record: tuple[Any, ...]) -> None:
+        batch, vocabulary = self.scores.shape
+        parts, launch = launches.any_parts(vocabulary), self.device.launch
+        scores, best = (
+            (self.scores, self.forbidden),
+            (
+                self._workspace("parts' scores", (batch, parts), _FLOAT),
+                self._workspace("parts' tokens", (batch, parts), _INT),
+            ),
+        )
+        by_digit = self._workspace("by digit", (batch, SCORE_DIGITS * DIGIT_VALUES), _SUM)
+        kept = self._workspace("kept", (batch, parts), _SUM), self._workspace("lowest", (batch, 1), _INT)
+        temperature, top_p = self._truncation
+        launch(launches.any_best(batch, vocabulary), *scores, *best, by_digit, vocabulary)
+        for digit in range(SCORE_DIGITS if top_p < 1 else 0):
+            launch(
+                launches.any_digits(batch, vocabulary), *scores, *best, by_digit, vocabulary, digit, temperature, top_p
+            )
+        launch(launches.any_sums(batch, vocabulary), *scores, *best, by_digit, *kept, vocabulary, temperature, top_p)
+        launch(launches.choose_any(batch), *scores, self.keys, *best, *kept, *record, parts, vocabulary, temperature)
 
     def _choose_top(self, record: tuple[Any, ...], k: int) -> None:
         vocabulary = self.scores.shape[1]

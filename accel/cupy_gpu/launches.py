@@ -5,6 +5,7 @@ A grid with a zero in it (no rows) is not launched.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from accel.cupy_gpu.sources import ITEMSIZE, Kernel, kernel
@@ -20,6 +21,8 @@ On CUDA cores, the arithmetic would take longer than reading the weights.
 """
 TENSOR_ROWS = 64
 """More rows than this use cuBLAS."""
+SCORE_DIGITS, DIGIT_VALUES = 4, 256
+"""Digits of a score for top-p among all tokens, and their values."""
 TOP_K = 64
 """Largest k of top_parts and choose_top, whose time grows with k."""
 FLASH_WIDTH = 128
@@ -38,8 +41,7 @@ _TILE = 64  # queries of a thread block of attention_flash and attention_tiled
 _TENSOR_STEP = 32  # elements of k that a warp of tensor.cu multiplies at a time
 _TENSOR_TILE = 16  # outputs of an mma instruction
 _TENSOR_DEPTH = {1: 4, 2: 3}  # steps in flight, by the tiles of a warp
-_CHOICE_WARPS = 16
-_MERGED_LISTS = _ROW_WARPS * WARP  # lists that choose_top merges: one per thread
+_MERGED_LISTS = _ROW_WARPS * WARP  # lists that choose_top merges, and parts of choose_any: one per thread
 
 # Estimates that divide the work, to be tuned on a device.
 _DECODE_BLOCKS_PER_SM = 3
@@ -51,12 +53,16 @@ _KEYS_PER_SPLIT = 64
 """Fewest keys of a full cache per split, so that reading them outweighs merging one more partial state."""
 _TOKENS_PER_LIST = 256
 """Fewest tokens from which a warp selects its k best: eight per lane, so that scanning outweighs the selection."""
+_TOKENS_PER_PART = 1024
+"""Fewest tokens of a thread block that samples among all: four per thread."""
 _GEMV_BLOCKS_PER_SM = 2
 """Thread blocks per SM that `_splits` assumes for any number of rows: those of one or two rows."""
 _SPLIT_COST = 32
 """Tie-break of `_splits`: each further warp per output counts as 1/32 (3 %) more time, for the partial sums to add."""
 _SHARED_KB = {75: 64, 80: 164, 90: 228, 100: 228}
 """Shared memory of an SM by architecture. Others since sm_80 have at least 100."""
+_PREFETCHED = 16 << 20
+"""Most bytes of the next product's weights that a product prefetches: a third of the L2 cache of a large GPU."""
 _RESERVED_SHARED = 1024
 """Bytes of shared memory that the system reserves per thread block."""
 
@@ -83,6 +89,10 @@ class Launch:
     starts_early: bool = False
 
 
+_cached = lru_cache(maxsize=4096)
+"""Keeps the configurations of a model's shapes: to compute one takes about as long as to launch the kernel."""
+
+
 class DecodeBuffers(NamedTuple):
     """Sizes of two buffers of attention_decode: floats of `partials`, ints of `arrival_counter`.
 
@@ -91,6 +101,11 @@ class DecodeBuffers(NamedTuple):
 
     partials: int
     arrival_counter: int
+
+
+def prefetched_loads(nbytes: int) -> int:
+    """Return the number of 16-byte loads of the next product's weights that a product prefetches."""
+    return min(nbytes, _PREFETCHED) // 16
 
 
 def weight_stride(width: int) -> int:
@@ -126,6 +141,7 @@ def bias_residual(dtype: str, rows: int) -> Launch:
     return _rows("bias_residual", dtype, rows)
 
 
+@_cached
 def _rows(name: str, dtype: str, rows: int, starts_early: bool = False) -> Launch:
     shared = _ROW_WARPS * max(4, ITEMSIZE[dtype])
     return Launch(kernel("rows", name, dtype), (rows, 1, 1), _ROW_WARPS * WARP, shared, starts_early=starts_early)
@@ -141,6 +157,7 @@ def lanes_and_chunks(dtype: str, head_width: int) -> tuple[int, int]:
     return lanes, -(-chunks // lanes)
 
 
+@_cached
 def attention_rows(dtype: str, head_width: int, batch: int, heads: int, time: int) -> Launch:
     """Plain kernel, for every dtype and head width."""
     chosen = kernel("attention", "attention_rows", dtype, *lanes_and_chunks(dtype, head_width))
@@ -155,6 +172,7 @@ def has_flash(dtype: str, head_width: int, arch: int) -> bool:
     return head_width <= FLASH_WIDTH and (dtype == "float16" or (dtype == "bfloat16" and arch >= 80))
 
 
+@_cached
 def attention_flash(dtype: str, head_width: int, batch: int, heads: int, time: int, arch: int) -> Launch:
     """Tensor-core kernel. Its two stages need asynchronous copies and more shared memory than sm_75 has."""
     width, stages = -(-head_width // 16) * 16, 2 if arch >= 80 else 1
@@ -173,6 +191,7 @@ def has_tiled(dtype: str, head_width: int, time: int, arch: int) -> bool:
     )
 
 
+@_cached
 def attention_tiled(head_width: int, batch: int, heads: int, time: int, arch: int) -> Launch:
     """Tiled float32 kernel.
 
@@ -203,6 +222,7 @@ def decode_splits(batch: int, heads: int, capacity: int, sms: int) -> int:
     return max(1, min(splits, capacity // _KEYS_PER_SPLIT))
 
 
+@_cached
 def attention_decode(
     dtype: str, head_width: int, batch: int, heads: int, capacity: int, sms: int, context: str
 ) -> Launch:
@@ -266,6 +286,7 @@ def _blocks(groups: int, splits: int, resident: int) -> int:
     return min(-(-groups * splits // _MATVEC_WARPS), max(1, resident))
 
 
+@_cached
 def _matvec(name: str, dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
     """Launch of a gemv kernel. Rows are divided evenly into row groups: 17 rows are 9 and 8."""
     row_groups = -(-rows // MATVEC_ROWS)
@@ -314,6 +335,7 @@ def head_tensor(dtype: str, rows: int, width: int, outputs: int, sms: int) -> La
     return _tensor("head_tensor", dtype, rows, width, outputs, sms)
 
 
+@_cached
 def _tensor(name: str, dtype: str, rows: int, width: int, outputs: int, sms: int) -> Launch:
     """Launch of a tensor-core kernel.
 
@@ -352,9 +374,27 @@ def choose_top(rows: int, k: int) -> Launch:
     return _choice("choose_top", (rows, 1, 1), _ROW_WARPS, k * (8 + _ROW_WARPS * (4 + 4)))
 
 
+def any_parts(vocabulary: int) -> int:
+    """Return the number of thread blocks among which the tokens of a row are divided to sample among all."""
+    return max(1, min(_MERGED_LISTS, vocabulary // _TOKENS_PER_PART))
+
+
+def any_best(rows: int, vocabulary: int) -> Launch:
+    return _choice("any_best", (any_parts(vocabulary), rows, 1), _ROW_WARPS, 0)
+
+
+def any_digits(rows: int, vocabulary: int) -> Launch:
+    return _choice("any_digits", (any_parts(vocabulary), rows, 1), _ROW_WARPS, 0)
+
+
+def any_sums(rows: int, vocabulary: int) -> Launch:
+    return _choice("any_sums", (any_parts(vocabulary), rows, 1), _ROW_WARPS, 0)
+
+
 def choose_any(rows: int) -> Launch:
-    return _choice("choose_any", (rows, 1, 1), _CHOICE_WARPS, _CHOICE_WARPS * (WARP + 1) * 8)
+    return _choice("choose_any", (rows, 1, 1), _ROW_WARPS, 0)
 
 
+@_cached
 def _choice(name: str, grid: tuple[int, int, int], warps: int, shared: int) -> Launch:
     return Launch(kernel("choice", name), grid, warps * WARP, shared, starts_early=True)

@@ -18,7 +18,7 @@ from bloomref.runtime.engine import Engine
 
 CHECKED_LAYERS = 2
 CHECKED_PROMPT, CHECKED_STEPS = 9, 3
-"""The first step is launched kernel by kernel, the second is captured, the third is only replayed."""
+"""The first step is captured and replayed, the others are only replayed."""
 TOLERANCE = 0.05
 """Largest relative error of the logits, root mean square, of a participant that is timed."""
 SECONDS = 10.0

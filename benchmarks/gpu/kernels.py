@@ -80,7 +80,7 @@ def _time_step(job: Job, recorder: RecordingDevice, rows: int) -> tuple[list[Tim
     step = Step.at(last, np.ones((rows, job.context), bool))
     engine.prepared.tokens(ids, cache.blocks, step, Choice(), 1)
     launched = list(recorder.launched)
-    (choosing,) = cache.blocks.choosing_steps.values()
+    (choosing,) = cache.blocks.state().choosing_steps.values()
 
     def reset() -> None:
         """Reset the position, which the choice of a token increments."""

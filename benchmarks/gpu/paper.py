@@ -31,6 +31,8 @@ from bloomref.dtypes import dtype_policy
 from bloomref.runtime.backend import Choice
 
 PRESETS = ("bloom_560m_multi", "bloom_1.1b_multi", "bloom_1.7b_multi", "bloom_3b_multi", "bloom_7b_multi")
+PREFETCHES = ("qkv_matvec", "gelu_", "residual_", "qkv_tensor")
+"""Kernels whose last two arguments are the weights of the next product."""
 TOOLS = Path(__file__).parents[2] / "tests/cupy_gpu"
 """Folder of the module `nvrtc`."""
 
@@ -147,7 +149,10 @@ def bytes_of(launch: Launch, arguments: tuple[Any, ...]) -> int:
 
     Keys and values count with the whole capacity if they are read, and with one column if they are written.
     """
-    name, arrays = name_of(launch), [a for a in arguments if hasattr(a, "nbytes")]
+    name = name_of(launch)
+    if name.startswith(PREFETCHES):
+        arguments = arguments[:-2]  # the next product's weights count there
+    arrays = [a for a in arguments if hasattr(a, "nbytes")]
     total = sum(a.nbytes for a in arrays)
     if name == "embed_norm":
         ids, table = arrays[:2]

@@ -291,6 +291,15 @@ T atomicAdd(T* to, T x) {
     return before;
 }
 
+inline int count_arrival(int* counter) { return atomicAdd(counter, 1); }
+
+template <class T>
+T __shfl_sync(unsigned, T x, int from) {
+    return emulated::exchange<T, T>(2000 + from, x, [from](const T** in, T** out) {
+        for (int lane = 0; lane < emulated::WARP_SIZE; ++lane) *out[lane] = *in[from];
+    });
+}
+
 template <class T>
 T __shfl_xor_sync(unsigned, T x, int lanes) {
     return emulated::exchange<T, T>(1000 + lanes, x, [lanes](const T** in, T** out) {
@@ -317,6 +326,13 @@ inline void wait_for_previous() {
     emulated::block.running->has_waited = true;
 }
 inline void prefetch_line(const void*) {}
+
+inline void prefetch_bytes(const void* first, unsigned bytes) {
+    emulated::require_aligned(first);
+    volatile unsigned char read = 0;  // both ends must be readable, as far as the sanitizers can tell
+    if (bytes) read = static_cast<const unsigned char*>(first)[0] + static_cast<const unsigned char*>(first)[bytes - 1];
+    if (bytes % 16) emulated::fail("a prefetch of bytes that are no multiple of 16");
+}
 
 inline uint4 load_16(const void* from) { return emulated::load(from); }
 inline uint4 load_16_once(const void* from) { return emulated::load(from); }

@@ -40,7 +40,7 @@ class Up(Problem):
         launch = launches.gelu_matvec(self.dtype, self.rows, self.width, self.outputs, self.sms)
         device.launch(
             launch, x, ln_weight, ln_bias, EPSILON, weight, weight.shape[1], bias, out, self.rows, self.width, self.outputs,
-            launch.splits,
+            launch.splits, weight, weight.nbytes // 16,
         )  # fmt: skip
         return out
 
@@ -75,7 +75,7 @@ class Down(Problem):
         affine = (ln_weight, ln_bias) if self.post_norm else (None, None)
         device.launch(
             launch, inner, weight, weight.shape[1], bias, x, *affine, EPSILON, out, self.rows, self.width, self.outputs,
-            launch.splits,
+            launch.splits, weight, weight.nbytes // 16,
         )  # fmt: skip
         return out
 

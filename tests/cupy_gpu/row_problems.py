@@ -156,7 +156,7 @@ class Projection(Problem):
         launch = launches.qkv_matvec(self.dtype, rows, self.width, 3 * self.width, self.sms)
         device.launch(
             launch, x, ln_weight, ln_bias, EPSILON, weight, weight.shape[1], bias, *left, rows, self.width, *shapes,
-            launch.splits,
+            launch.splits, weight, weight.nbytes // 16,
         )  # fmt: skip
 
     def _written(self, cache: Numbers) -> Numbers:

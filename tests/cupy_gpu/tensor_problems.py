@@ -43,7 +43,8 @@ class Product(Problem):
         launch = launch_of[self.kind](self.dtype, self.rows, self.width, self.outputs, self.sms)
         between = {"gelu": (bias, out), "residual": (bias, residual, out), "head": (out, broken)}[self.kind]
         sizes = self.rows, self.width, self.outputs, launch.splits
-        device.launch(launch, x, weight, weight.shape[1], *between, *sizes)
+        following = () if self.kind == "head" else (weight, weight.nbytes // 16)
+        device.launch(launch, x, weight, weight.shape[1], *between, *sizes, *following)
         assert broken.tolist() == [0]
         return out
 
@@ -68,7 +69,8 @@ class TensorProjection(Projection):
         x, weight = device.upload(self.inputs[1]), device.upload(padded(self.inputs[2]))
         launch = launches.qkv_tensor(self.dtype, len(x), self.width, 3 * self.width, self.sms)
         device.launch(
-            launch, x, weight, weight.shape[1], bias, *left, len(x), self.width, *shapes, launch.splits
+            launch, x, weight, weight.shape[1], bias, *left, len(x), self.width, *shapes, launch.splits,
+            weight, weight.nbytes // 16,
         )  # fmt: skip
 
     def projected(self, a: Any) -> Numbers:

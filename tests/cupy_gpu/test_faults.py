@@ -53,6 +53,7 @@ TILED = Attention("float32", 5, "tiled", 3, 80, 2, 130, 70, "holes")
 TILED_DENSE = Attention("float32", 5, "tiled", 2, 64, 1, 150, 100)
 TILED_RAGGED = Attention("float32", 5, "tiled", 1, 33, 1, 70, 0)
 DECODE = Attention("float16", 5, "decode", 3, 96, 2, 1, 250, "left", 16, "float32")
+ONE_SPLIT = Attention("bfloat16", 5, "decode", 3, 64, 2, 1, 40, "left", 16, "float32")
 GROUPS = Attention("float16", 5, "rows", 2, 64, 2, 9, 30, "holes")  # four keys at a time
 SEVERAL_LOADS = Attention("float32", 5, "rows", 1, 160, 1, 9, 30)
 UP, MANY_ROWS = Up("bfloat16", 5, 1, 1000, 56), Up("float16", 5, 13, 264, 56)
@@ -91,10 +92,14 @@ FAULTS = (
     Fault("lane groups not merged", "attention", "lanes < WARP; lanes *= 2", "lanes < WARP / 2; lanes *= 2", GROUPS),
     Fault("the sum not rescaled to the new running max", "attention", "sum[i] *= factor", "sum[i] *= 1", ROWS),
     Fault("only the first chunk of each lane", "attention", "if (visible[u] && k < view.stride)", "if (visible[u] && c == 0)", SEVERAL_LOADS),
-    Fault("a split lost", "attention", "for (int i = 0; i < count; ++i) {", "for (int i = 0; i < count - (count != 4); ++i) {", DECODE),
+    Fault("a split lost", "attention", "count = min(WARP, splits - base)", "count = min(WARP, splits - base) - 1", DECODE),
     Fault("keys per split rounded down", "attention", "keys_per_split = (visible + splits - 1) / splits", "keys_per_split = visible / splits", DECODE),
-    Fault("no barrier before the warps are merged", "attention", "    __syncthreads();\n\n    float* const mine", "    float* const mine", DECODE),
+    Fault("no barrier before the warps are merged", "attention", "    __syncthreads();\n\n    const auto store", "    const auto store", DECODE),
     Fault("merged before the last block has finished", "attention", "== splits - 1", "== splits - 2", DECODE),
+    Fault("the weight of a split that does not exist", "attention", "base + lane < splits ? expf(part[0] - peak) : 0.f", "expf(part[0] - peak)", DECODE),
+    Fault("one split, not written", "attention", "            store(k, merged.z / merged.y);\n", "", ONE_SPLIT),
+    Fault("one split, not divided by its total", "attention", "store(k, merged.z / merged.y)", "store(k, merged.z)", ONE_SPLIT),
+    Fault("counted before all threads have written", "attention", "    __syncthreads();  // the arrival", "    // the arrival", DECODE),
     Fault("the arrival counter not reset", "attention", "arrival_counter[pair] = 0", "(void)0", DECODE),
     Fault("copies not waited for", "flash", "wait_for_copies<STAGES - 1>();", "", FLASH),
     Fault("the wait one group short", "flash", "wait_for_copies<STAGES - 1>()", "wait_for_copies<STAGES>()", FLASH),

@@ -5,6 +5,7 @@ do.
 """
 
 import gc
+import itertools
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from fake_cupy import FakeCupy, Graph, Stream, install
 from host_model import CONFIG, run_blocks
 
 from accel import cupy_gpu
-from accel.cupy_gpu import memory, probe
+from accel.cupy_gpu import launches, memory, probe
 from accel.cupy_gpu.cupy_backend import CupyBackend
 from accel.cupy_gpu.prepared import CupyPrepared
 from bloomref import BloomBackbone, BloomCausalLM
@@ -64,7 +65,7 @@ def test_a_step_has_the_bits_of_the_blocks(policy: str, real: Any) -> None:
     expected = [blocks(prepared, caches[0], t, t + 1, real).tobytes() for t in range(4, 12)]
     assert steps(prepared, caches[1], 4, 12, real) == expected
     assert steps(prepared, caches[1], 6, 9, real) == expected[2:5]  # rewound
-    for mine, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
+    for mine, theirs in zip(*(cache.state().layers for cache in reversed(caches)), strict=True):
         assert mine.keys[:, :, :12].tobytes() == theirs.keys[:, :, :12].tobytes()
         assert mine.values[:, :, :12].tobytes() == theirs.values[:, :, :12].tobytes()
 
@@ -78,13 +79,36 @@ def test_one_capture_serves_every_position(monkeypatch: pytest.MonkeyPatch) -> N
     device.launched.clear()
     steps(prepared, cache, 0, 12, REAL)
     each = len(device.launched) // 12
-    assert captures == [each]  # after the first step, which was launched kernel by kernel
+    assert captures == [0]  # before the first step
     assert device.launched == device.launched[:each] * 12
     expected = [
         "embed_norm",
         *["qkv_matvec", "attention_decode", "residual_matvec", "gelu_matvec", "residual_matvec"] * 2,
     ]
     assert [name.split("<")[0] for name in device.launched[:each]] == [*expected, "head_matvec"]
+
+
+@pytest.mark.parametrize(("policy", "rows"), [("float32", 3), ("bfloat16", 5)], ids=["gemv", "tensor cores"])
+def test_each_product_prefetches_the_weights_of_the_next(
+    monkeypatch: pytest.MonkeyPatch, policy: str, rows: int
+) -> None:
+    device, products = EmulatedDevice(seed=0), []
+    config = CONFIG.replace(num_heads=2, hidden_dim=16, intermediate_dim=24)
+
+    def launch(one: launches.Launch, *arguments: Any) -> None:
+        name = one.kernel.expression.partition("<")[0]
+        if name.endswith(("_matvec", "_tensor")):
+            weight = arguments[1 if "tensor" in name or "residual" in name else 4]
+            products.append((weight, None if "head" in name else arguments[-2:]))
+
+    prepared = prepare(policy, device, strategies.Float32Case(config, seed=2).params, config)
+    monkeypatch.setattr(device, "launch", launch)
+    monkeypatch.setattr(prepared, "graphs", False)
+    prepared.step(np.zeros(rows, int), prepared.new_cache(rows, 4), Step.at(0, np.ones((rows, 1), bool)))
+    assert len(products) == 4 * config.num_layers + 1
+    for (_, (following, loads)), (weight, _) in itertools.pairwise(products):
+        assert following is weight
+        assert loads == weight.nbytes // 16
 
 
 def test_a_graph_lives_as_long_as_its_cache_and_no_longer() -> None:
@@ -94,8 +118,8 @@ def test_a_graph_lives_as_long_as_its_cache_and_no_longer() -> None:
     gc.collect()
     assert steps(prepared, cache, 0, 6, CASE.is_real) == first
     chosen = cache.select(np.array([0, 1, 2]))
-    assert chosen.decode_steps == chosen.choosing_steps == {}
-    replay = next(iter(cache.decode_steps.values()))._replay
+    assert chosen.state().decode_steps == chosen.state().choosing_steps == {}
+    replay = next(iter(cache.state().decode_steps.values()))._replay
     del cache
     gc.collect()
     with pytest.raises(AssertionError, match="memory that was freed"):
@@ -179,7 +203,7 @@ def test_twenty_rows_are_a_graph(policy: str, arch: int, config: BloomConfig, ke
         for t in range(count):
             expected.append(prepared.step(expected[-1] if expected else ids, again, step_at(4 + t)).argmax(1))
         assert tokens.tolist() == np.stack(expected, 1).tolist()
-    assert all(step._replay is not None for step in caches[0].decode_steps.values())
+    assert all(step._replay is not None for step in caches[0].state().decode_steps.values())
     broken = prepare(policy, device, case.params.map(lambda array: array * np.float32(np.inf)), config)
     with pytest.raises(BadWeights, match=r"^logits: expected finite numbers"):
         broken.tokens(ids, broken.new_cache(20, 12), step_at(0), Choice(), 2)

@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(128, 4) attention_rows(
     }
 }
 
-/// Merge `count` partial states of one query, each (running max, total, sum (K)) and `stride` numbers apart, in order.
+/// Merge the partial states of `count` warps, each (running max, total, sum (K)) and `stride` numbers apart, in order.
 /// Returns the merged running max, the total, and channel k of the sum.
 __device__ __forceinline__ float3 merge_parts(const float* parts, int count, int stride, int k) {
     float3 merged = make_float3(NO_SCORE, 0.f, 0.f);
@@ -153,9 +153,35 @@ __device__ __forceinline__ float3 merge_parts(const float* parts, int count, int
     return merged;
 }
 
+/// Merge the partial states of `splits` thread blocks for one query and call store(k, context) for each channel, in one
+/// thread. Every warp computes the weights of all splits, a lane per split, so that no load waits for another one but
+/// the sums for their weights. Called by all threads.
+template <class Store>
+__device__ __forceinline__ void merge_splits(const float* parts, int splits, int stride, int head_width, const Store& store) {
+    const int lane = threadIdx.x % WARP;
+    float peak = NO_SCORE;
+    for (int i = lane; i < splits; i += WARP) peak = fmaxf(peak, parts[size_t(i) * stride]);
+#pragma unroll
+    for (int lanes = WARP / 2; lanes > 0; lanes /= 2) peak = fmaxf(peak, __shfl_xor_sync(ALL_LANES, peak, lanes));
+    for (int first = threadIdx.x - lane; first < head_width; first += blockDim.x) {
+        const int k = min(first + lane, head_width - 1);
+        float total = 0.f, sum = 0.f;
+        for (int base = 0; base < splits; base += WARP) {
+            const float* const part = parts + size_t(min(base + lane, splits - 1)) * stride;
+            const float weight = base + lane < splits ? expf(part[0] - peak) : 0.f;
+            const int count = min(WARP, splits - base);
+            total += weight * part[1];
+#pragma unroll 8
+            for (int i = 0; i < count; ++i) sum += __shfl_sync(ALL_LANES, weight, i) * parts[size_t(base + i) * stride + 2 + k];
+        }
+        total = warp_sum(total);
+        if (first + lane < head_width) store(k, sum / total);
+    }
+}
+
 /// Split-K decoding attention (flash-decoding): one query per sequence (time = 1), whose keys are split over gridDim.x
 /// thread blocks. The block that finishes last merges the partial states in split order, so the result does not depend
-/// on which block was last. C is the dtype of context (B, H, K): float if a gemv kernel reads it, T if a GEMM does.
+/// on which block was last. A block that is alone writes the context itself. C is the dtype of context (B, H, K): float if a gemv kernel reads it, T if a GEMM does.
 ///
 /// Grid: (splits, H, B), 4 warps. Shared memory: 4 (K + 2) floats, with K rounded up to whole lanes.
 /// partials: (B, H, splits, K + 2) floats; arrival_counter: (B, H) ints, zero before and after.
@@ -188,22 +214,23 @@ __global__ void __launch_bounds__(128, 4) attention_decode(
     }
     __syncthreads();
 
+    const auto store = [&](int k, float x) { context[size_t(pair) * head_width + k] = round_to<C>(visible == 0 ? 0.f : x); };
     float* const mine = partials + (size_t(pair) * splits + blockIdx.x) * part;
     for (int k = threadIdx.x; k < head_width; k += blockDim.x) {
         const float3 merged = merge_parts(parts, warps, PART, k);
+        if (splits == 1) {
+            store(k, merged.z / merged.y);
+            continue;
+        }
         mine[0] = merged.x;
         mine[1] = merged.y;
         mine[2 + k] = merged.z;
     }
-    __threadfence();  // this block's partial state is visible to all before its arrival is counted
-    __syncthreads();
-    if (threadIdx.x == 0) is_last = atomicAdd(arrival_counter + pair, 1) == splits - 1;
+    if (splits == 1) return;
+    __syncthreads();  // the arrival of thread 0 makes the partial state of all threads visible
+    if (threadIdx.x == 0) is_last = count_arrival(arrival_counter + pair) == splits - 1;
     __syncthreads();
     if (!is_last) return;
-    __threadfence();
-    for (int k = threadIdx.x; k < head_width; k += blockDim.x) {
-        const float3 merged = merge_parts(partials + size_t(pair) * splits * part, splits, part, k);
-        context[size_t(pair) * head_width + k] = round_to<C>(visible == 0 ? 0.f : merged.z / merged.y);
-    }
+    merge_splits(partials + size_t(pair) * splits * part, splits, part, head_width, store);
     if (threadIdx.x == 0) arrival_counter[pair] = 0;
 }

@@ -153,88 +153,204 @@ __device__ __forceinline__ unsigned ordered(float score) {
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-/// Sampling weights of one row in fixed point: integers, so their sums are exact in every order. A token that is 2^-40
-/// times as likely as the best one, or less, has weight 0.
+// --- sampling among all tokens ---
+//
+// The tokens of a row are divided among `parts` thread blocks (at most 256) of 256 threads, in chunks. `any_best` finds
+// the best token of each part. If top_p < 1, `any_digits` runs once for each 8-bit digit of a score, the highest first,
+// and adds the weights of the scores that begin with the digits found before, by their next digit. `any_sums` adds the
+// weights that top-p keeps in each part, and `choose_any` draws the part, then the token. The sums are integers, so they
+// are exact in every order.
+
+typedef unsigned long long Sum;
+constexpr int THREADS = 256, DIGITS = 4, BINS = 256;
+
+/// Part of a row: the tokens [first, last).
+struct Part {
+    int first, last;
+    __device__ __forceinline__ Part(int part, int parts, int vocabulary) {
+        const int chunk = (vocabulary + parts - 1) / parts;
+        first = min(vocabulary, part * chunk);
+        last = min(vocabulary, first + chunk);
+    }
+};
+
+/// Reduce the threads' candidates to the best one, returned in every thread. Called by the whole thread block, once.
+__device__ __forceinline__ Best block_best(Best best) {
+    __shared__ Best of_warp[THREADS / WARP];
+    best = warp_best(best);
+    if (threadIdx.x % WARP == 0) of_warp[threadIdx.x / WARP] = best;
+    __syncthreads();
+    for (int i = 0; i < THREADS / WARP; ++i) best.offer(of_warp[i].score, of_warp[i].token);
+    return best;
+}
+
+/// The best token of a row, from those of its parts (rows, parts). Called by the whole thread block, once.
+__device__ __forceinline__ Best row_best(const float* score, const int* token, int row, int parts) {
+    const size_t at = size_t(row) * parts + threadIdx.x;
+    Best best = no_token();
+    if (threadIdx.x < parts) best.offer(score[at], token[at]);
+    return block_best(best);
+}
+
+/// Sampling weights of one row in fixed point. A token that is 2^-40 times as likely as the best one, or less, has
+/// weight 0.
 struct Weights {
     const float* scores;
     const unsigned char* forbidden;
     float max_score, inverse_temperature;
 
-    __device__ __forceinline__ unsigned long long of(int n, unsigned lowest) const {
+    __device__ __forceinline__ Sum of(int n, unsigned lowest) const {
         if ((forbidden && forbidden[n]) || ordered(scores[n]) < lowest) return 0;
-        return static_cast<unsigned long long>(expf((scores[n] - max_score) * inverse_temperature) * 1099511627776.f);
+        const float weight = expf((scores[n] - max_score) * inverse_temperature) * 1099511627776.f;
+        return weight >= 1.f ? static_cast<Sum>(weight) : 0;
     }
 };
 
-/// Sample among all tokens of each row that are not forbidden, after temperature and, if top_p < 1, top-p. Tokens whose
-/// score equals that of the last token of the top-p set are kept. `scores` (rows, vocabulary). Grid: rows, 16 warps.
-/// Shared memory: 512 + 16 numbers of 8 bytes.
-__global__ void __launch_bounds__(512, 1) choose_any(
-    const float* scores, const unsigned char* __restrict__ forbidden, const unsigned long long* __restrict__ keys, int* ids,
-    int* chosen, int* drawn, int* position, int room, int vocabulary, double temperature, double top_p) {
-    DYNAMIC_SHARED(unsigned long long, sums);
-    __shared__ Best best_of_warp[WARP];
-    start_early();
-    const int row = blockIdx.x, thread = threadIdx.x, threads = blockDim.x;
-    Weights weights{scores + size_t(row) * vocabulary, forbidden, 0.f, float(1.0 / temperature)};
-
-    Best best = no_token();
-    for (int n = thread; n < vocabulary; n += threads)
-        if (!(forbidden && forbidden[n])) best.offer(weights.scores[n], n);
-    best = warp_best(best);
-    if (thread % WARP == 0) best_of_warp[thread / WARP] = best;
-    __syncthreads();
-    for (int i = 0; i < threads / WARP; ++i) best.offer(best_of_warp[i].score, best_of_warp[i].token);
-    weights.max_score = best.score;
-
-    // Top-p: find the highest threshold `lowest` whose tokens reach top_p of the total weight, four bits at a time from
-    // the top.
-    unsigned lowest = 0;
-    unsigned long long all[1] = {0};
-    for (int n = thread; n < vocabulary; n += threads) all[0] += weights.of(n, 0);
-    block_sum(all, sums);
-    for (int shift = 28; shift >= 0 && top_p < 1; shift -= 4) {
-        unsigned long long above[15] = {};
-        for (int n = thread; n < vocabulary; n += threads) {
-            const unsigned long long weight = weights.of(n, lowest);
-            const unsigned digit = (ordered(weights.scores[n]) - lowest) >> shift;
-#pragma unroll
-            for (unsigned i = 0; i < 15; ++i) above[i] += digit > i ? weight : 0;
+/// Add the numbers of all threads in order: `before` is the sum before this thread's, `total` that of all. `shared`: 256 +
+/// 8 numbers. Called by the whole thread block.
+struct Ordered {
+    Sum before, total;
+    __device__ __forceinline__ Ordered(Sum mine, Sum* shared) : before(0), total(0) {
+        const int warp = threadIdx.x / WARP;
+        const Sum of_warp = warp_sum(mine);
+        shared[threadIdx.x] = mine;
+        if (threadIdx.x % WARP == 0) shared[THREADS + warp] = of_warp;
+        __syncthreads();
+        for (int i = 0; i < THREADS / WARP; ++i) {
+            total += shared[THREADS + i];
+            before += i < warp ? shared[THREADS + i] : 0;
         }
-        block_sum(above, sums);
-        unsigned digit = 0;
-#pragma unroll
-        for (unsigned i = 0; i < 15; ++i)
-            if (double(above[i]) >= top_p * double(all[0])) digit = i + 1;
-        lowest += digit << shift;
+        for (int i = warp * WARP; i < threadIdx.x; ++i) before += shared[i];
+        __syncthreads();  // the shared numbers may be written again
     }
+};
 
-    // Inverse transform sampling: each thread sums a chunk of tokens, and the thread whose chunk passes the threshold
-    // finds the token.
-    const int chunk = (vocabulary + threads - 1) / threads, first = min(vocabulary, thread * chunk);
-    const int last = min(vocabulary, first + chunk);
-    unsigned long long mine[1] = {0};
-    for (int n = first; n < last; ++n) mine[0] += weights.of(n, lowest);
-    unsigned long long total[1] = {mine[0]};  // of the tokens that top-p keeps
-    block_sum(total, sums);
-    unsigned long long* const of_warps = sums + threads;
-    const unsigned long long of_warp = warp_sum(mine[0]);
-    if (thread % WARP == 0) of_warps[thread / WARP] = of_warp;
-    sums[thread] = mine[0];
+/// The `count` highest digits of the lowest score that top-p keeps, from a row's sums by digit (DIGITS, BINS); the other
+/// digits are 0. It is the highest threshold whose tokens reach top_p of the total weight. Called by the whole thread
+/// block.
+__device__ __forceinline__ unsigned lowest_kept(const Sum* by_digit, int count, double top_p, Sum* shared) {
+    __shared__ Sum above_next;
+    __shared__ unsigned digit;
+    unsigned lowest = 0;
+    Sum above = 0, all = 0;  // weights of the scores above those that begin with the digits found; of all scores
+    for (int d = 0; d < count; ++d) {
+        const Sum mine = by_digit[d * BINS + threadIdx.x];
+        const Ordered sums(mine, shared);
+        if (d == 0) all = sums.total;
+        const Sum higher = above + (sums.total - sums.before - mine);
+        const double needed = top_p * double(all);
+        const bool reaches = double(higher + mine) >= needed;  // true for the lowest digits
+        if (reaches && (threadIdx.x == BINS - 1 || double(higher) < needed)) {
+            digit = threadIdx.x;
+            above_next = higher;
+        }
+        __syncthreads();
+        above = above_next;
+        lowest |= digit << (8 * (DIGITS - 1 - d));
+        __syncthreads();  // the digit may be written again
+    }
+    return lowest;
+}
+
+/// Write the best token of each part that is not forbidden to best_score and best_token (rows, parts), and zeros to
+/// by_digit (rows, DIGITS, BINS). Grid: (parts, rows), 8 warps.
+__global__ void __launch_bounds__(256) any_best(
+    const float* scores, const unsigned char* __restrict__ forbidden, float* best_score, int* best_token, Sum* by_digit, int vocabulary) {
+    start_early();
+    const int row = blockIdx.y, parts = gridDim.x;
+    const Part part(blockIdx.x, parts, vocabulary);
+    const float* const mine = scores + size_t(row) * vocabulary;
+    Best best = no_token();
+    for (int n = part.first + threadIdx.x; n < part.last; n += THREADS)
+        if (!(forbidden && forbidden[n])) best.offer(mine[n], n);
+    best = block_best(best);
+    if (threadIdx.x == 0) {
+        best_score[size_t(row) * parts + blockIdx.x] = best.score;
+        best_token[size_t(row) * parts + blockIdx.x] = best.token;
+    }
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < DIGITS * BINS; i += parts * THREADS) by_digit[size_t(row) * DIGITS * BINS + i] = 0;
+}
+
+/// Add the weights of the scores that begin with the `digit` digits found so far to by_digit[row][digit], by their next
+/// digit. Grid: (parts, rows), 8 warps.
+__global__ void __launch_bounds__(256) any_digits(
+    const float* scores, const unsigned char* __restrict__ forbidden, const float* best_score, const int* best_token, Sum* by_digit,
+    int vocabulary, int digit, double temperature, double top_p) {
+    __shared__ Sum shared[THREADS + THREADS / WARP], bins[BINS];
+    start_early();
+    const int row = blockIdx.y, shift = 8 * (DIGITS - 1 - digit);
+    const Part part(blockIdx.x, gridDim.x, vocabulary);
+    Sum* const sums = by_digit + size_t(row) * DIGITS * BINS;
+    bins[threadIdx.x] = 0;
+    const float max_score = row_best(best_score, best_token, row, gridDim.x).score;
+    const Weights weights{scores + size_t(row) * vocabulary, forbidden, max_score, float(1.0 / temperature)};
+    const unsigned lowest = lowest_kept(sums, digit, top_p, shared);
+    for (int n = part.first + threadIdx.x; n < part.last; n += THREADS) {
+        const unsigned score = ordered(weights.scores[n]);
+        const bool begins = digit == 0 || (score ^ lowest) >> (shift + 8) == 0;
+        const Sum weight = begins ? weights.of(n, 0) : 0;
+        if (weight) atomicAdd(bins + (score >> shift & (BINS - 1)), weight);
+    }
+    __syncthreads();
+    if (bins[threadIdx.x]) atomicAdd(sums + digit * BINS + threadIdx.x, bins[threadIdx.x]);
+}
+
+/// Write the lowest score that top-p keeps, as `ordered` has it, to lowest (rows), and the sum of the weights of each
+/// part from there on to kept (rows, parts). Grid: (parts, rows), 8 warps.
+__global__ void __launch_bounds__(256) any_sums(
+    const float* scores, const unsigned char* __restrict__ forbidden, const float* best_score, const int* best_token, const Sum* by_digit,
+    Sum* kept, unsigned* lowest, int vocabulary, double temperature, double top_p) {
+    __shared__ Sum shared[THREADS + THREADS / WARP];
+    start_early();
+    const int row = blockIdx.y, parts = gridDim.x;
+    const Part part(blockIdx.x, parts, vocabulary);
+    const float max_score = row_best(best_score, best_token, row, parts).score;
+    const Weights weights{scores + size_t(row) * vocabulary, forbidden, max_score, float(1.0 / temperature)};
+    const unsigned from = top_p < 1 ? lowest_kept(by_digit + size_t(row) * DIGITS * BINS, DIGITS, top_p, shared) : 0;
+    Sum mine = 0;
+    for (int n = part.first + threadIdx.x; n < part.last; n += THREADS) mine += weights.of(n, from);
+    const Ordered sums(mine, shared);
+    if (threadIdx.x != 0) return;
+    kept[size_t(row) * parts + blockIdx.x] = sums.total;
+    if (blockIdx.x == 0) lowest[row] = from;
+}
+
+/// Draw a token of each row among those that `any_sums` kept, by inverse transform sampling in the order of ids. Tokens
+/// whose score equals that of the last token of the top-p set are kept. Grid: rows, 8 warps.
+__global__ void __launch_bounds__(256) choose_any(
+    const float* scores, const unsigned char* __restrict__ forbidden, const unsigned long long* __restrict__ keys,
+    const float* best_score, const int* best_token, const Sum* kept, const unsigned* lowest, int* ids, int* chosen, int* drawn,
+    int* position, int room, int parts, int vocabulary, double temperature) {
+    __shared__ Sum shared[THREADS + THREADS / WARP], rest;
+    __shared__ int drawn_part;
+    start_early();
+    const int row = blockIdx.x, thread = threadIdx.x;
+    const Best best = row_best(best_score, best_token, row, parts);
+    const Weights weights{scores + size_t(row) * vocabulary, forbidden, best.score, float(1.0 / temperature)};
+    const Sum of_part = thread < parts ? kept[size_t(row) * parts + thread] : 0;
     const double uniform = philox_uniform(keys[row], drawn[row]);
-    __syncthreads();  // all threads have read drawn[row], which `put` increments
-    unsigned long long before = 0;
-    for (int i = 0; i < thread / WARP; ++i) before += of_warps[i];
-    for (int i = thread / WARP * WARP; i < thread; ++i) before += sums[i];
+    const Ordered in_parts(of_part, shared);  // all threads have read drawn[row], which `put` increments
     const Record record{ids, chosen, drawn, position, room};
-    if (total[0] == 0) {
+    if (in_parts.total == 0) {
         if (thread == 0) record.put(row, best.token);
         return;
     }
-    const unsigned long long threshold = min(static_cast<unsigned long long>(uniform * double(total[0])), total[0] - 1);
-    if (before <= threshold && threshold < before + mine[0]) {
+    const Sum threshold = min(static_cast<Sum>(uniform * double(in_parts.total)), in_parts.total - 1);
+    if (in_parts.before <= threshold && threshold < in_parts.before + of_part) {
+        drawn_part = thread;
+        rest = threshold - in_parts.before;
+    }
+    __syncthreads();
+    const Part part(drawn_part, parts, vocabulary);
+    const int chunk = (part.last - part.first + THREADS - 1) / THREADS, first = part.first + thread * chunk;
+    const int last = min(part.last, first + chunk);
+    const unsigned from = lowest[row];
+    Sum mine = 0;
+    for (int n = first; n < last; ++n) mine += weights.of(n, from);
+    const Ordered in_chunks(mine, shared);
+    if (in_chunks.before <= rest && rest < in_chunks.before + mine) {
         int n = first;
-        for (unsigned long long sum = before; (sum += weights.of(n, lowest)) <= threshold;) ++n;
+        for (Sum sum = in_chunks.before; (sum += weights.of(n, from)) <= rest;) ++n;
         record.put(row, n);
     }
 }

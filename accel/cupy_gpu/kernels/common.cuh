@@ -80,6 +80,19 @@ __device__ __forceinline__ void prefetch_weights(
     if (n < outputs && k < width) prefetch_line(weight + size_t(n) * stride + k);
 }
 
+/// First bytes of the weights of the product after this one, in units of 16 bytes; none before sm_90.
+struct NextWeights {
+    const void* first;
+    int loads;
+
+    /// Prefetch the share of thread block `block` of `blocks` into the L2 cache, so that the memory is busy while this
+    /// kernel ends and the kernels until that product run. One thread does it, and none waits.
+    __device__ __forceinline__ void prefetch(int block, int blocks) const {
+        const int each = (loads + blocks - 1) / blocks, begin = min(block * each, loads), count = min(each, loads - begin);
+        if (threadIdx.x == 0 && count > 0) prefetch_bytes(static_cast<const uint4*>(first) + begin, count * 16u);
+    }
+};
+
 template <class A>
 __device__ __forceinline__ A warp_sum(A x) {
 #pragma unroll

@@ -76,15 +76,16 @@ struct Prefetched {
 };
 
 /// First statement of every gemv kernel (programmatic dependent launch): load the first weights into registers and
-/// prefetch the following ones into the L2 cache, then wait for the preceding kernel.
+/// prefetch the following ones and those of the next product into the L2 cache, then wait for the preceding kernel.
 template <int ROWS, int OUTPUTS, class T>
-__device__ __forceinline__ Prefetched<ROWS, OUTPUTS, T> start_early(const Matrix<T>& matrix) {
+__device__ __forceinline__ Prefetched<ROWS, OUTPUTS, T> start_early(const Matrix<T>& matrix, const NextWeights& next) {
     const int warp = threadIdx.x / WARP, base = blockIdx.y * (WARPS / matrix.splits) * OUTPUTS;
     let_next_start();
     const Prefetched<ROWS, OUTPUTS, T> prefetched(matrix, base);
     prefetch_weights<OUTPUTS>(
         matrix.weight, matrix.stride, base + warp / matrix.splits * OUTPUTS, matrix.outputs, DEPTH<ROWS> * prefetched.lane.apart,
         matrix.width, warp % matrix.splits);
+    if (blockIdx.x == 0) next.prefetch(blockIdx.y, gridDim.y);
     wait_for_previous();
     return prefetched;
 }
@@ -229,10 +230,10 @@ template <class T, int ROWS, int OUTPUTS, bool WHOLE>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) qkv_matvec(
     const T* x, const float* __restrict__ ln_weight, const float* __restrict__ ln_bias, double epsilon, const T* __restrict__ weight,
     int weight_stride, const float* __restrict__ bias, float* query, T* keys, T* values, const int* start, int rows, int width,
-    int time, int heads, int head_width, int head_stride, int capacity, int splits) {
+    int time, int heads, int head_width, int head_stride, int capacity, int splits, const void* next, int next_loads) {
     DYNAMIC_SHARED(float, scratch);
     const Matrix<T> matrix{weight, weight_stride, width, 3 * width, splits};
-    auto prefetched = start_early<ROWS, OUTPUTS>(matrix);
+    auto prefetched = start_early<ROWS, OUTPUTS>(matrix, {next, next_loads});
     const RowGroup group = row_group(rows);
     const T* const from = x + size_t(group.first) * width;
     const auto input = normed<false, ROWS, OUTPUTS, WHOLE>(from, ln_weight, ln_bias, epsilon, group.rows, width, scratch);
@@ -247,10 +248,10 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) qkv_matvec(
 template <class T, int ROWS, int OUTPUTS, bool WHOLE>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) gelu_matvec(
     const T* x, const float* __restrict__ ln_weight, const float* __restrict__ ln_bias, double epsilon, const T* __restrict__ weight,
-    int weight_stride, const float* __restrict__ bias, float* out, int rows, int width, int outputs, int splits) {
+    int weight_stride, const float* __restrict__ bias, float* out, int rows, int width, int outputs, int splits, const void* next, int next_loads) {
     DYNAMIC_SHARED(float, scratch);
     const Matrix<T> matrix{weight, weight_stride, width, outputs, splits};
-    auto prefetched = start_early<ROWS, OUTPUTS>(matrix);
+    auto prefetched = start_early<ROWS, OUTPUTS>(matrix, {next, next_loads});
     const RowGroup group = row_group(rows);
     const T* const from = x + size_t(group.first) * width;
     float* const to = out + size_t(group.first) * outputs;
@@ -266,10 +267,10 @@ template <class T, int ROWS, int OUTPUTS, bool WHOLE>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) residual_matvec(
     const float* in, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias, const T* x,
     const float* __restrict__ ln_weight, const float* __restrict__ ln_bias, double epsilon, T* out, int rows, int width, int outputs,
-    int splits) {
+    int splits, const void* next, int next_loads) {
     DYNAMIC_SHARED(float, scratch);
     const Matrix<T> matrix{weight, weight_stride, width, outputs, splits};
-    auto prefetched = start_early<ROWS, OUTPUTS>(matrix);
+    auto prefetched = start_early<ROWS, OUTPUTS>(matrix, {next, next_loads});
     const RowGroup group = row_group(rows);
     const size_t skipped = size_t(group.first) * outputs;
     T* const to = out + skipped;
@@ -292,7 +293,7 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) head_matvec(
     DYNAMIC_SHARED(float, scratch);
     __shared__ Best best_of_thread[WARPS * WARP];
     const Matrix<T> matrix{weight, weight_stride, width, outputs, splits};
-    auto prefetched = start_early<ROWS, OUTPUTS>(matrix);
+    auto prefetched = start_early<ROWS, OUTPUTS>(matrix, {nullptr, 0});
     const RowGroup group = row_group(rows);
     const T* const from = x + size_t(group.first) * width;
     float* const to = logits + size_t(group.first) * outputs;

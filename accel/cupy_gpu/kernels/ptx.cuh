@@ -28,6 +28,21 @@ __device__ __forceinline__ void wait_for_previous() {
 /// Prefetch the 128-byte line that contains this address into the L2 cache.
 __device__ __forceinline__ void prefetch_line(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
+/// Prefetch bytes into the L2 cache, without a thread that waits for them. Address and number are multiples of 16.
+__device__ __forceinline__ void prefetch_bytes(const void* first, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(first), "r"(bytes) : "memory");
+#endif
+}
+
+/// Increment a counter and return its previous value. What this thread and, before a barrier, its thread block have
+/// written is visible to the blocks that count later; they read it after a barrier as well.
+__device__ __forceinline__ int count_arrival(int* counter) {
+    int before;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
+
 /// Load 16 bytes that other threads of the block also load. `from` is 16-byte aligned. It does not use the read-only
 /// path, because the preceding kernel may still write these bytes when a kernel starts early.
 __device__ __forceinline__ uint4 load_16(const void* from) { return *static_cast<const uint4*>(from); }

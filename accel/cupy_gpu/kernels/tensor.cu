@@ -123,7 +123,7 @@ __device__ __forceinline__ void tile_products(
 template <int ROWS, int TILES, class T, class Store>
 __device__ __forceinline__ void products(
     const T* x, const T* weight, int stride, int rows, int width, int outputs, int splits, unsigned char* shared,
-    const Store& store) {
+    const NextWeights& next, const Store& store) {
     constexpr int OUTPUTS = 16 * TILES, SUMS = ROWS * PITCH;
     float* const scratch = reinterpret_cast<float*>(shared + RING<TILES>);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, groups = WARPS / splits;
@@ -133,6 +133,7 @@ __device__ __forceinline__ void products(
     let_next_start();
     weights.copy_first();
     prefetch_weights<OUTPUTS>(weight, stride, begin + first, outputs, DEPTH<TILES> * splits * STEP, width, part);
+    next.prefetch(blockIdx.x, gridDim.x);
     wait_for_previous();
     for (int base = begin; base < outputs; base += apart) {
         float sum[TILES][ROWS / 8][4];
@@ -166,10 +167,10 @@ template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) qkv_tensor(
     const T* x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias,
     float* query, T* keys, T* values, const int* start, int rows, int width, int time, int heads, int head_width,
-    int head_stride, int capacity, int splits) {
+    int head_stride, int capacity, int splits, const void* next, int next_loads) {
     DYNAMIC_SHARED(unsigned char, shared);
     const CacheShape cache{heads, head_width, head_stride, capacity};
-    products<ROWS, TILES>(x, weight, weight_stride, rows, width, 3 * width, splits, shared, [&](int row, int n, float y) {
+    products<ROWS, TILES>(x, weight, weight_stride, rows, width, 3 * width, splits, shared, {next, next_loads}, [&](int row, int n, float y) {
         store_projected<T>(query, keys, values, cache, row, row / time, *start + row % time, n, y + bias[n]);
     });
 }
@@ -178,9 +179,9 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) qkv_tensor(
 template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) gelu_tensor(
     const T* x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias, T* out, int rows,
-    int width, int outputs, int splits) {
+    int width, int outputs, int splits, const void* next, int next_loads) {
     DYNAMIC_SHARED(unsigned char, shared);
-    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, shared, [&](int row, int n, float y) {
+    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, shared, {next, next_loads}, [&](int row, int n, float y) {
         out[size_t(row) * outputs + n] = round_to<T>(gelu(y + bias[n]));
     });
 }
@@ -189,9 +190,9 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) gelu_tensor(
 template <class T, int ROWS, int TILES>
 __global__ void __launch_bounds__(256, BLOCKS<ROWS>) residual_tensor(
     const T* x, const T* __restrict__ weight, int weight_stride, const float* __restrict__ bias,
-    const T* residual, T* out, int rows, int width, int outputs, int splits) {
+    const T* residual, T* out, int rows, int width, int outputs, int splits, const void* next, int next_loads) {
     DYNAMIC_SHARED(unsigned char, shared);
-    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, shared, [&](int row, int n, float y) {
+    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, shared, {next, next_loads}, [&](int row, int n, float y) {
         const size_t at = size_t(row) * outputs + n;
         out[at] = round_to<T>(widen(residual[at]) + (y + bias[n]));
     });
@@ -204,7 +205,7 @@ __global__ void __launch_bounds__(256, BLOCKS<ROWS>) head_tensor(
     const T* x, const T* __restrict__ weight, int weight_stride, float* logits, int* broken, int rows,
     int width, int outputs, int splits) {
     DYNAMIC_SHARED(unsigned char, shared);
-    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, shared, [&](int row, int n, float y) {
+    products<ROWS, TILES>(x, weight, weight_stride, rows, width, outputs, splits, shared, {nullptr, 0}, [&](int row, int n, float y) {
         logits[size_t(row) * outputs + n] = y;
         if (broken && !(fabsf(y) <= -LOWEST)) *broken = 1;
     });
