@@ -42,7 +42,7 @@ _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 class _Mode(local):
-    """What `launch` does in this thread: if `only_loads`, it loads the kernel and does not launch it."""
+    """Mode of `launch` in this thread. With `only_loads`, it loads the kernel and does not launch it."""
 
     only_loads = False
 

@@ -368,12 +368,12 @@ def test_cupy_gets_the_calls_of_a_step(monkeypatch: pytest.MonkeyPatch, policy: 
     cache, emulated = prepared.new_cache(3, 12), prepare(policy)
     logits = steps(prepared, cache, 0, 5, REAL)
     assert logits == steps(emulated, emulated.new_cache(3, 12), 0, 5, REAL)
-    assert replays == [12] * 4
+    assert replays == [12] * 5
     tokens = [
         p.tokens(CASE.token_ids[:, 0], p.new_cache(3, 12), Step.at(0, REAL[:, :1]), CHOICES["all"], 5)
         for p in (prepared, emulated)
     ]
     assert tokens[0].tolist() == tokens[1].tolist()
-    assert replays[4:] == [14] * 4
+    assert replays[5:] == [14] * 5
     assert Stream.entered == []
     assert fake.entered == [0]
