@@ -1,10 +1,9 @@
-"""A whole backend in torch, on any of its devices: `bloomref generate --backend torch`, or `torch:cuda`.
+"""A backend in torch, on any of its devices: `bloomref generate --backend torch`, or `torch:cuda`.
 
-docs/writing-a-backend.md explains the interface. `Model` has the arithmetic, for generation and for training.
+docs/writing-a-backend.md explains the interface. One forward pass serves generation and, by autograd, training.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional
 
 from bloomref import alibi
 from bloomref.dtypes import accumulation_dtype, cast
-from bloomref.errors import BadWeights, InvalidInput
+from bloomref.errors import BadWeights, InvalidInput, Unsupported
 from bloomref.params import LM_HEAD, WORD_EMBEDDING, count_params
 from bloomref.runtime.backend import API_VERSION, Declaration, Memory
 
@@ -27,8 +26,7 @@ def dropout(x, rate, rng):
     """Dropout by the draws of the reference: a float32 number of the host's generator for each element (MOD-10)."""
     if rng is None or rate == 0:
         return x
-    dropped = rng.random(tuple(x.shape), np.float32) < rate
-    return torch.where(to_torch(dropped, x.device), 0.0, x / (1 - rate))
+    return torch.where(to_torch(rng.random(tuple(x.shape), np.float32) < rate, x.device), 0.0, x / (1 - rate))
 
 
 def low_rank(factors, a, b, x, rng):
@@ -39,32 +37,24 @@ def low_rank(factors, a, b, x, rng):
     if factors.kind == "matrix":
         return factors.scale * (x @ a.T @ b.T)
     term = factors.scale * (torch.einsum("btd,dhr->bthr", x, a) @ b)  # (B, T, H, K)
-    fused = term.new_zeros(*term.shape[:3], 3, term.shape[3])
-    fused[..., factors.projection, :] = term
-    return fused.flatten(2)
+    return functional.pad(term[..., None, :], (0, 0, factors.projection, 2 - factors.projection)).flatten(2)
 
 
-def draw(scores, choice, drawn):
-    """One id of each row, by the draw of the specification (GEN-9, GEN-10)."""
-    scores = scores.double() / choice.temperature
-    if choice.top_k is not None:
-        lowest = scores.topk(min(choice.top_k, scores.shape[1])).values[:, -1:]
-        scores = scores.masked_fill(scores < lowest, -math.inf)
-    if choice.top_p < 1:
-        ordered = scores.sort(descending=True).values
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # the probability of all that are better
-        lowest = ordered.masked_fill(before >= choice.top_p, math.inf).amin(-1, keepdim=True)
-        scores = scores.masked_fill(scores < lowest, -math.inf)
-    uniform = [np.random.Generator(np.random.Philox(key=int(s), counter=drawn)).random() for s in choice.seeds]
-    cumulative = scores.softmax(-1).cumsum(-1)
-    return (cumulative <= scores.new_tensor(uniform)[:, None] * cumulative[:, -1:]).sum(-1)
+class Cache:
+    """Keys and values of all layers: (2, L, B, H, P, K), in the compute dtype."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def select(self, rows):
+        return Cache(self.tensor[:, :, to_torch(rows, self.tensor.device)])  # indexing by a tensor copies
 
 
 class Model:
-    """BLOOM over tensors by Hugging Face key, in the accumulation dtype; `round` is the only rounding (NUM-2)."""
+    """A prepared model. Hidden states are in the accumulation dtype; `round` is the only rounding (NUM-2)."""
 
     def __init__(self, params, config, dtype, device, change=lambda _, tensor: tensor):
-        self.config, self.device = config, device
+        self.config, self.device, self.host_dtype = config, device, dtype
         self.dtype, self.wide = (getattr(torch, d.name) for d in (dtype, accumulation_dtype(dtype)))
         self.slopes = to_torch(alibi.slopes(config.num_heads, accumulation_dtype(dtype)), device)
         self.weights, self.adapters = {}, {}
@@ -72,15 +62,23 @@ class Model:
             self.weights[key] = change(key, to_torch(array, device, self.dtype))
             owner = params.layers[int(key.split(".")[1])] if key.startswith("h.") else params
             for factors in owner.adapters.get(weight.attribute, ()):
-                names = {factors.key(key, name): getattr(factors, name) for name in ("a", "b")}
-                pair = [change(name, to_torch(array, device, self.wide)) for name, array in names.items()]
-                self.adapters.setdefault(key, []).append((factors, *pair))
+                a, b = (change(factors.key(key, n), to_torch(getattr(factors, n), device, self.wide)) for n in "ab")
+                self.adapters.setdefault(key, []).append((factors, a, b))
 
-    def embed(self, ids):
-        x = functional.embedding(ids, self._weight(WORD_EMBEDDING.hf_key))
-        for factors, a, b in self.adapters.get(WORD_EMBEDDING.hf_key, ()):
-            x = x + low_rank(factors, a, b, ids, None)
-        return self.round(self._norm("word_embeddings_layernorm", x))
+    def embed(self, token_ids):
+        ids = to_torch(token_ids, self.device, torch.int64)
+        x = functional.embedding(ids, self.weight(WORD_EMBEDDING.hf_key))
+        x = x + sum(low_rank(*adapter, ids, None) for adapter in self.adapters.get(WORD_EMBEDDING.hf_key, ()))
+        return self.round(self.norm("word_embeddings_layernorm", x))
+
+    def attention_block(self, layer, x, cache, step):
+        def store(key, value):
+            stop = step.start + x.shape[1]
+            cache.tensor[:, layer, :, :, step.start : stop] = torch.stack([key, value])  # rounds to the compute dtype
+            return cache.tensor[:, layer, :, :, :stop].to(self.wide)
+
+        visible, bias = step.derive("view", lambda: self.view(step.key_is_real, step.start))  # once for all layers
+        return self.attention(layer, x, visible, bias, store)
 
     def view(self, key_is_real, start):
         """Keys that each query sees, (B, 1, T, S), and the bias of ALiBi, (H, T, S)."""
@@ -89,126 +87,80 @@ class Model:
         visible = (distance <= 0) & to_torch(key_is_real, self.device)[:, None]
         return visible[:, None], self.slopes[:, None, None] * distance.to(self.wide)
 
-    def attention_block(self, layer, x, visible, bias, store=lambda key, value: (key, value), rng=None):
-        normed = self._norm(f"h.{layer}.input_layernorm", x)
-        fused = self._linear(f"h.{layer}.self_attention.query_key_value", normed, rng)
+    def attention(self, layer, x, visible, bias, store=lambda key, value: (key, value), rng=None):
+        normed = self.norm(f"h.{layer}.input_layernorm", x)
+        fused = self.linear(f"h.{layer}.self_attention.query_key_value", normed, rng)
         query, key, value = fused.unflatten(-1, (self.config.num_heads, 3, -1)).permute(3, 0, 2, 1, 4)  # (B, H, T, K)
         keys, values = store(key, value)
         scores = query / math.sqrt(self.config.head_dim) @ keys.mT + bias
         hidden = torch.finfo(self.wide).min  # below every score, and no NaN in a row that sees nothing
-        probabilities = torch.softmax(scores.masked_fill(~visible, hidden), dim=-1)
-        probabilities = dropout(probabilities, self.config.attention_dropout, rng)
-        context = (probabilities @ values).transpose(1, 2).flatten(2)
-        return self._residual(x, normed, self._linear(f"h.{layer}.self_attention.dense", context, rng), rng)
+        probabilities = scores.masked_fill(~visible, hidden).softmax(-1)
+        context = (dropout(probabilities, self.config.attention_dropout, rng) @ values).transpose(1, 2).flatten(2)
+        return self.residual(x, normed, self.linear(f"h.{layer}.self_attention.dense", context, rng), rng)
 
     def mlp_block(self, layer, x, rng=None):
-        normed = self._norm(f"h.{layer}.post_attention_layernorm", x)
-        up = self._linear(f"h.{layer}.mlp.dense_h_to_4h", normed, rng)
+        normed = self.norm(f"h.{layer}.post_attention_layernorm", x)
+        up = self.linear(f"h.{layer}.mlp.dense_h_to_4h", normed, rng)
         inner = 0.5 * up * (1 + torch.tanh(0.79788456 * up * (1 + 0.044715 * up * up)))  # torch's GELU has other digits
-        return self._residual(x, normed, self._linear(f"h.{layer}.mlp.dense_4h_to_h", inner, rng), rng)
+        return self.residual(x, normed, self.linear(f"h.{layer}.mlp.dense_4h_to_h", inner, rng), rng)
 
     def final_norm(self, x):
-        return self.round(self._norm("ln_f", x))
+        return self.round(self.norm("ln_f", x))
 
-    def logits(self, x):
-        head = LM_HEAD.hf_key if LM_HEAD.hf_key in self.weights else WORD_EMBEDDING.hf_key
-        return x @ self._weight(head).T
+    def scores(self, x):
+        return x @ self.weight(LM_HEAD.hf_key if LM_HEAD.hf_key in self.weights else WORD_EMBEDDING.hf_key).T
 
     def round(self, x):
-        """Numbers of the compute dtype, in the accumulation dtype."""
         return x.to(self.dtype).to(self.wide)
 
-    def _weight(self, key):
+    def weight(self, key):
         return self.weights[key].to(self.wide)
 
-    def _norm(self, name, x):
-        weight, bias = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
+    def norm(self, name, x):
+        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return functional.layer_norm(x, x.shape[-1:], weight, bias, self.config.layer_norm_epsilon)
 
-    def _linear(self, name, x, rng):
-        weight, bias = self._weight(f"{name}.weight"), self._weight(f"{name}.bias")
-        y = functional.linear(x, weight.reshape(bias.numel(), x.shape[-1]), bias.flatten())
-        for factors, a, b in self.adapters.get(f"{name}.weight", ()):
-            y = y + low_rank(factors, a, b, x, rng)
-        return y
+    def linear(self, name, x, rng):
+        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias").flatten()
+        y = functional.linear(x, weight.reshape(len(bias), -1), bias)
+        return y + sum(low_rank(*adapter, x, rng) for adapter in self.adapters.get(f"{name}.weight", ()))
 
-    def _residual(self, x, normed, y, rng):
+    def residual(self, x, normed, y, rng):
         base = normed if self.config.apply_residual_connection_post_layernorm else x
         return self.round(base + dropout(y, self.config.hidden_dropout, rng))
 
-
-@dataclass
-class TorchCache:
-    keys: torch.Tensor  # (L, B, H, P, K), of the compute dtype
-    values: torch.Tensor
-
-    def select(self, rows):
-        index = to_torch(rows, self.keys.device)
-        return TorchCache(self.keys[:, index], self.values[:, index])  # indexing by a tensor copies
-
-
-class TorchPrepared:
-    """Hidden states are tensors of the accumulation dtype, whose numbers are rounded to the compute dtype."""
-
-    def __init__(self, model, dtype):
-        self.model, self.dtype = model, dtype
-
     def new_cache(self, batch, capacity):
-        config = self.model.config
-        shape = (2, config.num_layers, batch, config.num_heads, capacity, config.head_dim)
-        return TorchCache(*torch.zeros(shape, dtype=self.model.dtype, device=self.model.device))
-
-    def embed(self, token_ids):
-        return self.model.embed(to_torch(token_ids, self.model.device, torch.int64))
-
-    def attention_block(self, layer, x, cache, step):
-        def store(key, value):
-            for kept, new in ((cache.keys, key), (cache.values, value)):
-                kept[layer, :, :, step.start : step.start + x.shape[1]] = new  # rounds to the compute dtype
-            stop = step.start + x.shape[1]
-            return (kept[layer, :, :, :stop].to(self.model.wide) for kept in (cache.keys, cache.values))
-
-        visible, bias = step.derive(
-            "view", lambda: self.model.view(step.key_is_real, step.start)
-        )  # once for all layers
-        return self.model.attention_block(layer, x, visible, bias, store)
-
-    def mlp_block(self, layer, x):
-        return self.model.mlp_block(layer, x)
-
-    def final_norm(self, x):
-        return self.model.final_norm(x)
+        c = self.config
+        shape = (2, c.num_layers, batch, c.num_heads, capacity, c.head_dim)
+        return Cache(torch.zeros(shape, dtype=self.dtype, device=self.device))
 
     def logits(self, x, last_only):
-        return self.model.logits(x[:, -1:] if last_only else x).cpu().numpy()
+        return self.scores(x[:, -1:] if last_only else x).cpu().numpy()
 
     def to_host(self, x):
-        return x.cpu().numpy().astype(self.dtype)  # a copy
+        return x.cpu().numpy().astype(self.host_dtype)  # a copy
 
     def from_host(self, x):
-        return to_torch(x, self.model.device, self.model.wide)
+        return to_torch(x, self.device, self.wide)
 
     def step(self, token_ids, cache, step):
-        return self._scores(token_ids, cache, step).cpu().numpy()
+        x = self.embed(token_ids[:, None])
+        for layer in range(self.config.num_layers):
+            x = self.mlp_block(layer, self.attention_block(layer, x, cache, step))
+        return self.logits(self.final_norm(x), True)[:, 0]
 
     def tokens(self, token_ids, cache, step, choice, count):
+        if choice.temperature is not None:
+            raise Unsupported("tokens: expected no temperature; the host draws")
         ids, chosen = token_ids, []
         for n in range(count):
             real = np.concatenate([step.key_is_real, np.ones((len(ids), n), bool)], axis=1)
-            scores = self._scores(ids, cache, step.at(step.start + n, real))
-            if not torch.isfinite(scores).all():
+            scores = self.step(ids, cache, step.at(step.start + n, real))
+            if not np.isfinite(scores).all():
                 raise BadWeights("logits: expected finite numbers, got NaN or infinity")
-            if choice.forbidden is not None:
-                scores[:, to_torch(choice.forbidden, scores.device)] = -math.inf
-            best = scores.argmax(-1) if choice.temperature is None else draw(scores, choice, choice.drawn + n)
-            chosen.append(ids := best.cpu().numpy())
+            scores[:, [] if choice.forbidden is None else choice.forbidden] = -math.inf
+            chosen.append(ids := scores.argmax(-1))
         return np.stack(chosen, axis=1)
-
-    def _scores(self, token_ids, cache, step):
-        x = self.embed(token_ids[:, None])
-        for layer in range(self.model.config.num_layers):
-            x = self.mlp_block(layer, self.attention_block(layer, x, cache, step))
-        return self.model.logits(self.final_norm(x))[:, 0]
 
 
 class TorchBackend:
@@ -227,7 +179,7 @@ class TorchBackend:
 
     def prepare(self, params, config, policy):
         rounded = params.map(lambda array: cast(cast(array, policy.variable_dtype), policy.compute_dtype))
-        return TorchPrepared(Model(rounded, config, policy.compute_dtype, self.device), policy.compute_dtype)
+        return Model(rounded, config, policy.compute_dtype, self.device)
 
     prepare_with_adapters = prepare
 
@@ -246,16 +198,14 @@ class TorchBackend:
             return tensor
 
         dtype = accumulation_dtype(params.word_embedding.dtype)  # nothing is rounded (GRD-5)
-        model = Model(params, config, dtype, self.device, leaf)
-        numbers, target = to_torch(document, self.device), to_torch(targets, self.device, torch.int64)
+        model, numbers = Model(params, config, dtype, self.device, leaf), to_torch(document, self.device)
         visible, bias = model.view(document >= 0, 0)
         visible = visible & (numbers[:, :, None] == numbers[:, None, :])[:, None]
-        x = model.embed(to_torch(token_ids, self.device, torch.int64))
+        x = model.embed(token_ids)
         for layer in range(config.num_layers):
-            x = model.attention_block(layer, x, visible, bias, rng=rng)
-            x = model.mlp_block(layer, x, rng)
-        counted = target >= 0
-        losses = functional.cross_entropy(model.logits(model.final_norm(x)[counted]), target[counted], reduction="none")
+            x = model.mlp_block(layer, model.attention(layer, x, visible, bias, rng=rng), rng)
+        target, counted = to_torch(targets, self.device, torch.int64), to_torch(targets >= 0, self.device)
+        losses = functional.cross_entropy(model.scores(model.final_norm(x)[counted]), target[counted], reduction="none")
         loss = losses.double().sum() / max(1, len(losses))  # a sum in float32 loses a digit
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True) if leaves else ()
         return loss.item(), {key: array.cpu().numpy() for key, array in zip(leaves, gradients, strict=True)}

@@ -96,10 +96,10 @@ def test_an_equivalent_is_within_the_budget_of_float32(known):
 
 
 WHOLE = [known for known in VISIBLE if "pieces" not in known.needs]
-EVERY_FOURTH = [pytest.param(m, marks=pytest.mark.slow if i % 4 else (), id=m.name) for i, m in enumerate(WHOLE)]
+EVERY_EIGHTH = [pytest.param(m, marks=pytest.mark.slow if i % 8 else (), id=m.name) for i, m in enumerate(WHOLE)]
 
 
-@pytest.mark.parametrize("known", EVERY_FOURTH)
+@pytest.mark.parametrize("known", EVERY_EIGHTH)
 def test_a_mistake_of_its_example_leaves_the_budget_of_its_dtype(known):
     case = example(known)
     results = outputs(known.model, case, WIDE[known.dtype])

@@ -125,10 +125,10 @@ def conform(folder: Path, *arguments: str) -> tuple[int, str, str]:
 
 PLANTED = {
     "step": (
-        "return self._scores(token_ids, cache, step).cpu()",
-        "return 0 * self._scores(token_ids, cache, step).cpu()",
+        "return self.logits(self.final_norm(x), True)[:, 0]",
+        "return 0 * self.logits(self.final_norm(x), True)[:, 0]",
     ),
-    "tokens": ("chosen.append(ids := best.cpu().numpy())", "chosen.append(ids := 0 * best.cpu().numpy() + 2)"),
+    "tokens": ("chosen.append(ids := scores.argmax(-1))", "chosen.append(ids := 0 * scores.argmax(-1) + 2)"),
     "gradients": ("{key: array.cpu().numpy()", "{key: 0 * array.cpu().numpy()"),
     "memory": ("return Memory(count_params(config) * compute,", "return Memory(1,"),
     "rounding": (
