@@ -72,6 +72,8 @@ class ManyPrompts(PrefixMethods):
         """
         check_integer("batch", batch, 1)
         check_collection("skip", skip, "a collection of places")
+        if getattr(skip, "ndim", 1) > 1:
+            raise invalid("skip", "a collection of places", f"an array of {getattr(skip, 'ndim', 1)} axes")
         check_collection("prompts", prompts, "a list of texts")
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise invalid("prompts", "a list of texts", type(prompts).__name__)

@@ -232,7 +232,7 @@ class GenerationOptions:
     def _check_stops(self) -> None:
         ids: Any = self.stop_token_ids
         if isinstance(ids, (str, bool)) or not (ids is None or isinstance(ids, Integral | tuple)):
-            if ids != "auto":
+            if not isinstance(ids, str) or ids != "auto":
                 raise invalid("stop_token_ids", "'auto', None, an id or a list of ids", ids)
         elif isinstance(ids, tuple):
             for token_id in ids:
@@ -277,20 +277,17 @@ class GenerationOptions:
 
     def _check_forbidden(self) -> None:
         words: Any = self.bad_words_ids
-        if words is not None and not (
-            isinstance(words, tuple) and all(isinstance(word, tuple) and word for word in words)
-        ):
-            hint = "a word is a list of its ids: [[5], [8, 9]]"
-            raise invalid("bad_words_ids", "a list of lists of ids, none of them empty", words, hint)
+        if words is not None:
+            read = tuple(_word(word) for word in (words if isinstance(words, tuple) else (words,)))
+            object.__setattr__(self, "bad_words_ids", read)
         for name in self._set("suppress_tokens", "begin_suppress_tokens"):
             if not isinstance(getattr(self, name), tuple):
                 raise invalid(name, "a list of ids", getattr(self, name))
         for name, ids in (
-            ("bad_words_ids", chain.from_iterable(words or ())),
             ("suppress_tokens", () if self.suppress_tokens is None else self.suppress_tokens),
             ("begin_suppress_tokens", () if self.begin_suppress_tokens is None else self.begin_suppress_tokens),
             ("forced_bos_token_id", () if self.forced_bos_token_id is None else (self.forced_bos_token_id,)),
-            ("forced_eos_token_id", as_ids(self.forced_eos_token_id)),
+            ("forced_eos_token_id", _members(self.forced_eos_token_id)),
         ):
             for token_id in ids:
                 check_integer(name, token_id, 0)
@@ -352,8 +349,24 @@ def as_ids(value: Any) -> tuple[Any, ...]:
     return () if value is None else tuple(value) if _is_collection(value) else (value,)
 
 
+def _word(value: object) -> tuple[int, ...]:
+    """The checked ids of one sequence of `bad_words_ids`."""
+    word = _frozen(value)
+    if not isinstance(word, tuple) or not word:
+        hint = "a word is a list of its ids: [[5], [8, 9]]"
+        raise invalid("bad_words_ids", "a list of lists of ids, none of them empty", value, hint)
+    for token_id in word:
+        check_integer("bad_words_ids", token_id, 0)
+    return word
+
+
+def _members(value: object) -> tuple[Any, ...]:
+    """The members of an option that may be a collection or one id; None is none."""
+    return () if value is None else value if isinstance(value, tuple) else (value,)
+
+
 def _frozen(value: object) -> object:
-    """A collection, and the collections in it, as tuples: an array has no truth value, an iterator is read once.
+    """A collection as a tuple: an array has no truth value, and an iterator is read once.
 
     What is no collection, or cannot be read, stays as it is for the checks to refuse.
     """
@@ -361,7 +374,7 @@ def _frozen(value: object) -> object:
         return value
     items: Any = value
     try:
-        return tuple(tuple(item) if _is_collection(item) else item for item in items)
+        return tuple(items)
     except Exception:  # of the object that was passed
         return value
 

@@ -44,6 +44,8 @@ def read_request(name: str, value: object, vocabulary_size: int) -> Request:
     """
     if isinstance(value, str):
         return Request("text", [value], True)
+    if isinstance(value, np.ndarray) and value.size and value.dtype.kind not in "iuOUT":
+        raise invalid(name, _EXPECTED, f"an array of {value.dtype.name}")
     items = _as_list(value)
     if items is None:
         raise invalid(name, _EXPECTED, value)

@@ -100,7 +100,7 @@ def fit(
     """
     reading = Reading(separator, chat_template, settings.completion_only)
     source, kept_back = _data(model, data, held_out, reading, settings)
-    _check_memory(model.backbone, settings, source(0), run.progress)
+    _check_memory(model.backbone, settings, _first(source), run.progress)
     part = trainable(model.backbone, settings)
     measure = _measure(model, part, kept_back, settings, evaluate)
     facts = {**(run.facts or {}), "data": _identity(source, kept_back), "model": part.identity}
@@ -113,6 +113,13 @@ def fit(
         finally:
             part.commit()
     return trainer.history
+
+
+def _first(source: BatchSource) -> Batch:
+    batch: object = source(0)
+    if not isinstance(batch, Batch):
+        raise invalid("data", "batches (bloomref.training.packing.Batch)", type(batch).__name__)
+    return batch
 
 
 def _check_memory(backbone: "BloomBackbone", settings: Settings, batch: Batch, say: bool) -> None:
@@ -153,8 +160,10 @@ def _data(
     model: LanguageModel, data: Data, held_out: Texts | None, reading: Reading, settings: Settings
 ) -> tuple[BatchSource, list[Document]]:
     """Return the source of batches and the held-out documents."""
+    if held_out is not None and not _is_texts("held_out", held_out):
+        raise invalid("held_out", "a share in [0, 1), a path, or a list of texts or records", type(held_out).__name__)
     own = [] if held_out is None else _documents(model, "held_out", held_out, reading)
-    if not _is_texts(data):
+    if not _is_texts("data", data):
         return as_source(cast("Callable[[int], Batch] | Iterable[Batch]", data)), own
     learned, drawn = documents.split(_documents(model, "data", data, reading), settings.held_out, settings.seed)
     return Packed(learned, settings, _padding(model)), own + drawn
@@ -166,8 +175,8 @@ def _padding(model: LanguageModel) -> int:
     return config.pad_token_id if (config.pad_token_id or 0) < config.vocabulary_size and config.pad_token_id else 0
 
 
-def _is_texts(data: Any) -> bool:
-    """True if `data` is texts, records or files; False if it is a source of batches.
+def _is_texts(name: str, data: Any) -> bool:
+    """True if an argument is texts, records or files; False if it is a source of batches.
 
     Raises:
         InvalidInput: when it is neither.
@@ -176,10 +185,11 @@ def _is_texts(data: Any) -> bool:
         return True
     if callable(data) or isinstance(data, (Sequence, Iterator)):
         return False
-    first = next(iter(data), None) if isinstance(data, Iterable) else None
+    is_iterable = isinstance(data, Iterable) and getattr(data, "ndim", 1) > 0
+    first = next(iter(data), None) if is_iterable else None
     if not isinstance(first, (Mapping, Batch)):
         expected = "a path, a list of texts or records, or batches"
-        raise invalid("data", expected, type(data).__name__, "of a DataFrame, pass df.to_dict('records')")
+        raise invalid(name, expected, type(data).__name__, "of a DataFrame, pass df.to_dict('records')")
     return isinstance(first, Mapping)
 
 

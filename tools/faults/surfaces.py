@@ -1,6 +1,7 @@
 """Every surface by name."""
 
 from tools.faults import (
+    broken_programs,
     hostile_arguments,
     hostile_options,
     keras_and_adapters,
@@ -17,6 +18,7 @@ _MODULES = (
     keras_and_adapters,
     training_files,
     kit_files,
+    broken_programs,
     hostile_options,
     hostile_arguments,
 )

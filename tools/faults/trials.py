@@ -131,7 +131,8 @@ def command(arguments: list[str]) -> str:
     """Run a command line in this process and return what it printed.
 
     Raises:
-        Refused: with the message, for a documented exit code.
+        Refused: with the message, for a documented exit code of errors, or for 1 with a message, as of a program that
+            breaks down.
         RuntimeError: for another one.
     """
     from bloomref.cli.app import run
@@ -143,9 +144,10 @@ def command(arguments: list[str]) -> str:
             code = run(arguments)
     finally:
         sys.stdin = stdin
-    if code in (0, 1):
+    failed = code == 1 and re.search("^bloomref: (?!warning)", err.text(), re.MULTILINE)
+    if code in (0, 1) and not failed:
         return out.text()
-    if code in _EXIT_CODES:
+    if failed or code in _EXIT_CODES:
         raise Refused(_one_message(err.text()))
     raise RuntimeError(f"exit code {code}")
 

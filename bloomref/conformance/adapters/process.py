@@ -17,12 +17,13 @@ from threading import Thread
 from typing import IO, Any
 
 from bloomref.conformance.adapters.common import Failed
-from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe, invalid
+from bloomref.errors import BadWeights, InvalidInput, Unsupported, describe, invalid, represented
 
 PROTOCOL = 1
 TIMEOUT = 120.0
 """Default of the seconds that a request may take."""
 KINDS: dict[str, type[Exception]] = {"InvalidInput": InvalidInput, "Unsupported": Unsupported, "BadWeights": BadWeights}
+LONGEST_LINE = 2**24  # characters of a reply: tensors are in files
 TAIL = 2000  # characters of standard error that a message quotes
 PREFIX = "bloomref_program_"
 GRACE = 5.0  # seconds until a program that should end is killed
@@ -169,7 +170,7 @@ class Process:
         _raise_error(self._hello, self._repeat)
         if self._hello.get("protocol") != PROTOCOL:
             self.close()
-            got = repr(self._hello.get("protocol"))
+            got = represented(self._hello.get("protocol"))
             raise Failed(describe("hello: protocol", str(PROTOCOL), got, "its reply names the version (PRG-2)"))
 
     def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +201,7 @@ class Process:
         """End the program, whose state is unknown, and return the error to raise."""
         popen, self.popen, self.loaded = self.popen, None, None
         assert popen is not None
-        status = _wait(popen) if what == "it died" else popen.poll()
+        status = _wait(popen, min(GRACE, self.timeout)) if what == "it died" else popen.poll()
         _end(popen, grace=0.0)
         tail = self._errors.read_text("utf-8", "replace")[-TAIL:].strip()
         code = f" (status {status})" if status is not None else ""
@@ -217,22 +218,28 @@ def _raise_error(reply: Mapping[str, Any], repeat: str) -> None:
     """Raise the error that a reply has, if any (PRG-5)."""
     if "error" in reply:
         error = reply["error"] if isinstance(reply["error"], dict) else {"message": reply["error"]}
-        kind, message = str(error.get("kind", "none")), error.get("message", "an error without a message")
+        kind, message = (
+            value if isinstance(value, str) else represented(value)
+            for value in (error.get("kind", "none"), error.get("message", "an error without a message"))
+        )
         raise KINDS.get(kind, Failed)(f"the program answered: {message} (kind {kind}){repeat}")
 
 
 def _pump(stream: IO[str], lines: "Queue[str]") -> None:
-    """Copy the lines of a stream to a queue; an empty line marks the end."""
+    """Copy the lines of a stream to a queue; an empty line marks the end.
+
+    A line that is too long for a reply is copied in pieces, so that the first one is refused while the rest arrives.
+    """
     with stream:
-        for line in stream:
+        while line := stream.readline(LONGEST_LINE):
             lines.put(line)
     lines.put("")
 
 
-def _wait(popen: "subprocess.Popen[str]") -> int | None:
+def _wait(popen: "subprocess.Popen[str]", seconds: float) -> int | None:
     """Exit status of a program that has closed its output; None if it still runs."""
     try:
-        return popen.wait(GRACE)
+        return popen.wait(seconds)
     except subprocess.TimeoutExpired:
         return None
 

@@ -16,7 +16,7 @@ from bloomref.config import BloomConfig
 from bloomref.conformance.adapters.common import Failed
 from bloomref.conformance.adapters.process import TIMEOUT, Process
 from bloomref.conformance.implementation import OPTIONAL_METHODS, QUESTIONS, WORDS, Capabilities
-from bloomref.errors import BadWeights, InvalidInput, describe, invalid
+from bloomref.errors import BadWeights, InvalidInput, describe, invalid, represented
 from bloomref.formats.safetensors_io import SafetensorsFile, write_safetensors
 from bloomref.runtime.backend import Choice
 from bloomref.shapes import Array, Bool, Float, Int
@@ -84,20 +84,24 @@ def _declared(name: str, error: InvalidInput) -> Failed:
 
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise Failed(describe(f"hello: {name}", "a text (PRG-2)", repr(value)))
+        raise Failed(describe(f"hello: {name}", "a text (PRG-2)", represented(value)))
     return value
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) else represented(value)
 
 
 def _versions(declared: object) -> dict[str, str]:
     if not isinstance(declared, dict):
-        raise Failed(describe("hello: versions", "an object of strings (PRG-2)", repr(declared)))
-    return {name: str(value) for name, value in declared.items()}
+        raise Failed(describe("hello: versions", "an object of strings (PRG-2)", represented(declared)))
+    return {name: _word(value) for name, value in declared.items()}
 
 
 def _methods(declared: object) -> frozenset[str]:
     if not isinstance(declared, list):
-        raise Failed(describe("hello: methods", "a list of requests (PRG-2)", repr(declared)))
-    words = [str(word) for word in declared]
+        raise Failed(describe("hello: methods", "a list of requests (PRG-2)", represented(declared)))
+    words = [_word(word) for word in declared]
     try:
         check_known(words, METHODS, "a request of PRG-15")
     except InvalidInput as error:
@@ -107,7 +111,7 @@ def _methods(declared: object) -> frozenset[str]:
 
 def _capabilities(declared: object) -> Capabilities:
     if not isinstance(declared, dict):
-        raise Failed(describe("hello: capabilities", "an object (PRG-3)", repr(declared)))
+        raise Failed(describe("hello: capabilities", "an object (PRG-3)", represented(declared)))
     try:
         check_known(declared, [item.name for item in fields(Capabilities)], "a key of PRG-3")
         return Capabilities(**{name: _value(name, value) for name, value in declared.items()})
@@ -120,8 +124,8 @@ def _value(name: str, value: Any) -> Any:
     if name not in WORDS or (value is None and name == "gradients"):
         return value
     if not isinstance(value, list):
-        raise invalid(f"capabilities: {name}", "a list of words", repr(value))
-    words = [str(word) for word in value]
+        raise invalid(f"capabilities: {name}", "a list of words", represented(value))
+    words = [_word(word) for word in value]
     return frozenset(words) if name == "features" else tuple(words)
 
 
