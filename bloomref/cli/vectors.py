@@ -105,8 +105,11 @@ def _ask(
     from bloomref.conformance.run.waivers import Waivers, read_waivers
     from bloomref.conformance.vectors.read import locate
     from bloomref.conformance.vectors.topics import TOPICS
+    from bloomref.dtypes import floating_dtype
 
     locate(folder)
+    for name in dtypes or ():
+        floating_dtype(name)  # a misspelled one would be skipped as one that the implementation lacks
     names = tuple(dtypes or implementation.capabilities.dtypes)
     report = Report(implementation.name, dict(implementation.versions()), names, TOPICS, heading="topic")
     with _progress(len(TOPICS) * len(names)) as progress:

@@ -13,7 +13,7 @@ from bloomref.formats.layouts import hf, keras
 from bloomref.formats.tokenizers.tokenizer_files import KERAS_ASSETS
 from bloomref.presets import hub
 from bloomref.presets.missing_folders import file_as_adapter, file_as_model, is_path, no_such_folder
-from bloomref.presets.preset_registry import ADAPTERS, PRESETS
+from bloomref.presets.preset_registry import ADAPTERS, PRESETS, Preset
 from bloomref.validation import did_you_mean
 
 _HUB_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
@@ -47,8 +47,16 @@ def resolve(preset: str | Path, *, weights: bool = True, revision: str | None = 
     if name.startswith("kaggle://"):
         return _kaggle(name, weights)
     if built_in:
-        return built_in.folder or hub.download(built_in.source, revision or built_in.revision, weights=weights)
+        return built_in.folder or _downloaded(built_in, revision or built_in.revision, weights)
     return _folder(_expanded("preset", preset), name)
+
+
+def _downloaded(preset: Preset, revision: str, weights: bool) -> Path:
+    """The files of a preset that the hub has. An error names the preset, too: that is what the user typed."""
+    try:
+        return hub.download(preset.source, revision, weights=weights)
+    except BloomrefError as error:
+        raise type(error)(f"{preset.name}: {error}") from error
 
 
 def resolve_adapter(adapter: str | Path) -> Path:

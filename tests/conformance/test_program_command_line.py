@@ -20,6 +20,12 @@ for line in sys.stdin:
         sys.exit(3)
     elif mode == "hang":
         time.sleep(30)
+    elif mode == "flood":
+        sys.stdout.write("x" * 2**26)
+    elif mode == "nested":
+        print('{"error": ' * 900 + "1" + "}" * 900, flush=True)
+    elif mode == "digits":
+        print('{"error": ' + "9" * 5000 + "}", flush=True)
     elif mode == "boom":
         reply = {"error": {"kind": "Bug", "message": "boom"}}
     print(json.dumps(reply), flush=True)
@@ -28,6 +34,9 @@ MODES = {
     "word": "'rigth'; did you mean right? (PRG-3)",
     "print": "one JSON object a line and nothing else (PRG-1), got loaded",
     "die": "it died (status 3) during the request 'load'",
+    "flood": "one JSON object a line and nothing else (PRG-1), got xxx",
+    "nested": "the program answered: ",
+    "digits": "one JSON object a line and nothing else (PRG-1), got {",
     "hang": "no reply within 0.5 s (--timeout) during the request 'load'",
     "boom": "the program answered: boom (kind Bug)",
 }
@@ -41,7 +50,12 @@ def broken(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "mode", ["word", "print", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("die", "hang", "boom"))]
+    "mode",
+    [
+        "word",
+        "print",
+        *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("die", "hang", "boom", "flood", "nested", "digits")),
+    ],
 )
 @pytest.mark.parametrize("command", ["conform", "vectors", "diff"])
 @pytest.mark.clause("PRG-12")
@@ -76,3 +90,13 @@ def test_diff_keeps_the_requests(broken, tmp_path, capsys):
     assert cli(["diff", f"program:{broken('boom')}", "--keep", str(tmp_path)]) == 1
     assert f"repeat it with: sh {tmp_path / 'replay.sh'} 0002-load" in capsys.readouterr().err
     assert (tmp_path / "0002-load/requests.jsonl").read_text().count("\n") == 2
+
+
+def test_a_misspelled_dtype_of_vectors_is_refused(capsys):
+    assert cli(["vectors", "--backend", "numpy", "--dtype", "flaot32"]) == 2
+    assert "dtype: expected one of float64, float32" in capsys.readouterr().err
+
+
+def test_a_size_of_a_random_model_is_named_by_its_option(capsys):
+    assert cli(["diff", "numpy", "oracle", "--heads", "2", "--head-dim", "2147483648"]) == 2
+    assert "head_dim: expected an integer <= 268435455" in capsys.readouterr().err

@@ -108,6 +108,8 @@ def arguments_of(rng: Generator) -> tuple[list[str], tuple[str, ...]]:
         line = [*base, f"{max(parameter.opts, key=len)}={value}"]
     spellings = [parameter.name, parameter.name.replace("_", "-"), *(option.strip("-") for option in parameter.opts)]
     own = [value[:30].strip(), value[:30].encode("unicode_escape").decode()] if value.strip() else []
+    if value.startswith("-"):
+        own.append(value[:2])  # the parser reads a group of options, and names the first
     if parameter.name in ("model", "source"):
         spellings.append("preset")
     return [name, *line], tuple(word for word in (*spellings, *own) if len(word) > 1 or word == value)

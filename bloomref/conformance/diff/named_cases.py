@@ -1,19 +1,27 @@
 """Cases that a command line names: random models, presets, test vectors, and cases of the kit."""
 
-from bloomref.config import BloomConfig
+from bloomref.config import MAX_LAYERS, MAX_SIZE, BloomConfig
 from bloomref.conformance.cases import MASKS, Arrays, Case
 from bloomref.conformance.lora_cases import Lora
 from bloomref.conformance.vectors.read import locate, read
 from bloomref.dtypes import floating_dtype
 from bloomref.errors import InvalidInput, invalid
 from bloomref.formats.adapters.peft_config import LINEARS
-from bloomref.validation import did_you_mean
+from bloomref.validation import check_integer, did_you_mean
 
 
 def random_config(
     heads: int, head_dim: int, layers: int, vocabulary: int, post_layernorm: bool = False, untied: bool = False
 ) -> BloomConfig:
-    """Return the config of a random model, with an MLP of 4 D."""
+    """Return the config of a random model, with an MLP of 4 D.
+
+    Raises:
+        InvalidInput: a size is too large, by the name of its argument.
+    """
+    check_integer("heads", heads, 1, MAX_SIZE // 4)
+    check_integer("head_dim", head_dim, 1, MAX_SIZE // (4 * heads))
+    check_integer("layers", layers, 0, MAX_LAYERS)
+    check_integer("vocabulary", vocabulary, 1, MAX_SIZE)
     return BloomConfig(
         vocabulary_size=vocabulary,
         num_layers=layers,

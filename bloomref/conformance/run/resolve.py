@@ -9,7 +9,7 @@ from bloomref.conformance.adapters.installed_backend import Backend
 from bloomref.conformance.adapters.process import TIMEOUT as TIMEOUT
 from bloomref.conformance.adapters.program import Program
 from bloomref.conformance.implementation import Capabilities, Implementation
-from bloomref.errors import InvalidInput, Unsupported, invalid
+from bloomref.errors import InvalidInput, Unsupported, invalid, visible
 
 
 def implementation_of(
@@ -40,7 +40,7 @@ def implementation_of(
     if keep is not None and program is None:
         raise invalid("--keep", "a program, whose requests are kept", names[0], "name it with --program")
     if backend is not None:
-        return named_backend(backend, f"--program {backend!r}", "--implementation MODULE:NAME")
+        return named_backend(backend, f"--program {_shown(backend)}", "--implementation MODULE:NAME")
     if program is not None:
         return named_program(program, timeout, keep)
     return checked(names[0], named(names[0]))
@@ -63,6 +63,11 @@ def named_backend(name: str, program: str, implementation: str) -> Backend:
     return backend
 
 
+def _shown(name: str) -> str:
+    """A name for a hint: a long one is cut."""
+    return repr(visible(name, 120))
+
+
 def named_program(command: str, timeout: float, keep: Path | None) -> Program:
     """Start a program.
 
@@ -81,7 +86,7 @@ def named(name: str) -> Any:
     """Import `package.module:Name`, and call it if it is a class or a function."""
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        hint = f"a backend: --backend {name}; a program: --program {name!r}"
+        hint = f"a backend: --backend {visible(name, 120)}; a program: --program {_shown(name)}"
         raise invalid("implementation", "package.module:Name", repr(name), hint)
     here = str(Path.cwd())
     if here not in sys.path:  # as `python -m` does; a console script does not look in the working directory

@@ -335,3 +335,35 @@ def test_lone_surrogates_are_named_by_file_and_line(record: object, tmp_path: Pa
     path.write_text("\n".join(json.dumps(r) for r in ({"text": "good"}, record)))
     with pytest.raises(InvalidInput, match=r"data\.jsonl, line 2: expected \w+ in valid Unicode"):
         data_files.read([path])
+
+
+# --- records and batches -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [object(), len, int, np.array(1), ..., 3j, b"x"], ids=repr)
+@pytest.mark.parametrize("name", ["data", "held_out"])
+def test_what_is_neither_texts_nor_batches_is_refused_by_its_name(name: str, value: Any, lm: BloomCausalLM) -> None:
+    if callable(value) and name == "data":
+        value = lambda _: 1  # noqa: E731  (a function of batches that gives none)
+    arguments = {"data": ["the a"], "steps": 1, "batch": 1, "context": 4, name: value}
+    with pytest.raises(InvalidInput, match=rf"^{name}\b"):
+        lm.fit(**arguments)
+
+
+def test_a_record_of_evaluation_data_is_named_as_such(lm: BloomCausalLM) -> None:
+    with pytest.raises(InvalidInput, match=r"^held_out\[1\]"):
+        lm.fit(["the a"], steps=1, batch=1, context=4, held_out=["the", {"x": 1}])
+
+
+def test_an_array_of_floats_is_no_prompt(lm: BloomCausalLM) -> None:
+    huge = np.broadcast_to(np.float32(0), (10**6, 10**6))
+    for value in (huge, np.zeros((1, 2), "M8[s]"), np.ones(2, bool)):
+        with pytest.raises(InvalidInput, match="inputs: expected a text"):
+            lm.generate(value, max_new_tokens=1)
+    with pytest.raises(InvalidInput, match="bad_words_ids"):
+        lm.generate("the", bad_words_ids=huge)
+
+
+def test_more_rows_than_the_memory_holds_are_refused(lm: BloomCausalLM) -> None:
+    with pytest.raises(Unsupported, match="rows of the embedding"):
+        lm.resize_token_embeddings(2**50)
