@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs = [(name, index) for name in names for index in range(options.inputs)]
         workers.run(jobs, options.seed, options.jobs, count)
     if options.page:
-        write_page(results, options.seed, workers.SECONDS, workers.MEMORY)
+        write_page(results, options.inputs, options.seed, workers.SECONDS, workers.MEMORY)
     print(json.dumps(results.to_dict(options.seed), indent=1) if options.json else results.table(), end="")
     return int(bool(results.faults))
 

@@ -25,8 +25,9 @@ _HEADER = (
 _INTRODUCTION = """# Faults
 
 `python -m tools.faults` damages files and arguments at random, and counts what the library answers. Each input has {seconds} seconds and {memory} GiB of memory in a
-process of its own kind. It is refused well if the error is of a documented class (for a command: the exit code is 2 to 5) and the message is one printable line that names the
-file or the argument. What is accepted is compared with an independent reader or with the undamaged original, where there is one. The seed was {seed}; the same seed repeats every input.
+process of its own kind. It is refused well if the error is of a documented class (for a command: the exit code is 2 to 5, or 1 for a program under test that breaks down) and the message is one printable line that names the
+file or the argument. What is accepted is compared with an independent reader or with the undamaged original, where there is one. The command was
+`python -m tools.faults --inputs {inputs} --seed {seed} --page`; the same seed repeats every input.
 [The numbers](faults.json) have each fault, with the index that `--repeat` takes. A surface is left out where its package (h5py, jinja2 or torch) is not installed.
 
 """
@@ -72,9 +73,9 @@ def _row(title: str, counts: Mapping[str, int]) -> str:
     return f"| {title} | {' | '.join(f'{cell:,}' for cell in cells)} |"
 
 
-def write_page(results: Results, seed: int, seconds: int, memory: int) -> None:
+def write_page(results: Results, inputs: int, seed: int, seconds: int, memory: int) -> None:
     """Write the page and the numbers, each under a temporary name first."""
-    text = _INTRODUCTION.format(seed=seed, seconds=seconds, memory=memory // 2**30) + results.table()
+    text = _INTRODUCTION.format(inputs=inputs, seed=seed, seconds=seconds, memory=memory // 2**30) + results.table()
     for path, content in ((NUMBERS, json.dumps(results.to_dict(seed), indent=1) + "\n"), (PAGE, text)):
         unfinished = path.with_name(f"{path.name}.new")
         unfinished.write_text(content, "utf-8")
