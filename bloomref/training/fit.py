@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from bloomref.argument_kinds import as_path
@@ -160,7 +161,7 @@ def _data(
     model: LanguageModel, data: Data, held_out: Texts | None, reading: Reading, settings: Settings
 ) -> tuple[BatchSource, list[Document]]:
     """Return the source of batches and the held-out documents."""
-    if held_out is not None and not _is_texts("held_out", held_out):
+    if not isinstance(held_out, NoneType | Iterator) and not _is_texts("held_out", held_out):
         raise invalid("held_out", "a share in [0, 1), a path, or a list of texts or records", type(held_out).__name__)
     own = [] if held_out is None else _documents(model, "held_out", held_out, reading)
     if not _is_texts("data", data):
