@@ -6,8 +6,9 @@ The package registers them, so that `BloomConfig.from_hf` and its like find them
 from collections.abc import Mapping
 from typing import Any
 
+from bloomref.argument_kinds import check_mapping
 from bloomref.config import MAX_SIZE, SIZES, SPELLINGS, BloomConfig, Spelling
-from bloomref.errors import BadWeights, invalid
+from bloomref.errors import BadWeights, invalid, represented
 from bloomref.validation import check_integer
 
 # canonical field <- the keys under which Hugging Face checkpoints store it; the first one present wins
@@ -48,8 +49,9 @@ def read_hf(data: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         BadWeights: when it is not a BLOOM or lacks a size; InvalidInput: when the width is out of its domain.
     """
+    check_mapping("data", data)
     if data.get("model_type") not in (None, "bloom"):
-        raise BadWeights(f"config.json: expected model_type 'bloom', got {data['model_type']!r}")
+        raise BadWeights(f"config.json: expected model_type 'bloom', got {represented(data['model_type'])}")
     present = {name: next((key for key in keys if _states(data, key, name)), None) for name, keys in _HF_KEYS.items()}
     missing = [" or ".join(_HF_KEYS[name]) for name in _REQUIRED if present[name] is None]
     if missing:
@@ -86,6 +88,7 @@ def read_keras(data: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         BadWeights: when a size is missing.
     """
+    check_mapping("data", data)
     data = {key: value for key, value in data.items() if value is not None}
     missing = [key for key in SIZES if key not in data]
     if missing:

@@ -244,6 +244,15 @@ def test_nested_lists_and_arrays_are_no_words(name: str, value: Any, lm: BloomCa
         WORDS[name](lm, value)
 
 
+@pytest.mark.parametrize(
+    "value", [deep(), ["a"], "config.json", 0.5, Path("."), np.zeros((2, 2))], ids=lambda v: type(v).__name__
+)
+def test_what_is_no_dictionary_is_no_config(value: Any) -> None:
+    for read in (BloomConfig.from_hf, BloomConfig.from_keras, LoraConfig.from_json):
+        with pytest.raises(InvalidInput, match="data: expected a dictionary"):
+            read(value)
+
+
 IDS = st.lists(st.integers(0, 8), min_size=1, max_size=4)
 
 
