@@ -77,7 +77,7 @@ _MANNERS = (
     "sys.stderr.write('\\x1b[2J' * 10**5); sys.exit(1)",
     "raise ValueError('planted')",
 )
-"""What the player does before a reply."""
+"""Statements that the player runs before a reply."""
 _COMMANDS = {
     "diff": [
         "diff",
