@@ -135,6 +135,20 @@ def test_an_example_has_the_tokens_and_the_bits_of_plain_decoding(equal: tuple[s
         assert observed(with_draft(task, p, seed=1)) == expected
 
 
+@pytest.mark.clause("GEN-21")
+def test_the_shortest_row_ends_while_the_other_is_ahead(equal: tuple[str, str]) -> None:
+    """The next pass begins with tokens of the other row that were never read: it reads all of them."""
+    task = task_of(model(*equal, 0), [[5, 6, 7, 8, 9], [8]], {"max_length": 8, "stop_token_ids": None})
+    truth = search.generate(task)
+    assert [len(ids) for ids in truth] == [3, 7]
+    draft = ConstructedDraft([[(token_id + 1) % SIZE for token_id in truth[0]], truth[1]], 1.0, SIZE, 0)
+    counts = iter([3, 0, 0, 0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draft.pace, "count", lambda *_: next(counts))
+        assert observed(replace(task, draft=draft)) == observed(task)
+    assert not list(counts)
+
+
 @pytest.mark.slow
 @pytest.mark.clause("GEN-21", "GEN-9")
 @settings(max_examples=40)
