@@ -86,7 +86,30 @@ def _append_value(value: Float[Array, " K"], values: Array, start: int, stride: 
                 store(values, at + j, value[first + j])
 
 
+@jit
+def _append_share(t: int, threads: int, fused: Array, shape: CallShape, cache: CacheView, operands: Array) -> None:
+    """Thread t's heads of `append`."""
+    width, step, panel = shape.width, step_width(operands), panel_elements(shape.width, operands)
+    heads, items, stride = shape.heads, shape.batch * shape.heads, cache.capacity * NR
+    for item in range(items * t // threads, items * (t + 1) // threads):
+        row, head = item // heads, item % heads
+        for i in range(shape.time):
+            position = shape.start + i
+            key, value = (3 * head + 1) * width, (3 * head + 2) * width
+            source = fused[row * shape.time + i]
+            first = (item * (cache.capacity // NR) + position // NR) * panel
+            _append_key(source[key : key + width], cache.keys, first, position % NR, step)
+            _append_value(source[value : value + width], cache.values, item * panels_in(width) * stride, stride,
+                          position, step)  # fmt: skip
+
+
 @jit_parallel
+def _append_parallel(fused: Array, shape: CallShape, cache: CacheView, operands: Array, threads: int) -> None:
+    for t in prange(threads):
+        _append_share(np.int64(t), threads, fused, shape, cache, operands)
+
+
+@jit
 def append(fused: Float[Array, "M _"], shape: CallShape, cache: CacheView, operands: Array, threads: int) -> None:
     """Store the keys and values of a call's positions in the cache.
 
@@ -94,19 +117,10 @@ def append(fused: Float[Array, "M _"], shape: CallShape, cache: CacheView, opera
         fused: float32 (B T, at least H 3 K): query, key and value, interleaved by head (ATT-2).
         operands: any array of operand elements; its dtype says whether keys and values are stored in pairs.
     """
-    width, step, panel = shape.width, step_width(operands), panel_elements(shape.width, operands)
-    heads, items, stride = shape.heads, shape.batch * shape.heads, cache.capacity * NR
-    for t in prange(threads):
-        for item in range(items * t // threads, items * (t + 1) // threads):
-            row, head = item // heads, item % heads
-            for i in range(shape.time):
-                position = shape.start + i
-                key, value = (3 * head + 1) * width, (3 * head + 2) * width
-                source = fused[row * shape.time + i]
-                first = (item * (cache.capacity // NR) + position // NR) * panel
-                _append_key(source[key : key + width], cache.keys, first, position % NR, step)
-                _append_value(source[value : value + width], cache.values, item * panels_in(width) * stride, stride,
-                              position, step)  # fmt: skip
+    if threads == 1 or shape.batch * shape.time <= 2 * MR:  # less work than waking the threads
+        _append_share(np.int64(0), np.int64(1), fused, shape, cache, operands)
+    else:
+        _append_parallel(fused, shape, cache, operands, threads)
 
 
 # --- softmax over a block of scores --------------------------------------------------------------
@@ -354,7 +368,36 @@ def _prefetch_item(item: int, positions: int, width: int, cache: CacheView, oper
         prefetch(cache.values, start, count * NR * cache.values.itemsize // LINE)
 
 
+@jit
+def _attend_share(t: int, threads: int, fused: Array, shape: CallShape, cache: CacheView, slopes: Array,
+                  out: PackedRows, floats: Array, operands: Array) -> None:  # fmt: skip
+    """Thread t's tiles of queries."""
+    tiles, items = (shape.time + MR - 1) // MR, shape.batch * shape.heads
+    # later queries see more keys: dealing the tiles out in turn evens the load
+    for index in range(t, items * tiles, threads):
+        item, first = index // tiles, index % tiles * MR
+        row, head = item // shape.heads, item % shape.heads
+        if tiles == 1 and item + threads < items:
+            _prefetch_item(item + threads, shape.start + shape.time, shape.width, cache, operands)
+        done, last = 0, min(MR, shape.time - first)
+        while done < last:
+            rows = tile_rows(last - done)
+            queries = Queries(row * shape.time + first + done, rows, shape.start + first + done, row, head)
+            _attend_tile(fused, queries, shape, cache, slopes[head], out, floats, operands)
+            done += rows
+    for i in range(out.m * t // threads, out.m * (t + 1) // threads):
+        end_row(out, i, shape.heads * shape.width)
+
+
 @jit_parallel
+def _attend_parallel(fused: Array, shape: CallShape, cache: CacheView, slopes: Array, out: PackedRows,
+                     scratch: AttentionScratch) -> None:  # fmt: skip
+    threads = len(scratch.floats)
+    for t in prange(threads):
+        _attend_share(np.int64(t), threads, fused, shape, cache, slopes, out, scratch.floats[t], scratch.operands[t])
+
+
+@jit
 def attend(fused: Float[Array, "M _"], shape: CallShape, cache: CacheView, slopes: Float[Array, " H"], out: PackedRows,
            scratch: AttentionScratch) -> None:  # fmt: skip
     """Attend from every query to the cache, which holds the call's own keys and values already.
@@ -363,22 +406,11 @@ def attend(fused: Float[Array, "M _"], shape: CallShape, cache: CacheView, slope
         fused: float32 (B T, at least H 3 K): query, key and value, interleaved by head (ATT-2).
         slopes: float32 ALiBi slopes.
         out: packed rows (B T, H K): the context.
-        scratch: buffers of the threads; as many threads share the tiles of queries.
+        scratch: buffers of the threads; as many threads share the tiles of queries. One thread is the caller's.
     """
-    threads, tiles, items = len(scratch.floats), (shape.time + MR - 1) // MR, shape.batch * shape.heads
-    for t in prange(threads):
-        floats, operands = scratch.floats[t], scratch.operands[t]
-        # later queries see more keys: dealing the tiles out in turn evens the load
-        for index in range(t, items * tiles, threads):
-            item, first = index // tiles, index % tiles * MR
-            row, head = item // shape.heads, item % shape.heads
-            if tiles == 1 and item + threads < items:
-                _prefetch_item(item + threads, shape.start + shape.time, shape.width, cache, operands)
-            done, last = 0, min(MR, shape.time - first)
-            while done < last:
-                rows = tile_rows(last - done)
-                queries = Queries(row * shape.time + first + done, rows, shape.start + first + done, row, head)
-                _attend_tile(fused, queries, shape, cache, slopes[head], out, floats, operands)
-                done += rows
-        for i in range(out.m * t // threads, out.m * (t + 1) // threads):
-            end_row(out, i, shape.heads * shape.width)
+    if len(scratch.floats) == 1:
+        _attend_share(
+            np.int64(0), np.int64(1), fused, shape, cache, slopes, out, scratch.floats[0], scratch.operands[0]
+        )
+    else:
+        _attend_parallel(fused, shape, cache, slopes, out, scratch)

@@ -17,13 +17,16 @@ class Buffers(threading.local):
 
     def __init__(self) -> None:
         self._arrays: dict[str, Array] = {}
-        self._workspace: tuple[tuple[int, int], Workspace] | None = None
+        self._rows = 0
+        self._workspaces: dict[int, Workspace] = {}
 
     def workspace(self, m: int, threads: int, build: Callable[[], Workspace]) -> Workspace:
-        """`build()` for M rows and so many threads, built again only when either changes."""
-        if self._workspace is None or self._workspace[0] != (m, threads):
-            self._workspace = (m, threads), build()
-        return self._workspace[1]
+        """`build()` for M rows and so many threads, built again only when M changes."""
+        if self._rows != m:
+            self._rows, self._workspaces = m, {}
+        if threads not in self._workspaces:
+            self._workspaces[threads] = build()
+        return self._workspaces[threads]
 
     def take(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         """An array with any content, shared by all requests of that name; a name has one dtype."""

@@ -230,7 +230,26 @@ def _multiply(rows: PackedRows, weight: Projection, part: Block, epilogue: Epilo
         panel += count
 
 
+@jit
+def _product_share(t: int, threads: int, rows: PackedRows, weight: Projection, epilogue: Epilogue, out: Array,
+                   following: PackedRows, sums: Array) -> None:  # fmt: skip
+    """Thread t's panels of a product."""
+    panels = (weight.n + NR - 1) // NR
+    first, last = panels * t // threads, panels * (t + 1) // threads
+    passes = max(1, (rows.m + MC // 2) // MC)
+    for i in range(passes):
+        part = Block(rows.m * i // passes, rows.m * (i + 1) // passes, first, last - first)
+        _multiply(rows, weight, part, epilogue, out, following, sums)
+
+
 @jit_parallel
+def _product_parallel(rows: PackedRows, weight: Projection, epilogue: Epilogue, out: Array, following: PackedRows,
+                      sums: Array) -> None:  # fmt: skip
+    for t in prange(len(sums)):
+        _product_share(np.int64(t), np.int64(len(sums)), rows, weight, epilogue, out, following, sums[t])
+
+
+@jit
 def product(rows: PackedRows, weight: Projection, epilogue: Epilogue, out: Array, following: PackedRows,
             sums: Array) -> None:  # fmt: skip
     """Multiply `rows` (M, K) by a weight (N, K) and apply the epilogue.
@@ -238,7 +257,7 @@ def product(rows: PackedRows, weight: Projection, epilogue: Epilogue, out: Array
     Args:
         out: float32 (M, N rounded up to a multiple of NR), written unless the epilogue is GELU.
         following: packed rows (M, N), written where it is GELU.
-        sums: float32 (threads, SUMS), scratch space; as many threads share the panels.
+        sums: float32 (threads, SUMS), scratch space; as many threads share the panels. One thread is the caller's.
 
     v1  slices outermost, panels next: the rows' slice is reused by every panel (prefill).
     v2  for few rows, panels outermost: the weights are one forward stream (decode). Same sums, same bits.
@@ -248,10 +267,7 @@ def product(rows: PackedRows, weight: Projection, epilogue: Epilogue, out: Array
         (its GELU in less time, too), a block's products 1.06 times as fast. Any MC from 64 to 504 is about as fast.
     v5  the first rows by tiles made for reading memory (`stream`).
     """
-    threads, panels = len(sums), (weight.n + NR - 1) // NR
-    passes = max(1, (rows.m + MC // 2) // MC)
-    for t in prange(threads):
-        first, last = panels * t // threads, panels * (t + 1) // threads
-        for i in range(passes):
-            part = Block(rows.m * i // passes, rows.m * (i + 1) // passes, first, last - first)
-            _multiply(rows, weight, part, epilogue, out, following, sums[t])
+    if len(sums) == 1:
+        _product_share(np.int64(0), np.int64(1), rows, weight, epilogue, out, following, sums[0])
+    else:
+        _product_parallel(rows, weight, epilogue, out, following, sums)

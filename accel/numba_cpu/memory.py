@@ -5,8 +5,8 @@ from math import prod
 import numpy as np
 
 from accel.numba_cpu.attention import scratch_floats, scratch_operands
-from accel.numba_cpu.isa import thread_count
 from accel.numba_cpu.linear import SUMS
+from accel.numba_cpu.sharing import Sharing
 from accel.numba_cpu.weight_packing import FORMATS, projection_bytes, up
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DType, DTypePolicy
@@ -24,7 +24,7 @@ def memory(config: BloomConfig, policy: DTypePolicy, batch: int, length: int) ->
         * sum(cache_elements(config, policy.compute_dtype, batch, length))
         * np.dtype(FORMATS[policy.compute_dtype].cache).itemsize
     )
-    return Memory(weights, cache, _step_bytes(config, policy, batch))
+    return Memory(weights, cache, _step_bytes(config, policy, batch, length))
 
 
 def cache_elements(config: BloomConfig, compute: DType, batch: int, capacity: int) -> tuple[int, int]:
@@ -41,13 +41,15 @@ def _weight_bytes(weight: Weight, config: BloomConfig, policy: DTypePolicy) -> i
     return 4 * prod(shape) if weight.attribute.startswith("ln_") else 0
 
 
-def _step_bytes(config: BloomConfig, policy: DTypePolicy, batch: int) -> int:
+def _step_bytes(config: BloomConfig, policy: DTypePolicy, batch: int, length: int) -> int:
     """Bytes of a decoding step: hidden states and packed rows, the threads' buffers, and the logits."""
     d, f, form = config.hidden_dim, config.intermediate_dim, FORMATS[policy.compute_dtype]
     rows = batch * (form.row_elements(1, d) + form.row_elements(1, f))
-    tiles = thread_count() * scratch_operands(form.steps(config.head_dim), form.width)
+    sharing = Sharing(config, policy.compute_dtype.itemsize)
+    threads = max(sharing.attention(batch, 1, length), sharing.mlp(batch), sharing.logits(batch))
+    tiles = threads * scratch_operands(form.steps(config.head_dim), form.width)
     floats = batch * (3 * up(d) + up(3 * d) + up(config.vocabulary_size))
-    floats += thread_count() * (scratch_floats(config.head_dim) + SUMS)
+    floats += threads * (scratch_floats(config.head_dim) + SUMS)
     return 4 * floats + np.dtype(form.rows).itemsize * (rows + tiles)
 
 

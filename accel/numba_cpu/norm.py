@@ -63,7 +63,7 @@ def norm_rows(x: Float[Array, "M _"], norm: Norm, out: Float[Array, "M _"], rows
         rows: packed rows (M, D).
         rounding: FLOAT32 (none), BFLOAT16 or FLOAT16.
     """
-    if rows.m <= 2 * MR:  # less work than waking the threads
+    if threads == 1 or rows.m <= 2 * MR:  # less work than waking the threads
         _norm_range(x, np.int64(0), rows.m, norm, out, rows, rounding)
     else:
         _norm_parallel(x, norm, out, rows, rounding, threads)

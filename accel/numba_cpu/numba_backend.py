@@ -10,12 +10,13 @@ from accel.numba_cpu.attention import scratch_floats, scratch_operands
 from accel.numba_cpu.blocks import attention_block, mlp_block
 from accel.numba_cpu.buffers import Buffers
 from accel.numba_cpu.float64 import DoublePrepared
-from accel.numba_cpu.isa import NR, thread_count
+from accel.numba_cpu.isa import NR
 from accel.numba_cpu.jit_cache import is_marked, mark
 from accel.numba_cpu.linear import BFLOAT16, FLOAT16, FLOAT32, PLAIN, SUMS, product, put_rows
 from accel.numba_cpu.memory import cache_elements, memory
 from accel.numba_cpu.packed_cache import Store, open_store
 from accel.numba_cpu.parallel import enters_kernels
+from accel.numba_cpu.sharing import Sharing
 from accel.numba_cpu.structs import (
     AttentionScratch,
     AttentionWeights,
@@ -87,6 +88,7 @@ class NumbaPrepared(Prepared):
         self._form = FORMATS[self.dtype]
         self._variable = policy.variable_dtype
         self._buffers = Buffers()
+        self._sharing = Sharing(config, self.dtype.itemsize)
         rounding, post_norm = _ROUNDING[self.dtype.name], config.apply_residual_connection_post_layernorm
         self._model = ModelConstants(post_norm, rounding, alibi.slopes(config.num_heads))
         self._norm_embedding = self._norm(params.ln_embedding_weight, params.ln_embedding_bias)
@@ -162,14 +164,17 @@ class NumbaPrepared(Prepared):
         shape = CallShape(x.batch, x.time, step.start, self.config.num_heads, self.config.head_dim)
         view = CacheView(cache.keys[layer], cache.values[layer], cache.capacity, is_real, is_whole)
         out = self._new_rows(len(x.rows))
-        attention_block(x.rows, shape, self._layers[layer][0], self._model, view, self._workspace(len(x.rows)), out)
+        threads = self._sharing.attention(x.batch, x.time, step.start + x.time)
+        workspace = self._workspace(len(x.rows), threads)
+        attention_block(x.rows, shape, self._layers[layer][0], self._model, view, workspace, out)
         return Hidden(out, x.batch, x.time)
 
     @enters_kernels
     def mlp_block(self, layer: int, x: Hidden) -> Hidden:
         m = len(x.rows)
         out = self._new_rows(m)
-        mlp_block(x.rows, m, self._layers[layer][1], self._model, self._workspace(m), out)
+        workspace = self._workspace(m, self._sharing.mlp(m))
+        mlp_block(x.rows, m, self._layers[layer][1], self._model, workspace, out)
         return Hidden(out, x.batch, x.time)
 
     @enters_kernels
@@ -186,7 +191,7 @@ class NumbaPrepared(Prepared):
         m = len(hidden)
         rows, out = PackedRows(self._rows("rows", m, d), m), aligned((m, up(v)), np.float32)
         put_rows(hidden, d, rows)
-        product(rows, self._head, Epilogue(PLAIN, hidden, FLOAT32), out, rows, self._sums())
+        product(rows, self._head, Epilogue(PLAIN, hidden, FLOAT32), out, rows, self._sums(self._sharing.logits(m)))
         return out.reshape(x.batch, min(x.time, 1) if last_only else x.time, up(v))[:, :, :v]
 
     def to_host(self, x: Hidden) -> Float[Array, "B T D"]:
@@ -223,7 +228,7 @@ class NumbaPrepared(Prepared):
 
     def _norm_rows(self, x: Float[Array, "M _"], weights: Norm, out: Float[Array, "M _"]) -> None:
         rows = PackedRows(self._rows("rows", len(x), self.config.hidden_dim), len(x))
-        norm.norm_rows(x, weights, out, rows, self._model.rounding, thread_count())
+        norm.norm_rows(x, weights, out, rows, self._model.rounding, 1)
 
     def _new_rows(self, m: int) -> Float[Array, "M _"]:
         return aligned((m, up(self.config.hidden_dim)), np.float32)
@@ -232,11 +237,10 @@ class NumbaPrepared(Prepared):
         """A buffer for packed rows (M, K)."""
         return self._buffers.take(name, (self._form.row_elements(m, k),), self._form.rows)
 
-    def _sums(self) -> Float[Array, "N _"]:
-        return self._buffers.take("sums", (thread_count(), SUMS))
+    def _sums(self, threads: int) -> Float[Array, "N _"]:
+        return self._buffers.take("sums", (threads, SUMS))
 
-    def _workspace(self, m: int) -> Workspace:
-        threads = thread_count()
+    def _workspace(self, m: int, threads: int) -> Workspace:
         return self._buffers.workspace(m, threads, lambda: self._new_workspace(m, threads))
 
     def _new_workspace(self, m: int, threads: int) -> Workspace:
@@ -247,7 +251,7 @@ class NumbaPrepared(Prepared):
             self._rows("rows", m, d),
             self._rows("inner", m, self.config.intermediate_dim),
             take("fused", (m, up(3 * d))),
-            self._sums(),
+            self._sums(threads),
             AttentionScratch(
                 take("floats", (threads, scratch_floats(k))), take("operands", (threads, operands), self._form.rows)
             ),

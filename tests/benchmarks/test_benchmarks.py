@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import generate as generate_benchmark
-from benchmarks import run
+from benchmarks import neighbour, run, threads
 from benchmarks.children import Child, ChildError
 from benchmarks.field import Field
 from benchmarks.figures import floors, results
@@ -229,3 +229,33 @@ def test_generate_has_a_figure_of_each_line():
     shown = io.StringIO()
     Console(file=shown, width=120).print(generate_benchmark.table(report))
     assert all(name in shown.getvalue() for name in generate_benchmark.OPTIONS)
+
+
+# --- threads and neighbours ----------------------------------------------------------------------------------------
+
+
+def test_busy_processes_run_within_the_context_only():
+    with neighbour.busy(2) as processes:
+        assert [process.poll() for process in processes] == [None, None]
+    assert all(process.poll() is not None for process in processes)
+
+
+def test_what_a_model_keeps_is_the_ratio_of_the_medians():
+    rates = {"a": {"alone": [100.0, 90.0, 500.0], "beside": [39.0, 39.0, 90.0]}, "b": {"alone": [5.0], "beside": [4.0]}}
+    a, b = neighbour.figures("numba", rates)
+    assert (a["alone"], a["beside"], a["percent"], a["reaches_goal"]) == (100, 39, 39, False)
+    assert (b["percent"], b["reaches_goal"]) == (80, True)
+    shown = io.StringIO()
+    report = {"machine": {"load_average": [0.1]}, "neighbours": 2, "results": [a, b]}
+    Console(file=shown, width=120).print(neighbour.table(report))
+    assert all(word in shown.getvalue() for word in ("39 % (goal 40 %)", "80 %", "2 busy processes"))
+
+
+def test_one_thread_and_all_are_timed_for_the_same_call():
+    pytest.importorskip("numba")
+    row = threads.measure(32, 2, "float32", 1)
+    assert (row["width"], row["rows"], row["shared"]) == (32, 2, False)
+    assert min(row["one"], row["all"]) > 0
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(threads.table("MLP", [row]))
+    assert "one thread, ms" in shown.getvalue()

@@ -10,6 +10,7 @@ numba = pytest.importorskip("numba", reason="numba is not installed")
 import numpy as np  # noqa: E402
 from processes import copy_packages, python, source_root  # noqa: E402
 
+from accel.numba_cpu import sharing  # noqa: E402
 from accel.numba_cpu.jit_cache import cache_folder  # noqa: E402
 from bloomref.config import BloomConfig  # noqa: E402
 from bloomref.dtypes import dtype_policy  # noqa: E402
@@ -122,8 +123,8 @@ def test_fast_math_is_detected():
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="one thread only: nothing to compare")
 @pytest.mark.parametrize("policy", ["float32", "bfloat16", "float16"])
-def test_the_number_of_threads_changes_no_bit(policy):
-    """Prompts longer and shorter than one thread's share, then single tokens."""
+def test_the_number_of_threads_changes_no_bit(policy, monkeypatch):
+    """Prompts longer and shorter than one thread's share, then single tokens; as the sizes ask for, and all shared."""
     config = BloomConfig(vocabulary_size=210, num_layers=2, num_heads=9, hidden_dim=63, intermediate_dim=300)
     names = dtype_policy(policy)
     engine = Engine(init_params(config, 0, names.variable_dtype), config, names, "numba")
@@ -131,8 +132,9 @@ def test_the_number_of_threads_changes_no_bit(policy):
     results = set()
     before = numba.get_num_threads()
     try:
-        for threads in (1, 2, 2):
+        for threads, limit in ((1, 0), (2, 0), (2, 0), (2, sharing.SHARED_FROM), (2, 1 << 20)):
             numba.set_num_threads(threads)
+            monkeypatch.setattr(sharing, "SHARED_FROM", limit)
             cache, bits = engine.new_cache(3, 150), b""
             for a, b in ((0, 140), (140, 143), (143, 144), (144, 150)):
                 hidden = engine.run(cache, a, ids[:, a:b])
