@@ -1,6 +1,7 @@
 """Executes the shape annotations of bloomref; adds `--network`, `--require-backend` and `--emulated-cupy`."""
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Generator
@@ -35,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["BLOOMREF_COMPILE_FIRST"] = "1"  # no test leaves a process behind that compiles kernels
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts background jobs so; tests press Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("markexpr") != "not slow":

@@ -79,7 +79,10 @@ ROOMS = {
     "cupy_gpu": room("accel.cupy_gpu", "vocabulary interface"),
     "numpy_backend": room("bloomref.runtime.numpy_backend", "vocabulary reference interface"),
     "interface_checks": room("bloomref.runtime.interface_checks", "vocabulary interface"),
-    "registry": room("bloomref.runtime.registry", "vocabulary interface numpy_backend interface_checks"),
+    "registry": room(
+        "bloomref.runtime.registry bloomref.runtime.first_start",
+        "vocabulary interface numpy_backend interface_checks",
+    ),
     "inputs": room("bloomref.runtime.inputs", "vocabulary"),
     "engine": room("bloomref.runtime", "vocabulary reference interface interface_checks registry inputs"),
     "trial": room("bloomref.runtime.trial", "vocabulary interface interface_checks registry inputs engine"),

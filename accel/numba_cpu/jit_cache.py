@@ -24,7 +24,9 @@ from bloomref.cache_folder import user_cache_folder
 def cache_folder() -> Path:
     """Folder in `$NUMBA_CACHE_DIR` or `~/.cache/bloomref/numba`, named by all that a kernel depends on."""
     python = (sys.version_info[:3], sys.implementation.cache_tag, sys.flags.optimize)
-    processor = (llvmlite.binding.get_host_cpu_name(), *map(os.environ.get, ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")))
+    forced = map(os.environ.get, ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"))
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    processor = (llvmlite.binding.get_host_cpu_name(), features, *forced)
     digest = hashlib.sha256(f"{numba.__version__} {ISA} {python} {processor}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(f"{source} {source.stat().st_mtime_ns}".encode() + source.read_bytes())

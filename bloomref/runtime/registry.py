@@ -11,7 +11,7 @@ from pathlib import Path
 from bloomref.config import BloomConfig
 from bloomref.dtypes import DTypePolicy
 from bloomref.errors import BloomrefError, InvalidInput, Unsupported, invalid, represented
-from bloomref.runtime import interface_checks
+from bloomref.runtime import first_start, interface_checks
 from bloomref.runtime.backend import API_VERSION, GROUP, Backend
 from bloomref.validation import did_you_mean
 
@@ -144,6 +144,9 @@ def _install(point: EntryPoint) -> str:
 def choose(name: object, config: BloomConfig, policy: DTypePolicy) -> Backend:
     """The backend for a model: the named one, or for `auto` the first of cupy, numba and numpy that can run it.
 
+    `auto` leaves a backend whose kernels are not compiled yet for later, if the model is small: a process is started
+    that compiles them, with a warning, and the next backend is taken.
+
     Raises:
         InvalidInput: no such backend.
         Unsupported: when the named backend cannot run this model here, with its reason. Nothing falls back silently.
@@ -159,7 +162,10 @@ def choose(name: object, config: BloomConfig, policy: DTypePolicy) -> Backend:
         return backend
     for candidate in PREFERENCE:
         if candidate in names() and why_unsupported(candidate, config, policy) is None:
-            return load(candidate)
+            backend = load(candidate)
+            if not first_start.is_left_for_later(backend, config, policy):
+                return backend
+            first_start.compile_beside(candidate, policy)
     raise AssertionError("the reference runs everything")
 
 

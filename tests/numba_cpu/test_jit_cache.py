@@ -7,10 +7,11 @@ import pytest
 
 numba = pytest.importorskip("numba", reason="numba is not installed")
 
+import llvmlite.binding  # noqa: E402
 import numpy as np  # noqa: E402
 from processes import copy_packages, python, source_root  # noqa: E402
 
-from accel.numba_cpu import sharing  # noqa: E402
+from accel.numba_cpu import jit_cache, sharing  # noqa: E402
 from accel.numba_cpu.jit_cache import cache_folder  # noqa: E402
 from bloomref.config import BloomConfig  # noqa: E402
 from bloomref.dtypes import dtype_policy  # noqa: E402
@@ -67,6 +68,19 @@ def test_the_folder_is_named_by_the_instruction_set():
     names = {python("-c", FOLDER, root=source_root(), BLOOMREF_NUMBA_ISA=isa).stdout for isa in ("generic", "avx512")}
     assert len(names) == 2
     assert "" not in names
+
+
+def test_two_installations_and_two_processors_do_not_share_a_folder(tmp_path, monkeypatch):
+    """The same sources elsewhere, the same processor with fewer instructions: neither has the marks of the other."""
+    names = {cache_folder()}
+    with monkeypatch.context() as patch:
+        patch.setattr(jit_cache, "__file__", str(copy_packages(tmp_path) / "accel/numba_cpu/jit_cache.py"))
+        names.add(cache_folder())
+    fewer = llvmlite.binding.get_host_cpu_features()
+    fewer["avx2"] = not fewer.get("avx2")
+    monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", lambda: fewer)
+    names.add(cache_folder())
+    assert len(names) == 3
 
 
 def test_what_was_compiled_is_remembered_by_dtype(tmp_path, monkeypatch):
