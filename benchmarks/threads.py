@@ -43,7 +43,7 @@ def measure(width: int, rows: int, dtype: str, runs: int) -> dict[str, Any]:
     from bloomref.params import init_params
 
     policy = dtype_policy(dtype)
-    config = BloomConfig(64, num_layers=1, num_heads=4, hidden_dim=width, intermediate_dim=4 * width)
+    config = BloomConfig(vocabulary_size=64, num_layers=1, num_heads=4, hidden_dim=width, intermediate_dim=4 * width)
     prepared = backend.prepare(init_params(config, 0, policy.variable_dtype), config, policy)
     x = prepared.from_host(np.ones((1, rows, width), policy.compute_dtype))
     limits, seconds = {"one": 1 << 62, "all": 0}, {name: list[float]() for name in ("one", "all")}

@@ -11,7 +11,7 @@ from typing import Final
 from accel.numba_cpu.isa import MR, thread_count
 from bloomref.config import BloomConfig
 
-# 8 MB take one thread 0.4 ms, several times what it takes to wake the others and to wait for them.
+# 8 MB take one thread 0.2 to 0.4 ms, several times what it takes to wake the others and to wait for them.
 # `python -m benchmarks.threads` measures from where on all threads are faster than one.
 SHARED_FROM: Final = 8 << 20
 
@@ -37,7 +37,7 @@ class Sharing:
         return self._threads(self.mlp_bytes(rows))
 
     def mlp_bytes(self, rows: int) -> int:
-        """What the second half of a block reads."""
+        """Bytes that the second half of a block reads."""
         return self._read(rows, 2 * self.config.intermediate_dim)
 
     def logits(self, rows: int) -> int:
