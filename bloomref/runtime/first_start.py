@@ -22,7 +22,6 @@ SMALL: Final = 10**8
 """Parameters from which `auto` compiles first: such a model takes seconds to load and to answer in any case."""
 PATIENCE: Final = 600
 """Seconds in which a compilation ends. Another one is not started before."""
-_MODULE: Final = "bloomref.runtime.compile_kernels"
 _started: list[subprocess.Popen[bytes]] = []  # an object that is dropped warns that its process still runs
 
 
@@ -44,7 +43,7 @@ def compile_beside(name: str, policy: DTypePolicy) -> None:
     running = user_cache_folder("compiling") / f"{name}-{policy.name}-{_installation()}"
     if not sys.executable or not _claim(running):
         return
-    command = [sys.executable, "-P", "-m", _MODULE, name, policy.name, str(running)]
+    command = [sys.executable, "-P", "-m", f"{__package__}.compile_kernels", name, policy.name, str(running)]
     nowhere = subprocess.DEVNULL
     _started.append(subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True))
     message = f"backend {name!r}: its kernels are being compiled in the background, once; later starts run on it"
