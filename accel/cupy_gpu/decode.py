@@ -83,7 +83,7 @@ class DecodeStep:
     def _queue(self) -> None:
         weights, blocks, (attended, hidden) = self._weights, self._blocks, self._hidden
         x = blocks.embed(self.ids, weights.embedding, weights.ln_embedding)
-        following = (*(layer.qkv.weight for layer in weights.layers[1:]), weights.head)
+        following = [*(layer.qkv.weight for layer in weights.layers), weights.head][1:]  # none without layers
         for layer, cached, after in zip(weights.layers, self.cache_layers, following, strict=True):
             args = AttentionArgs(
                 self.position, self.is_real, cached, self._partials, self._arrival_counter, self.batch, 1, self.capacity
