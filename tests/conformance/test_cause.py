@@ -195,13 +195,13 @@ def test_a_property_that_changes_the_input_is_traced_on_the_changed_input():
 
 
 class Gradients:
-    """An implementation with gradients of the reference, which `spoil` changes."""
+    """An implementation with gradients of the reference, which `spoil` changes, and a multiple of its loss."""
 
     name = "gradients"
     capabilities = Capabilities(dtypes=("float32",))
 
-    def __init__(self, spoil: Callable[[dict[str, np.ndarray], Case], None]) -> None:
-        self.spoil, self.inner = spoil, InstrumentedImplementation()
+    def __init__(self, spoil: Callable[[dict[str, np.ndarray], Case], None], times: float = 1.0) -> None:
+        self.spoil, self.times, self.inner = spoil, times, InstrumentedImplementation()
 
     def load(self, config: BloomConfig, weights: Any, dtype: str) -> Any:
         model = self.inner.load(config, weights, dtype)
@@ -212,7 +212,7 @@ class Gradients:
             result = vjp.loss_and_gradients(params, config, token_ids, is_real, labels)
             by_name = {full_key(key): value.reshape(shapes[key]) for key, value in result.gradients.items()}
             self.spoil(by_name, CASE)
-            return result.loss, by_name
+            return self.times * result.loss, by_name
 
         model.loss_and_gradients = loss_and_gradients
         return model
@@ -231,6 +231,17 @@ def test_the_part_of_a_tied_head_that_is_lost_is_named():
     assert lines[0].endswith("(GRD-4, GRD-3)")
     assert lines[1].startswith("wrong: word_embeddings.weight; right: loss, ln_f.")
     assert lines[2].startswith("it is the part of the lookup alone: the head is tied")
+    assert lines[-1].endswith("--gradients")
+
+
+def test_a_sum_in_the_place_of_the_mean_leaves_nothing_right():
+    def spoil(by_name: dict[str, np.ndarray], _: Case) -> None:
+        for value in by_name.values():
+            value *= 7.0
+
+    lines = lines_of(Gradients(spoil, times=7.0), "gradients", CASE)
+    assert lines[0].startswith("first wrong gradient, from the loss backwards: loss: ")
+    assert lines[1].endswith("; right: nothing")
     assert lines[-1].endswith("--gradients")
 
 

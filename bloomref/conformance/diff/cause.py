@@ -120,7 +120,7 @@ def _backward(subject: Subject, failure: Failure) -> Iterator[str]:
     if wrong:
         first, clauses = wrong[0], ", ".join(backward.clauses(wrong[0].name))
         yield f"first wrong gradient, from the loss backwards: {first.name}: {size(first)} ({clauses})"
-        yield f"wrong: {listed([backward.short(judgement.name) for judgement in wrong])}; right: {listed(right)}"
+        yield f"wrong: {listed([backward.short(judgement.name) for judgement in wrong])}; right: {listed(right or ['nothing'])}"
         yield from backward.tied_hint(case, outputs, [judgement.name for judgement in wrong])
         yield from likely_mistakes.named(backward.explanations(case, subject.dtype, outputs))
         yield from repeat(subject, failure, None)
