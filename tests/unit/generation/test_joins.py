@@ -64,12 +64,12 @@ def test_the_whole_is_what_the_context_explains_and_the_continuation(context: st
     """The sum rule, with log-probabilities of the whole that come from its own logits."""
     tokenizer = SMALL.tokenizer
     assert tokenizer is not None
-    if tokenizer(context + text)[: len(tokenizer(context.rstrip()))] == tokenizer(context + text):
+    whole = tokenizer(context + text)
+    if tokenizer(context.rstrip())[: len(whole)] == whole:  # the context alone explains all
         with pytest.raises(InvalidInput, match="text: expected at least one token to score, got none"):
             SMALL.score(text, context=context)
         return
     score = SMALL.score(text, context=context)
-    whole = tokenizer(context + text)
     before = whole[: len(whole) - len(score.token_ids)]
     ids = whole if before else [1, *whole]
     logits = SMALL.logits({"token_ids": [ids]})[0].astype(np.float64)
