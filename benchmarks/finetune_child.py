@@ -1,10 +1,10 @@
-"""One participant of `benchmarks.finetune`: `python -m benchmarks.finetune_child NAME FOLDER`, a request a line."""
+"""One participant of `benchmarks.finetune`: `python -m benchmarks.finetune_child NAME FOLDER DTYPE`."""
 
 import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -17,21 +17,25 @@ RATE = 1e-3
 
 
 def main() -> None:
-    name, folder = sys.argv[1:]
-    step = {"bloomref": bloomref_step, "peft": peft_step}[name](Path(folder))
+    name, folder, dtype = sys.argv[1:]
+    step = {"bloomref": bloomref_step, "peft": peft_step}[name](Path(folder), dtype)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request["what"] == "step":
-            began = perf_counter()
+            began, processor = perf_counter(), process_time()
             loss = step()
-            return {"loss": loss, "seconds": perf_counter() - began}
+            return {
+                "loss": loss,
+                "seconds": perf_counter() - began,
+                "processor_seconds": process_time() - processor,
+            }
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"peak_bytes": peak, "threads": blas_info(), "versions": versions(("torch", "transformers", "peft"))}
 
     serve(answer)
 
 
-def bloomref_step(folder: Path) -> Callable[[], float]:
+def bloomref_step(folder: Path, dtype: str) -> Callable[[], float]:
     from bloomref import BloomBackbone
     from bloomref.runtime import registry
     from bloomref.training.optimizer import AdamW
@@ -39,7 +43,7 @@ def bloomref_step(folder: Path) -> Callable[[], float]:
     from bloomref.training.settings import Settings
     from bloomref.training.trainable import trainable
 
-    model = BloomBackbone.from_preset(folder / "model")
+    model = BloomBackbone.from_preset(folder / "model", dtype=dtype)
     model.load_adapter(folder / "adapter")
     model.engine.runs_on = registry.load("numba")  # for the training step only: no weights are packed for generation
     settings, batch = Settings(steps=1), Batch.of_windows(np.load(folder / "ids.npy"))
@@ -56,7 +60,7 @@ def bloomref_step(folder: Path) -> Callable[[], float]:
     return step
 
 
-def peft_step(folder: Path) -> Callable[[], float]:
+def peft_step(folder: Path, dtype: str) -> Callable[[], float]:
     import torch
     from peft import PeftModel
     from transformers import BloomForCausalLM
@@ -71,7 +75,8 @@ def peft_step(folder: Path) -> Callable[[], float]:
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = model(input_ids=ids, labels=ids).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed_bfloat16"):
+            loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
         return float(loss.detach())

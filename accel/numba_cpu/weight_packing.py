@@ -9,10 +9,10 @@ import ml_dtypes
 import numpy as np
 from numba import prange
 
-from accel.numba_cpu.elementwise import half_as_float
 from accel.numba_cpu.isa import HAS_BF16_DOT, KC, LDA, LINE, NR
 from accel.numba_cpu.jit import jit_parallel
 from accel.numba_cpu.linear import pack_weight
+from accel.numba_cpu.microkernel import widen_element
 from accel.numba_cpu.structs import Projection
 from bloomref.dtypes import DType, cast
 from bloomref.shapes import Array, Float
@@ -138,16 +138,28 @@ def up(columns: int) -> int:
     return panels_of(columns) * NR
 
 
+def widened(values: Array) -> Array:
+    """16-bit numbers as float32, exact, on all threads; other arrays as they are.
+
+    The casts of NumPy and ml_dtypes convert one number at a time, on one core.
+    """
+    if values.dtype not in _BITS:
+        return values
+    wide = np.empty(values.shape, np.float32)
+    _widen(np.ascontiguousarray(values).view(_BITS[values.dtype]).reshape(-1), wide.reshape(-1))
+    return wide
+
+
+_BITS = {np.dtype(np.float16): np.int16, np.dtype(ml_dtypes.bfloat16): np.uint16}
+
+
 def _rounded(values: Array, compute: DType, variable: DType) -> Array:
     if values.dtype == np.float16 and variable != np.float16:
-        wide = np.empty(values.shape, np.float32)
-        _widen(np.ascontiguousarray(values).view(np.int16).reshape(-1), wide.reshape(-1))
-        values = wide
+        values = widened(values)
     return cast(cast(values, variable), compute)
 
 
 @jit_parallel
 def _widen(bits: Array, out: Array) -> None:
-    """float16 to float32, exact. The casts of NumPy and ml_dtypes convert one number at a time, on one core."""
     for i in prange(bits.size):
-        out[i] = half_as_float(bits[i])
+        out[i] = widen_element(bits[i])

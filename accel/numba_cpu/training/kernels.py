@@ -243,16 +243,38 @@ def softmax_back(probabilities: Any, d: Any, scale: Any) -> None:
 
 
 @jit_parallel
-def cross_entropy(logits: Any, targets: Any, weight: Any, losses: Any) -> None:
-    """Losses (N) in nats; logits (N, V) are overwritten with their gradient,
-    weight (softmax(logits) - one_hot(target)).
+def add_powers(logits: Any, targets: Any, first: int, peaks: Any, totals: Any, chosen: Any, sums: Any) -> None:
+    """Overwrite logits (N, W), those of the tokens from `first` on, with exp(logits - peak), and keep the state of an
+    online softmax.
+
+    Args:
+        targets: (N,) token of each row.
+        peaks: (N,) float32, the running maximum of each row.
+        totals: (N,) float64, the running sum of the powers.
+        chosen: (N,) float32, receives the target's logit, if it is among these.
+        sums: (N, D) float32, sums weighted by the earlier powers: rescaled to the new maximum.
     """
     for i in prange(len(logits)):
-        lanes, row = np.empty(NR, np.float32), logits[i]
-        peak = _largest(row, lanes)
-        chosen = row[targets[i]] - peak
+        lanes, row, at = np.empty(NR, np.float32), logits[i], targets[i] - first
+        peak = max(peaks[i], _largest(row, lanes))
+        if 0 <= at < row.size:
+            chosen[i] = row[at]
         _powers(row, peak)
-        total = total_of(row, lanes)
-        losses[i] = math.log(total) - chosen
-        _times(row, weight / total)
-        row[targets[i]] -= weight
+        factor = exp(peaks[i] - peak)
+        if factor != f32(1.0):
+            _times(sums[i], factor)
+        totals[i] = totals[i] * factor + total_of(row, lanes)
+        peaks[i] = peak
+
+
+@jit_parallel
+def softmax_slopes(logits: Any, targets: Any, first: int, peaks: Any, factors: Any, weight: Any) -> None:
+    """Overwrite logits (N, W), those of the tokens from `first` on, with their gradient:
+    factor exp(logits - peak) - weight one_hot(target).
+    """
+    for i in prange(len(logits)):
+        row, at = logits[i], targets[i] - first
+        _powers(row, peaks[i])
+        _times(row, factors[i])
+        if 0 <= at < row.size:
+            row[at] -= weight

@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from accel.numba_cpu.blas import limited
+from accel.numba_cpu.blas import limited, of_heads
 from accel.numba_cpu.isa import thread_count
+from accel.numba_cpu.training import head as output_head
 from accel.numba_cpu.training import kernels, lora_products
 from accel.numba_cpu.training.dropout import Rng, drop, undrop
+from accel.numba_cpu.weight_packing import widened
 from bloomref import alibi
 from bloomref.config import IGNORED_LABEL, BloomConfig
 from bloomref.params import LAYER_WEIGHTS, LM_HEAD, MODEL_WEIGHTS, LayerParams, LoraFactors, Params, layer_key
-
-LOGIT_BYTES = 1 << 29  # of the logits that exist at a time
-SLICE_BYTES = 1 << 26  # of a slice of the product that is added to the gradient of the head
 
 
 @dataclass(eq=False)
@@ -155,7 +154,7 @@ class TrainingPass:
         query, key, value = self._heads(fused)
         weights, _ = drop(self._weights(query, key), self.config.attention_dropout, rng)
         context = np.empty((self.batch, self.time, self.config.num_heads, self.config.head_dim), np.float32)
-        context.swapaxes(1, 2)[...] = weights @ value
+        of_heads(weights, value, context.swapaxes(1, 2))
         context = context.reshape(x.shape)
         at_output = deepcopy(rng)
         output, dropped = drop(self._linear(layer, "attn_out", context, rng), self.config.hidden_dropout, rng)
@@ -173,11 +172,12 @@ class TrainingPass:
         dcontext = dcontext.reshape(self.batch, self.time, self.config.num_heads, -1).swapaxes(1, 2)
         dfused = np.empty_like(record.fused)
         dquery, dkey, dvalue = self._heads(dfused)
-        dvalue[...] = dropped_weights.swapaxes(-1, -2) @ dcontext
-        dscores = undrop(dcontext @ value.swapaxes(-1, -2), dropped, self.config.attention_dropout)
+        of_heads(dropped_weights.swapaxes(-1, -2), dcontext, dvalue)
+        dweights = of_heads(dcontext, value.swapaxes(-1, -2), np.empty_like(weights))
+        dscores = undrop(dweights, dropped, self.config.attention_dropout)
         kernels.softmax_back(weights, dscores, self.scale)
-        dquery[...] = dscores @ key
-        dkey[...] = dscores.swapaxes(-1, -2) @ query
+        of_heads(dscores, key, dquery)
+        of_heads(dscores.swapaxes(-1, -2), query, dkey)
         dnormed = self._linear_back(layer, index, "qkv", normed, dfused, record.at_qkv)
         return self._block_back(layer, index, "ln_attn", x, dy, dnormed)
 
@@ -224,7 +224,8 @@ class TrainingPass:
         return query, key, value
 
     def _weights(self, query: Any, key: Any) -> Any:
-        scores = query @ key.swapaxes(-1, -2)
+        shape = (self.batch, self.config.num_heads, self.time, self.time)
+        scores = of_heads(query, key.swapaxes(-1, -2), np.empty(shape, np.float32))
         kernels.softmax(scores, self.scale, self.slopes, self.document)
         return scores
 
@@ -278,23 +279,15 @@ class TrainingPass:
         head, key = (params.word_embedding, _MODEL["word_embedding"]) if tied else (params.lm_head, _MODEL["lm_head"])
         (rows,) = np.nonzero(targets != IGNORED_LABEL)
         normed = self._norm(x[rows], params.ln_final_weight, params.ln_final_bias)
-        dhead = np.zeros(head.shape, np.float32) if self.gradients.is_trainable(key) else None
-        losses, dnormed = np.zeros(len(rows)), np.empty_like(normed)
-        step = max(1, LOGIT_BYTES // (4 * len(head)))
-        wide = _wide(head)
-        for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            logits = normed[part] @ wide.T
-            kernels.cross_entropy(logits, targets[rows[part]], np.float32(1.0 / len(rows)), losses[part])
-            np.matmul(logits, wide, out=dnormed[part])
-            if dhead is not None:
-                _add_gradient(dhead, normed[part], logits)
+        loss, dnormed, dhead = output_head.loss_and_gradients(
+            head, normed, targets[rows], self.gradients.is_trainable(key)
+        )
         if dhead is not None:
             self.gradients.arrays[key] = dhead
         dx = np.zeros_like(x)
         base = np.zeros_like(normed)
         dx[rows] = self._norm_back(params, _MODEL, "ln_final", x[rows], dnormed, base)
-        return float(losses.sum()) / max(1, len(rows)), dx
+        return loss, dx
 
     def _embedding_back(self, ids: Any, embedded: Any, dx: Any) -> None:
         params, key = self.params, _MODEL["word_embedding"]
@@ -315,14 +308,7 @@ def _keys_of(index: int) -> dict[str, str]:
 
 def _wide(weight: Any) -> Any:
     """The weight in float32, contiguous. A 16-bit weight is converted anew at each use."""
-    return np.ascontiguousarray(weight, dtype=np.float32)
-
-
-def _add_gradient(total: Any, x: Any, dy: Any) -> None:
-    """total += dy^T x, a slice of rows at a time."""
-    step = max(1, SLICE_BYTES // (4 * x.shape[1]))
-    for start in range(0, len(total), step):
-        kernels.add_rows(total[start : start + step], dy[:, start : start + step].T @ x)
+    return np.ascontiguousarray(widened(weight))
 
 
 def _column_sums(d: Any) -> Any:
