@@ -15,8 +15,7 @@ import numpy as np
 
 from accel.numba_cpu.blas import limited, of_heads
 from accel.numba_cpu.isa import thread_count
-from accel.numba_cpu.training import head as output_head
-from accel.numba_cpu.training import kernels, lora_products
+from accel.numba_cpu.training import kernels, lora_products, vocabulary_loss
 from accel.numba_cpu.training.dropout import Rng, drop, undrop
 from accel.numba_cpu.weight_packing import widened
 from bloomref import alibi
@@ -279,7 +278,7 @@ class TrainingPass:
         head, key = (params.word_embedding, _MODEL["word_embedding"]) if tied else (params.lm_head, _MODEL["lm_head"])
         (rows,) = np.nonzero(targets != IGNORED_LABEL)
         normed = self._norm(x[rows], params.ln_final_weight, params.ln_final_bias)
-        loss, dnormed, dhead = output_head.loss_and_gradients(
+        loss, dnormed, dhead = vocabulary_loss.loss_and_gradients(
             head, normed, targets[rows], self.gradients.is_trainable(key)
         )
         if dhead is not None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel.numba_cpu import blas
-from accel.numba_cpu.training import head as output_head
+from accel.numba_cpu.training import vocabulary_loss
 from bloomref.dtypes import floating_dtype
 
 
@@ -44,10 +44,10 @@ def test_a_loss_over_blocks_is_that_over_the_whole_vocabulary(seed, tokens, bloc
     head = rng.standard_normal((tokens, 12)).astype(floating_dtype(dtype))
     x, targets = (scale * rng.standard_normal((rows, 12))).astype(np.float32), rng.integers(0, tokens, rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(output_head, "SMALLEST_BLOCK", block)
-        patch.setattr(output_head, "LOGIT_BYTES", 0)
-        loss, dx, dhead = output_head.loss_and_gradients(head, x, targets, True)
-        frozen = output_head.loss_and_gradients(head, x, targets, False)
+        patch.setattr(vocabulary_loss, "SMALLEST_BLOCK", block)
+        patch.setattr(vocabulary_loss, "LOGIT_BYTES", 0)
+        loss, dx, dhead = vocabulary_loss.loss_and_gradients(head, x, targets, True)
+        frozen = vocabulary_loss.loss_and_gradients(head, x, targets, False)
     truth = dense(head, x, targets)
     slack = 2.0**-19 * scale  # logits of that size are rounded before they are exponents
     assert abs(loss - truth[0]) <= slack * max(1.0, scale)
@@ -59,7 +59,7 @@ def test_a_loss_over_blocks_is_that_over_the_whole_vocabulary(seed, tokens, bloc
 
 def test_no_target_gives_no_loss():
     """GRD-2: the mean of no tokens is 0, and so are the gradients."""
-    loss, dx, dhead = output_head.loss_and_gradients(
+    loss, dx, dhead = vocabulary_loss.loss_and_gradients(
         np.ones((3, 4), np.float32), np.empty((0, 4), np.float32), np.empty(0, int), True
     )
     assert loss == 0.0
