@@ -1,4 +1,4 @@
-"""Keys and values of one row of a cache, to and from plain arrays (H, S, K) in the bits of the cache.
+"""Keys and values of one row of a cache, to and from plain arrays (H, S, K) in the bits of the cache, and between rows.
 
 `attention` has the layout. A view of it has an axis of heads, two of positions and two of columns.
 """
@@ -50,3 +50,9 @@ def write(view: Array, start: int, numbers: Array) -> None:
     plain = part.reshape(heads, (last - first) * group, -1)
     plain[:, start - first * group : start - first * group + count, :width] = numbers
     view[:, first:last] = plain.reshape(part.shape)
+
+
+def move(view: Array, rows: Array, part: slice) -> None:
+    """Copy a part of the third axis of row rows[i] into row i, for every i at once."""
+    moved = np.flatnonzero(rows != np.arange(len(rows)))
+    view[moved, :, part] = view[rows[moved], :, part]

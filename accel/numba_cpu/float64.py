@@ -103,6 +103,13 @@ class DoubleCache:
     def select(self, rows: Int[Array, " N"]) -> "DoubleCache":
         return DoubleCache([keys[rows] for keys in self.keys], [values[rows] for values in self.values])
 
+    def rearranged(self, rows: Int[Array, " N"], start: int, stop: int) -> "DoubleCache":
+        moved = np.flatnonzero(rows != np.arange(len(rows)))
+        for array in (*self.keys, *self.values):
+            array[moved, :, start:stop] = array[rows[moved], :, start:stop]
+        count = len(rows)
+        return DoubleCache([keys[:count] for keys in self.keys], [values[:count] for values in self.values])
+
 
 class DoublePrepared(Prepared):
     """The float64 counterpart of `NumbaPrepared`; hidden states are (B, T, D) arrays."""

@@ -1,11 +1,11 @@
 """The Numba backend: bloomref's backend interface over the kernels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from accel.numba_cpu import cache_copy, norm
+from accel.numba_cpu import cache_copy, norm, vocabulary
 from accel.numba_cpu.attention import scratch_floats, scratch_operands
 from accel.numba_cpu.blocks import attention_block, mlp_block
 from accel.numba_cpu.buffers import Buffers
@@ -68,6 +68,7 @@ class Cache:
     keys: list[Array]
     values: list[Array]
     batch: int
+    heads: int
     capacity: int
 
     def select(self, rows: Int[Array, " N"]) -> "Cache":
@@ -76,7 +77,19 @@ class Cache:
             out = aligned((len(rows), width), flat.dtype)
             return np.take(flat.reshape(self.batch, width), rows, 0, out).reshape(-1)
 
-        return Cache([take(k) for k in self.keys], [take(v) for v in self.values], len(rows), self.capacity)
+        return replace(self, keys=[take(k) for k in self.keys], values=[take(v) for v in self.values], batch=len(rows))
+
+    def rearranged(self, rows: Int[Array, " N"], start: int, stop: int) -> "Cache":
+        panels = slice(start // NR, -(-stop // NR))
+        lines = slice(start // 2 * 2 * NR, -(-stop // 2) * 2 * NR)  # two positions may be a pair
+        for flat in self.keys:
+            cache_copy.move(flat.reshape(self.batch, self.heads, self.capacity // NR, -1), rows, panels)
+        for flat in self.values:
+            cache_copy.move(flat.reshape(self.batch, -1, self.capacity * NR), rows, lines)
+        keys, values = (
+            [flat[: flat.size // self.batch * len(rows)] for flat in arrays] for arrays in (self.keys, self.values)
+        )
+        return replace(self, keys=keys, values=values, batch=len(rows))
 
 
 class NumbaPrepared(Prepared):
@@ -145,6 +158,7 @@ class NumbaPrepared(Prepared):
             [aligned((keys,), dtype, zeroed=True) for _ in layers],
             [aligned((values,), dtype, zeroed=True) for _ in layers],
             batch,
+            self.config.num_heads,
             up(capacity),
         )
 
@@ -193,6 +207,10 @@ class NumbaPrepared(Prepared):
         put_rows(hidden, d, rows)
         product(rows, self._head, Epilogue(PLAIN, hidden, FLOAT32), out, rows, self._sums(self._sharing.logits(m)))
         return out.reshape(x.batch, min(x.time, 1) if last_only else x.time, up(v))[:, :, :v]
+
+    @enters_kernels
+    def exponential_sums(self, row: Float[Array, " V"], temperature: float) -> Float[Array, " N"]:
+        return vocabulary.exponential_sums(row, float(temperature), thread_count())
 
     def to_host(self, x: Hidden) -> Float[Array, "B T D"]:
         d = self.config.hidden_dim
@@ -311,7 +329,7 @@ class NumbaBackend(Backend, SupportsMemoryEstimate, SupportsGradients, SupportsC
         cache, facts = prepared.new_cache(1, 1), Step.at(0, np.ones((1, 1), np.bool_))
         x = prepared.embed(np.zeros((1, 1), np.int64))
         x = prepared.mlp_block(0, prepared.attention_block(0, x, cache, facts))
-        prepared.logits(prepared.final_norm(x), True)
+        prepared.exponential_sums(prepared.logits(prepared.final_norm(x), True)[0, 0], 1.0)
         mark(policy.compute_dtype.name)
 
 

@@ -2,7 +2,8 @@
 
 1. `options`: what a caller may set; `prompts`: from texts and token ids to one padded batch.
 2. `task`: the arguments of one generation; `decoder`: the sequences of a batch and their KV cache.
-3. `logits_processors`: bias, penalties, forbidden sequences; `sampling`: top-k, top-p, min-p, typical-p and the draw.
+3. `row_scores`: scores of one sequence; `logits_processors`: bias, penalties, forbidden sequences; `sampling`: top-k,
+   top-p, min-p, typical-p and the draw; `partial_selection` and `shortlist`: the same without a look at every token.
 4. `search`: dispatch to a decoding strategy, greedy search, sampling; `beam` and `contrastive`: the other strategies.
 5. `speculation`: greedy search and sampling with a draft; `chooser`: one token of a row; `proposals`: the drafts;
    `pace`: how much is proposed.

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bloomref.generation.options import GenerationOptions
-from bloomref.generation.sampling import log_softmax
+from bloomref.generation.row_scores import Scores
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.task import Row, Task
-from bloomref.shapes import Array, Float
 
 
 @dataclass(frozen=True)
@@ -27,24 +26,42 @@ class Hypothesis:
 def beam_search(task: Task) -> Iterator[tuple[int, int]]:
     """(row, new token id) of the best hypotheses of every prompt. All running hypotheses share one KV cache."""
     beams, decoder, process = [Beam(row, task) for row in task.rows()], task.decoder(), task.processors()
-    live = beams
+    live, sums = beams, task.sums()
+    places = list(range(len(beams)))
+    """The decoder's sequence of each running hypothesis."""
     while live:
-        scores = log_softmax(decoder.logits())
+        logits = decoder.logits()
         parents: list[int] = []
         offset = 0
         for beam in live:
-            count = len(beam.running)
-            histories, length = [beam.history(h) for h in beam.running], beam.row.prompt_length
-            processed = process.each(scores[offset : offset + count], histories, length)
-            parents += [offset + parent for parent in beam.step(processed)]
-            offset += count
+            own = places[offset : offset + len(beam.running)]
+            scores = [
+                process(Scores.as_log_probabilities(logits[place], sums), beam.history(h), beam.row.prompt_length)
+                for place, h in zip(own, beam.running, strict=True)
+            ]
+            parents += [own[parent] for parent in beam.step(scores)]
+            offset += len(own)
         live = [beam for beam in live if beam.running]
         if live:
-            decoder.advance(parents, [h.new_ids[-1] for beam in live for h in beam.running])
+            places = places_of(parents)
+            last_ids = [h.new_ids[-1] for beam in live for h in beam.running]
+            by_place = sorted(zip(places, parents, last_ids, strict=True))
+            decoder.advance([parent for _, parent, _ in by_place], [token_id for *_, token_id in by_place])
     count = task.options.num_return_sequences
     for beam in beams:
         for rank, hypothesis in enumerate(beam.best(count)):
             yield from ((beam.row.index * count + rank, token_id) for token_id in hypothesis.new_ids)
+
+
+def places_of(parents: Sequence[int]) -> list[int]:
+    """A place below their number for every child: its parent's where that is free, so that few sequences are copied."""
+    free, places = set(range(len(parents))), dict[int, int]()
+    for child, parent in enumerate(parents):
+        if parent in free:
+            free.remove(parent)
+            places[child] = parent
+    left = iter(sorted(free))
+    return [places[child] if child in places else next(left) for child in range(len(parents))]
 
 
 class Beam:
@@ -63,8 +80,12 @@ class Beam:
         """Real tokens of the prompt and the hypothesis."""
         return [*self.row.history, *hypothesis.new_ids]
 
-    def step(self, log_probabilities: Float[Array, "N V"]) -> list[int]:
-        """Extend the running hypotheses by one token; returns the index of each new one's parent among the old ones."""
+    def step(self, log_probabilities: Sequence[Scores]) -> list[int]:
+        """Extend the running hypotheses by one token; returns the index of each new one's parent among the old ones.
+
+        Args:
+            log_probabilities: of the tokens after each running hypothesis.
+        """
         num_beams = self._options.num_beams
         previous, next_running, parents = self.running, [], []
         for rank, (parent, hypothesis) in enumerate(self._best_extensions(log_probabilities)):
@@ -85,15 +106,20 @@ class Beam:
         """The finished hypotheses of the highest scores, best first; fewer than `count` if there are no more."""
         return self._finished[:count]
 
-    def _best_extensions(self, log_probabilities: Float[Array, "N V"]) -> list[tuple[int, Hypothesis]]:
+    def _best_extensions(self, log_probabilities: Sequence[Scores]) -> list[tuple[int, Hypothesis]]:
         """(parent, extension) pairs of the highest totals; of equal ones the earlier parent, then the lower id."""
-        totals = log_probabilities + np.array([[h.total] for h in self.running])
-        flat = totals.ravel()
+        best = [
+            scores.highest(self._width, abs(hypothesis.total))
+            for scores, hypothesis in zip(log_probabilities, self.running, strict=True)
+        ]
+        parents = np.repeat(np.arange(len(best)), [ids.size for ids, _ in best])
+        ids = np.concatenate([ids for ids, _ in best])
+        totals = np.concatenate([values + h.total for (_, values), h in zip(best, self.running, strict=True)])
         extensions = []
-        for index in _highest(flat, self._width):
-            parent, token_id = divmod(index, totals.shape[1])
-            extended = (*self.running[parent].new_ids, token_id)
-            extensions.append((parent, Hypothesis(extended, float(flat[index]))))
+        for i in np.argsort(-totals, kind="stable")[: self._width]:
+            parent = int(parents[i])
+            extended = (*self.running[parent].new_ids, int(ids[i]))
+            extensions.append((parent, Hypothesis(extended, float(totals[i]))))
         return extensions
 
     def _ends(self, hypothesis: Hypothesis) -> bool:
@@ -112,14 +138,3 @@ class Beam:
         longest = self._options.early_stopping == "never" and penalty > 0
         length = self.row.budget if longest else len(best.new_ids)
         return best.total / length**penalty > self._score(self._finished[-1])
-
-
-def _highest(values: Float[Array, " N"], count: int) -> Sequence[int]:
-    """Indices of the `count` highest values above -inf, in descending order; of equal values the lower index first."""
-    if values.size > count:
-        threshold = np.partition(values, -count)[-count]
-        indices = np.flatnonzero(values >= threshold)
-    else:
-        indices = np.arange(values.size)
-    order = indices[np.argsort(-values[indices], kind="stable")][:count]
-    return [int(i) for i in order if values[i] > -np.inf]

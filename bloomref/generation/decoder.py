@@ -87,8 +87,8 @@ class Decoder:
         return self._logits
 
     def advance(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
-        """Keep the sequences `rows` (as `select`), append its token to each, and compute the next logits."""
-        self.select(rows)
+        """Keep the sequences `rows` (as `arrange`), append its token to each, and compute the next logits."""
+        self.arrange(rows)
         self._read(np.asarray(token_ids, np.int64)[:, None])
 
     @property
@@ -142,10 +142,21 @@ class Decoder:
         """Keep these sequences, in this order. Those left out are dropped; one that occurs twice is copied."""
         if list(rows) != list(range(len(self._logits))):
             index = np.asarray(rows, np.int64)
-            self._cache = self._cache.select(index)
+            self.arrange(rows)
             self._logits = self._logits[index]
             if self._keep_hidden:
                 self.last_hidden = self.last_hidden[index]
+
+    def arrange(self, rows: Sequence[int], is_same_before: bool = False) -> None:
+        """As `select`, but `logits` and `last_hidden` stay as they are until the next `advance`.
+
+        Args:
+            is_same_before: True if each sequence differs from the one that replaces it in the last position alone.
+        """
+        index = np.asarray(rows, np.int64)
+        if not np.array_equal(index, np.arange(len(self._cache.is_real))):
+            start = self._position - 1 if is_same_before else 0
+            self._cache = self._cache.rearranged(index, start, self._position)
 
 
 def forbid(logits: Float[Array, "N V"], token_ids: Int[Array, " M"]) -> Float[Array, "N V"]:

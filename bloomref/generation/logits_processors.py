@@ -1,10 +1,12 @@
 """Logits processors, in transformers' order: bias, repetition penalty, n-gram blocking, forbidden and forced ids."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from bloomref.generation.options import GenerationOptions, as_ids
+from bloomref.generation.row_scores import NO_IDS, Scores
 from bloomref.shapes import Array, Float, Int
 
 
@@ -46,48 +48,50 @@ class LogitsProcessors:
         )
         """False if `options` change no logits."""
 
-    def each(
-        self, scores: Float[Array, "N V"], histories: Sequence[Sequence[int]], prompt_length: int
-    ) -> Float[Array, "N V"]:
-        """Processed scores of several sequences: a copy, or `scores` itself if no processor is active."""
-        if not self.active:
-            return scores
-        both = zip(scores, histories, strict=True)
-        return np.stack([self(row, history, prompt_length) for row, history in both])
+    def __call__(self, scores: Scores, history: Sequence[int], prompt_length: int) -> Scores:
+        """The scores of one sequence after the processors, or `scores` itself if no processor is active.
 
-    def __call__(self, scores: Float[Array, " V"], history: Sequence[int], prompt_length: int) -> Float[Array, " V"]:
-        """Processed scores of one sequence: a float64 copy, or `scores` itself if no processor is active.
+        Only the ids concerned are read and written. The array in `scores`, which has no changed ids yet, becomes -inf
+        at them, in place unless it is read-only.
 
         Args:
-            scores: logits, or log-probabilities in beam search; not modified.
+            scores: logits, or log-probabilities in beam search.
             history: real tokens of the sequence, prompt and continuation.
             prompt_length: how many of them are the prompt's.
         """
         if not self.active:
             return scores
-        scores = scores.astype(np.float64)
-        scores[self._bias_ids] += self._bias_values
-        penalize_repetition(scores, history, self._penalty)
-        forbid_repeated_ngrams(scores, history, self._ngram_size)
-        forbid_sequences(scores, history, self._words)
+        plain = np.require(scores.plain, requirements="W")
         new_tokens = len(history) - prompt_length
-        if new_tokens < self._min_new_tokens or len(history) < self._min_length:
-            scores[self._stop_ids] = -np.inf
-        if len(history) == 1:
-            force(scores, self._forced_first)
-        if self._forced_last.size and new_tokens == self._budget(prompt_length) - 1:
-            force(scores, self._forced_last)
-        scores[self._suppressed] = -np.inf
-        if new_tokens == 0:
-            scores[self._not_first] = -np.inf
-        return scores
+        forced, ids = self._forced(history, prompt_length), self._changed(history)
+        if forced.size:
+            ids, values = forced, np.zeros(forced.size)
+            plain[:] = -np.inf
+        else:
+            values = scores.of(ids)
+            values[np.searchsorted(ids, self._bias_ids)] += self._bias_values
+            penalize_repetition(values, np.searchsorted(ids, history).tolist(), self._penalty)
+            plain[ids] = -np.inf
+        banned = [self._suppressed, self._not_first] if new_tokens == 0 else [self._suppressed]
+        if not forced.size:
+            banned += [repeating_ids(history, self._ngram_size), completing_ids(history, self._words)]
+            if new_tokens < self._min_new_tokens or len(history) < self._min_length:
+                banned.append(self._stop_ids)
+        never = np.concatenate(banned)
+        plain[never] = -np.inf
+        values[np.isin(ids, never)] = -np.inf
+        return replace(scores, plain=plain, ids=ids, values=values)
 
+    def _changed(self, history: Sequence[int]) -> Int[Array, " N"]:
+        """The ids whose scores are biased or penalised, in ascending order."""
+        penalized = history if self._penalty != 1.0 else ()
+        return np.union1d(self._bias_ids, np.asarray(penalized, np.int64))
 
-def force(scores: Float[Array, " V"], token_ids: Int[Array, " N"]) -> None:
-    """Set the scores of these ids to 0 and all others to -inf, in place; no ids change nothing."""
-    if token_ids.size:
-        scores[:] = -np.inf
-        scores[token_ids] = 0.0
+    def _forced(self, history: Sequence[int], prompt_length: int) -> Int[Array, " N"]:
+        """The ids of which one must follow, in ascending order; none: any may."""
+        if self._forced_last.size and len(history) - prompt_length == self._budget(prompt_length) - 1:
+            return np.unique(self._forced_last)
+        return np.unique(self._forced_first) if len(history) == 1 else NO_IDS
 
 
 def penalize_repetition(scores: Float[Array, " V"], history: Sequence[int], penalty: float) -> None:
@@ -101,18 +105,17 @@ def penalize_repetition(scores: Float[Array, " V"], history: Sequence[int], pena
         scores[token_ids] = np.where(values < 0, values * penalty, values / penalty)
 
 
-def forbid_repeated_ngrams(scores: Float[Array, " V"], history: Sequence[int], size: int) -> None:
-    """Set to -inf, in place, every token that would complete an n-gram of this size that `history` contains."""
+def repeating_ids(history: Sequence[int], size: int) -> Int[Array, " N"]:
+    """Every id that would complete an n-gram of this size that `history` contains."""
     if size == 0 or len(history) < size:
-        return
+        return NO_IDS
     ids = np.asarray(history, np.int64)
     windows = np.lib.stride_tricks.sliding_window_view(ids, size)
     prefix = ids[len(ids) - size + 1 :]
-    scores[windows[(windows[:, :-1] == prefix).all(axis=1), -1]] = -np.inf
+    return windows[(windows[:, :-1] == prefix).all(axis=1), -1]
 
 
-def forbid_sequences(scores: Float[Array, " V"], history: Sequence[int], sequences: Sequence[Sequence[int]]) -> None:
-    """Set to -inf, in place, the last token of every sequence whose other tokens end `history` (GEN-14)."""
-    for *start, last in sequences:
-        if list(history[len(history) - len(start) :]) == start:
-            scores[last] = -np.inf
+def completing_ids(history: Sequence[int], sequences: Sequence[Sequence[int]]) -> Int[Array, " N"]:
+    """The last id of every sequence whose other ids end `history` (GEN-14)."""
+    completing = [last for *start, last in sequences if list(history[len(history) - len(start) :]) == start]
+    return np.array(completing, np.int64)

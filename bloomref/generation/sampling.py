@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bloomref.generation import shortlist
 from bloomref.generation.options import GenerationOptions
+from bloomref.generation.partial_selection import Sums, exponential_sums
+from bloomref.generation.row_scores import Scores
 from bloomref.shapes import Array, Float, Int
 
 
@@ -40,18 +43,22 @@ def top_p(scores: Float[Array, " V"], p: float) -> Float[Array, " V"]:
     removed first.
     """
     candidates = np.flatnonzero(scores > -np.inf)
-    ascending = candidates[np.lexsort((-candidates, scores[candidates]))]
-    removed = np.cumsum(softmax(scores)[ascending]) <= 1.0 - p
-    removed[-1] = False
+    values = scores[candidates]
+    removed = int((np.cumsum(np.sort(softmax(values))) <= 1.0 - p).sum())
+    removed = min(removed, values.size - 1)
+    lowest = np.partition(values, removed)[removed]
+    equal = np.flatnonzero(values == lowest)
+    is_removed = values < lowest
+    spared = equal.size - (removed - int(is_removed.sum()))
+    is_removed[equal[spared:]] = True
     truncated = scores.copy()
-    truncated[ascending[removed]] = -np.inf
+    truncated[candidates[is_removed]] = -np.inf
     return truncated
 
 
 def min_p(scores: Float[Array, " V"], p: float) -> Float[Array, " V"]:
     """-inf for tokens less than p times as likely as the likeliest one (arXiv:2407.01082)."""
-    probabilities = softmax(scores)
-    return np.where(probabilities < p * probabilities.max(), -np.inf, scores)
+    return np.where(np.exp(scores - scores.max()) < p, -np.inf, scores)
 
 
 def typical(scores: Float[Array, " V"], mass: float) -> Float[Array, " V"]:
@@ -60,23 +67,32 @@ def typical(scores: Float[Array, " V"], mass: float) -> Float[Array, " V"]:
     Surprise is -ln p; its mean is the entropy. Tokens are taken by the distance of the two until their probabilities
     sum to `mass`, with those at the distance of the last one.
     """
-    log_probabilities = log_softmax(scores)
+    candidates = np.flatnonzero(scores > -np.inf)
+    log_probabilities = log_softmax(scores[candidates])
     probabilities = np.exp(log_probabilities)
     surprise = -np.where(probabilities > 0, log_probabilities, 0.0)
-    distance = np.where(scores > -np.inf, np.abs(surprise - (probabilities * surprise).sum()), np.inf)
+    distance = np.abs(surprise - (probabilities * surprise).sum())
     order = np.argsort(distance, kind="stable")
-    last = min(int((np.cumsum(probabilities[order]) < mass).sum()), scores.size - 1)
-    return np.where(distance > distance[order[last]], -np.inf, scores)
+    last = min(int((np.cumsum(probabilities[order]) < mass).sum()), candidates.size - 1)
+    truncated = scores.copy()
+    truncated[candidates[distance > distance[order[last]]]] = -np.inf
+    return truncated
 
 
-def truncate(scores: Float[Array, " V"], options: GenerationOptions) -> Float[Array, " V"]:
-    """Scores in float64 after temperature, top-k, top-p, min-p and typical-p, in transformers' order."""
+def truncate(scores: Float[Array, " V"], options: GenerationOptions, is_nucleus: bool = False) -> Float[Array, " V"]:
+    """Scores in float64 after temperature, top-k, top-p, min-p and typical-p, in transformers' order.
+
+    Scores of -inf have no influence on the others: `choose` leaves out what would become -inf anyway.
+
+    Args:
+        is_nucleus: True if the scores are those that top-p has left.
+    """
     scores = scores.astype(np.float64, copy=False)
     if options.temperature is not None:
         scores = scores / options.temperature
     if options.top_k is not None:
         scores = top_k(scores, options.top_k)
-    if options.top_p is not None:
+    if options.top_p is not None and not is_nucleus:
         scores = top_p(scores, options.top_p)
     if options.min_p is not None:
         scores = min_p(scores, options.min_p)
@@ -101,19 +117,27 @@ def draw(scores: Float[Array, " V"], number: float) -> int:
     return int(candidates[min(index, candidates.size - 1)])
 
 
-def choose(scores: Float[Array, " V"], options: GenerationOptions, seed: int, drawn: int) -> int | None:
+def choose(
+    scores: Scores, options: GenerationOptions, seed: int, drawn: int, sums: Sums = exponential_sums
+) -> int | None:
     """The token that greedy search or sampling chooses; None if all scores are -inf, which forbids an id.
+
+    The token is that of `draw(truncate(scores.dense(), options), uniform(seed, drawn))`; `shortlist` makes it fast.
 
     Args:
         seed: seed of the row's draws, in [0, 2^64).
         drawn: number of earlier draws of the row.
+        sums: sums over the vocabulary, used where no truncation leaves a few tokens.
     """
-    likeliest = argmax(scores)
-    if scores[likeliest] == -np.inf:
-        return None
-    if options.strategy == "greedy":
+    likeliest = scores.likeliest()
+    if likeliest is None or options.strategy == "greedy":
         return likeliest
-    return draw(truncate(scores, options), uniform(seed, drawn))
+    number = uniform(seed, drawn)
+    token_id = shortlist.draw_from_all(scores, options, number, sums)
+    if token_id is not None:
+        return token_id
+    (ids, values), is_nucleus = shortlist.candidates(scores, options, sums)
+    return int(ids[draw(truncate(values, options, is_nucleus), number)])
 
 
 def row_seeds(seed: int | None, places: Sequence[int]) -> Int[Array, " B"]:

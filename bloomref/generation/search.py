@@ -8,7 +8,8 @@ import numpy as np
 from bloomref.generation.beam import beam_search
 from bloomref.generation.contrastive import contrastive_search
 from bloomref.generation.decoder import Decoder
-from bloomref.generation.sampling import choose, log_softmax
+from bloomref.generation.row_scores import Scores
+from bloomref.generation.sampling import choose
 from bloomref.generation.speculation import Observe, speculative_search
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.task import Row, Task
@@ -39,7 +40,7 @@ def best_candidates(task: Task) -> list[list[int]]:
     totals = np.zeros(len(draws))
 
     def observe(row: Row, token_id: int, logits: Float[Array, " V"]) -> None:
-        totals[row.index] += log_softmax(logits)[token_id]
+        totals[row.index] += Scores.as_log_probabilities(logits, task.sums()).of(np.array([token_id]))[0]
 
     for row, token_id in next_token_search(task, observe) if task.prompts else ():
         draws[row].append(token_id)
@@ -74,14 +75,15 @@ def next_token_search(task: Task, observe: Observe | None = None) -> Iterator[tu
         yield from speculative_search(task, observe)
         return
     rows, decoder, process = task.rows(), task.decoder(), task.processors()
-    seeds, drawn = task.seeds(), 0
+    seeds, drawn, sums = task.seeds(), 0, task.sums()
     device_choice = choice(task, seeds) if observe is None else None
     while rows:
         logits = decoder.logits()
         running: list[int] = []
         for i, row in enumerate(rows):
-            scores = process(logits[i], row.history, row.prompt_length)
-            token_id = choose(scores, task.options, int(seeds[row.index]), drawn)
+            plain = logits[i].copy() if observe is not None and process.active else logits[i]
+            scores = process(Scores(plain), row.history, row.prompt_length)
+            token_id = choose(scores, task.options, int(seeds[row.index]), drawn, sums)
             if token_id is None:
                 continue
             if observe is not None:

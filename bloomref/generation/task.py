@@ -8,10 +8,12 @@ from bloomref.generation.decoder import Decoder
 from bloomref.generation.logits_processors import LogitsProcessors
 from bloomref.generation.options import GenerationOptions
 from bloomref.generation.pace import Figures, Pace
+from bloomref.generation.partial_selection import Sums, exponential_sums
 from bloomref.generation.prompts import Prompt
 from bloomref.generation.sampling import row_seeds
 from bloomref.generation.stopping import Stopping
 from bloomref.machine_memory import check_memory
+from bloomref.runtime.backend import SupportsVocabularySums
 from bloomref.runtime.engine import Engine
 from bloomref.runtime.prefix_states import PrefixStates
 from bloomref.shapes import Array, Bool, Int
@@ -55,7 +57,8 @@ class Task:
         Raises:
             Unsupported: with both sizes.
         """
-        sequences = len(self.prompts) * max(self.options.sequences, self.options.num_beams)
+        candidates = int(self.options.top_k or 1) if self.options.strategy == "contrastive" else 1
+        sequences = len(self.prompts) * max(self.options.sequences, self.options.num_beams, candidates)
         positions = max((len(p) + n for p, n in zip(self.prompts, self.budgets, strict=True)), default=0)
         hint = "fewer max_new_tokens, num_beams, sequences or prompts at once need less"
         check_memory("the cache", self.engine.cache_bytes(sequences, positions), hint)
@@ -77,6 +80,11 @@ class Task:
         """Each result's prompt and new ids: `num_return_sequences` of each prompt, side by side."""
         count = self.options.num_return_sequences
         return [(self.prompts[i // count], new) for i, new in enumerate(new_ids)]
+
+    def sums(self) -> Sums:
+        """Sums over the vocabulary, by the backend if it has a faster way."""
+        prepared = self.engine.prepared
+        return prepared.exponential_sums if isinstance(prepared, SupportsVocabularySums) else exponential_sums
 
     def processors(self) -> LogitsProcessors:
         return LogitsProcessors(self.options, self.stopping.token_ids)

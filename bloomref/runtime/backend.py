@@ -21,6 +21,8 @@ API_VERSION = 1
 """Incremented on incompatible changes. Optional capabilities do not count."""
 READ_ROWS = 4096
 """Positions of a prompt that are computed at a time, over all rows, when only the scores after its end are needed."""
+VOCABULARY_BLOCK = 512
+"""Ids of one block of the vocabulary, over which `SupportsVocabularySums` sums; the last block may be shorter."""
 GROUP = "bloomref.backends"
 """The entry-point group of backends: `name = "package.module:factory"`."""
 
@@ -69,6 +71,21 @@ class Cache(Protocol):
 
     def select(self, rows: Int[Array, " N"]) -> "Cache":
         """A copy with these rows in this order. A row may be repeated."""
+        ...
+
+
+@runtime_checkable
+class SupportsRearranging(Protocol):
+    """Optional capability of a cache: its rows change places in its own memory (BKD-27)."""
+
+    def rearranged(self, rows: Int[Array, " N"], start: int, stop: int) -> Cache:
+        """A cache of N rows in the memory of this one, which is not used any more. Row i becomes the former rows[i].
+
+        Args:
+            rows: at most as many as the cache has. A row may be repeated.
+            start: the two rows hold the same before this position; they need not be copied there.
+            stop: nothing is written from this position on.
+        """
         ...
 
 
@@ -159,6 +176,23 @@ class SupportsTokens(Protocol):
 @runtime_checkable
 class SupportsWholeStep(SupportsStep, SupportsTokens, Protocol):
     """Both capabilities of a decoding step in one, as in version 0.1.0. Either of them may be alone."""
+
+
+@runtime_checkable
+class SupportsVocabularySums(Protocol):
+    """Optional capability of a prepared model: sums over a row of the vocabulary, for draws on the host (BKD-26)."""
+
+    def exponential_sums(self, row: Float[Array, " V"], temperature: float) -> Float[Array, " N"]:
+        """exp((s - largest s) / temperature), summed over each block of VOCABULARY_BLOCK ids.
+
+        Args:
+            row: in the accumulation dtype, on the host; at least one entry is above -inf.
+            temperature: above 0.
+
+        Returns:
+            float64, with relative errors below 1e-12.
+        """
+        ...
 
 
 @runtime_checkable

@@ -28,6 +28,7 @@ from bloomref.runtime.backend import (
     SupportsDropout,
     SupportsGradients,
     SupportsHostWeights,
+    SupportsRearranging,
     SupportsStep,
     SupportsTokens,
     SupportsTrace,
@@ -62,6 +63,18 @@ class EngineCache:
     def forget(self, start: int) -> None:
         """Mark the positions from `start` on as never written (KVC-6). Later calls overwrite their keys and values."""
         self.is_real[:, start:] = False
+
+    def rearranged(self, rows: Int[Array, " N"], start: int, stop: int) -> "EngineCache":
+        """As `select`, but in the memory of this cache where the backend can: this cache is not used any more.
+
+        Args:
+            start: first position at which a row may differ from the one that replaces it.
+            stop: nothing is written from this position on.
+        """
+        check_within("rows", rows, len(self.is_real), "rows in {}, those of the cache")
+        if len(rows) > len(self.is_real) or not isinstance(self.blocks, SupportsRearranging):
+            return self.select(rows)
+        return EngineCache(self.blocks.rearranged(rows, start, stop), self.is_real[rows])
 
 
 class Engine:

@@ -219,12 +219,13 @@ def test_generate_has_a_figure_of_each_line():
         preset="bloom_tiny_udhr", layers=1, dtype="float32", backend="numpy", rows=[1, 2], tokens=2, rounds=1
     )
     report = json.loads(json.dumps(generate_benchmark.measure(plan)))
-    assert [result["rows"] for result in report["results"]] == [1] * 6 + [2] * 6
+    lines = 2 + len(generate_benchmark.OPTIONS)
+    assert [result["rows"] for result in report["results"]] == [1] * lines + [2] * lines
     assert report["machine"]["load_average"]
-    assert [result["percent_above_engine"] for result in report["results"] if result["line"] == "engine alone"] == [
-        0,
-        0,
-    ]
+    shares = {
+        result["line"]: (result["percent_of_engine"], result["percent_of_greedy"]) for result in report["results"]
+    }
+    assert (shares["engine alone"][0], shares["greedy"][1]) == (100, 100)
     assert all(len(result["seconds"]) == 1 for result in report["results"])
     shown = io.StringIO()
     Console(file=shown, width=120).print(generate_benchmark.table(report))

@@ -25,6 +25,7 @@ from bloomref.conformance.subject import Subject
 from bloomref.formats.adapters.peft_config import EMBEDDING, LINEARS
 from bloomref.generation import sampling
 from bloomref.generation.options import GenerationOptions
+from bloomref.generation.row_scores import Scores
 from bloomref.runtime.backend import Choice
 
 CONFIG = BloomConfig(vocabulary_size=23, num_layers=2, num_heads=3, hidden_dim=12, intermediate_dim=48)
@@ -126,7 +127,7 @@ def test_the_host_takes_a_possible_token_and_seldom_more_than_one_is(seed, drawn
     off[choice.forbidden if choice.forbidden is not None else []] = -np.inf
     options = GenerationOptions(do_sample=True, temperature=choice.temperature, top_k=choice.top_k, top_p=choice.top_p)
     may = possible(scores, error, choice, uniform(seed, drawn))
-    assert may[sampling.choose(off, options, seed, drawn)]
+    assert may[sampling.choose(Scores(off), options, seed, drawn)]
     assert choice.forbidden is None or not may[choice.forbidden].any()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from bloomref.generation import sampling
 from bloomref.generation.options import GenerationOptions
+from bloomref.generation.row_scores import Scores
 from bloomref.runtime.backend import Choice
 from bloomref.runtime.engine import Engine, EngineCache
 from bloomref.shapes import Array, Bool, Float, Int
@@ -44,7 +45,7 @@ def _chosen_by_host(
         if choice.forbidden is not None:
             logits[:, choice.forbidden] = -np.inf
         rows = zip(logits, seeds, strict=True)
-        ids = [sampling.choose(scores, options, int(seed), choice.drawn + n) for scores, seed in rows]
+        ids = [sampling.choose(Scores(scores), options, int(seed), choice.drawn + n) for scores, seed in rows]
         token_ids = np.array(ids)[:, None]
         chosen.append(token_ids)
     return np.concatenate(chosen, axis=1)

@@ -14,6 +14,7 @@ from bloomref.config import BloomConfig
 from bloomref.dtypes import accumulation_dtype, cast, dtype_policy, floating_dtype
 from bloomref.generation.logits_processors import penalize_repetition
 from bloomref.generation.options import GenerationOptions
+from bloomref.generation.row_scores import Scores
 from bloomref.generation.sampling import argmax, top_p, uniform
 from bloomref.generation.sampling import choose as sampled
 from bloomref.shapes import Array
@@ -51,7 +52,7 @@ def draw(arguments: Mapping[str, Any]) -> dict[str, Any]:
         scores = np.array(arguments["scores"], np.float64)
         scores[arguments.get("forbidden", [])] = -np.inf
         options = {name: arguments[name] for name in ("temperature", "top_k", "top_p") if name in arguments}
-        answer["token"] = sampled(scores, GenerationOptions(do_sample=True, **options), seed, drawn)
+        answer["token"] = sampled(Scores(scores), GenerationOptions(do_sample=True, **options), seed, drawn)
     return answer
 
 

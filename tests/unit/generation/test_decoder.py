@@ -12,6 +12,7 @@ from bloomref.generation.decoder import Decoder, forbid
 from bloomref.generation.logits_processors import LogitsProcessors
 from bloomref.generation.options import GenerationOptions
 from bloomref.generation.prompts import Prompt
+from bloomref.generation.row_scores import Scores
 
 SAMPLING: list[Any] = [
     {"temperature": 0.7},
@@ -58,9 +59,17 @@ def test_logits_are_not_copied() -> None:
     assert logits.dtype == np.float32
     assert np.shares_memory(logits, arrays[-1])
     assert logits[0, 8] == -np.inf
-    row = logits[0]
+    row = Scores(logits[0])
     assert LogitsProcessors(GenerationOptions())(row, [1], 1) is row
-    assert not np.shares_memory(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=1))(row, [1], 1), row)
+    options = GenerationOptions(no_repeat_ngram_size=1, repetition_penalty=1.5)
+    assert np.shares_memory(LogitsProcessors(options)(row, [1], 1).plain, row.plain)
+
+
+def test_a_read_only_row_is_copied_by_processors() -> None:
+    row = Scores(read_only(np.ones(3, np.float32)))
+    options = GenerationOptions(repetition_penalty=2.0)
+    np.testing.assert_array_equal(LogitsProcessors(options)(row, [1], 1).dense(), [1, 0.5, 1])
+    np.testing.assert_array_equal(row.plain, [1, 1, 1])
 
 
 def test_forbidden_ids_of_a_read_only_array() -> None:

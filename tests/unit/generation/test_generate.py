@@ -21,9 +21,10 @@ from small_models import (
 
 from bloomref import BloomBackbone, BloomCausalLM, BloomConfig
 from bloomref.formats.tokenizers.tokenizer_files import bloom_tokenizer_json
-from bloomref.generation.beam import Beam
+from bloomref.generation.beam import Beam, places_of
 from bloomref.generation.options import GenerationOptions
 from bloomref.generation.prompts import Prompt
+from bloomref.generation.row_scores import Scores
 from bloomref.generation.stopping import Stopping
 from bloomref.generation.task import Row, Task
 from bloomref.reference import model
@@ -98,10 +99,18 @@ def test_as_many_beams_go_on_even_when_stop_tokens_take_the_best_places() -> Non
     options, stopping = GenerationOptions(num_beams=2), Stopping(frozenset({2, 3, 4}))
     task = Task(LM.backbone.engine, [Prompt.of([9])], [7], options, stopping, np.zeros(5, bool))
     beam = Beam(Row(0, [9], 7, 1), task)
-    assert beam.step(np.log([[0.4, 0.3, 0.1, 0.1, 0.1]])) == [0, 0]
+    assert beam.step([Scores(np.log([0.4, 0.3, 0.1, 0.1, 0.1]))]) == [0, 0]
     stops = np.array([[-1.0, -30.0, -2.0, -3.0, -4.0], [-31.0, -32.0, -5.0, -6.0, -7.0]])
-    assert beam.step(stops) == [0, 0]
+    assert beam.step([Scores(row) for row in stops]) == [0, 0]
     assert [h.new_ids for h in beam.running] == [(0, 0), (0, 1)]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8))
+def test_a_child_stays_in_the_place_of_its_parent(parents: list[int]) -> None:
+    places = places_of(parents)
+    assert sorted(places) == list(range(len(parents)))
+    stayed = {parent for parent, place in zip(parents, places, strict=True) if parent == place}
+    assert stayed == {parent for parent in parents if parent < len(parents)}
 
 
 def test_a_beam_search_as_wide_as_the_tree_finds_the_most_likely_text() -> None:

@@ -10,6 +10,7 @@ from small_models import TOKENS, text_lm
 
 from bloomref.generation.logits_processors import LogitsProcessors
 from bloomref.generation.options import GenerationOptions
+from bloomref.generation.row_scores import Scores
 from bloomref.generation.sampling import (
     argmax,
     choose,
@@ -64,19 +65,19 @@ def test_the_order_is_temperature_top_k_top_p_min_p() -> None:
     assert allowed(truncate(SCORES, GenerationOptions(top_p=0.57))) == [0, 1]
 
 
+def processed(scores: Array, history: list[int], options: GenerationOptions) -> Array:
+    return LogitsProcessors(options)(Scores(scores.copy()), history, 0).dense()
+
+
 @pytest.mark.clause("GEN-8")
 def test_processors_by_hand() -> None:
     scores = np.array([2.0, -2.0, 1.0, -1.0])
-    penalized = LogitsProcessors(GenerationOptions(repetition_penalty=2.0))(scores, [0, 1, 1], 0)
+    penalized = processed(scores, [0, 1, 1], GenerationOptions(repetition_penalty=2.0))
     np.testing.assert_array_equal(penalized, [1.0, -4.0, 1.0, -1.0])
-    biased = LogitsProcessors(GenerationOptions(logit_bias={2: -3.0, 0: -np.inf}, repetition_penalty=2.0))(
-        scores, [2], 0
-    )
-    np.testing.assert_array_equal(biased, [-np.inf, -2.0, -4.0, -1.0])
-    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=2))(scores, [0, 1, 0, 2, 0], 0)) == [0, 3]
-    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=1))(scores, [0, 3], 0)) == [1, 2]
-    assert allowed(LogitsProcessors(GenerationOptions(no_repeat_ngram_size=3))(scores, [0, 1], 0)) == [0, 1, 2, 3]
-    np.testing.assert_array_equal(scores, [2.0, -2.0, 1.0, -1.0])
+    options = GenerationOptions(logit_bias={2: -3.0, 0: -np.inf}, repetition_penalty=2.0)
+    np.testing.assert_array_equal(processed(scores, [2], options), [-np.inf, -2.0, -4.0, -1.0])
+    for size, history, left in ((2, [0, 1, 0, 2, 0], [0, 3]), (1, [0, 3], [1, 2]), (3, [0, 1], [0, 1, 2, 3])):
+        assert allowed(processed(scores, history, GenerationOptions(no_repeat_ngram_size=size))) == left
 
 
 @given(SEEDS, st.integers(1, 40), st.floats(1e-6, 1.0), st.floats(0.0, 1.0), st.booleans())
@@ -150,11 +151,11 @@ def test_numbers_of_the_clause() -> None:
 def test_a_choice_of_one_token() -> None:
     greedy, sampling = GenerationOptions(), GenerationOptions(temperature=1.0)
     scores = np.array([-np.inf, 1.0, 2.0, 2.0])
-    assert choose(scores, greedy, 0, 0) == 2
-    drawn = {choose(scores, sampling, 0, n) for n in range(60)}
+    assert choose(Scores(scores), greedy, 0, 0) == 2
+    drawn = {choose(Scores(scores), sampling, 0, n) for n in range(60)}
     assert drawn == {1, 2, 3}
     for options in (greedy, sampling):
-        assert choose(np.full(4, -np.inf), options, 0, 0) is None
+        assert choose(Scores(np.full(4, -np.inf)), options, 0, 0) is None
 
 
 def test_generated_tokens_follow_the_model() -> None:
@@ -230,5 +231,5 @@ def test_processors_are_those_of_transformers(
         no_repeat_ngram_size=ngram,
         logit_bias=bias,
     )
-    processed = truncate(LogitsProcessors(options)(scores, history, 0), options)
-    np.testing.assert_allclose(processed, expected[0].numpy(), rtol=1e-6)  # its bias is float32
+    warped = truncate(processed(scores, history, options), options)
+    np.testing.assert_allclose(warped, expected[0].numpy(), rtol=1e-6)  # its bias is float32
