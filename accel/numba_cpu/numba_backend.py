@@ -10,7 +10,7 @@ from accel.numba_cpu.attention import scratch_floats, scratch_operands
 from accel.numba_cpu.blocks import attention_block, mlp_block
 from accel.numba_cpu.buffers import Buffers
 from accel.numba_cpu.float64 import DoublePrepared
-from accel.numba_cpu.isa import NR
+from accel.numba_cpu.isa import NR, thread_count
 from accel.numba_cpu.jit_cache import is_marked, mark
 from accel.numba_cpu.linear import BFLOAT16, FLOAT16, FLOAT32, PLAIN, SUMS, product, put_rows
 from accel.numba_cpu.memory import cache_elements, memory

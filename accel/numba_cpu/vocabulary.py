@@ -18,6 +18,8 @@ from bloomref.shapes import Array, Float
 
 f64 = np.float64
 LOWEST = f64(-700.0)  # exp of it is 1e-304: nothing beside the largest weight, which is 1
+SHARED_FROM = 128
+"""Blocks of a row from which threads share it: 0.1 ms of one thread, a few times what the threads' start takes."""
 SHIFT = f64(6755399441055744.0)
 """1.5 * 2**52: a sum with it rounds to a whole number, which the lowest bits then hold. A conversion is no vector
 instruction everywhere."""
@@ -98,5 +100,9 @@ def _block_sums(row: Array, scale: float, largest: float, out: Array, threads: i
 def exponential_sums(row: Float[Array, " V"], temperature: float, threads: int) -> Float[Array, " N"]:
     """BKD-26 for a float32 row."""
     out = np.empty(-(-row.size // VOCABULARY_BLOCK))
-    _block_sums(row, 1.0 / temperature, float(row.max()), out, threads)
+    scale, largest = 1.0 / temperature, float(row.max())
+    if threads > 1 and out.size >= SHARED_FROM:
+        _block_sums(row, scale, largest, out, threads)
+    else:
+        _sum_range(row, scale, largest, out, 0, out.size)
     return out
