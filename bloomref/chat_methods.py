@@ -9,7 +9,7 @@ from bloomref.chat_answers import with_answers
 from bloomref.chat_template import render
 from bloomref.errors import InvalidInput, describe, invalid
 from bloomref.formats.tokenizers.tokenizer_facts import TokenizerFacts
-from bloomref.validation import check_integer
+from bloomref.validation import check_bool, check_integer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -79,6 +79,10 @@ class ChatMethods(ABC):
             >>> tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], chat_template=template)
             [0, 2, 3, 1]
         """
+        check_bool("return_assistant_tokens_mask", return_assistant_tokens_mask)
+        check_bool("continue_final_message", continue_final_message)
+        check_bool("return_dict", return_dict)
+        check_bool("tokenize", tokenize)
         if return_assistant_tokens_mask and not (return_dict and tokenize):
             raise invalid("return_assistant_tokens_mask", "tokenize=True and return_dict=True with it", "another value")
         if continue_final_message and (add_generation_prompt or return_assistant_tokens_mask):

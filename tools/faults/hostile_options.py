@@ -78,6 +78,9 @@ def _write(folder: Path) -> None:
     classifier = BloomForSequenceClassification.from_preset(folder / "model", num_labels=2)
     classifier.save_to_preset(folder / "classifier")
     (folder / "data.txt").write_text("Everyone has the right to education.\n", "utf-8")
+    command(
+        ["generate", "Everyone", "-m", str(folder / "model"), "--max-new-tokens", "2"]
+    )  # compiles, which is no hang
 
 
 def _parameters(name: str) -> list[Any]:
