@@ -349,7 +349,9 @@ def test_lone_surrogates_are_named_by_file_and_line(record: object, tmp_path: Pa
 # --- records and batches -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [object(), len, int, np.array(1), ..., 3j, b"x"], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value", [object(), len, int, np.array(1), ..., 3j, b"x"], ids=lambda value: type(value).__name__
+)
 @pytest.mark.parametrize("name", ["data", "held_out"])
 def test_what_is_neither_texts_nor_batches_is_refused_by_its_name(name: str, value: Any, lm: BloomCausalLM) -> None:
     if callable(value) and name == "data":
