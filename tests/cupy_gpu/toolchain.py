@@ -10,7 +10,7 @@ import pytest
 
 PACKAGES = "pip install 'bloomref[cuda-check]'"
 TOOLKITS = ("CUDA_HOME", "CUDA_PATH")
-"""Environment variables of the folder of a CUDA toolkit, which is /usr/local/cuda by default."""
+"""Environment variables of the folder of a CUDA toolkit. Without them it is /usr/local/cuda, where CuPy is installed."""
 
 
 @cache
@@ -18,7 +18,8 @@ def roots() -> tuple[Path, ...]:
     """Return the folders that may have bin, lib and include of CUDA: those of NVIDIA's packages, then the toolkit's."""
     spec = find_spec("nvidia")
     packages = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec else []
-    toolkits = [Path(os.environ[name]) for name in TOOLKITS if name in os.environ] or [Path("/usr/local/cuda")]
+    usual = [Path("/usr/local/cuda")] if find_spec("cupy") else []
+    toolkits = [Path(os.environ[name]) for name in TOOLKITS if name in os.environ] or usual
     return (*(root for folder in packages for root in sorted(folder.glob("*"))), *toolkits)
 
 
