@@ -10,7 +10,7 @@ import pytest
 
 PACKAGES = "pip install 'bloomref[cuda-check]'"
 TOOLKITS = ("CUDA_HOME", "CUDA_PATH")
-"""Environment variables of the folder of a CUDA toolkit. Without them it is /usr/local/cuda, where CuPy is installed."""
+"""Environment variables of the folder of a CUDA toolkit. Without them it is /usr/local/cuda if CuPy is installed."""
 
 
 @cache

@@ -21,6 +21,13 @@ def test_the_spellings_are_there_with_the_class_alone():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0.0\n"
 
 
+@pytest.mark.parametrize("data", [[["n_layer", 2]], "config.json", None], ids=["list", "path", "none"])
+def test_what_is_no_dictionary_is_refused(data):
+    for read in (BloomConfig.from_hf, BloomConfig.from_keras):
+        with pytest.raises(InvalidInput, match="data: expected a dictionary"):
+            read(data)
+
+
 @pytest.mark.clause("CFG-11")
 @pytest.mark.parametrize(("stored", "ids"), [([2, 9], (2, 9)), ([2], (2,)), ([], ()), (7, (7,)), (None, ())], ids=repr)
 def test_end_tokens_of_a_file_are_written_back_as_they_came(stored, ids):

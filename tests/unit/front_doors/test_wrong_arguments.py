@@ -22,8 +22,10 @@ from bloomref import (
     LoraConfig,
 )
 from bloomref.conformance.diff import trace_files
+from bloomref.dtypes import dtype_policy
 from bloomref.errors import BadWeights, BloomrefError, InvalidInput, Unsupported
 from bloomref.params import init_params
+from bloomref.runtime import registry
 from bloomref.training import data_files
 
 CONFIG = BloomConfig(vocabulary_size=9, num_layers=2, num_heads=2, hidden_dim=8, intermediate_dim=12)
@@ -224,7 +226,7 @@ def deep() -> list[Any]:
 ARRAYS = [np.array([]), np.array([[1, 2]]), np.array([None, "x"]), np.zeros((2, 0))]
 WORDS: dict[str, Any] = {
     "dtype": lambda _, x: BloomBackbone.from_params(CONFIG, PARAMS, x),
-    "backend": lambda _, x: BloomBackbone.from_params(CONFIG, PARAMS, backend=x),
+    "backend": lambda _, x: registry.choose(x, CONFIG, dtype_policy("float32")),
     "format": lambda lm, x: lm.save_to_preset("missing/x", format=x),
     "target_layer_names": lambda _, x: small().enable_lora(2, x),
     "chat_template": lambda lm, x: lm.fit(["the a"], steps=1, batch=1, context=4, chat_template=x),

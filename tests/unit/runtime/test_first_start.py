@@ -59,7 +59,7 @@ def chosen(config: BloomConfig = SMALL, policy: DTypePolicy = FLOAT32) -> str:
     return registry.choose("auto", config, policy).name
 
 
-@pytest.mark.clause("BKD-7")
+@pytest.mark.clause("BKD-28")
 def test_the_next_backend_answers_while_one_process_compiles(backend: Compiling, started: list[list[str]]) -> None:
     with pytest.warns(
         BloomrefWarning, match=r"^backend 'numba': its kernels are being compiled in the background, once"
@@ -77,7 +77,7 @@ def test_the_next_backend_answers_while_one_process_compiles(backend: Compiling,
     assert len(started) == 2
 
 
-@pytest.mark.clause("BKD-7")
+@pytest.mark.clause("BKD-28")
 @pytest.mark.usefixtures("backend")
 def test_a_large_model_a_name_and_the_variable_wait_for_the_kernels(
     started: list[list[str]], monkeypatch: pytest.MonkeyPatch
