@@ -19,10 +19,11 @@ from bloomref.dtypes import floating_dtype
 def dense(head: Any, x: Any, targets: Any) -> tuple[float, Any, Any]:
     """Loss and gradients in float64, with all logits at once."""
     logits = x.astype(float) @ head.astype(float).T
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    slopes = powers / powers.sum(axis=1, keepdims=True)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    totals = np.exp(shifted).sum(axis=1)
+    slopes = np.exp(shifted) / totals[:, None]
     rows = np.arange(len(x))
-    losses = -np.log(slopes[rows, targets])
+    losses = np.log(totals) - shifted[rows, targets]
     slopes[rows, targets] -= 1.0
     slopes /= len(x)
     return losses.mean(), slopes @ head.astype(float), slopes.T @ x.astype(float)
