@@ -80,7 +80,7 @@ def test_the_threads_can_be_set():
         numba.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("environment", "expected"), [({}, "None 300"), ({"GOMP_SPINCOUNT": "7"}, "7 7")])
+@pytest.mark.parametrize(("environment", "expected"), [({}, "None 10000"), ({"GOMP_SPINCOUNT": "7"}, "7 7")])
 def test_the_backend_sets_how_long_idle_threads_spin(environment, expected, monkeypatch):
     """Unless the user has set it. The import of a kernel module sets nothing."""
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
