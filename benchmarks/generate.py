@@ -3,7 +3,8 @@
 The model has a preset's dimensions and random weights. In each round, every line runs in turn: the engine alone
 (prefill, then one step for each new token), and `generate` with several options. All do the same passes through the
 model, except beam search and contrastive search, which have four times the rows: they are compared with the engine
-alone at that many. Figures are medians of the rounds; 560m dimensions take about four minutes on two cores.
+alone at that many. Figures are medians of the rounds; 560m dimensions take more than five minutes on two
+cores without AVX-512; `--layers 4` is for a quick run.
 
 Example:
 
