@@ -57,7 +57,6 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
-        gc.freeze()  # nor does it walk them later
         gc.enable()
 
 
