@@ -57,6 +57,7 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
+        gc.set_threshold(100_000, 50, 1000)  # nor does it walk them often later
         gc.enable()
 
 
